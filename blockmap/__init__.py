@@ -1,0 +1,3 @@
+"""Network block devices with lazy, content-addressed volumes."""
+
+__version__ = "0.1.0"

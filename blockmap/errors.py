@@ -1,0 +1,80 @@
+"""Every error that blockmap raises on purpose.
+
+    BlockmapError
+      UsageError            what was asked makes no sense: a name, an option, a source that cannot be parsed
+      NotFound              a name, version or object that does not exist
+      AlreadyExists         a create-only object that is there already
+      NameMoved             a name was moved by somebody else since it was read
+      FormatError           bytes that do not parse as what they should be
+      Corrupt               bytes that do not match their name, or that are shorter than recorded
+      StoreError
+        NotAStore           the location holds something else, or nothing
+        StoreTooNew         the store needs a feature that this release does not know
+        StoreRefused        the engine does not keep a promise that blockmap depends on
+        StoreReadOnly       the engine, or its credentials, cannot write
+        StoreUnavailable    the engine did not answer, or has no room
+      ImageError            an image that cannot be imported: damaged, hostile or unsupported
+      HostError             this host lacks something: a tool, root, a device, a running server
+
+A message says what happened, the value that caused it, and what to do about it.
+"""
+
+
+class BlockmapError(Exception):
+    """Base of all errors with a message fit for a person."""
+
+
+class UsageError(BlockmapError):
+    pass
+
+
+class NotFound(BlockmapError):
+    pass
+
+
+class AlreadyExists(BlockmapError):
+    pass
+
+
+class NameMoved(BlockmapError):
+    pass
+
+
+class FormatError(BlockmapError):
+    pass
+
+
+class Corrupt(BlockmapError):
+    pass
+
+
+class StoreError(BlockmapError):
+    pass
+
+
+class NotAStore(StoreError):
+    pass
+
+
+class StoreTooNew(StoreError):
+    pass
+
+
+class StoreRefused(StoreError):
+    pass
+
+
+class StoreReadOnly(StoreError):
+    pass
+
+
+class StoreUnavailable(StoreError):
+    pass
+
+
+class ImageError(BlockmapError):
+    pass
+
+
+class HostError(BlockmapError):
+    pass

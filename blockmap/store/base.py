@@ -1,0 +1,39 @@
+"""The interface of an object store, in steps of power: what only reads is given a Reader.
+
+Keys are paths with "/" between components. Every object is create-only but hints, which are advice. All methods may be
+called from any thread.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Reader(Protocol):
+    url: str
+    """Where the store is, for messages: holds no secrets."""
+
+    def get(self, key: str) -> bytes:
+        """The whole object; NotFound."""
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Exactly the bytes [start, end); NotFound, or Corrupt where the object ends before `end`."""
+
+    def list(self, prefix: str) -> list[str]:
+        """The keys below `prefix`, which is empty or ends in "/", sorted."""
+
+    def exists(self, key: str) -> bool: ...
+
+
+class Writer(Reader, Protocol):
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Stores the concatenation of `parts`, durable when this returns; AlreadyExists."""
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Overwrites a hint in one step."""
+
+
+class Pruner(Writer, Protocol):
+    def delete(self, key: str) -> None:
+        """Removes an object; one that is absent is fine."""
