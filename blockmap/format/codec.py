@@ -1,0 +1,42 @@
+"""How frames are compressed: codec 0 is raw, 1 is zstd at level 3, 16 to 31 are kept for encryption."""
+
+from typing import Final
+
+import zstandard
+
+from blockmap.errors import FormatError
+
+RAW: Final = 0
+ZSTD: Final = 1
+LEVEL: Final = 3
+
+
+class Encoder:
+    """Compresses frames; not to be shared between threads."""
+
+    def __init__(self) -> None:
+        self._zstd = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
+
+    def encode(self, data: bytes | memoryview) -> tuple[int, bytes | memoryview]:
+        """The codec and the stored form, which is `data` itself where compression saves less than 3 %."""
+        packed = self._zstd.compress(data)
+        return (ZSTD, packed) if len(packed) * 100 < len(data) * 97 else (RAW, data)
+
+
+def decode(codec: int, stored: bytes | memoryview, raw: int) -> bytes:
+    """The `raw` bytes that were encoded; FormatError. Memory is bounded by `raw`, whatever `stored` claims."""
+    if codec == RAW:
+        if len(stored) != raw:
+            raise FormatError(f"a frame of {len(stored)} bytes is not the {raw} bytes that were recorded")
+        return bytes(stored)
+    if codec != ZSTD:
+        raise FormatError(f"codec {codec} is not known to this release of blockmap: upgrade it")
+    try:
+        if zstandard.frame_content_size(stored) != raw:
+            raise FormatError(f"a zstd frame does not hold the {raw} bytes that were recorded")
+        data = zstandard.ZstdDecompressor().decompress(stored, max_output_size=raw, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"a zstd frame is damaged: {error}") from error
+    if len(data) != raw:
+        raise FormatError(f"a zstd frame gave {len(data)} bytes instead of {raw}")
+    return data

@@ -1,0 +1,89 @@
+"""Extents: which part of a volume is which part of a chunk.
+
+A map is a list of extents in ascending order that do not overlap; what no extent covers reads as zeros. `over` combines
+two maps as every layer above a lower one does.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from blockmap.format.digest import Digest
+
+
+class Extent(NamedTuple):
+    """Blocks [start, start + length) of a volume."""
+
+    start: int
+    length: int
+    chunk: Digest | None
+    """None: zeros, which a map below shows through no more."""
+    blocks: int
+    """Blocks of the whole chunk, 1 to 64; 0 for zeros."""
+    first: int
+    """Block of the chunk where the extent begins; 0 for zeros."""
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    def piece(self, start: int, end: int) -> "Extent":
+        """The part of this extent inside [start, end), which must not be empty."""
+        start, end = max(start, self.start), min(end, self.end)
+        first = 0 if self.chunk is None else self.first + start - self.start
+        return Extent(start, end - start, self.chunk, self.blocks, first)
+
+
+def zeros(start: int, end: int) -> Extent:
+    return Extent(start, end - start, None, 0, 0)
+
+
+def coalesce(extents: Iterable[Extent]) -> Iterator[Extent]:
+    """Joins neighbours that continue each other in one chunk."""
+    last: Extent | None = None
+    for extent in extents:
+        if (
+            last is not None
+            and last.end == extent.start
+            and last.chunk == extent.chunk
+            and (extent.chunk is None or last.first + last.length == extent.first)
+        ):
+            last = last._replace(length=last.length + extent.length)
+            continue
+        if last is not None:
+            yield last
+        last = extent
+    if last is not None:
+        yield last
+
+
+def over(upper: list[Extent], lower: list[Extent]) -> list[Extent]:
+    """What shows when `upper` lies over `lower`; zeros of `upper` hide what is below, and are left out."""
+    shown: list[Extent] = [extent for extent in upper if extent.chunk is not None]
+    at = 0
+    for extent in lower:
+        start = extent.start
+        while at < len(upper) and upper[at].end <= start:
+            at += 1
+        scan = at
+        while scan < len(upper) and upper[scan].start < extent.end:
+            if start < upper[scan].start:
+                shown.append(extent.piece(start, upper[scan].start))
+            start = max(start, upper[scan].end)
+            scan += 1
+        if start < extent.end:
+            shown.append(extent.piece(start, extent.end))
+    shown.sort(key=lambda extent: extent.start)
+    return list(coalesce(shown))
+
+
+def within(extents: list[Extent], ranges: list[tuple[int, int]]) -> tuple[list[Extent], list[Extent]]:
+    """Splits a map into what lies outside and what lies inside ascending, disjoint half-open `ranges`."""
+    outside = over([zeros(start, end) for start, end in ranges], extents)
+    holes = []
+    at = 0
+    for start, end in ranges:
+        if at < start:
+            holes.append(zeros(at, start))
+        at = end
+    holes.append(zeros(at, 1 << 62))
+    return outside, over(holes, extents)

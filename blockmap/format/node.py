@@ -1,0 +1,295 @@
+"""Nodes of a tree: leaves, inner nodes, and how they are stored.
+
+A stored node is the header of `digest`, its content, and its placements. The digest covers header and content; the
+placements are advice about where the referenced chunks and children lie, and may differ between stores.
+
+Content of a leaf (span 4,096 blocks), arrays of n = count extents and m chunks, where m is 1 + the highest index:
+
+    size  type       meaning
+    2n    u16        start of each extent in the span, ascending
+    2n    u16        length
+    2n    u16        chunk index
+    n     u8         first block in the chunk
+    32m   digest     chunks in order of first use
+    m     u8         blocks of the chunk - 1
+
+What no extent covers is zero; neighbours that continue each other are coalesced; no chunk is unused. Content of an
+inner node with n = count children at `level` 1 or more, each of which covers 256^(level - 1) leaves:
+
+    n     u8         slot, ascending
+    32n   digest     child; an absent child is a span of zeros
+
+Placements, one reference per chunk or child, in order:
+
+    4     u32        number of packs p
+    32p   digest     packs; all zero stands for the pack that holds this node
+    16    -          per reference: pack u16, codec u8, zero u8, offset u32, stored u32, raw u32
+
+Little-endian throughout.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from blockmap.errors import FormatError
+from blockmap.format.chunker import MAX_BLOCKS, SPAN
+from blockmap.format.digest import ABSENT, DIGEST_BYTES, FORMAT, HEADER, MAGIC, Digest, Kind, digest, header
+from blockmap.format.extent import Extent
+
+FANOUT: Final = 256
+MAX_LEVEL: Final = 4
+"""Enough for 2^40 blocks with room to spare."""
+MAX_NODE_BYTES: Final = 1 << 20
+"""No stored node is longer: 4,096 extents in as many chunks in as many packs take 0.37 MB."""
+
+_REFERENCE = np.dtype(
+    [("pack", "<u2"), ("codec", "u1"), ("zero", "u1"), ("offset", "<u4"), ("stored", "<u4"), ("raw", "<u4")]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a chunk or node is stored: advice, since what arrives is verified against its digest."""
+
+    pack: Digest
+    codec: int
+    offset: int
+    """Bytes from the beginning of the pack."""
+    stored: int
+    """Bytes in the pack."""
+    raw: int
+    """Bytes after decompression."""
+
+
+Placements = Sequence[Placement | None]
+
+
+class Leaf:
+    """The extents of one span of 4,096 blocks."""
+
+    level: Final = 0
+
+    def __init__(
+        self,
+        starts: npt.NDArray[np.uint16],
+        lengths: npt.NDArray[np.uint16],
+        index: npt.NDArray[np.uint16],
+        first: npt.NDArray[np.uint8],
+        chunks: Sequence[Digest],
+        blocks: npt.NDArray[np.uint8],
+        placements: Placements,
+    ) -> None:
+        self.starts, self.lengths, self.index, self.first = starts, lengths, index, first
+        self.chunks = chunks
+        self.blocks = blocks
+        """Blocks of each chunk, 1 to 64."""
+        self.placements = placements
+        """Where each chunk is; None for one that is not stored yet."""
+
+    @cached_property
+    def content(self) -> bytes:
+        return b"".join(
+            (
+                self.starts.astype("<u2").tobytes(),
+                self.lengths.astype("<u2").tobytes(),
+                self.index.astype("<u2").tobytes(),
+                self.first.tobytes(),
+                *self.chunks,
+                (self.blocks - np.uint8(1)).tobytes(),
+            )
+        )
+
+    @cached_property
+    def digest(self) -> Digest:
+        return digest(Kind.NODE, len(self.starts), self.content)
+
+    @property
+    def references(self) -> Sequence[Digest]:
+        return self.chunks
+
+    def extents(self, base: int = 0) -> list[Extent]:
+        """The extents in order, their starts counted from block `base` of the span's beginning."""
+        chunks, blocks = self.chunks, self.blocks.tolist()
+        return [
+            Extent(base + start, length, chunks[at], blocks[at], first)
+            for start, length, at, first in zip(
+                self.starts.tolist(), self.lengths.tolist(), self.index.tolist(), self.first.tolist(), strict=True
+            )
+        ]
+
+    def with_placements(self, placements: Placements) -> "Leaf":
+        return Leaf(self.starts, self.lengths, self.index, self.first, self.chunks, self.blocks, placements)
+
+    def check(self) -> None:
+        """Asserts every invariant of the format."""
+        count, chunks = len(self.starts), len(self.chunks)
+        starts, lengths = self.starts.astype(np.int64), self.lengths.astype(np.int64)
+        index, first = self.index.astype(np.int64), self.first.astype(np.int64)
+        blocks = self.blocks.astype(np.int64)
+        if not (count and chunks == int(index.max()) + 1 == len(blocks) == len(self.placements)):
+            raise FormatError(f"a leaf of {count} extents and {chunks} chunks does not add up")
+        ends = starts + lengths
+        if not (lengths.min() > 0 and (starts[1:] >= ends[:-1]).all() and ends[-1] <= SPAN):
+            raise FormatError("the extents of a leaf are empty, out of order or outside of its span")
+        if blocks.min() < 1 or blocks.max() > MAX_BLOCKS or (first + lengths > blocks[index]).any():
+            raise FormatError("an extent of a leaf reaches past the end of its chunk")
+        seen = np.maximum.accumulate(index)
+        if index[0] != 0 or (seen[1:] - seen[:-1] > 1).any() or seen[-1] + 1 != chunks:
+            raise FormatError("the chunks of a leaf are not in order of first use")
+        if len(set(self.chunks)) != chunks:
+            raise FormatError("a leaf lists a chunk twice")
+        joined = (starts[1:] == ends[:-1]) & (index[1:] == index[:-1]) & (first[1:] == first[:-1] + lengths[:-1])
+        if joined.any():
+            raise FormatError("neighbouring extents of a leaf are not coalesced")
+
+
+class Inner:
+    """The children of a node above the leaves."""
+
+    def __init__(self, level: int, slots: Sequence[int], children: Sequence[Digest], placements: Placements) -> None:
+        self.level = level
+        self.slots = slots
+        """0 to 255, ascending."""
+        self.children = children
+        self.placements = placements
+        """Where each child is; None for one that is not stored yet."""
+
+    @cached_property
+    def content(self) -> bytes:
+        return bytes(self.slots) + b"".join(self.children)
+
+    @cached_property
+    def digest(self) -> Digest:
+        return digest(Kind.NODE, len(self.slots), self.content, self.level)
+
+    @property
+    def references(self) -> Sequence[Digest]:
+        return self.children
+
+    def child(self, slot: int) -> tuple[Digest, Placement | None] | None:
+        """The child in a slot; None where it is absent."""
+        try:
+            at = self.slots.index(slot)
+        except ValueError:
+            return None
+        return self.children[at], self.placements[at]
+
+    def with_placements(self, placements: Placements) -> "Inner":
+        return Inner(self.level, self.slots, self.children, placements)
+
+    def check(self) -> None:
+        """Asserts every invariant of the format."""
+        if not (1 <= self.level <= MAX_LEVEL and 0 < len(self.slots) == len(self.children) == len(self.placements)):
+            raise FormatError(f"an inner node of level {self.level} with {len(self.slots)} children does not add up")
+        if any(before >= after for before, after in zip(self.slots, self.slots[1:], strict=False)):
+            raise FormatError("the children of an inner node are out of order")
+        if ABSENT in self.children:
+            raise FormatError("an inner node lists an absent child")
+
+
+Node = Leaf | Inner
+
+
+def leaf(extents: Iterable[Extent], base: int, placements: dict[Digest, Placement]) -> Leaf | None:
+    """The leaf of coalesced `extents` within the span that begins at block `base`; None where there are none."""
+    chunks: dict[Digest, int] = {}
+    blocks: list[int] = []
+    rows = []
+    for start, length, chunk, of, first in extents:
+        if chunk is None:
+            continue
+        at = chunks.setdefault(chunk, len(chunks))
+        if at == len(blocks):
+            blocks.append(of)
+        rows.append((start - base, length, at, first))
+    if not rows:
+        return None
+    table = np.array(rows, dtype=np.uint16)
+    return Leaf(
+        table[:, 0].copy(),
+        table[:, 1].copy(),
+        table[:, 2].copy(),
+        table[:, 3].astype(np.uint8),
+        list(chunks),
+        np.array(blocks, dtype=np.uint8),
+        [placements.get(chunk) for chunk in chunks],
+    )
+
+
+def encode(node: Node) -> bytes:
+    """The stored form of a node, all of whose placements must be known."""
+    head = header(Kind.NODE, len(node.starts) if isinstance(node, Leaf) else len(node.slots), node.level)
+    packs: dict[Digest, int] = {}
+    table = np.zeros(len(node.placements), dtype=_REFERENCE)
+    for at, place in enumerate(node.placements):
+        if place is None:
+            raise FormatError(f"the node refers to {node.references[at].hex()}, which is not stored")
+        pack = packs.setdefault(place.pack, len(packs))
+        table[at] = (pack, place.codec, 0, place.offset, place.stored, place.raw)
+    return b"".join((head, node.content, len(packs).to_bytes(4, "little"), *packs, table.tobytes()))
+
+
+def decode(frame: bytes, pack: Digest, expected: Digest) -> Node:
+    """Parses a stored node that was read from `pack`; FormatError for anything but the node named `expected`."""
+    if len(frame) < HEADER.size or len(frame) > MAX_NODE_BYTES:
+        raise FormatError(f"{len(frame)} bytes are no node: 16 to {MAX_NODE_BYTES} are expected")
+    magic, kind, version, level, flags, count, zero = HEADER.unpack_from(frame)
+    if (magic, kind, version, flags, zero) != (MAGIC, Kind.NODE, FORMAT, 0, 0) or level > MAX_LEVEL or not count:
+        raise FormatError("the header is not that of a node")
+    end, node = (_decode_leaf if level == 0 else _decode_inner)(frame, level, count)
+    if digest(Kind.NODE, count, memoryview(frame)[HEADER.size : end], level) != expected:
+        raise FormatError(f"the node is not the one named {expected.hex()}")
+    placed = node.with_placements(_decode_placements(frame, end, len(node.references), pack))
+    placed.check()
+    return placed
+
+
+def _decode_leaf(frame: bytes, level: int, count: int) -> tuple[int, Node]:
+    at = HEADER.size
+    if count > SPAN or len(frame) < at + 7 * count:
+        raise FormatError(f"a leaf of {count} extents does not fit in {len(frame)} bytes")
+    starts = np.frombuffer(frame, "<u2", count, at)
+    lengths = np.frombuffer(frame, "<u2", count, at + 2 * count)
+    index = np.frombuffer(frame, "<u2", count, at + 4 * count)
+    first = np.frombuffer(frame, "u1", count, at + 6 * count)
+    at += 7 * count
+    chunks = int(index.max()) + 1
+    end = at + (DIGEST_BYTES + 1) * chunks
+    if chunks > count or len(frame) < end:
+        raise FormatError(f"a leaf of {chunks} chunks does not fit in {len(frame)} bytes")
+    digests = _digests(frame, at, chunks)
+    blocks = np.frombuffer(frame, "u1", chunks, at + DIGEST_BYTES * chunks)
+    if blocks.max() >= MAX_BLOCKS:
+        raise FormatError("a chunk of the leaf has more blocks than the format allows")
+    return end, Leaf(starts, lengths, index, first, digests, blocks + np.uint8(1), [None] * chunks)
+
+
+def _decode_inner(frame: bytes, level: int, count: int) -> tuple[int, Node]:
+    at = HEADER.size
+    end = at + (DIGEST_BYTES + 1) * count
+    if count > FANOUT or len(frame) < end:
+        raise FormatError(f"an inner node of {count} children does not fit in {len(frame)} bytes")
+    return end, Inner(level, frame[at : at + count], _digests(frame, at + count, count), [None] * count)
+
+
+def _decode_placements(frame: bytes, at: int, count: int, home: Digest) -> list[Placement]:
+    packs = int.from_bytes(frame[at : at + 4], "little")
+    at += 4
+    if packs > count or len(frame) != at + DIGEST_BYTES * packs + _REFERENCE.itemsize * count:
+        raise FormatError(f"the placements of {count} references in {packs} packs do not fit the node's length")
+    names = [home if name == ABSENT else name for name in _digests(frame, at, packs)]
+    table = np.frombuffer(frame, _REFERENCE, count, at + DIGEST_BYTES * packs)
+    if table["zero"].any() or (table["pack"] >= packs).any():
+        raise FormatError("a placement of the node names no pack")
+    return [
+        Placement(names[pack], codec, offset, stored, raw) for pack, codec, _, offset, stored, raw in table.tolist()
+    ]
+
+
+def _digests(frame: bytes, at: int, count: int) -> list[Digest]:
+    return [Digest(frame[start : start + DIGEST_BYTES]) for start in range(at, at + DIGEST_BYTES * count, DIGEST_BYTES)]

@@ -1,0 +1,233 @@
+"""A volume's interval tree: an immutable Merkle B+-tree of extents with fixed spans.
+
+A leaf covers 4,096 blocks, an inner node 256 children, and the height is the least that covers the volume; so a tree is
+a function of its extents alone, not of its history: rewrite(build(a), edits) == build(edits over a), byte for byte.
+Nodes are reached by a callable, `load(digest, placement)`, which may block; nothing here does I/O of its own.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from blockmap.errors import FormatError
+from blockmap.format.chunker import SPAN
+from blockmap.format.digest import ABSENT, Digest
+from blockmap.format.extent import Extent, over
+from blockmap.format.node import FANOUT, MAX_LEVEL, Inner, Leaf, Node, Placement, leaf
+
+MAX_BLOCKS = 1 << 40
+
+Load = Callable[[Digest, Placement | None], Node]
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The top of a stored tree."""
+
+    digest: Digest
+    """ABSENT for a volume of zeros."""
+    size: int
+    """Blocks of the volume."""
+    placement: Placement | None = None
+
+    @property
+    def level(self) -> int:
+        return height(self.size)
+
+
+@dataclass(slots=True)
+class Draft:
+    """A tree some of whose nodes are not stored yet."""
+
+    root: Root
+    nodes: dict[Digest, Node] = field(default_factory=dict)
+    """The new nodes. A placement is None in them where the chunk or child is new."""
+
+
+def height(size: int) -> int:
+    """The level of the root of a volume of `size` blocks."""
+    if not 0 < size <= MAX_BLOCKS:
+        raise FormatError(f"a volume of {size} blocks is out of range: 1 to 2^40")
+    level, covered = 0, SPAN
+    while covered < size:
+        level, covered = level + 1, covered * FANOUT
+    if level > MAX_LEVEL:
+        raise FormatError(f"a volume of {size} blocks is too large")
+    return level
+
+
+def coverage(level: int) -> int:
+    """Blocks that a node covers."""
+    return int(SPAN * FANOUT**level)
+
+
+def cut_at_spans(extents: list[Extent]) -> Iterator[Extent]:
+    """The same map with no extent across the edge of a span."""
+    for extent in extents:
+        start = extent.start
+        while start < extent.end:
+            end = min(extent.end, start - start % SPAN + SPAN)
+            yield extent.piece(start, end)
+            start = end
+
+
+def build(extents: list[Extent], size: int, placements: dict[Digest, Placement]) -> Draft:
+    """The tree of a map of ascending, disjoint extents; `placements` has those of the chunks already stored."""
+    return rewrite(Root(ABSENT, size), extents, size, _nothing_to_load, placements)
+
+
+def rewrite(base: Root, edits: list[Extent], size: int, load: Load, placements: dict[Digest, Placement]) -> Draft:
+    """The tree of `edits` over `base`; reads only leaves that an edit covers in part. The volume may grow to `size`."""
+    if size < base.size:
+        raise FormatError(f"a volume cannot shrink from {base.size} to {size} blocks")
+    if edits and edits[-1].end > size:
+        raise FormatError(f"an extent ends at block {edits[-1].end} of a volume of {size} blocks")
+    level = height(size)
+    draft = Draft(Root(ABSENT, size))
+    digest, placement = base.digest, base.placement
+    if digest != ABSENT:
+        for above in range(base.level + 1, level + 1):
+            wrapped = Inner(above, [0], [digest], [placement])
+            digest, placement = wrapped.digest, None
+            draft.nodes[digest] = wrapped
+
+    def reach(name: Digest, place: Placement | None) -> Node:
+        return draft.nodes.get(name) or load(name, place)
+
+    def leaf_over(base_block: int, own: list[Extent], name: Digest, place: Placement | None) -> Leaf | None:
+        below: list[Extent] = []
+        known = placements
+        if name != ABSENT and sum(extent.length for extent in own) < SPAN:
+            node = reach(name, place)
+            assert isinstance(node, Leaf)
+            below = node.extents(base_block)
+            old = {chunk: at for chunk, at in zip(node.chunks, node.placements, strict=True) if at is not None}
+            known = {**{extent.chunk: placements[extent.chunk] for extent in own if extent.chunk in placements}, **old}
+        return leaf(over(own, below), base_block, known)
+
+    def visit(
+        level: int, block: int, own: list[Extent], name: Digest, place: Placement | None
+    ) -> tuple[Digest, Placement | None]:
+        """What stands in place of the node `name` that covers the blocks from `block` on."""
+        if not own or (name == ABSENT and all(extent.chunk is None for extent in own)):
+            return name, place
+        made: Node | None
+        if level == 0:
+            made = leaf_over(block, own, name, place)
+        else:
+            children: dict[int, tuple[Digest, Placement | None]] = {}
+            if name != ABSENT:
+                node = reach(name, place)
+                assert isinstance(node, Inner)
+                children = dict(zip(node.slots, zip(node.children, node.placements, strict=True), strict=True))
+            span = coverage(level - 1)
+            for slot, group in groupby(own, key=lambda extent: (extent.start - block) // span):
+                below = children.get(slot, (ABSENT, None))
+                children[slot] = visit(level - 1, block + slot * span, list(group), *below)
+            kept = {slot: child for slot, child in sorted(children.items()) if child[0] != ABSENT}
+            made = (
+                Inner(level, list(kept), [c[0] for c in kept.values()], [c[1] for c in kept.values()]) if kept else None
+            )
+        if made is None:
+            return ABSENT, None
+        if made.digest == name:
+            return name, place
+        draft.nodes[made.digest] = made
+        return made.digest, None
+
+    digest, placement = visit(level, 0, list(cut_at_spans(edits)), digest, placement)
+    draft.root = Root(digest, size, placement)
+    _drop_unreachable(draft)
+    return draft
+
+
+def find(root: Root, span: int, load: Load) -> Leaf | None:
+    """The leaf that covers blocks [span * 4096, (span + 1) * 4096); None where all of them are zero."""
+    digest, placement = root.digest, root.placement
+    for level in range(root.level, -1, -1):
+        if digest == ABSENT:
+            return None
+        node = load(digest, placement)
+        if node.level != level:
+            raise FormatError(f"node {digest.hex()} has level {node.level} where {level} is expected")
+        if isinstance(node, Leaf):
+            return node
+        child = node.child(span // FANOUT ** (level - 1) % FANOUT)
+        digest, placement = child or (ABSENT, None)
+    return None
+
+
+def leaves(root: Root, load: Load) -> Iterator[tuple[int, Leaf]]:
+    """All leaves in volume order, each with the number of its span."""
+    for span, node in nodes(root, load):
+        if isinstance(node, Leaf):
+            yield span, node
+
+
+def nodes(root: Root, load: Load) -> Iterator[tuple[int, Node]]:
+    """All nodes, parents first, each with the number of the first span below it."""
+
+    def walk(digest: Digest, placement: Placement | None, level: int, span: int) -> Iterator[tuple[int, Node]]:
+        node = load(digest, placement)
+        if node.level != level:
+            raise FormatError(f"node {digest.hex()} has level {node.level} where {level} is expected")
+        yield span, node
+        if isinstance(node, Inner):
+            for slot, child, place in zip(node.slots, node.children, node.placements, strict=True):
+                yield from walk(child, place, level - 1, span + slot * FANOUT ** (level - 1))
+
+    if root.digest != ABSENT:
+        yield from walk(root.digest, root.placement, root.level, 0)
+
+
+def diff(left: Root, right: Root, load: Load) -> Iterator[tuple[int, Leaf | None, Leaf | None]]:
+    """The spans whose leaves differ, in order; visits only nodes whose digests differ. Both volumes have one size."""
+    if left.level != right.level:
+        raise FormatError("only volumes of one height can be compared")
+    Place = tuple[Digest, Placement | None]
+
+    def walk(a: Place, b: Place, level: int, span: int) -> Iterator[tuple[int, Leaf | None, Leaf | None]]:
+        if a[0] == b[0]:
+            return
+        one = load(*a) if a[0] != ABSENT else None
+        two = load(*b) if b[0] != ABSENT else None
+        if level == 0:
+            assert not isinstance(one, Inner)
+            assert not isinstance(two, Inner)
+            yield span, one, two
+            return
+        assert not isinstance(one, Leaf)
+        assert not isinstance(two, Leaf)
+        slots = sorted({*(one.slots if one else ()), *(two.slots if two else ())})
+        absent: Place = (ABSENT, None)
+        for slot in slots:
+            below = span + slot * FANOUT ** (level - 1)
+            yield from walk((one and one.child(slot)) or absent, (two and two.child(slot)) or absent, level - 1, below)
+
+    yield from walk((left.digest, left.placement), (right.digest, right.placement), left.level, 0)
+
+
+def check(root: Root, load: Load) -> None:
+    """Asserts every invariant of a tree and its nodes."""
+    for span, node in nodes(root, load):
+        node.check()
+        if isinstance(node, Leaf) and span * SPAN + int(node.starts[-1]) + int(node.lengths[-1]) > root.size:
+            raise FormatError(f"an extent lies beyond the end of a volume of {root.size} blocks")
+
+
+def _nothing_to_load(digest: Digest, placement: Placement | None) -> Node:
+    raise FormatError(f"an empty tree has no node {digest.hex()}")
+
+
+def _drop_unreachable(draft: Draft) -> None:
+    """Forgets nodes that a later step replaced: the wrappers of a root that grew."""
+    reached: set[Digest] = set()
+    waiting = [draft.root.digest]
+    while waiting:
+        name = waiting.pop()
+        if name in draft.nodes and name not in reached:
+            reached.add(name)
+            node = draft.nodes[name]
+            if isinstance(node, Inner):
+                waiting.extend(node.children)
+    draft.nodes = {name: node for name, node in draft.nodes.items() if name in reached}
