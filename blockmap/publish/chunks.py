@@ -1,0 +1,252 @@
+"""Blocks become chunks, and chunks that nobody has yet become packs.
+
+    caller: write, cut -> queue -> chunker thread: xxh3, cuts, SHA-256, deduplication
+                                     -> pool: zstd, a batch at a time, results taken in order
+                                     -> pool: packs into the store
+
+Everything between two stages is bounded, so memory does not grow with the volume but for 60 bytes per chunk and its
+name. The first error of any stage ends all of them and is raised by the next call.
+"""
+
+import os
+import queue
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from blockmap.format import BLOCK
+from blockmap.format.chunker import Parameters, hashes, split, zero_blocks
+from blockmap.format.codec import Encoder
+from blockmap.format.digest import Digest, block_digests, chunk_digest
+from blockmap.format.node import Placement
+from blockmap.format.pack import TARGET_BYTES, Frame, Pack, PackKind, seal
+from blockmap.publish.stages import Stages
+from blockmap.publish.table import ChunkTable, ExtentTable
+
+_SEGMENT_BYTES = 1 << 20
+_QUEUED_SEGMENTS = 8
+_BATCH_BYTES = 1 << 20
+_PACKS_IN_FLIGHT = 2
+
+
+@dataclass(slots=True)
+class Counts:
+    """What went through, for the summary of an import."""
+
+    blocks: int = 0
+    """Blocks that are not zero."""
+    chunks: int = 0
+    """Distinct chunks."""
+    new_chunks: int = 0
+    new_bytes: int = 0
+    """Bytes of new chunks before compression."""
+    stored_bytes: int = 0
+    """Bytes of new chunks as stored."""
+    packs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    block: int
+    data: bytes
+    cut: bool
+
+
+class ChunkWriter:
+    """Takes the blocks of one volume (a BlockSink), and stores those chunks that `known` has not.
+
+    Use as a context manager: leaving it ends all threads. After `finish`, `extents` and `table` are complete.
+    """
+
+    def __init__(
+        self,
+        put: Callable[[Pack], None],
+        known: Callable[[Digest], Placement | None],
+        parameters: Parameters,
+        stages: Stages,
+    ) -> None:
+        self.table = ChunkTable()
+        self.extents = ExtentTable()
+        self.counts = Counts()
+        self._put, self._known, self._parameters, self._stages = put, known, parameters, stages
+        self._pending = bytearray()  # what the caller wrote since the last segment
+        self._pending_block = 0
+        self._pending_cut = True
+        self._queue: queue.Queue[_Segment | None] = queue.Queue(_QUEUED_SEGMENTS)
+        self._error: BaseException | None = None
+        self._stop = threading.Event()
+        workers = os.cpu_count() or 2
+        self._compressing: deque[tuple[list[int], Future[list[Frame]]]] = deque()
+        self._compressing_limit = workers + 2
+        self._compressors = ThreadPoolExecutor(workers, "compress")
+        self._storing: deque[Future[None]] = deque()
+        self._storers = ThreadPoolExecutor(_PACKS_IN_FLIGHT, "store")
+        self._encoders = threading.local()
+        self._batch: list[tuple[int, Digest, memoryview]] = []
+        self._batch_bytes = 0
+        self._frames: list[Frame] = []
+        self._frame_ids: list[int] = []
+        self._frame_bytes = 0
+        self._thread = threading.Thread(target=self._chunk, name="chunker", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "ChunkWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._send(None)
+            self._thread.join()
+        self._compressors.shutdown(wait=True, cancel_futures=True)
+        self._storers.shutdown(wait=True, cancel_futures=True)
+
+    def write(self, block: int, data: bytes | bytearray | memoryview) -> None:
+        """Takes whole blocks; see `BlockSink`."""
+        if block != self._pending_block + len(self._pending) // BLOCK:
+            self.cut()
+        if not self._pending:
+            self._pending_block = block
+        self._pending += data
+        if len(self._pending) >= _SEGMENT_BYTES:
+            self._flush()
+
+    def cut(self) -> None:
+        self._flush()
+        self._pending_cut = True
+
+    def finish(self) -> None:
+        """Waits until every chunk is stored; raises what went wrong in any stage."""
+        self._flush()
+        self._send(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _flush(self) -> None:
+        if self._pending:
+            length = len(self._pending) // BLOCK
+            self._send(_Segment(self._pending_block, bytes(self._pending), self._pending_cut))
+            self._pending_block += length
+            self._pending.clear()
+            self._pending_cut = False
+
+    def _send(self, segment: _Segment | None) -> None:
+        while self._thread.is_alive():
+            try:
+                self._queue.put(segment, timeout=0.1)
+                break
+            except queue.Full:
+                continue
+        if self._error is not None and segment is not None:
+            raise self._error
+
+    def _chunk(self) -> None:
+        """The chunker thread."""
+        try:
+            self._chunk_all()
+        except BaseException as error:
+            self._error = error
+
+    def _chunk_all(self) -> None:
+        block, tail = 0, b""
+        of = np.zeros(0, dtype=np.uint64)
+        stages = self._stages
+        while (segment := self._queue.get()) is not None:
+            if self._stop.is_set():
+                return
+            if segment.cut or segment.block != block + len(tail) // BLOCK:
+                self._emit(block, tail, of, final=True)
+                block, tail, of = segment.block, b"", of[:0]
+            with stages.time("xxh3"):
+                of = np.concatenate((of, hashes(segment.data)))
+            tail += segment.data
+            done = self._emit(block, tail, of, final=False)
+            block, tail, of = block + done, tail[done * BLOCK :], of[done:]
+        self._emit(block, tail, of, final=True)
+        if self._batch:
+            self._compress()
+        while self._compressing:
+            self._collect()
+        if self._frames:
+            self._store()
+        while self._storing:
+            self._storing.popleft().result()
+
+    def _emit(self, block: int, data: bytes, of: "np.ndarray[tuple[int], np.dtype[np.uint64]]", final: bool) -> int:
+        """Takes the complete chunks off a run that begins at `block`; returns the blocks that are done with."""
+        stages, table, counts = self._stages, self.table, self.counts
+        view = memoryview(data)
+        with stages.time("cut"):
+            found = split(of, zero_blocks(data, of), block, final, self._parameters)
+        with stages.time("sha256"):
+            names = []
+            for start, end in found.chunks:
+                names.append(chunk_digest(block_digests(view[start * BLOCK : end * BLOCK])))
+        with stages.time("deduplicate"):
+            for (start, end), name in zip(found.chunks, names, strict=True):
+                counts.blocks += end - start
+                number = table.get(name)
+                if number is None:
+                    number = table.add(name, end - start)
+                    counts.chunks += 1
+                    placement = self._known(name)
+                    if placement is None:
+                        self._batch.append((number, name, view[start * BLOCK : end * BLOCK]))
+                        self._batch_bytes += (end - start) * BLOCK
+                    else:
+                        table.place(number, placement)
+                self.extents.add(block + start, number)
+        if self._batch_bytes >= _BATCH_BYTES:
+            self._compress()
+        return found.done
+
+    def _compress(self) -> None:
+        batch, self._batch = self._batch, []
+        self.counts.new_chunks += len(batch)
+        self.counts.new_bytes += self._batch_bytes
+        self._batch_bytes = 0
+        numbers = [number for number, _, _ in batch]
+        chunks = [(name, data) for _, name, data in batch]
+        self._compressing.append((numbers, self._compressors.submit(self._compress_batch, chunks)))
+        while len(self._compressing) > self._compressing_limit:
+            self._collect()
+
+    def _compress_batch(self, chunks: list[tuple[Digest, memoryview]]) -> list[Frame]:
+        encoder: Encoder | None = getattr(self._encoders, "own", None)
+        if encoder is None:
+            encoder = self._encoders.own = Encoder()
+        with self._stages.time("zstd"):
+            return [Frame(name, *encoder.encode(data), len(data)) for name, data in chunks]
+
+    def _collect(self) -> None:
+        numbers, batch = self._compressing.popleft()
+        for number, frame in zip(numbers, batch.result(), strict=True):
+            if self._frame_bytes + len(frame.data) > TARGET_BYTES:
+                self._store()
+            self._frames.append(frame)
+            self._frame_ids.append(number)
+            self._frame_bytes += len(frame.data)
+
+    def _store(self) -> None:
+        pack = seal(PackKind.CHUNKS, self._frames, secrets.token_bytes(16))
+        for number, placement in zip(self._frame_ids, pack.placements, strict=True):
+            self.table.place(number, placement)
+        self.counts.packs += 1
+        self.counts.stored_bytes += sum(map(len, pack.parts))
+        self._frames, self._frame_ids, self._frame_bytes = [], [], 0
+        while len(self._storing) >= _PACKS_IN_FLIGHT:
+            self._storing.popleft().result()
+        self._storing.append(self._storers.submit(self._put_pack, pack))
+
+    def _put_pack(self, pack: Pack) -> None:
+        with self._stages.time("store"):
+            self._put(pack)

@@ -1,0 +1,145 @@
+"""Stores the new nodes of drafts, so that the nodes of a version lie together and an open reads them in one range.
+
+A pack of nodes begins with the inner nodes from the root down, raw, since digests do not compress; then come the leaves
+in volume order. Leaves beyond the first 16 MiB go into packs of their own, which are stored first.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from blockmap.format.codec import RAW, Encoder
+from blockmap.format.digest import ABSENT, DIGEST_BYTES, HEADER, Digest
+from blockmap.format.node import Inner, Leaf, Placement, encode
+from blockmap.format.pack import TARGET_BYTES, Frame, Pack, PackKind, head_bytes, seal
+from blockmap.format.tree import Draft, Root
+
+RUN_BYTES = 256 << 10
+"""What an open reads at most in one go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Whole frames of a pack of nodes that an open should read together: root, inner nodes, first leaves."""
+
+    pack: Digest
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    roots: list[Root]
+    """Of the drafts, in order, with their placements."""
+    run: Run | None
+    """None where nothing new was stored."""
+    stored_bytes: int
+
+
+def store_nodes(
+    drafts: list[Draft],
+    place: Callable[[Digest], Placement | None],
+    put: Callable[[Pack], None],
+    salt: Callable[[], bytes] = lambda: secrets.token_bytes(16),
+) -> Stored:
+    """Stores the new nodes of `drafts`; `place` has the placements of chunks that the drafts' leaves do not know."""
+    inner: dict[Digest, Inner] = {}
+    leaves: dict[Digest, Leaf] = {}
+    for draft in drafts:
+        _collect(draft, inner, leaves)
+    encoder = Encoder()
+    where: dict[Digest, Placement] = {}
+    first: list[Frame] = []
+    later: list[Frame] = []
+    stored = 0
+    budget = TARGET_BYTES - sum(_encoded_bytes(node, len(node.children)) for node in inner.values())
+    overflowing = False
+
+    def flush() -> None:
+        nonlocal stored
+        pack = seal(PackKind.NODES, later, salt())
+        put(pack)
+        stored += sum(map(len, pack.parts))
+        where.update(zip((frame.digest for frame in later), pack.placements, strict=True))
+        later.clear()
+
+    for name, leaf in leaves.items():
+        known = [at or place(chunk) for chunk, at in zip(leaf.chunks, leaf.placements, strict=True)]
+        raw = encode(leaf.with_placements(known))
+        frame = Frame(name, *encoder.encode(raw), len(raw))
+        budget -= len(frame.data)
+        overflowing = overflowing or budget < 0
+        if not overflowing:
+            first.append(frame)
+            continue
+        if sum(len(frame.data) for frame in later) + len(frame.data) > TARGET_BYTES:
+            flush()
+        later.append(frame)
+    if later:
+        flush()
+    pack = _seal_first(inner, first, where, salt())
+    if pack is None:
+        return Stored([draft.root for draft in drafts], None, stored)
+    put(pack)
+    names = [*inner, *(frame.digest for frame in first)]
+    where.update(zip(names, pack.placements, strict=True))
+    start = pack.placements[0].offset
+    ends = [at.offset + at.stored for at in pack.placements]
+    end = max((end for end in ends if end - start <= RUN_BYTES), default=start)
+    roots = [replace(draft.root, placement=where.get(draft.root.digest, draft.root.placement)) for draft in drafts]
+    return Stored(roots, Run(pack.name, start, end), stored + sum(map(len, pack.parts)))
+
+
+def _collect(draft: Draft, inner: dict[Digest, Inner], leaves: dict[Digest, Leaf]) -> None:
+    """Adds the new nodes of a draft: inner nodes level by level from the top, leaves in volume order."""
+    level = [draft.root.digest]
+    while level:
+        below: list[Digest] = []
+        for name in level:
+            node = draft.nodes.get(name)
+            if isinstance(node, Inner):
+                inner[name] = node
+                below.extend(node.children)
+            elif node is not None:
+                leaves[name] = node
+        level = below
+
+
+def _seal_first(
+    inner: dict[Digest, Inner], leaves: list[Frame], where: dict[Digest, Placement], salt: bytes
+) -> Pack | None:
+    """Makes the pack of inner nodes and first leaves, whose placements within the pack are known beforehand."""
+    if not inner and not leaves:
+        return None
+    here = dict.fromkeys((*inner, *(frame.digest for frame in leaves)), ABSENT)
+    sizes: list[int] = []
+    for node in inner.values():
+        packs = set()
+        for child, old in zip(node.children, node.placements, strict=True):
+            place = here.get(child) or (where[child].pack if child in where else old.pack if old else None)
+            assert place is not None, f"child {child.hex()} was never stored"
+            packs.add(place)
+        sizes.append(_encoded_bytes(node, len(packs)))
+    offset = head_bytes(len(here))
+    local: dict[Digest, Placement] = {}
+    for name, size in zip(inner, sizes, strict=True):
+        local[name] = Placement(ABSENT, RAW, offset, size, size)
+        offset += size
+    for frame in leaves:
+        local[frame.digest] = Placement(ABSENT, frame.codec, offset, len(frame.data), frame.raw)
+        offset += len(frame.data)
+    frames = []
+    for name, node in inner.items():
+        known = [
+            local.get(child) or where.get(child) or old
+            for child, old in zip(node.children, node.placements, strict=True)
+        ]
+        raw = encode(node.with_placements(known))
+        assert len(raw) == local[name].raw
+        frames.append(Frame(name, RAW, raw, len(raw)))
+    return seal(PackKind.NODES, [*frames, *leaves], salt)
+
+
+def _encoded_bytes(node: Inner, packs: int) -> int:
+    """The length of a stored inner node that refers to that many packs."""
+    return HEADER.size + len(node.children) * (1 + DIGEST_BYTES + 16) + 4 + DIGEST_BYTES * packs
