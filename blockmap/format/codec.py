@@ -17,9 +17,13 @@ class Encoder:
     def __init__(self) -> None:
         self._zstd = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
 
+    def compress(self, data: bytes | memoryview) -> bytes:
+        """One zstd frame, smaller than `data` or not."""
+        return self._zstd.compress(data)
+
     def encode(self, data: bytes | memoryview) -> tuple[int, bytes | memoryview]:
         """The codec and the stored form, which is `data` itself where compression saves less than 3 %."""
-        packed = self._zstd.compress(data)
+        packed = self.compress(data)
         return (ZSTD, packed) if len(packed) * 100 < len(data) * 97 else (RAW, data)
 
 

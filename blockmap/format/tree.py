@@ -5,7 +5,7 @@ a function of its extents alone, not of its history: rewrite(build(a), edits) ==
 Nodes are reached by a callable, `load(digest, placement)`, which may block; nothing here does I/O of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -73,7 +73,33 @@ def cut_at_spans(extents: list[Extent]) -> Iterator[Extent]:
 
 def build(extents: list[Extent], size: int, placements: dict[Digest, Placement]) -> Draft:
     """The tree of a map of ascending, disjoint extents; `placements` has those of the chunks already stored."""
-    return rewrite(Root(ABSENT, size), extents, size, _nothing_to_load, placements)
+    if extents and extents[-1].end > size:
+        raise FormatError(f"an extent ends at block {extents[-1].end} of a volume of {size} blocks")
+    spans = groupby(cut_at_spans(extents), key=lambda extent: extent.start // SPAN)
+    leaves = ((span, leaf(over(list(own), []), span * SPAN, placements)) for span, own in spans)
+    return assemble(((span, made) for span, made in leaves if made is not None), size)
+
+
+def assemble(leaves: Iterable[tuple[int, Leaf]], size: int) -> Draft:
+    """The tree of leaves that are given in volume order, each with the number of its span."""
+    draft = Draft(Root(ABSENT, size))
+    row: list[tuple[int, Digest]] = []
+    for span, made in leaves:
+        draft.nodes[made.digest] = made
+        row.append((span, made.digest))
+    for level in range(1, height(size) + 1):
+        above: list[tuple[int, Digest]] = []
+        for parent, group in groupby(row, key=lambda item: item[0] // FANOUT):
+            children = list(group)
+            inner = Inner(
+                level, [at % FANOUT for at, _ in children], [name for _, name in children], [None] * len(children)
+            )
+            draft.nodes[inner.digest] = inner
+            above.append((parent, inner.digest))
+        row = above
+    if row:
+        draft.root = Root(row[0][1], size)
+    return draft
 
 
 def rewrite(base: Root, edits: list[Extent], size: int, load: Load, placements: dict[Digest, Placement]) -> Draft:
@@ -213,10 +239,6 @@ def check(root: Root, load: Load) -> None:
         node.check()
         if isinstance(node, Leaf) and span * SPAN + int(node.starts[-1]) + int(node.lengths[-1]) > root.size:
             raise FormatError(f"an extent lies beyond the end of a volume of {root.size} blocks")
-
-
-def _nothing_to_load(digest: Digest, placement: Placement | None) -> Node:
-    raise FormatError(f"an empty tree has no node {digest.hex()}")
 
 
 def _drop_unreachable(draft: Draft) -> None:

@@ -1,0 +1,78 @@
+"""File maps: which blocks of a volume hold which file. Derived from the volume, kept beside it.
+
+    offset  size  type    meaning
+    0       4     s       magic `bmfm`
+    4       1     u8      format, 1
+    5       3     -       zero
+    8       32    digest  root of the volume
+    40      4     u32     bytes of the body before compression
+    44      -     -       body, one zstd frame
+    end-32  32    -       SHA-256 of all before
+
+The body has one record per path, sorted by path bytes: path length u16, runs u32, size u64 (bytes), path, then per run
+start u64 and length u32 (blocks). Little-endian.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from typing import NamedTuple
+
+from blockmap.errors import FormatError
+from blockmap.format import codec
+from blockmap.format.digest import DIGEST_BYTES, Digest
+
+MAGIC = b"bmfm"
+FORMAT = 1
+MAX_BODY = 1 << 30
+
+_HEAD = struct.Struct("<4sB3s32sI")
+_FILE = struct.Struct("<HIQ")
+_RUN = struct.Struct("<QI")
+
+
+class File(NamedTuple):
+    path: bytes
+    size: int
+    """Bytes."""
+    runs: list[tuple[int, int]]
+    """Start and length in blocks, in the order of the file."""
+
+
+def encode(root: Digest, files: Iterable[File]) -> bytes:
+    """The object as stored."""
+    body = b"".join(
+        part
+        for path, size, runs in files
+        for part in (_FILE.pack(len(path), len(runs), size), path, *(_RUN.pack(*run) for run in runs))
+    )
+    data = _HEAD.pack(MAGIC, FORMAT, bytes(3), root, len(body)) + codec.Encoder().compress(body)
+    return data + sha256(data).digest()
+
+
+def decode(data: bytes, root: Digest) -> Iterator[File]:
+    """Parses the file map of the volume `root`; FormatError."""
+    end = len(data) - DIGEST_BYTES
+    if end < _HEAD.size or sha256(memoryview(data)[:end]).digest() != data[end:]:
+        raise FormatError("the file map is damaged: its last 32 bytes are not the SHA-256 of the rest")
+    magic, version, zero, name, raw = _HEAD.unpack_from(data)
+    if (magic, version, zero, name) != (MAGIC, FORMAT, bytes(3), root) or raw > MAX_BODY:
+        raise FormatError(f"the object is not the file map of {root.hex()} in a format known to this release")
+    return _files(codec.decode(codec.ZSTD, memoryview(data)[_HEAD.size : end], raw))
+
+
+def _files(body: bytes) -> Iterator[File]:
+    at = 0
+    try:
+        while at < len(body):
+            length, count, size = _FILE.unpack_from(body, at)
+            at += _FILE.size
+            path, at = body[at : at + length], at + length
+            end = at + _RUN.size * count
+            if end > len(body):
+                raise FormatError("a record of the file map reaches past its end")
+            runs = list(_RUN.iter_unpack(body[at:end]))
+            at = end
+            yield File(path, size, runs)
+    except struct.error as error:
+        raise FormatError("a record of the file map reaches past its end") from error

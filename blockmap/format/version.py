@@ -1,0 +1,155 @@
+"""Version records: what a version is, canonical JSON whose first line names it.
+
+    line  content
+    1     the version; its digest (kind 3, count: bytes of the line) is the version's name, HEX
+    2     placements of the root and of the extra root: advice
+    3     SHA-256 of the lines before
+
+The first line's keys: `author`, `config` and `manifest` (OCI documents in base64, null where there is none), `created`
+(the image configuration's, so that an import has one name everywhere), `extra` (root of the contents that upper layers
+hide, at the same offsets), `format`, `layout` (which writer laid the volume out, with which threshold for cuts at the
+edges of files), `message`, `parents`, `root`, `size` (blocks).
+"""
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Any
+
+from blockmap.errors import FormatError
+from blockmap.format import record
+from blockmap.format.digest import ABSENT, Digest, Kind, digest, from_hex
+from blockmap.format.node import Placement
+from blockmap.format.tree import MAX_BLOCKS, Root
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How an import laid its volume out; another layout may give another root for the same image."""
+
+    writer: int
+    """Number of the writer's rules; 0 for bytes that came as a disk image."""
+    threshold: int
+    """Blocks from which on a file's edges are cut points; 0 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    root: Root
+    extra: Root
+    layout: Layout
+    manifest: bytes | None = None
+    """OCI manifest, byte for byte."""
+    config: bytes | None = None
+    """OCI image configuration, byte for byte."""
+    parents: tuple[Digest, ...] = ()
+    author: str = ""
+    message: str = ""
+    created: str = ""
+    """As the image configuration has it; empty where it has none."""
+
+    @property
+    def name(self) -> Digest:
+        line = self.line()
+        return digest(Kind.VERSION, len(line), line)
+
+    def line(self) -> bytes:
+        return record.encode(
+            {
+                "author": self.author,
+                "config": _encode(self.config),
+                "created": self.created,
+                "extra": self.extra.digest.hex(),
+                "format": FORMAT,
+                "layout": {"threshold": self.layout.threshold, "writer": self.layout.writer},
+                "manifest": _encode(self.manifest),
+                "message": self.message,
+                "parents": [parent.hex() for parent in self.parents],
+                "root": self.root.digest.hex(),
+                "size": self.root.size,
+            }
+        )
+
+
+def encode(version: Version) -> bytes:
+    """The object as stored."""
+    places = {
+        "extra": encode_placement(version.extra.placement),
+        "root": encode_placement(version.root.placement),
+    }
+    return record.seal([version.line(), record.encode(places)])
+
+
+def decode(data: bytes, expected: Digest) -> Version:
+    """Parses a stored version record; FormatError for anything but the version named `expected`."""
+    lines = record.unseal(data)
+    if len(lines) != 2:
+        raise FormatError(f"a version record has {len(lines)} lines where 2 are expected")
+    if digest(Kind.VERSION, len(lines[0]), lines[0]) != expected:
+        raise FormatError(f"the version record is not the one named {expected.hex()}")
+    value, places = record.decode(lines[0]), record.decode(lines[1])
+    try:
+        if value["format"] != FORMAT:
+            raise FormatError(
+                f"version format {value['format']!r} is not known to this release of blockmap: upgrade it"
+            )
+        size = value["size"]
+        if not isinstance(size, int) or not 0 < size <= MAX_BLOCKS:
+            raise FormatError(f"a volume of {size!r} blocks is out of range")
+        return Version(
+            root=_root(value["root"], size, places["root"]),
+            extra=_root(value["extra"], size, places["extra"]),
+            layout=Layout(int(value["layout"]["writer"]), int(value["layout"]["threshold"])),
+            manifest=_decode(value["manifest"]),
+            config=_decode(value["config"]),
+            parents=tuple(from_hex(parent) for parent in value["parents"]),
+            author=str(value["author"]),
+            message=str(value["message"]),
+            created=str(value["created"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"the version record lacks a field, or one has the wrong type: {error}") from error
+
+
+def encode_placement(place: Placement | None) -> dict[str, Any] | None:
+    """A placement as a JSON object."""
+    if place is None:
+        return None
+    return {
+        "codec": place.codec,
+        "offset": place.offset,
+        "pack": place.pack.hex(),
+        "raw": place.raw,
+        "stored": place.stored,
+    }
+
+
+def decode_placement(value: Any) -> Placement | None:
+    """The reverse of `encode_placement`; FormatError."""
+    if value is None:
+        return None
+    try:
+        numbers = [value[key] for key in ("codec", "offset", "stored", "raw")]
+        if any(type(number) is not int or not 0 <= number < 1 << 32 for number in numbers) or len(value) != 5:
+            raise FormatError("a placement has a number out of range")
+        return Placement(from_hex(value["pack"]), *numbers)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"a placement lacks a field, or one has the wrong type: {error}") from error
+
+
+def _root(name: str, size: int, place: Any) -> Root:
+    root = from_hex(name)
+    return Root(root, size, None if root == ABSENT else decode_placement(place))
+
+
+def _encode(document: bytes | None) -> str | None:
+    return None if document is None else base64.b64encode(document).decode()
+
+
+def _decode(text: str | None) -> bytes | None:
+    try:
+        return None if text is None else base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise FormatError(f"a document of the version record is not base64: {error}") from error

@@ -1,0 +1,132 @@
+"""Verified objects above a dumb store: what does not match its name never gets out.
+
+Chunks and nodes are read by placement, which is advice; the bytes that arrive are checked against the digest asked for.
+"""
+
+from blockmap.errors import AlreadyExists, Corrupt, FormatError, NotFound
+from blockmap.format import codec, filemap, keys, node, pack, version
+from blockmap.format.digest import Digest, block_digests, chunk_digest
+from blockmap.format.node import Node, Placement
+from blockmap.format.pack import Pack
+from blockmap.format.version import Version
+from blockmap.store.base import Buffer, Reader, Writer
+
+VERSION_ATTEMPTS = 8
+"""A version's record has another number only where an earlier one was condemned."""
+
+
+def open_chunk(name: Digest, place: Placement, stored: bytes | memoryview) -> bytes:
+    """The content of a chunk, from its stored frame; Corrupt."""
+    try:
+        data = codec.decode(place.codec, stored, place.raw)
+    except FormatError as error:
+        raise Corrupt(f"chunk {name.hex()} in pack {place.pack.hex()} is damaged: {error}") from error
+    if chunk_digest(block_digests(data)) != name:
+        raise Corrupt(f"chunk {name.hex()} in pack {place.pack.hex()} is damaged: its content has another digest")
+    return data
+
+
+def open_node(name: Digest, place: Placement, stored: bytes | memoryview) -> tuple[Node, bytes]:
+    """A node and its frame, from its stored form; Corrupt."""
+    try:
+        if place.raw > node.MAX_NODE_BYTES:
+            raise FormatError(f"{place.raw} bytes are too long for a node")
+        frame = codec.decode(place.codec, stored, place.raw)
+        return node.decode(frame, place.pack, name), frame
+    except FormatError as error:
+        raise Corrupt(f"node {name.hex()} in pack {place.pack.hex()} is damaged: {error}") from error
+
+
+class Repository:
+    """Reads verified objects from a store."""
+
+    def __init__(self, store: Reader) -> None:
+        self.store = store
+
+    def stored(self, place: Placement) -> bytes:
+        """The bytes at a placement, not verified yet."""
+        return self.store.get_range(keys.pack(place.pack), place.offset, place.offset + place.stored)
+
+    def chunk(self, name: Digest, place: Placement) -> bytes:
+        return open_chunk(name, place, self.stored(place))
+
+    def node(self, name: Digest, place: Placement | None) -> Node:
+        if place is None:
+            raise Corrupt(f"nothing says where node {name.hex()} is stored")
+        return open_node(name, place, self.stored(place))[0]
+
+    def version(self, name: Digest, number: int = 1) -> Version:
+        """The record of a version; by digest alone, the few numbers that it may have are tried."""
+        damage: FormatError | None = None
+        for attempt in dict.fromkeys((number, *range(1, VERSION_ATTEMPTS + 1))):
+            try:
+                return version.decode(self.store.get(keys.version(name, attempt)), name)
+            except NotFound:
+                if attempt != number:
+                    break
+            except FormatError as error:
+                damage = error
+        if damage is not None:
+            raise Corrupt(f"the record of version {name.hex()} is damaged: {damage}") from damage
+        raise NotFound(f"there is no version {name.hex()} in {self.store.url}")
+
+    def file_map(self, root: Digest) -> list[filemap.File]:
+        """The files of the volume `root`; NotFound where none was stored."""
+        try:
+            return list(filemap.decode(self.store.get(keys.filemap(root)), root))
+        except FormatError as error:
+            raise Corrupt(f"the file map of volume {root.hex()} is damaged: {error}") from error
+
+    def pack_head(self, name: Digest) -> pack.Head:
+        """What a pack says that it holds."""
+        key = keys.pack(name)
+        try:
+            length = pack.head_length(self.store.get_range(key, 0, 32))
+            return pack.parse_head(self.store.get_range(key, 0, length), name)
+        except FormatError as error:
+            raise Corrupt(f"pack {name.hex()} is damaged: {error}") from error
+
+
+class Publication(Repository):
+    """Writes objects, and can take the packs back that it wrote."""
+
+    def __init__(self, store: Writer) -> None:
+        super().__init__(store)
+        self._writer = store
+        self.packs: list[str] = []
+        """Keys of the packs written, for `withdraw`."""
+
+    def put_pack(self, made: Pack) -> None:
+        key = keys.pack(made.name)
+        self.packs.append(key)
+        self._writer.create(key, made.parts)
+
+    def put(self, key: str, parts: list[Buffer]) -> bool:
+        """Stores an object that is a function of its key; False where it is there already."""
+        try:
+            self._writer.create(key, parts)
+        except AlreadyExists:
+            return False
+        return True
+
+    def put_version(self, record: Version) -> int:
+        """Stores a version's record under the first number that is free, or finds it; returns the number."""
+        name = record.name
+        for number in range(1, VERSION_ATTEMPTS + 1):
+            key = keys.version(name, number)
+            if self.put(key, [version.encode(record)]):
+                return number
+            try:
+                version.decode(self.store.get(key), name)
+            except (FormatError, NotFound):
+                continue
+            return number
+        raise Corrupt(f"all {VERSION_ATTEMPTS} records of version {name.hex()} are damaged: check the store's disks")
+
+    def withdraw(self) -> None:
+        """Deletes the packs that this publication wrote, where the store allows it; nothing names them yet."""
+        delete = getattr(self._writer, "delete", None)
+        for key in self.packs:
+            if delete is not None:
+                delete(key)
+        self.packs.clear()

@@ -1,0 +1,252 @@
+"""A read-only volume: which bytes of the cache's data file a request is.
+
+The hit path of `read` is one lookup among the leaves in memory, one bisect, one preadv into the caller's buffer, and a
+look at the slot's mark, which is set before an evicted slot is punched: a slot that is still alive after the read was
+alive during it. Everything else (several extents, zeros, misses, leaves not in memory) is `_read_slowly`.
+"""
+
+import logging
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Callable
+
+from blockmap.errors import Corrupt
+from blockmap.fetch.fetcher import Fetcher
+from blockmap.fetch.plan import Wanted
+from blockmap.format import BLOCK, tree
+from blockmap.format.chunker import SPAN
+from blockmap.format.digest import ABSENT, Digest
+from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
+from blockmap.format.tree import Root
+
+_log = logging.getLogger(__name__)
+
+_SPAN_BYTES = SPAN * BLOCK
+_SPAN_SHIFT = 24
+_LEAVES_IN_MEMORY = 4096
+"""64 GiB of address space, some 100 MB; a volume rarely has so many leaves."""
+_NEIGHBOURS = 64
+"""Chunks after a missing one that are looked at for the same request."""
+_EXTENTS_AT_ONCE = 1024
+"""Data and hole extents that one block status answers at most; clients ask on."""
+
+_ZEROS = bytes(1 << 20)
+
+_NOWHERE = (-1, 0)
+
+_Hot = tuple[list[int], list[int], list[tuple[int, int]]]
+"""Of a leaf, per extent: start and end (bytes within the span), and where it is in the cache: (base, slot), where base
+plus a byte of the span is its position in the data file. One value, so that no reader sees the base of one slot with
+the mark of another."""
+
+
+class View:
+    """A volume that is open; safe to share between threads."""
+
+    def __init__(self, name: str, root: Root, fetcher: Fetcher) -> None:
+        self.name = name
+        self.size = root.size * BLOCK
+        """Bytes."""
+        self._root = root
+        self._fetcher = fetcher
+        self._cache = fetcher.cache
+        self._lock = (
+            threading.Lock()
+        )  # guards the dicts of nodes below against growth by two threads; not held across I/O
+        self._inner: dict[Digest, Inner] = {}
+        self._leaves: dict[int, tuple[Leaf | None, _Hot]] = {}
+        self._hot: dict[int, _Hot] = {}
+        self.read = self._bind_read()
+
+    def _bind_read(self) -> Callable[[memoryview, int], None]:
+        hot_of, slowly = self._hot.get, self._read_slowly
+        dead, used, fd = self._cache.dead, self._cache.used, self._cache.fd
+        preadv, bisect = os.preadv, bisect_right
+        mask = _SPAN_BYTES - 1
+
+        def read(buf: memoryview, offset: int) -> None:
+            """Fills `buf` with the bytes at `offset`; raises Corrupt, NotFound, StoreUnavailable."""
+            hot = hot_of(offset >> _SPAN_SHIFT)
+            if hot is not None:
+                starts, ends, places = hot
+                at = offset & mask
+                i = bisect(starts, at) - 1
+                if i >= 0 and at + len(buf) <= ends[i]:
+                    base, slot = places[i]
+                    if base >= 0 and preadv(fd, (buf,), base + at) == len(buf) and not dead[slot]:
+                        used[slot] = 1
+                        return
+            slowly(buf, offset)
+
+        return read
+
+    def extents(self, offset: int, count: int) -> list[tuple[int, int, bool]]:
+        """(offset, length, hole) of the bytes from `offset` on, clamped to `count`; may end early, but never empty."""
+        end = min(offset + count, self.size)
+        found: list[tuple[int, int, bool]] = []
+
+        def add(start: int, stop: int, hole: bool) -> None:
+            start, stop = max(start, offset), min(stop, end)
+            if start >= stop:
+                return
+            if found and found[-1][2] == hole:
+                start, stop = found[-1][0], stop
+                found.pop()
+            found.append((start, stop - start, hole))
+
+        at = offset
+        while at < end and len(found) < _EXTENTS_AT_ONCE:
+            span = at // _SPAN_BYTES
+            absent = self._absent_spans(span)
+            if absent:
+                add(at, (span + absent) * _SPAN_BYTES, True)
+                at = (span + absent) * _SPAN_BYTES
+                continue
+            starts, ends, _ = self._load(span)[1]
+            base = span * _SPAN_BYTES
+            last = 0
+            for start, stop in zip(starts, ends, strict=True):
+                add(base + last, base + start, True)
+                add(base + start, base + stop, False)
+                last = stop
+            add(base + last, base + _SPAN_BYTES, True)
+            at = base + _SPAN_BYTES
+        return found
+
+    def want(self, offset: int, count: int) -> None:
+        """Brings a range into the cache in the background."""
+        for span in range(offset // _SPAN_BYTES, (min(offset + count, self.size) - 1) // _SPAN_BYTES + 1):
+            if self._absent_spans(span):
+                continue
+            leaf, (starts, ends, _) = self._load(span)
+            base = span * _SPAN_BYTES
+            wanted = [i for i in range(len(starts)) if base + starts[i] < offset + count and base + ends[i] > offset]
+            if leaf is not None and wanted:
+                self._fetcher.want(self._wanted(leaf, wanted[0], wanted[-1] + 1))
+
+    def _read_slowly(self, buf: memoryview, offset: int) -> None:
+        done, length = 0, len(buf)
+        while done < length:
+            span, at = divmod(offset + done, _SPAN_BYTES)
+            here = min(length - done, _SPAN_BYTES - at)
+            self._read_span(buf[done : done + here], span, at)
+            done += here
+
+    def _read_span(self, buf: memoryview, span: int, at: int) -> None:
+        """Fills `buf` with the bytes at `at` within a span."""
+        leaf, (starts, ends, places) = self._load(span)
+        dead, used, fd = self._cache.dead, self._cache.used, self._cache.fd
+        end = at + len(buf)
+        i = max(bisect_right(starts, at) - 1, 0)
+        done = 0
+        count = len(starts)
+        while at < end:
+            while i < count and ends[i] <= at:
+                i += 1
+            if i == count or starts[i] >= end:
+                _fill_zeros(buf[done:])
+                return
+            if starts[i] > at:
+                gap = starts[i] - at
+                _fill_zeros(buf[done : done + gap])
+                done, at = done + gap, starts[i]
+            length = min(end, ends[i]) - at
+            piece = buf[done : done + length]
+            base, slot = places[i]
+            if base >= 0 and os.preadv(fd, (piece,), base + at) == length and not dead[slot]:
+                used[slot] = 1
+            else:
+                assert leaf is not None
+                self._read_miss(piece, leaf, starts[i], places, i, at)
+            done, at = done + length, at + length
+
+    def _read_miss(
+        self, piece: memoryview, leaf: Leaf, extent_start: int, places: list[tuple[int, int]], i: int, at: int
+    ) -> None:
+        """Fills `piece` from extent `i`, whose place in the cache is not known, or no longer."""
+        cache = self._cache
+        number = int(leaf.index[i])
+        name = leaf.chunks[number]
+        start = int(leaf.first[i]) * BLOCK + at - extent_start  # in the chunk
+        slot = cache.lookup(name)
+        whole = (1 << int(leaf.blocks[number])) - 1
+        if slot >= 0 and cache.check(slot, name) and cache.mask(slot) == whole:
+            position = cache.data_position(slot)
+            if os.preadv(cache.fd, (piece,), position + start) == len(piece) and not cache.dead[slot]:
+                cache.used[slot] = 1
+                places[i] = (position + int(leaf.first[i]) * BLOCK - extent_start, slot)
+                return
+        places[i] = _NOWHERE
+        data = self._fetcher.chunk(lambda: self._wanted(leaf, i, i + _NEIGHBOURS), name)
+        place = leaf.placements[number]
+        if len(data) < start + len(piece):
+            raise Corrupt(f"chunk {name.hex()} in pack {place.pack.hex() if place else '?'} is shorter than its extent")
+        piece[:] = memoryview(data)[start : start + len(piece)]
+
+    def _wanted(self, leaf: Leaf, first: int, end: int) -> list[Wanted]:
+        """The chunks of the extents [first, end), each once, in volume order."""
+        wanted: dict[Digest, Placement] = {}
+        for number in leaf.index[first:end].tolist():
+            place = leaf.placements[number]
+            if place is None:
+                raise Corrupt(f"nothing says where chunk {leaf.chunks[number].hex()} is stored")
+            wanted.setdefault(leaf.chunks[number], place)
+        return [Wanted(*item) for item in wanted.items()]
+
+    def _load(self, span: int) -> tuple[Leaf | None, _Hot]:
+        """The leaf of a span, from memory, cache or store."""
+        loaded = self._leaves.get(span)
+        if loaded is not None:
+            return loaded
+        leaf = tree.find(self._root, span, self._node)
+        loaded = (leaf, _heat(leaf))
+        with self._lock:
+            if len(self._leaves) >= _LEAVES_IN_MEMORY:
+                oldest = next(iter(self._leaves))
+                self._hot.pop(oldest, None)
+                del self._leaves[oldest]
+            loaded = self._leaves.setdefault(span, loaded)
+            self._hot[span] = loaded[1]
+        return loaded
+
+    def _node(self, name: Digest, place: Placement | None) -> Node:
+        """Inner nodes stay in memory."""
+        inner = self._inner.get(name)
+        if inner is not None:
+            return inner
+        node = self._fetcher.node(name, place)
+        if isinstance(node, Inner):
+            with self._lock:
+                self._inner[name] = node
+        return node
+
+    def _absent_spans(self, span: int) -> int:
+        """How many spans from `span` on are zeros for certain, known from inner nodes alone; 0 if the first is not."""
+        name, place = self._root.digest, self._root.placement
+        for level in range(self._root.level, 0, -1):
+            if name == ABSENT:
+                covered = int(FANOUT**level)
+                return covered - span % covered
+            node = self._node(name, place)
+            assert isinstance(node, Inner)
+            child = node.child(span // FANOUT ** (level - 1) % FANOUT)
+            if child is None:
+                covered = int(FANOUT ** (level - 1))
+                return covered - span % covered
+            name, place = child
+        return 1 if name == ABSENT else 0
+
+
+def _heat(leaf: Leaf | None) -> _Hot:
+    if leaf is None:
+        return [], [], []
+    starts = leaf.starts.astype(int) * BLOCK
+    ends = starts + leaf.lengths.astype(int) * BLOCK
+    return starts.tolist(), ends.tolist(), [_NOWHERE] * len(starts)
+
+
+def _fill_zeros(buf: memoryview) -> None:
+    for at in range(0, len(buf), len(_ZEROS)):
+        piece = buf[at : at + len(_ZEROS)]
+        piece[:] = _ZEROS[: len(piece)]
