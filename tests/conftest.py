@@ -1,0 +1,193 @@
+"""What all tests share: which run by default, what must not be skipped, and that nothing is left behind.
+
+BLOCKMAP_REQUIRE=nbdkit,guest turns a skip into a failure where a test is marked with one of these
+words, or the reason for skipping names one; at least one test marked `guest` must then pass.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# Where Debian has the programs that tests call.
+PACKAGES = {
+    "nbdkit": "nbdkit",
+    "nbdinfo": "libnbd-bin",
+    "nbdcopy": "libnbd-bin",
+    "nbdfuse": "libnbd-bin",
+    "nbdsh": "python3-libnbd",
+    "fusermount3": "fuse3",
+    "qemu-img": "qemu-utils",
+    "qemu-io": "qemu-utils",
+    "qemu-nbd": "qemu-utils",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "fio": "fio",
+    "skopeo": "skopeo",
+    "umoci": "umoci",
+    "runc": "runc",
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "mkfs.ext4": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "debugfs": "e2fsprogs",
+    "dumpe2fs": "e2fsprogs",
+    "nbd-client": "nbd-client",
+    "busybox": "busybox-static",
+    "getfattr": "attr",
+    "getfacl": "acl",
+    "zstd": "zstd",
+    "losetup": "mount",
+}
+ENDING_S = 10.0  # how long servers may take to end after the last test
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked long as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long") or "long" in config.getoption("-m"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+
+
+# --- what must not be skipped
+
+
+def required() -> set[str]:
+    return set(filter(None, os.environ.get("BLOCKMAP_REQUIRE", "").split(",")))
+
+
+def wanted_by(words: set[str], reason: str, markers: set[str]) -> str | None:
+    """The required word for which a skip is a failure, if there is one."""
+    lower = reason.lower()
+    return next((word for word in sorted(words) if word in markers or word in lower), None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        word = wanted_by(required(), reason, {marker.name for marker in item.iter_markers()})
+        if word:
+            report.outcome = "failed"
+            report.longrepr = f"{reason}\nBLOCKMAP_REQUIRE names {word}: this test must not be skipped"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        word = wanted_by(required(), reason, {marker.name for marker in collector.iter_markers()})
+        if word:
+            report.outcome = "failed"
+            report.longrepr = f"{reason}\nBLOCKMAP_REQUIRE names {word}: this module must not be skipped"
+    return report
+
+
+@pytest.fixture(scope="session")
+def need() -> Callable[..., None]:
+    """need("nbdkit", "fio") skips the test where one is not installed, naming its Debian package."""
+
+    def check(*programs: str) -> None:
+        search = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+        for program in programs:
+            if shutil.which(program, path=search) is None:
+                pytest.skip(f"{program} is not installed (Debian package {PACKAGES.get(program, program)})")
+
+    return check
+
+
+# --- nothing is left behind
+
+
+@dataclass(frozen=True, slots=True)
+class Leftovers:
+    """What tests started and did not end: it names this session's folder, or came from its processes."""
+
+    processes: dict[int, str]  # pid to command line
+    mounts: frozenset[str]  # mount points
+    loops: dict[str, str]  # device to file
+
+    def __bool__(self) -> bool:
+        return bool(self.processes or self.mounts or self.loops)
+
+    def __str__(self) -> str:
+        lines = [f"process {pid}: {line}" for pid, line in self.processes.items()]
+        lines += [f"mount {point}" for point in sorted(self.mounts)]
+        lines += [f"loop device {device}: {file}" for device, file in self.loops.items()]
+        return "\n".join(lines)
+
+
+def processes_of(session: str, folder: str) -> dict[int, str]:
+    """Processes, this one apart, that have the session's variable, or that name its folder."""
+    found = {}
+    words = (f"BLOCKMAP_TEST_SESSION={session}".encode(), os.fsencode(folder) + b"/")
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes()  # empty for a zombie
+            if line and any(word in line + (entry / "environ").read_bytes() for word in words):
+                found[int(entry.name)] = os.fsdecode(line.replace(b"\0", b" ").strip())
+    return found
+
+
+def unescape(field: str) -> str:
+    return field.encode().decode("unicode_escape")
+
+
+def look(session: str, folder: str, loops_before: set[str]) -> Leftovers:
+    mounts = [list(map(unescape, line.split()[:2])) for line in Path("/proc/self/mounts").read_text().splitlines()]
+    loops = {}
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            file = backing.read_text().strip()
+            device = f"/dev/{backing.parts[3]}"
+            if file.startswith(folder) and device not in loops_before:
+                loops[device] = file
+    ours = frozenset(point for source, point in mounts if point.startswith(folder) or source in loops)
+    return Leftovers(processes_of(session, folder), ours, loops)
+
+
+def end(left: Leftovers) -> None:
+    """Ends what is left behind, so that one failure does not bring the next."""
+    for point in sorted(left.mounts, reverse=True):
+        subprocess.run(["umount", "--lazy", point], check=False)
+    for device in left.loops:
+        subprocess.run(["losetup", "--detach", device], check=False)
+    for pid in left.processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    session = f"{os.getpid()}-{time.time_ns()}"
+    folder = str(tmp_path_factory.getbasetemp())
+    os.environ["BLOCKMAP_TEST_SESSION"] = session
+    before = set(look(session, folder, set()).loops)
+    yield
+    deadline = time.monotonic() + ENDING_S
+    while (left := look(session, folder, before)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if left:
+        end(left)
+        pytest.fail(f"the tests left behind (ended now):\n{left}", pytrace=False)
