@@ -10,21 +10,13 @@ from dataclasses import dataclass, replace
 
 from blockmap.format.codec import RAW, Encoder
 from blockmap.format.digest import ABSENT, DIGEST_BYTES, HEADER, Digest
+from blockmap.format.entry import Run
 from blockmap.format.node import Inner, Leaf, Placement, encode
 from blockmap.format.pack import TARGET_BYTES, Frame, Pack, PackKind, head_bytes, seal
 from blockmap.format.tree import Draft, Root
 
 RUN_BYTES = 256 << 10
 """What an open reads at most in one go."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Whole frames of a pack of nodes that an open should read together: root, inner nodes, first leaves."""
-
-    pack: Digest
-    start: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)

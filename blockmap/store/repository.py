@@ -3,8 +3,11 @@
 Chunks and nodes are read by placement, which is advice; the bytes that arrive are checked against the digest asked for.
 """
 
+from collections.abc import Collection
+
 from blockmap.errors import AlreadyExists, Corrupt, FormatError, NotFound
-from blockmap.format import codec, filemap, keys, node, pack, version
+from blockmap.format import BLOCK, codec, filemap, keys, node, pack, version
+from blockmap.format.chunker import MAX_BLOCKS
 from blockmap.format.digest import Digest, block_digests, chunk_digest
 from blockmap.format.node import Node, Placement
 from blockmap.format.pack import Pack
@@ -18,6 +21,8 @@ VERSION_ATTEMPTS = 8
 def open_chunk(name: Digest, place: Placement, stored: bytes | memoryview) -> bytes:
     """The content of a chunk, from its stored frame; Corrupt."""
     try:
+        if place.raw > MAX_BLOCKS * BLOCK:
+            raise FormatError(f"{place.raw} bytes are too long for a chunk")
         data = codec.decode(place.codec, stored, place.raw)
     except FormatError as error:
         raise Corrupt(f"chunk {name.hex()} in pack {place.pack.hex()} is damaged: {error}") from error
@@ -95,6 +100,7 @@ class Publication(Repository):
         self._writer = store
         self.packs: list[str] = []
         """Keys of the packs written, for `withdraw`."""
+        self._version_key: str | None = None
 
     def put_pack(self, made: Pack) -> None:
         key = keys.pack(made.name)
@@ -109,24 +115,30 @@ class Publication(Repository):
             return False
         return True
 
-    def put_version(self, record: Version) -> int:
-        """Stores a version's record under the first number that is free, or finds it; returns the number."""
+    def put_version(self, record: Version, named: Collection[tuple[Digest, int]]) -> int:
+        """Stores a version's record; returns its number.
+
+        A record that is there already is taken only where a name stands for it (`named`): another's, whose import may
+        yet fail and take its packs back, is left alone, and the next number used.
+        """
         name = record.name
         for number in range(1, VERSION_ATTEMPTS + 1):
             key = keys.version(name, number)
-            if self.put(key, [version.encode(record)]):
+            if (name, number) in named:
                 return number
-            try:
-                version.decode(self.store.get(key), name)
-            except (FormatError, NotFound):
-                continue
-            return number
-        raise Corrupt(f"all {VERSION_ATTEMPTS} records of version {name.hex()} are damaged: check the store's disks")
+            if self.put(key, [version.encode(record)]):
+                self._version_key = key
+                return number
+        raise Corrupt(
+            f"version {name.hex()} has {VERSION_ATTEMPTS} records that no name stands for: delete versions/{name.hex()}"
+        )
 
     def withdraw(self) -> None:
-        """Deletes the packs that this publication wrote, where the store allows it; nothing names them yet."""
+        """Deletes the version and the packs that this publication wrote, where the store allows it; no name knows them."""
         delete = getattr(self._writer, "delete", None)
-        for key in self.packs:
-            if delete is not None:
-                delete(key)
+        if delete is None:
+            return
+        for key in ([self._version_key] if self._version_key else []) + self.packs:
+            delete(key)
+        self._version_key = None
         self.packs.clear()

@@ -1,0 +1,5 @@
+"""The command line: a person's side of everything.
+
+Imports whatever it shows or starts. It alone prints, reads the environment, and picks exit codes: 0, 1 for an error, 2 for
+a command that makes no sense, 130 after Ctrl-C.
+"""

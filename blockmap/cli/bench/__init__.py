@@ -1,0 +1,43 @@
+"""`blockmap bench`: figures with their caveats, spread, and a peer measured in the same run.
+
+Imports all of blockmap. Each benchmark returns one JSON-able report; printing it for a person or a machine happens here.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+Report = dict[str, Any]
+"""`caveats`: list of str; `rows`: list of flat dicts with equal keys; anything else is for machines."""
+
+
+def show(report: Report, as_json: bool) -> None:
+    """Prints a report: caveats first, then the rows."""
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+        return
+    console = Console()
+    for caveat in report["caveats"]:
+        console.print(f"- {caveat}")
+    rows: list[dict[str, Any]] = report["rows"]
+    table = Table(*rows[0]) if rows else Table()
+    for row in rows:
+        table.add_row(*(_text(value) for value in row.values()))
+    console.print(table)
+    for line in report.get("summary", []):
+        console.print(line)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+json_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--json", "as_json", is_flag=True, help="For machines."
+)

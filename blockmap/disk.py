@@ -1,0 +1,111 @@
+"""The one place of fsync, link and rename.
+
+A file that is published is whole and durable, or absent: written under a temporary name in the same directory, synced,
+linked to its name, and the directories that changed are synced before the call returns.
+"""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from blockmap.errors import AlreadyExists, StoreReadOnly, StoreUnavailable
+
+Buffer = bytes | bytearray | memoryview
+
+TEMPORARY = ".tmp-"
+"""Names that begin so are nobody's: a crash leaves them behind, and no listing shows them."""
+
+
+def publish(path: Path, parts: Sequence[Buffer]) -> None:
+    """Creates `path` with the concatenation of `parts`, durable when this returns; AlreadyExists."""
+    with _explained(path):
+        made = _make_directories(path.parent)
+        temporary = _write(path, parts)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise AlreadyExists(f"{path} exists already") from None
+        finally:
+            os.unlink(temporary)
+        for directory in (path.parent, *made):
+            sync_directory(directory)
+
+
+def replace(path: Path, data: Buffer) -> None:
+    """Puts `data` in place of whatever `path` held, in one step."""
+    with _explained(path):
+        made = _make_directories(path.parent)
+        temporary = _write(path, [data])
+        try:
+            os.rename(temporary, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        for directory in (path.parent, *made):
+            sync_directory(directory)
+
+
+def remove(path: Path) -> None:
+    """Removes a file durably; one that is absent is fine."""
+    with _explained(path):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write(path: Path, parts: Sequence[Buffer]) -> Path:
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        for part in parts:
+            view = memoryview(part)
+            while view:
+                view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+    return temporary
+
+
+def _make_directories(path: Path) -> list[Path]:
+    """Makes `path` and what is missing above it; returns the directories whose entries changed, lowest first."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        with suppress(FileExistsError):
+            os.mkdir(directory)
+    return [directory.parent for directory in missing]
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreUnavailable(f"no room left to write {path}: free some space, then try again") from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StoreReadOnly(
+                f"cannot write {path}: {error.strerror}; check its permissions and mount options"
+            ) from error
+        raise StoreUnavailable(f"cannot write {path}: {error.strerror or error}") from error

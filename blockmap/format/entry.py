@@ -1,0 +1,118 @@
+"""Entries of a name's log: each says which version the name stood for from then on.
+
+An entry is one line of canonical JSON, sealed. Its keys: `format`, `key` (its own), `n`, `kind` (`set` or `remove`),
+`version` and `number` (of the version's record; null for `remove`), `root` (placement), `run` (pack, start, end: the nodes
+that an open should read), `oci` (SHA-256 of the manifest), `previous` (SHA-256 of entry n - 1: history is a chain),
+`nonce`, `time` (seconds since 1970), `host`, `message`.
+"""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from blockmap.errors import FormatError
+from blockmap.format import record
+from blockmap.format.digest import Digest, from_hex
+from blockmap.format.node import Placement
+from blockmap.format.version import decode_placement, encode_placement
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Bytes of a pack of nodes that an open should read in one go: root, inner nodes, first leaves."""
+
+    pack: Digest
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    key: str
+    n: int
+    version: Digest | None
+    """None: the name was removed."""
+    number: int
+    """Of the version's record."""
+    root: Placement | None
+    run: Run | None
+    oci: bytes | None
+    previous: bytes | None
+    nonce: str
+    time: int
+    """Seconds since 1970, by the writer's clock: for people, never for decisions."""
+    host: str
+    message: str
+
+
+def encode(entry: Entry) -> bytes:
+    """The object as stored."""
+    run = entry.run
+    value = {
+        "format": FORMAT,
+        "host": entry.host,
+        "key": entry.key,
+        "kind": "remove" if entry.version is None else "set",
+        "message": entry.message,
+        "n": entry.n,
+        "nonce": entry.nonce,
+        "number": entry.number,
+        "oci": None if entry.oci is None else entry.oci.hex(),
+        "previous": None if entry.previous is None else entry.previous.hex(),
+        "root": encode_placement(entry.root),
+        "run": None if run is None else {"end": run.end, "pack": run.pack.hex(), "start": run.start},
+        "time": entry.time,
+        "version": None if entry.version is None else entry.version.hex(),
+    }
+    return record.seal([record.encode(value)])
+
+
+def decode(data: bytes, key: str) -> Entry:
+    """Parses the entry stored at `key`; FormatError, also for an entry that belongs elsewhere."""
+    lines = record.unseal(data)
+    if len(lines) != 1:
+        raise FormatError(f"an entry has {len(lines)} lines where 1 is expected")
+    value = record.decode(lines[0])
+    try:
+        if value["format"] != FORMAT or value["key"] != key:
+            raise FormatError(f"the object is not the entry {key} in a format known to this release")
+        if value["kind"] not in ("set", "remove") or (value["kind"] == "set") != (value["version"] is not None):
+            raise FormatError("the entry neither sets nor removes a version")
+        return Entry(
+            key=key,
+            n=_integer(value["n"]),
+            version=None if value["version"] is None else from_hex(value["version"]),
+            number=_integer(value["number"]),
+            root=decode_placement(value["root"]),
+            run=_run(value["run"]),
+            oci=None if value["oci"] is None else from_hex(value["oci"]),
+            previous=None if value["previous"] is None else from_hex(value["previous"]),
+            nonce=str(value["nonce"]),
+            time=_integer(value["time"]),
+            host=str(value["host"]),
+            message=str(value["message"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"the entry lacks a field, or one has the wrong type: {error}") from error
+
+
+def digest(data: bytes) -> bytes:
+    """What the next entry has as `previous`."""
+    return sha256(data).digest()
+
+
+def _run(value: Any) -> Run | None:
+    if value is None:
+        return None
+    run = Run(from_hex(value["pack"]), _integer(value["start"]), _integer(value["end"]))
+    if not run.start < run.end < 1 << 32:
+        raise FormatError(f"the run [{run.start}, {run.end}) of an entry makes no sense")
+    return run
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise FormatError(f"{value!r} is not a number of an entry")
+    return value

@@ -1,0 +1,26 @@
+"""Which version an OCI document belongs to: `oci/HEX` for the SHA-256 of an index, manifest or configuration.
+
+A sealed line of canonical JSON with `format`, `number` (of the version's record) and `version`.
+"""
+
+from blockmap.errors import FormatError
+from blockmap.format import record
+from blockmap.format.digest import Digest, from_hex
+
+FORMAT = 1
+
+
+def encode(version: Digest, number: int) -> bytes:
+    """The object as stored."""
+    return record.seal([record.encode({"format": FORMAT, "number": number, "version": version.hex()})])
+
+
+def decode(data: bytes) -> tuple[Digest, int]:
+    """The version's name and the number of its record; FormatError."""
+    value = record.decode(record.unseal(data)[0])
+    try:
+        if value["format"] != FORMAT or type(value["number"]) is not int or value["number"] < 1:
+            raise FormatError("the object says nothing about a version in a format known to this release")
+        return from_hex(value["version"]), value["number"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"the object lacks a field, or one has the wrong type: {error}") from error

@@ -1,0 +1,61 @@
+"""Canonical JSON, and the seal at the end of objects that are not named by their content.
+
+A value has one encoding: sorted keys, no spaces, ASCII, integers only. A sealed object is lines of such JSON and a last
+line with the SHA-256 of all bytes before it, in hexadecimal; every line ends with a newline.
+"""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+from blockmap.errors import FormatError
+
+MAX_BYTES = 24 << 20
+"""No record is longer: a version with a manifest and a configuration of 8 MiB each takes 21."""
+
+
+def encode(value: dict[str, Any]) -> bytes:
+    """The one encoding of a JSON object."""
+    _check(value)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """Parses one line; FormatError for anything that `encode` does not write."""
+    try:
+        value = json.loads(line.decode("ascii"))
+        if isinstance(value, dict) and encode(value) == line:
+            return value
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"a record is not JSON: {error}") from error
+    raise FormatError("a record is not a JSON object in canonical form")
+
+
+def seal(lines: Sequence[bytes]) -> bytes:
+    """The object with these lines."""
+    data = b"".join(line + b"\n" for line in lines)
+    return data + sha256(data).hexdigest().encode() + b"\n"
+
+
+def unseal(data: bytes) -> list[bytes]:
+    """The lines of a sealed object; FormatError where the last one is not the SHA-256 of the rest."""
+    if len(data) > MAX_BYTES:
+        raise FormatError(f"{len(data)} bytes are too long for a record")
+    body, digest = data[:-65], data[-65:]
+    if digest != sha256(body).hexdigest().encode() + b"\n" or not body.endswith(b"\n"):
+        raise FormatError("the record is damaged: its last line is not the SHA-256 of the rest")
+    return body[:-1].split(b"\n")
+
+
+def _check(value: object) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise FormatError(f"a key of a record is not a string: {key!r}")
+            _check(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check(item)
+    elif not (value is None or isinstance(value, (str, bool, int))):
+        raise FormatError(f"a value of a record is neither string, integer, list nor object: {value!r}")

@@ -1,0 +1,211 @@
+"""An import from end to end: source -> members -> ext4 blocks -> chunks -> packs -> tree -> version -> name.
+
+The order of writes is packs, version, name; the name's entry is the only commit point. What fails before it takes its own
+packs and version back where the store can delete, and leaves no more than garbage where it cannot.
+"""
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import zstandard
+from blockmap.image.disk import DiskSource
+from blockmap.image.ext4.writer import WRITER, Writer
+
+from blockmap.errors import BlockmapError
+from blockmap.format import BLOCK, codec, filemap, keys, layer, oci
+from blockmap.format.digest import Digest
+from blockmap.format.filemap import File
+from blockmap.format.version import Layout, Version
+from blockmap.image.member import Source
+from blockmap.publish.chunks import ChunkWriter, Counts
+from blockmap.publish.known import KnownChunks
+from blockmap.publish.stages import Stages
+from blockmap.publish.trees import Trees, store_trees
+from blockmap.store.base import Pruner
+from blockmap.store.names import NameLog
+from blockmap.store.opening import Format
+from blockmap.store.repository import Publication
+
+THRESHOLD_BLOCKS = 8
+"""Files from this size on are cut at their edges; decided by `blockmap bench dedup`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What an import did."""
+
+    name: str
+    version: Digest
+    root: Digest
+    number: int
+    """Of the name's entry; 0 where the name had this version already."""
+    volume_bytes: int
+    counts: Counts
+    node_bytes: int
+    seconds: float
+    cpu: dict[str, float]
+    """Processor seconds by stage."""
+
+
+@dataclass(slots=True)
+class LayerHeaders:
+    """A layer's archive without its contents, compressed as it comes."""
+
+    packed: bytearray = field(default_factory=bytearray)
+    raw: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """A volume whose blocks have all gone to the sink."""
+
+    size: int
+    """Blocks."""
+    layout: Layout
+    hidden: list[tuple[int, int]]
+    files: list[File]
+    headers: list[LayerHeaders]
+
+
+class Importer:
+    """Imports images into one store."""
+
+    def __init__(self, store: Pruner, form: Format, warn: Callable[[str], None]) -> None:
+        self._store = store
+        self._parameters = form.chunker
+        self._warn = warn
+
+    def run(self, source: Source | DiskSource, repo: str, tag: str, threshold: int = THRESHOLD_BLOCKS) -> Summary:
+        """Imports `source` and moves the name to it; raises ImageError, StoreError, and leaves nothing new then."""
+        began = time.monotonic()
+        stages = Stages()
+        publication = Publication(self._store)
+        named: set[tuple[Digest, int]] = set()
+        try:
+            with stages.time("known"):
+                known = self._known_chunks(publication, named)
+            with ChunkWriter(publication.put_pack, known.placement, self._parameters, stages) as chunks:
+                with stages.time("layers"):
+                    if isinstance(source, DiskSource):
+                        laid = lay_disk(source, chunks)
+                    else:
+                        laid = lay_image(source, chunks, threshold)
+                chunks.finish()
+                with stages.time("tree"):
+                    trees = store_trees(chunks, laid.size, laid.hidden, known, publication)
+            version = _version(source, trees, laid.layout)
+            number = publication.put_version(version, named)
+        except BaseException:
+            publication.withdraw()
+            raise
+        manifest = None if version.manifest is None else hashlib.sha256(version.manifest).digest()
+        root = trees.root.placement
+        entry = NameLog(self._store).set(repo, tag, version.name, number, root, trees.run, manifest, "import")
+        self._put_derived(publication, source, laid, version, number)
+        return Summary(
+            f"{repo}:{tag}",
+            version.name,
+            trees.root.digest,
+            entry.n if entry is not None else 0,
+            laid.size * BLOCK,
+            chunks.counts,
+            trees.stored_bytes,
+            time.monotonic() - began,
+            stages.seconds(),
+        )
+
+    def _known_chunks(self, publication: Publication, named: set[tuple[Digest, int]]) -> KnownChunks:
+        """What can be deduplicated against; a version that cannot be read is left out, and said."""
+        known = KnownChunks()
+        log = NameLog(self._store)
+        for (repo, tag), n in log.catalogue().items():
+            try:
+                entry = log.entry(repo, tag, n)[0]
+                if entry.version is None or (entry.version, entry.number) in named:
+                    continue
+                version = publication.version(entry.version, entry.number)
+                known.add(publication, (version.root, version.extra))
+                named.add((entry.version, entry.number))
+            except BlockmapError as error:
+                self._warn(f"not deduplicating against {repo}:{tag}: {error}")
+        return known
+
+    def _put_derived(
+        self, publication: Publication, source: Source | DiskSource, laid: Laid, version: Version, number: int
+    ) -> None:
+        """Stores what can be made again from the version: it follows the name, and is found missing harmlessly."""
+        name = version.name
+        if isinstance(source, DiskSource):
+            return
+        publication.put(keys.filemap(version.root.digest), [filemap.encode(version.root.digest, laid.files)])
+        for own, headers in zip(source.layers, laid.headers, strict=True):
+            record = layer.LayerRecord(own.chain, name, number, headers.raw, bytes(headers.packed))
+            publication.put(keys.layer(own.chain, 1), [layer.encode(record)])
+        for document in (source.index, source.manifest, source.config):
+            if document is not None:
+                publication.put(keys.oci(hashlib.sha256(document).digest()), [oci.encode(name, number)])
+
+
+def lay_image(source: Source, chunks: ChunkWriter, threshold: int) -> Laid:
+    writer = Writer(chunks, threshold)
+    headers = []
+    for own in source.layers:
+        kept = LayerHeaders()
+        compressor = zstandard.ZstdCompressor(level=codec.LEVEL).compressobj()
+
+        def keep(data: bytes, kept: LayerHeaders = kept, compressor: zstandard.ZstdCompressionObj = compressor) -> None:
+            kept.raw += len(data)
+            kept.packed += compressor.compress(data)
+
+        writer.layer(own.members(keep))
+        kept.packed += compressor.flush()
+        headers.append(kept)
+    volume = writer.finish(_uuid(source))
+    files = [File(path, size, runs) for path, size, runs in volume.files]
+    return Laid(volume.size_blocks, Layout(WRITER, threshold), volume.hidden, files, headers)
+
+
+def lay_disk(source: DiskSource, chunks: ChunkWriter) -> Laid:
+    """The bytes of a disk image, as they are: the last block is filled up with zeros."""
+    rest, at = b"", 0
+    for offset, data in source.extents():
+        if offset != at:
+            if rest:
+                chunks.write((at - len(rest)) // BLOCK, rest.ljust(BLOCK, b"\0"))
+            at = offset - offset % BLOCK
+            rest = bytes(offset % BLOCK)
+        joined = rest + data
+        whole = len(joined) - len(joined) % BLOCK
+        if whole:
+            chunks.write((offset - len(rest)) // BLOCK, memoryview(joined)[:whole])
+        rest, at = joined[whole:], offset + len(data)
+    if rest:
+        chunks.write((at - len(rest)) // BLOCK, rest.ljust(BLOCK, b"\0"))
+    return Laid(max(1, -(-source.size // BLOCK)), Layout(0, 0), [], [], [])
+
+
+def _uuid(source: Source) -> bytes:
+    """The file system's UUID: a function of the layers' contents."""
+    chain = source.layers[-1].chain if source.layers else bytes(32)
+    return uuid.UUID(bytes=hashlib.sha256(b"blockmap ext4" + chain).digest()[:16], version=5).bytes
+
+
+def _version(source: Source | DiskSource, trees: Trees, layout: Layout) -> Version:
+    if isinstance(source, DiskSource):
+        return Version(trees.root, trees.extra, layout)
+    try:
+        created = json.loads(source.config).get("created")
+    except (ValueError, AttributeError):
+        created = None
+    return Version(
+        trees.root,
+        trees.extra,
+        layout,
+        manifest=source.manifest,
+        config=source.config,
+        created=created if isinstance(created, str) else "",
+    )

@@ -1,0 +1,5 @@
+"""Shared things: objects by URL, verified chunks and records above them, and the logs of names.
+
+Imports `format`, `disk` and `errors`. Bytes come from `publish` and go to `fetch`; what does not match its name gets
+neither in nor out.
+"""

@@ -1,0 +1,52 @@
+"""A store in memory, for tests."""
+
+import threading
+from collections.abc import Sequence
+
+from blockmap.errors import AlreadyExists, Corrupt, NotFound
+from blockmap.store.base import Buffer
+
+
+class MemoryStore:
+    """Objects in a dict; as strict as a real engine."""
+
+    def __init__(self, url: str = "memory:") -> None:
+        self.url = url
+        self._lock = threading.Lock()  # guards _objects
+        self._objects: dict[str, bytes] = {}
+
+    def get(self, key: str) -> bytes:
+        with self._lock:
+            try:
+                return self._objects[key]
+            except KeyError:
+                raise NotFound(f"there is no {key} in {self.url}") from None
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        data = self.get(key)[start:end]
+        if len(data) != end - start:
+            raise Corrupt(f"{self.url}{key} ends at byte {start + len(data)}, before byte {end}")
+        return data
+
+    def list(self, prefix: str) -> list[str]:
+        with self._lock:
+            return sorted(key for key in self._objects if key.startswith(prefix))
+
+    def exists(self, key: str) -> bool:
+        with self._lock:
+            return key in self._objects
+
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        data = b"".join(parts)
+        with self._lock:
+            if key in self._objects:
+                raise AlreadyExists(f"{self.url}{key} exists already")
+            self._objects[key] = data
+
+    def replace(self, key: str, data: bytes) -> None:
+        with self._lock:
+            self._objects[key] = data
+
+    def delete(self, key: str) -> None:
+        with self._lock:
+            self._objects.pop(key, None)
