@@ -5,6 +5,7 @@ Standard library only: these programs run before anything of the project is inst
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -84,3 +85,11 @@ def apt_acquire_options() -> list[str]:
     """This machine's settings for downloads (proxies and the like), as lines of apt configuration."""
     lines = run(["apt-config", "dump"]).splitlines()
     return [line for line in lines if line.startswith("Acquire::") and not line.startswith("Acquire::IndexTargets")]
+
+
+def apt_sources(suite: str) -> list[Path]:
+    """This machine's lists of package sources that name a Debian release; none means the public mirror."""
+    word = re.compile(rf"(?<![\w-]){re.escape(suite)}(?![\w-])")
+    files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
+    usable = [file for file in files if file.suffix in (".list", ".sources") and file.is_file()]
+    return [file for file in usable if word.search(file.read_text())]
