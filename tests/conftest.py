@@ -45,7 +45,9 @@ PACKAGES = {
     "zstd": "zstd",
     "losetup": "mount",
 }
-ENDING_S = 10.0  # how long servers may take to end after the last test
+PASSED = pytest.StashKey[bool]()
+CHECKOUT = Path(__file__).resolve().parents[1]
+ENDING_S = 5.0  # how long servers may take to end after the last test
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -79,6 +81,8 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    if report.when == "call" and report.passed:
+        item.stash[PASSED] = True
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         word = wanted_by(required(), reason, {marker.name for marker in item.iter_markers()})
@@ -102,6 +106,15 @@ def pytest_make_collect_report(
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With the guest required, a session in which no test of it passed has failed."""
+    passed = any(item.get_closest_marker("guest") and item.stash.get(PASSED, False) for item in session.items)
+    if "guest" in required() and not passed and not session.config.getoption("collectonly"):
+        print("\nBLOCKMAP_REQUIRE names guest: no test marked guest passed")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(scope="session")
 def need() -> Callable[..., None]:
     """need("nbdkit", "fio") skips the test where one is not installed, naming its Debian package."""
@@ -113,6 +126,17 @@ def need() -> Callable[..., None]:
                 pytest.skip(f"{program} is not installed (Debian package {PACKAGES.get(program, program)})")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def sample_image(need: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image of tools/sample-image, an OCI layout with tag latest: redis on Debian, three layers, read only."""
+    need("mmdebstrap")
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mmdebstrap makes the sample image")
+    out = tmp_path_factory.mktemp("sample") / "image"
+    subprocess.run([CHECKOUT / "tools" / "sample-image", out], check=True)
+    return out
 
 
 # --- nothing is left behind

@@ -50,9 +50,9 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd
     return done.stdout
 
 
-def end_with_parent() -> None:
-    """In a child, before exec: the kernel kills it when the thread that started it ends, however that ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
+    """In a child, before exec: the kernel signals it when the thread that started it ends, however that ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, how)
 
 
 def stop(process: subprocess.Popen[bytes] | subprocess.Popen[str], grace_s: float = 10) -> None:

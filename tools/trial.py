@@ -1,0 +1,177 @@
+"""What tools/try does once all is set up."""
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+sys.dont_write_bytecode = True
+
+from toolbox import CHECKOUT, ToolError, end_with_parent, fail, run, stop  # noqa: E402
+
+NAME = "try:latest"
+SAMPLE_READY = "ready to accept connections"
+SERVER_S = 30.0
+READY_S = 120.0
+LOOK_S = 10.0  # how long a program is watched when nothing says what it prints once it is ready
+BLOCKMAP = str(CHECKOUT / ".venv" / "bin" / "blockmap")
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def say(step: str, text: str) -> None:
+    print(f"{step:<8} {text}", flush=True)
+
+
+class Trial:
+    """Store, cache, state and server, all in one temporary folder."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.log = work / "server.log"
+        (work / "run").mkdir()
+        # Runtime and state folders too: nothing of this machine's own blockmap is touched.
+        self.environment = {
+            **os.environ,
+            "BLOCKMAP_STORE": str(work / "store"),
+            "BLOCKMAP_CACHE": str(work / "cache"),
+            "BLOCKMAP_STATE": str(work / "state"),
+            "BLOCKMAP_SOCKET": str(work / "run" / "nbd.sock"),
+        }
+
+    def blockmap(self, *arguments: str) -> str:
+        return run([BLOCKMAP, *arguments], env=self.environment)
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.blockmap("status", "--json"))
+        return found
+
+    def fetched(self) -> tuple[int, int]:
+        """Bytes and requests that the server has fetched from the store."""
+        fetch = self.status()["fetch"]
+        return fetch["bytes"], fetch["requests"]
+
+    def start(self, *arguments: str, output: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [BLOCKMAP, *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            preexec_fn=lambda: end_with_parent(signal.SIGTERM),
+        )
+
+    @contextlib.contextmanager
+    def server(self) -> Any:
+        with self.log.open("w") as log:
+            process = self.start("serve", output=log)
+        try:
+            deadline = time.monotonic() + SERVER_S
+            while True:
+                try:
+                    self.status()
+                    break
+                except ToolError as error:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise ToolError(f"no server after {SERVER_S:g} s: {error}\n{self.log.read_text()}") from error
+                    time.sleep(0.05)
+            yield
+        finally:
+            stop(process, grace_s=30)
+
+    def start_program(self, command: list[str], ready: str | None) -> str:
+        """Runs the image's program, or `command` in it, until it is ready; says what it did and after how long."""
+        began = time.monotonic()
+        process = self.start("run", NAME, *(["--", *command] if command else []), output=subprocess.PIPE)
+        lines: queue.Queue[str | None] = queue.Queue()
+
+        def read() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.put(line)
+            lines.put(None)
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        printed: list[str] = []
+        limit = READY_S if ready else LOOK_S
+        try:
+            while (left := began + limit - time.monotonic()) > 0:
+                try:
+                    line = lines.get(timeout=left)
+                except queue.Empty:
+                    break
+                seconds = time.monotonic() - began
+                if line is None:
+                    status = process.wait(limit)
+                    if status or ready:
+                        raise ToolError(f"the program ended with status {status}:\n{''.join(printed)}")
+                    return f"ended with status 0 after {seconds:.2f} s"
+                printed.append(line)
+                if ready and ready.lower() in line.lower():
+                    return f"{ready!r} after {seconds:.2f} s"
+            if ready:
+                raise ToolError(f"did not print {ready!r} within {limit:g} s:\n{''.join(printed)}")
+            return f"runs since {limit:g} s"
+        finally:
+            stop(process, grace_s=30)
+            reader.join()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tools/try", description="Imports, serves and starts an image.")
+    parser.add_argument("source", nargs="?", help="default: a small image of Debian packages, made here")
+    parser.add_argument("--ready", metavar="TEXT", help="what its program prints once it is ready")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("try: terminated"))  # so that all is removed
+    with tempfile.TemporaryDirectory(prefix="blockmap-try-") as folder:
+        trial = Trial(Path(folder))
+        sample = options.source is None
+        source, ready = options.source, options.ready
+        if sample:
+            began = time.monotonic()
+            run([CHECKOUT / "tools" / "sample-image", trial.work / "image"])
+            source, ready = f"oci:{trial.work / 'image'}:latest", ready or SAMPLE_READY
+            say("image", f"redis-server on Debian, as OCI image ({time.monotonic() - began:.0f} s; later from a cache)")
+        trial.blockmap("create")
+        summary = json.loads(trial.blockmap("import", "--json", source, NAME))
+        data = summary["data_bytes"]
+        say(
+            "import",
+            f"{megabytes(data)} of data became {summary['chunks']:,} chunks, {megabytes(summary['stored_bytes'])} "
+            f"stored, in {summary['seconds']:.1f} s",
+        )
+        with trial.server():
+            say("serve", "nbdkit serves every image in the store; nothing is read yet")
+            how = trial.start_program([], ready)
+            first, requests = trial.fetched()
+            say("start", f"{how}")
+            say("read", f"{megabytes(first)} over {requests} requests, for an image of {megabytes(data)}: "
+                        f"{100 * first / data:.0f} % came before the program was up")  # fmt: skip
+            how = trial.start_program(["/usr/local/bin/answer"] if sample else [], "PONG" if sample else ready)
+            second, _ = trial.fetched()
+            say("again", f"{how}, with {megabytes(second - first)} more from the store: the rest was in the cache")
+        if not 0 < first < data:
+            raise ToolError(f"{first} bytes were fetched for an image of {data}: this was no lazy start")
+    say("done", "all of it is removed again")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ToolError, OSError) as error:
+        fail(error)
