@@ -10,9 +10,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from blockmap.fetch.cache import Cache
-
 from blockmap.errors import Corrupt
+from blockmap.fetch.cache import Cache
 from blockmap.fetch.plan import MIN_REQUEST_BYTES, Wanted, joined
 from blockmap.format import node as nodes
 from blockmap.format.digest import Digest

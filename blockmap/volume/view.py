@@ -44,8 +44,11 @@ the mark of another."""
 class View:
     """A volume that is open; safe to share between threads."""
 
-    def __init__(self, name: str, root: Root, fetcher: Fetcher) -> None:
+    def __init__(self, name: str, root: Root, fetcher: Fetcher, close: Callable[[], None]) -> None:
         self.name = name
+        """By digest: `repo@sha256:HEX`."""
+        self.close = close
+        """To be called once for each time that the volume was opened."""
         self.size = root.size * BLOCK
         """Bytes."""
         self._root = root

@@ -1,0 +1,218 @@
+"""Commands about images in the store: create, import, images, show, verify."""
+
+import json
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from blockmap.cli.options import need_store, store_option
+from blockmap.cli.progress import Watched
+from blockmap.cli.units import size
+from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound, UsageError
+from blockmap.format import BLOCK
+from blockmap.format.refs import parse_name, parse_reference
+from blockmap.image.compare import compare
+from blockmap.image.disk import DiskSource
+from blockmap.image.ext4.reader import Reader
+from blockmap.image.importer import Importer, Summary
+from blockmap.image.sources import open_source
+from blockmap.store.names import NameReader
+from blockmap.store.opening import create_store, open_or_create, open_store
+from blockmap.store.repository import Repository
+from blockmap.volume.content import check_version, stored_reader, usage
+from blockmap.volume.opening import find_version
+
+
+@click.command()
+@click.argument("url", required=False)
+@store_option
+def create(url: str | None, store: str | None) -> None:
+    """Make a store in the directory URL (else --store), which must be absent or empty."""
+    where = need_store(url or store)
+    _, form = create_store(where)
+    click.echo(f"made store {form.store} in {where}")
+
+
+@click.command("import")
+@click.argument("source")
+@click.argument("name")
+@store_option
+@click.option("--platform", metavar="OS/ARCH", help="Which image of an index; this host's by default.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary for machines.")
+def import_(source: str, name: str, store: str | None, platform: str | None, quiet: bool, as_json: bool) -> None:
+    """Import the image SOURCE under NAME (REPO[:TAG]).
+
+    SOURCE is oci:DIR[:TAG], docker-archive:FILE[:REF], docker-daemon:REF, docker://REF, a directory, or a disk image
+    (raw or qcow2).
+    """
+    repo, tag = parse_name(name)
+    with tempfile.TemporaryDirectory(prefix="blockmap-import-") as work:
+        found = open_source(source, platform=platform, work=Path(work))
+        try:
+            opened, form = open_or_create(need_store(store))
+            importer = Importer(opened, form, lambda text: click.echo(f"blockmap: {text}", err=True))
+            with Watched(found, f"{repo}:{tag}", quiet or as_json) as watched:
+                summary = importer.run(watched.source, repo, tag)
+        finally:
+            found.close()
+    if as_json:
+        click.echo(json.dumps(_machine(summary)))
+    else:
+        _tell(summary)
+
+
+def _machine(summary: Summary) -> dict[str, object]:
+    counts = summary.counts
+    return {
+        "name": summary.name,
+        "digest": summary.version.hex(),
+        "root": summary.root.hex(),
+        "entry": summary.number,
+        "volume_bytes": summary.volume_bytes,
+        "data_bytes": counts.blocks * BLOCK,
+        "chunks": counts.chunks,
+        "new_chunks": counts.new_chunks,
+        "new_bytes": counts.new_bytes,
+        "stored_bytes": counts.stored_bytes + summary.node_bytes,
+        "packs": counts.packs,
+        "seconds": summary.seconds,
+        "cpu": summary.cpu,
+    }
+
+
+def _tell(summary: Summary) -> None:
+    counts = summary.counts
+    data = counts.blocks * BLOCK
+    moved = f"entry {summary.number} of its name" if summary.number else "the name stood for it already"
+    click.echo(f"{summary.name}  sha256:{summary.version.hex()}  ({moved})")
+    click.echo(
+        f"  {size(data)} of data in a volume of {size(summary.volume_bytes)}, {counts.chunks:,} chunks, "
+        f"{counts.new_chunks:,} of them new"
+    )
+    ratio = f"{data / counts.new_bytes:.2f}" if counts.new_bytes else "all known"
+    click.echo(
+        f"  {size(counts.stored_bytes + summary.node_bytes)} stored (dedup ratio {ratio}), "
+        f"{summary.seconds:.1f} s, {size(data / summary.seconds)}/s"
+    )
+
+
+@click.command()
+@store_option
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def images(store: str | None, as_json: bool) -> None:
+    """List the images in the store."""
+    opened, _ = open_store(need_store(store))
+    reader, repository = NameReader(opened), Repository(opened)
+    rows = []
+    for (repo, tag), n in sorted(reader.catalogue().items()):
+        try:
+            entry = reader.entry(repo, tag, n)[0]
+            if entry.version is None:
+                continue
+            volume = repository.version(entry.version, entry.number)
+            rows.append(
+                {
+                    "name": f"{repo}:{tag}",
+                    "digest": entry.version.hex(),
+                    "entry": n,
+                    "time": entry.time,
+                    "volume_bytes": volume.root.size * BLOCK,
+                    "data_bytes": usage(repository, volume.root).data_bytes,
+                }
+            )
+        except BlockmapError as error:
+            click.echo(f"blockmap: {repo}:{tag}: {error}", err=True)
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("NAME", "DIGEST", "MOVED", "DATA", "VOLUME"):
+        table.add_column(title, justify="right" if title in ("DATA", "VOLUME") else "left", no_wrap=True)
+    for row in rows:
+        moved = datetime.fromtimestamp(int(str(row["time"])), UTC).strftime("%Y-%m-%d %H:%M")
+        data, volume_size = size(float(str(row["data_bytes"]))), size(float(str(row["volume_bytes"])))
+        table.add_row(str(row["name"]), str(row["digest"])[:12], moved, data, volume_size)
+    Console().print(table)
+
+
+@click.command()
+@click.argument("name")
+@store_option
+@click.option("--files", is_flag=True, help="List the files, with their sizes and the blocks that they take.")
+def show(name: str, store: str | None, files: bool) -> None:
+    """Show what NAME is: configuration, size, digests, deduplication; or its files."""
+    opened, _ = open_store(need_store(store))
+    repository = Repository(opened)
+    found = find_version(repository, parse_reference(name))
+    version = found.version
+    if files:
+        for file in repository.file_map(version.root.digest):
+            blocks = sum(length for _, length in file.runs)
+            click.echo(f"{file.size:>12,} {blocks:>8,}  /{file.path.decode('utf-8', 'backslashreplace')}")
+        return
+    took = usage(repository, version.root)
+    click.echo(f"export      {found.pinned}")
+    click.echo(f"root        {version.root.digest.hex()}")
+    click.echo(f"volume      {size(version.root.size * BLOCK)}, of it data {size(took.data_bytes)}")
+    click.echo(
+        f"chunks      {took.chunks:,} in {took.packs:,} packs, {size(took.chunk_bytes)} before compression, "
+        f"{size(took.stored_bytes)} stored"
+    )
+    click.echo(f"dedup       {took.data_bytes / max(took.chunk_bytes, 1):.2f} within the image")
+    hidden = usage(repository, version.extra)
+    click.echo(f"hidden      {size(hidden.data_bytes)} that upper layers replace or remove")
+    click.echo(f"created     {version.created or '-'}")
+    if version.config is not None:
+        click.echo("config")
+        click.echo(json.dumps(json.loads(version.config).get("config", {}), indent=2))
+
+
+@click.command()
+@click.argument("name")
+@store_option
+@click.option("--against", metavar="SOURCE", help="Also compare file by file with this image.")
+@click.option("--platform", metavar="OS/ARCH", help="Which image of SOURCE's index.")
+def verify(name: str, store: str | None, against: str | None, platform: str | None) -> None:
+    """Read everything that NAME consists of, and check it against its digests."""
+    opened, _ = open_store(need_store(store))
+    repository = Repository(opened)
+    found = find_version(repository, parse_reference(name))
+    damaged = 0
+    for problem in check_version(repository, found.version):
+        damaged += 1
+        click.echo(f"blockmap: {problem}", err=True)
+    if damaged:
+        raise Corrupt(
+            f"{name} is damaged in {damaged} places: restore the store's objects from a copy, or import it again"
+        )
+    took = usage(repository, found.version.root)
+    click.echo(f"{found.pinned}: {took.chunks:,} chunks, {size(took.data_bytes)} of data, all as their digests say")
+    if against is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="blockmap-verify-") as work:
+        source = open_source(against, platform=platform, work=Path(work))
+        try:
+            if isinstance(source, DiskSource):
+                raise UsageError(
+                    f"{against} is a disk image: files can be compared with a container image or a directory"
+                )
+            differences = compare(Reader(stored_reader(repository, found.version.root)), source)
+        finally:
+            source.close()
+    for difference in differences[:100]:
+        click.echo(f"  {difference}", err=True)
+    if differences:
+        raise ImageError(f"{name} differs from {against} in {len(differences)} places")
+    try:
+        count = len(repository.file_map(found.version.root.digest))
+    except NotFound:
+        count = 0
+    click.echo(f"the same as {against}, file by file ({count:,} regular files)")
+
+
+commands = [create, import_, images, show, verify]

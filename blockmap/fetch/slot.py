@@ -1,0 +1,93 @@
+"""Slots of the cache's data file: a chunk, or a node, with what is needed to trust it after a crash.
+
+    offset  size  type    meaning
+    0       4     s       magic `bmcs`
+    4       1     u8      format, 1
+    5       3     -       zero
+    8       32    digest  what the slot holds
+    40      8     u64     mask of the blocks present; all ones where there are more than 64 blocks
+    48      4     u32     length in bytes, the last block filled up with zeros
+    52      4     u32     zero
+    56      8n    u64     xxh3-64 of each block, 0 for one that is absent
+    ..      8     u64     xxh3-64 of the header up to here
+
+The header takes whole blocks of 4096 bytes; block i of the content follows at (header + i) * 4096. Little-endian.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from xxhash import xxh3_64_intdigest
+
+from blockmap.format import BLOCK
+
+MAGIC = b"bmcs"
+FORMAT = 1
+_HEAD = struct.Struct("<4sB3s32sQII")
+_SUM = struct.Struct("<Q")
+
+
+def blocks_of(length: int) -> int:
+    """Blocks of content."""
+    return -(-length // BLOCK)
+
+
+def header_bytes(length: int) -> int:
+    """Bytes of the header of a slot for `length` bytes of content: whole blocks."""
+    return blocks_of(_HEAD.size + (blocks_of(length) + 1) * _SUM.size) * BLOCK
+
+
+def whole_mask(length: int) -> int:
+    """The mask of a slot that holds everything."""
+    return (1 << min(blocks_of(length), 64)) - 1
+
+
+def has(mask: int, block: int) -> bool:
+    return block >= 64 or bool(mask >> block & 1)
+
+
+def encode_header(digest: bytes, mask: int, data: memoryview) -> bytes:
+    """The header for content of which `mask` says what is present."""
+    length = len(data)
+    sums = [xxh3_64_intdigest(padded(data, block)) if has(mask, block) else 0 for block in range(blocks_of(length))]
+    head = _HEAD.pack(MAGIC, FORMAT, bytes(3), digest, mask, length, 0) + struct.pack(f"<{len(sums)}Q", *sums)
+    return (head + _SUM.pack(xxh3_64_intdigest(head))).ljust(header_bytes(length), b"\0")
+
+
+def padded(data: memoryview, block: int) -> bytes | memoryview:
+    """A block of content, filled up with zeros."""
+    piece = data[block * BLOCK : (block + 1) * BLOCK]
+    return piece if len(piece) == BLOCK else bytes(piece).ljust(BLOCK, b"\0")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    digest: bytes
+    mask: int
+    length: int
+    sums: tuple[int, ...]
+
+
+def decode_header(data: bytes) -> Header | None:
+    """Parses the header of a slot; None where it is damaged."""
+    if len(data) < _HEAD.size + _SUM.size:
+        return None
+    magic, version, zero, digest, mask, length, zero4 = _HEAD.unpack_from(data)
+    end = _HEAD.size + blocks_of(length) * _SUM.size
+    if (magic, version, zero, zero4) != (MAGIC, FORMAT, bytes(3), 0) or len(data) < end + _SUM.size:
+        return None
+    if _SUM.unpack_from(data, end)[0] != xxh3_64_intdigest(data[:end]):
+        return None
+    return Header(digest, mask, length, struct.unpack_from(f"<{blocks_of(length)}Q", data, _HEAD.size))
+
+
+def intact(header: Header, content: bytes) -> bool:
+    """Whether every block that is present has its checksum; `content` is all blocks from block 0 on."""
+    view = memoryview(content)
+    if len(view) < blocks_of(header.length) * BLOCK:
+        return False
+    return all(
+        xxh3_64_intdigest(view[block * BLOCK : (block + 1) * BLOCK]) == expected
+        for block, expected in enumerate(header.sums)
+        if has(header.mask, block)
+    )

@@ -1,0 +1,89 @@
+"""Extended attributes as ext4 stores them: in the inode where they fit, else in a block of their own."""
+
+import struct
+
+from blockmap.errors import ImageError
+
+MAGIC = 0xEA020000
+INLINE_BYTES = 96
+"""Of an inode of 256 bytes with 32 bytes of extra fields."""
+
+_PREFIXES = ((b"user.", 1), (b"trusted.", 4), (b"security.", 6), (b"system.", 7))
+_ACLS = {b"system.posix_acl_access": 2, b"system.posix_acl_default": 3}
+_ENTRY = struct.Struct("<BBHIII")
+_MASK = 0xFFFFFFFF
+
+Attribute = tuple[int, bytes, bytes]
+"""Index of the prefix, rest of the name, value as stored."""
+
+
+def encode(xattrs: dict[bytes, bytes], path: object) -> tuple[bytes, bytes]:
+    """The attributes inside the inode (96 bytes or none) and those in a block (4096 bytes or none).
+
+    ImageError names `path` where they fit in neither, or one is of an unknown kind.
+    """
+    if not xattrs:
+        return b"", b""
+    attributes = sorted((_attribute(*item, path) for item in xattrs.items()), key=lambda a: (a[0], len(a[1]), a[1]))
+    inline = _pack(attributes, INLINE_BYTES - 4, 0)
+    if inline is not None:
+        return struct.pack("<I", MAGIC) + inline, b""
+    body = _pack(attributes, 4096 - 32, 32)
+    if body is None:
+        raise ImageError(f"{path}: its extended attributes take more than the one block that ext4 has for them")
+    block_hash = 0
+    for attribute in attributes:
+        block_hash = ((block_hash << 16 | block_hash >> 16) & _MASK) ^ _hash(attribute)
+    return b"", struct.pack("<IIIIIIII", MAGIC, 1, 1, block_hash, 0, 0, 0, 0) + body
+
+
+def _attribute(name: bytes, value: bytes, path: object) -> Attribute:
+    if name in _ACLS:
+        return _ACLS[name], b"", _acl(value, path)
+    for prefix, index in _PREFIXES:
+        rest = name[len(prefix) :]
+        if name.startswith(prefix) and 0 < len(rest) <= 255:
+            return index, rest, value
+    raise ImageError(f"{path}: ext4 cannot hold the extended attribute {name.decode('utf-8', 'backslashreplace')!r}")
+
+
+def _acl(value: bytes, path: object) -> bytes:
+    """From the system calls' form (version 2, 8 bytes an entry) to ext4's (version 1, ids only where they count)."""
+    if len(value) < 4 or len(value) % 8 != 4 or value[:4] != struct.pack("<I", 2):
+        raise ImageError(f"{path}: its POSIX ACL is damaged")
+    out = [struct.pack("<I", 1)]
+    for tag, permissions, owner in struct.iter_unpack("<HHI", value[4:]):
+        out.append(struct.pack("<HH", tag, permissions))
+        if tag in (2, 8):
+            out.append(struct.pack("<I", owner))
+    return b"".join(out)
+
+
+def _pack(attributes: list[Attribute], room: int, base: int) -> bytes | None:
+    """Entries from the front, values from the back; offsets count from `base` before. None where they do not fit."""
+    need = 4 + sum(_ENTRY.size + (len(name) + 3 & ~3) + (len(value) + 3 & ~3) for _, name, value in attributes)
+    if need > room:
+        return None
+    data = bytearray(room)
+    front, back = 0, room
+    for attribute in attributes:
+        index, name, value = attribute
+        back -= len(value) + 3 & ~3
+        data[back : back + len(value)] = value
+        offset = base + back if value else 0
+        _ENTRY.pack_into(data, front, len(name), index, offset, 0, len(value), _hash(attribute) if base else 0)
+        front += _ENTRY.size
+        data[front : front + len(name)] = name
+        front += len(name) + 3 & ~3
+    return bytes(data)
+
+
+def _hash(attribute: Attribute) -> int:
+    _, name, value = attribute
+    found = 0
+    for byte in name:
+        found = ((found << 5 | found >> 27) & _MASK) ^ byte
+    padded = value.ljust(len(value) + 3 & ~3, b"\0")
+    for (word,) in struct.iter_unpack("<I", padded):
+        found = ((found << 16 | found >> 16) & _MASK) ^ word
+    return found
