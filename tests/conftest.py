@@ -147,6 +147,7 @@ class Leftovers:
     """What tests started and did not end: it names this session's folder, or came from its processes."""
 
     processes: dict[int, str]  # pid to command line
+    inherited: frozenset[int]  # of these, which have the session's variable, so that they are ours beyond doubt
     mounts: frozenset[str]  # mount points
     loops: dict[str, str]  # device to file
 
@@ -160,18 +161,21 @@ class Leftovers:
         return "\n".join(lines)
 
 
-def processes_of(session: str, folder: str) -> dict[int, str]:
-    """Processes, this one apart, that have the session's variable, or that name its folder."""
-    found = {}
-    words = (f"BLOCKMAP_TEST_SESSION={session}".encode(), os.fsencode(folder) + b"/")
+def processes_of(session: str, folder: str) -> tuple[dict[int, str], frozenset[int]]:
+    """Processes, this one apart, that have the session's variable, or that name its folder; the former again."""
+    found, inherited = {}, set()
+    variable, path = f"BLOCKMAP_TEST_SESSION={session}".encode(), os.fsencode(folder)
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
             line = (entry / "cmdline").read_bytes()  # empty for a zombie
-            if line and any(word in line + (entry / "environ").read_bytes() for word in words):
+            environment = (entry / "environ").read_bytes()
+            if line and (variable in environment or path in line + environment):
                 found[int(entry.name)] = os.fsdecode(line.replace(b"\0", b" ").strip())
-    return found
+                if variable in environment:
+                    inherited.add(int(entry.name))
+    return found, frozenset(inherited)
 
 
 def unescape(field: str) -> str:
@@ -188,7 +192,7 @@ def look(session: str, folder: str, loops_before: set[str]) -> Leftovers:
             if file.startswith(folder) and device not in loops_before:
                 loops[device] = file
     ours = frozenset(point for source, point in mounts if point.startswith(folder) or source in loops)
-    return Leftovers(processes_of(session, folder), ours, loops)
+    return Leftovers(*processes_of(session, folder), ours, loops)
 
 
 def end(left: Leftovers) -> None:
@@ -197,7 +201,7 @@ def end(left: Leftovers) -> None:
         subprocess.run(["umount", "--lazy", point], check=False)
     for device in left.loops:
         subprocess.run(["losetup", "--detach", device], check=False)
-    for pid in left.processes:
+    for pid in left.inherited:  # the others may be a person's, who looks at a log
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -205,7 +209,7 @@ def end(left: Leftovers) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     session = f"{os.getpid()}-{time.time_ns()}"
-    folder = str(tmp_path_factory.getbasetemp())
+    folder = f"{tmp_path_factory.getbasetemp()}/"  # the slash: pytest-1 is not pytest-10
     os.environ["BLOCKMAP_TEST_SESSION"] = session
     before = set(look(session, folder, set()).loops)
     yield
@@ -214,4 +218,4 @@ def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         time.sleep(0.05)
     if left:
         end(left)
-        pytest.fail(f"the tests left behind (ended now):\n{left}", pytrace=False)
+        pytest.fail(f"the tests left behind (what is surely theirs is ended now):\n{left}", pytrace=False)
