@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from blockmap.errors import AlreadyExists, StoreReadOnly, StoreUnavailable
+from blockmap.errors import AlreadyExists, StoreReadOnly, StoreRefused, StoreUnavailable
 
 Buffer = bytes | bytearray | memoryview
 
 TEMPORARY = ".tmp-"
 """Names that begin so are nobody's: a crash leaves them behind, and no listing shows them."""
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What link(2) answers where the file system has no hard links; a lack of permission is EACCES."""
 
 
 def publish(path: Path, parts: Sequence[Buffer]) -> None:
@@ -27,7 +30,15 @@ def publish(path: Path, parts: Sequence[Buffer]) -> None:
         try:
             os.link(temporary, path)
         except FileExistsError:
+            sync_directory(path.parent)  # its creator may not have come to this yet: what exists is durable
             raise AlreadyExists(f"{path} exists already") from None
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                raise StoreRefused(
+                    f"the file system of {path.parent} cannot make hard links ({error.strerror}), "
+                    "which create-only objects need: use a directory on another file system"
+                ) from error
+            raise
         finally:
             os.unlink(temporary)
         for directory in (path.parent, *made):
@@ -47,6 +58,20 @@ def replace(path: Path, data: Buffer) -> None:
             raise
         for directory in (path.parent, *made):
             sync_directory(directory)
+
+
+def settle(directory: Path, top: Path) -> None:
+    """Makes `directory` and what is missing above it, and makes their names durable, up to `top`, whoever made them.
+
+    A directory that is there may have been made a moment ago by somebody who has not synced it yet, or who was killed.
+    """
+    with _explained(directory):
+        changed = _make_directories(directory)
+        while directory != top:
+            directory = directory.parent
+            changed.append(directory)
+        for parent in dict.fromkeys(changed):
+            sync_directory(parent)
 
 
 def remove(path: Path) -> None:

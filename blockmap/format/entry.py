@@ -17,6 +17,11 @@ from blockmap.format.node import Placement
 from blockmap.format.version import decode_placement, encode_placement
 
 FORMAT = 1
+MAX_BYTES = 1 << 20
+MAX_NUMBER = 10**16 - 1
+"""Of an entry, and of a version's record: what 16 decimal digits hold."""
+MAX_TIME = 253402300799
+"""The last second of the year 9999, which is the last that calendars of Python know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ def encode(entry: Entry) -> bytes:
 
 def decode(data: bytes, key: str) -> Entry:
     """Parses the entry stored at `key`; FormatError, also for an entry that belongs elsewhere."""
-    lines = record.unseal(data)
+    lines = record.unseal(data, MAX_BYTES)
     if len(lines) != 1:
         raise FormatError(f"an entry has {len(lines)} lines where 1 is expected")
     value = record.decode(lines[0])
@@ -80,19 +85,22 @@ def decode(data: bytes, key: str) -> Entry:
             raise FormatError(f"the object is not the entry {key} in a format known to this release")
         if value["kind"] not in ("set", "remove") or (value["kind"] == "set") != (value["version"] is not None):
             raise FormatError("the entry neither sets nor removes a version")
+        n = _integer(value["n"], MAX_NUMBER)
+        if n == 0 or not key.endswith(f"/{n:016d}") or (n == 1) != (value["previous"] is None):
+            raise FormatError(f"the entry {key} says that it is number {n} of its log")
         return Entry(
             key=key,
-            n=_integer(value["n"]),
+            n=n,
             version=None if value["version"] is None else from_hex(value["version"]),
-            number=_integer(value["number"]),
+            number=_integer(value["number"], MAX_NUMBER),
             root=decode_placement(value["root"]),
             run=_run(value["run"]),
             oci=None if value["oci"] is None else from_hex(value["oci"]),
             previous=None if value["previous"] is None else from_hex(value["previous"]),
-            nonce=str(value["nonce"]),
-            time=_integer(value["time"]),
-            host=str(value["host"]),
-            message=str(value["message"]),
+            nonce=_text(value["nonce"]),
+            time=_integer(value["time"], MAX_TIME),
+            host=_text(value["host"]),
+            message=_text(value["message"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"the entry lacks a field, or one has the wrong type: {error}") from error
@@ -106,13 +114,19 @@ def digest(data: bytes) -> bytes:
 def _run(value: Any) -> Run | None:
     if value is None:
         return None
-    run = Run(from_hex(value["pack"]), _integer(value["start"]), _integer(value["end"]))
-    if not run.start < run.end < 1 << 32:
+    run = Run(from_hex(value["pack"]), _integer(value["start"], 1 << 32), _integer(value["end"], 1 << 32))
+    if not run.start < run.end:
         raise FormatError(f"the run [{run.start}, {run.end}) of an entry makes no sense")
     return run
 
 
-def _integer(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise FormatError(f"{value!r} is not a number of an entry")
+def _integer(value: Any, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise FormatError(f"a number of the entry is out of range: 0 to {most} are allowed")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise FormatError(f"a text of the entry is {type(value).__name__}, not a string")
     return value

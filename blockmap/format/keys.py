@@ -1,10 +1,21 @@
 """The keys of objects in a store."""
 
+import re
+
+from blockmap.errors import UsageError
 from blockmap.format.digest import Digest
 from blockmap.format.refs import from_component, to_component
 
 FORMAT = "format"
 NAMES = "names/"
+
+_NUMBER = re.compile("[0-9]{16}")
+
+
+def check(key: str) -> None:
+    """UsageError for what no engine can be asked for: it would leave the store, or be taken for a temporary file."""
+    if any(part in ("", ".", "..") or part.startswith(".tmp-") or "\0" in part for part in key.split("/")):
+        raise UsageError(f"{key!r} is not a key: components that are empty, dots or temporary names are not allowed")
 
 
 def _number(n: int) -> str:
@@ -27,7 +38,7 @@ def entry(repo: str, tag: str, number: int) -> str:
 def parse_entry(key: str) -> tuple[str, str, int] | None:
     """Repository, tag and number of the entry at `key`; None where it is no entry's key."""
     parts = key.split("/")
-    if len(parts) != 4 or parts[0] != "names" or len(parts[3]) != 16 or not parts[3].isdecimal():
+    if len(parts) != 4 or parts[0] != "names" or not _NUMBER.fullmatch(parts[3]) or int(parts[3]) == 0:
         return None
     return from_component(parts[1]), parts[2], int(parts[3])
 

@@ -16,7 +16,7 @@ MAX_BYTES = 24 << 20
 
 
 def encode(value: dict[str, Any]) -> bytes:
-    """The one encoding of a JSON object."""
+    """The one encoding of a JSON object; FormatError for values that have none."""
     _check(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
@@ -38,10 +38,10 @@ def seal(lines: Sequence[bytes]) -> bytes:
     return data + sha256(data).hexdigest().encode() + b"\n"
 
 
-def unseal(data: bytes) -> list[bytes]:
+def unseal(data: bytes, max_bytes: int = MAX_BYTES) -> list[bytes]:
     """The lines of a sealed object; FormatError where the last one is not the SHA-256 of the rest."""
-    if len(data) > MAX_BYTES:
-        raise FormatError(f"{len(data)} bytes are too long for a record")
+    if len(data) > max_bytes:
+        raise FormatError(f"{len(data)} bytes are too long for such a record: {max_bytes} at most are read")
     body, digest = data[:-65], data[-65:]
     if digest != sha256(body).hexdigest().encode() + b"\n" or not body.endswith(b"\n"):
         raise FormatError("the record is damaged: its last line is not the SHA-256 of the rest")
@@ -53,9 +53,14 @@ def _check(value: object) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise FormatError(f"a key of a record is not a string: {key!r}")
+            _check(key)
             _check(item)
     elif isinstance(value, list):
         for item in value:
             _check(item)
-    elif not (value is None or isinstance(value, (str, bool, int))):
+    elif isinstance(value, str):
+        # JSON can escape half a surrogate pair, which then no terminal and no file can be given.
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise FormatError(f"a string of a record is not text: {value[:80]!r}")
+    elif not (value is None or isinstance(value, int)):
         raise FormatError(f"a value of a record is neither string, integer, list nor object: {value!r}")

@@ -43,14 +43,19 @@ def parse_name(text: str) -> tuple[str, str]:
 def parse_reference(text: str) -> Reference:
     """`REPO[:TAG]` or `REPO@sha256:HEX`, with `+LABEL` or without; UsageError."""
     rest, plus, label = text.partition("+")
-    if plus and not _LABEL.fullmatch(label):
-        raise UsageError(f"{label!r} is not a label: 1 to 64 of a-z, 0-9, dot, underscore, slash and dash are expected")
+    if plus and (not _LABEL.fullmatch(label) or label in (".", "..") or label.startswith(".tmp-")):
+        raise UsageError(
+            f"{label!r} is not a label: 1 to 64 of a-z, 0-9, dot, underscore, slash and dash are expected, for example "
+            "redis:7+migrate"
+        )
     rest, at, hexadecimal = rest.partition("@")
     digest, tag = None, None
     if at:
         matched = _DIGEST.fullmatch(hexadecimal)
         if matched is None:
-            raise UsageError(f"{text!r} has no digest after the @: sha256: and 64 hexadecimal digits are expected")
+            raise UsageError(
+                f"{text!r} has no digest after the @: sha256: and 64 lower-case hexadecimal digits are expected"
+            )
         digest = bytes.fromhex(matched[1])
         repo = rest
     else:
@@ -58,7 +63,10 @@ def parse_reference(text: str) -> Reference:
         if not colon or "/" in tag:
             repo, tag = rest, "latest"
         if not _TAG.fullmatch(tag):
-            raise UsageError(f"{tag!r} is not a tag: letters, digits, _, . and -, at most 128, are expected")
+            raise UsageError(
+                f"{tag!r} is not a tag: 1 to 128 letters, digits, _, . and -, the first none of . and -, are expected, "
+                "for example redis:7.2"
+            )
     if not _REPO.fullmatch(repo) or len(repo) > _MAX_REPO:
         raise UsageError(
             f"{repo!r} is not the name of a repository: lower-case letters and digits, with . _ - / between them, "

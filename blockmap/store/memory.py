@@ -4,6 +4,7 @@ import threading
 from collections.abc import Sequence
 
 from blockmap.errors import AlreadyExists, Corrupt, NotFound
+from blockmap.format import keys
 from blockmap.store.base import Buffer
 
 
@@ -16,6 +17,7 @@ class MemoryStore:
         self._objects: dict[str, bytes] = {}
 
     def get(self, key: str) -> bytes:
+        keys.check(key)
         with self._lock:
             try:
                 return self._objects[key]
@@ -33,10 +35,12 @@ class MemoryStore:
             return sorted(key for key in self._objects if key.startswith(prefix))
 
     def exists(self, key: str) -> bool:
+        keys.check(key)
         with self._lock:
             return key in self._objects
 
     def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        keys.check(key)
         data = b"".join(parts)
         with self._lock:
             if key in self._objects:
@@ -44,9 +48,11 @@ class MemoryStore:
             self._objects[key] = data
 
     def replace(self, key: str, data: bytes) -> None:
+        keys.check(key)
         with self._lock:
-            self._objects[key] = data
+            self._objects[key] = bytes(data)
 
     def delete(self, key: str) -> None:
+        keys.check(key)
         with self._lock:
             self._objects.pop(key, None)

@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 from blockmap.errors import AlreadyExists, Corrupt, FormatError, NameMoved, NotFound, StoreError, StoreUnavailable
 from blockmap.format import entry as entries
@@ -32,6 +33,8 @@ class NameReader:
         """The newest entry of a name, which may remove it; None where there is none. Corrupt, StoreUnavailable."""
         hinted = self._hint(repo, tag)
         low = hinted if hinted and self._exists(repo, tag, hinted) else 0
+        if low != hinted:
+            _log.warning("the hint of %s:%s names entry %d, which is not there; it is not used", repo, tag, hinted)
         step = 1
         while self._exists(repo, tag, low + step):
             low, step = low + step, step * 2
@@ -86,6 +89,9 @@ class NameReader:
         try:
             text = self._store.get(keys.name_hint(repo, tag))
         except NotFound:
+            return 0
+        except StoreError as error:
+            _log.warning("the hint of %s:%s is not used: %s", repo, tag, error)
             return 0
         if len(text) > 16 or not text.isdigit():
             _log.warning("the hint of %s:%s is damaged; it is not used", repo, tag)
@@ -155,9 +161,15 @@ class NameLog(NameReader):
                 stands = self.entry(repo, tag, n)[0]
             except NotFound:
                 raise error from None
+            except StoreUnavailable as second:
+                raise StoreUnavailable(
+                    f"whether {repo}:{tag} was moved is not known, since the store stopped answering: look at the name "
+                    f"when it answers again ({second})"
+                ) from error
             if stands.nonce != nonce:
                 raise NameMoved(
-                    f"{repo}:{tag} was moved meanwhile by {stands.host} ({stands.message or 'no message'}): "
+                    f"{repo}:{tag} was moved meanwhile by {stands.host} at {_moment(stands.time)} "
+                    f"({stands.message or 'no message'}): "
                     "look at what it is now, then try again"
                 ) from error
         self._put_hint(repo, tag, n)
@@ -168,3 +180,7 @@ class NameLog(NameReader):
             self._writer.replace(keys.name_hint(repo, tag), str(n).encode())
         except StoreError as error:
             _log.debug("the hint of %s:%s was not written: %s", repo, tag, error)
+
+
+def _moment(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

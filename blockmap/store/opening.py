@@ -1,14 +1,27 @@
 """Opens and creates stores by URL."""
 
 import json
+import os
 import secrets
+import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockmap.errors import AlreadyExists, FormatError, NotAStore, NotFound, StoreRefused, StoreTooNew, UsageError
+from blockmap import disk
+from blockmap.errors import (
+    AlreadyExists,
+    FormatError,
+    NotAStore,
+    NotFound,
+    StoreReadOnly,
+    StoreRefused,
+    StoreTooNew,
+    StoreUnavailable,
+    UsageError,
+)
 from blockmap.format import keys
 from blockmap.format.chunker import Parameters
 from blockmap.store.base import Pruner
@@ -16,6 +29,9 @@ from blockmap.store.directory import DirectoryStore
 
 VERSION = 1
 _CREATORS = 8
+_PROBE = "probe-"
+_NOTHING = (_PROBE, disk.TEMPORARY, "lost+found")
+"""A directory is empty where all names begin so: an attempt that was broken off leaves some, a new file system one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +61,14 @@ def create_store(url: str) -> tuple[Pruner, Format]:
     """Probes the engine at `url` and makes a store there; UsageError, NotAStore, StoreRefused, StoreReadOnly."""
     path = _directory(url)
     store = DirectoryStore(path)
-    if store.exists(keys.FORMAT):
+    found = _contents(path)
+    if keys.FORMAT in found:
         raise UsageError(f"{url} is a blockmap store already: use it as it is")
-    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     if found:
         seen = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
         raise NotAStore(
             f"{url} is neither empty nor a store, it holds {seen}: name a directory that is absent or empty"
         )
-    if path.exists() and not path.is_dir():
-        raise NotAStore(f"{url} is a file: name a directory that is absent or empty")
     probe(store)
     parameters = Parameters()
     value = {
@@ -64,16 +78,24 @@ def create_store(url: str) -> tuple[Pruner, Format]:
         "store": str(uuid.uuid4()),
         "version": VERSION,
     }
-    store.create(keys.FORMAT, [json.dumps(value, indent=1).encode() + b"\n"])
+    try:
+        store.create(keys.FORMAT, [json.dumps(value, indent=1).encode() + b"\n"])
+    except AlreadyExists:
+        raise UsageError(f"{url} was made a blockmap store by somebody else just now: use it as it is") from None
     return store, parse_format(store.get(keys.FORMAT), url)
 
 
 def open_or_create(url: str) -> tuple[Pruner, Format]:
-    """The store at `url`, made where the directory is absent or empty."""
-    path = _directory(url)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return create_store(url)
-    return open_store(url)
+    """The store at `url` for a writer, made where the directory is absent or empty; as both, and StoreReadOnly."""
+    if not _contents(_directory(url)):
+        try:
+            return create_store(url)
+        except UsageError:
+            pass  # another writer was faster: its store is as good
+    store, form = open_store(url)
+    if not form.writable:
+        raise StoreReadOnly(f"the store {url} has features that this release can read but not write: upgrade blockmap")
+    return store, form
 
 
 def parse_format(text: bytes, url: str) -> Format:
@@ -81,6 +103,8 @@ def parse_format(text: bytes, url: str) -> Format:
     try:
         value: Any = json.loads(text)
         version, requires, may, chunker = value["version"], value["requires"], value["may"], value["chunker"]
+        if type(version) is not int or not isinstance(requires, list) or not isinstance(may, list):
+            raise FormatError("one of `version`, `requires` and `may` has the wrong type")
         if version != VERSION or requires:
             needs = ", ".join(map(str, requires)) or f"version {version}"
             raise StoreTooNew(f"the store {url} needs {needs}, which this release does not know: upgrade blockmap")
@@ -88,17 +112,22 @@ def parse_format(text: bytes, url: str) -> Format:
             raise StoreTooNew(
                 f"the store {url} cuts by {chunker['hash']}, which this release does not know: upgrade blockmap"
             )
-        parameters = Parameters(int(chunker["bits"]), int(chunker["min"]), int(chunker["max"]))
+        numbers = [chunker[key] for key in ("bits", "min", "max")]
+        if any(type(number) is not int for number in numbers):
+            raise FormatError("a parameter of the chunker is not an integer")
+        parameters = Parameters(*numbers)
         return Format(str(value["store"]), parameters, not may)
-    except (ValueError, KeyError, TypeError, AttributeError, FormatError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FormatError) as error:
         raise NotAStore(f"{url} is no blockmap store, or its object `format` is damaged: {error}") from error
 
 
 def probe(store: Pruner) -> None:
     """Checks that an engine keeps the promises that blockmap depends on; StoreRefused names the one it breaks."""
-    key = f"probe/{secrets.token_hex(8)}"
+    key = f"{_PROBE}{secrets.token_hex(8)}"
+    start = threading.Barrier(_CREATORS)
 
     def create(number: int) -> bool:
+        start.wait()
         try:
             store.create(key, [bytes([number]) * 4096])
         except AlreadyExists:
@@ -126,3 +155,15 @@ def _directory(url: str) -> Path:
     if scheme == "file" and rest.startswith("/"):
         return Path(rest)
     raise UsageError(f"{scheme}:// is not a kind of store that is known: a directory is, or file:///DIRECTORY")
+
+
+def _contents(path: Path) -> list[str]:
+    """What a directory holds, as far as it counts; nothing where it is absent."""
+    try:
+        return sorted(name for name in os.listdir(path) if not name.startswith(_NOTHING))
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError:
+        raise NotAStore(f"{path} is a file: name a directory that is absent or empty") from None
+    except OSError as error:
+        raise StoreUnavailable(f"cannot list {path}: {error.strerror}; check its permissions") from error

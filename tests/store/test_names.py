@@ -1,0 +1,339 @@
+"""Names' logs: moves, races, lost answers, hints, damage."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from blockmap.errors import AlreadyExists, Corrupt, NameMoved, StoreUnavailable, UsageError
+from blockmap.format import entry as entries
+from blockmap.format import keys
+from blockmap.format.digest import Digest
+from blockmap.format.entry import Entry
+from blockmap.store.base import Buffer, Pruner
+from blockmap.store.memory import MemoryStore
+from blockmap.store.names import NameLog, NameReader
+from tests.store.faulty import Faulty
+
+REPO, TAG = "registry.example.com:5000/team/redis", "7.2"
+HINT = keys.name_hint(REPO, TAG)
+
+
+def version(seed: object) -> Digest:
+    return Digest(hashlib.sha256(str(seed).encode()).digest())
+
+
+def log_of(store: Pruner, seconds: float = 1_700_000_000.0) -> NameLog:
+    return NameLog(store, clock=lambda: seconds)
+
+
+def put(log: NameLog, seed: object, message: str = "") -> Entry | None:
+    return log.set(REPO, TAG, version(seed), 1, None, None, None, message)
+
+
+def move(log: NameLog, expected: Entry | None, seed: object, message: str = "") -> Entry:
+    return log.append(REPO, TAG, expected, version(seed), 1, message=message)
+
+
+def test_a_name_begins_moves_and_is_removed(store: Pruner) -> None:
+    log = log_of(store)
+    assert log.newest(REPO, TAG) is None
+    assert list(log.history(REPO, TAG)) == []
+    assert log.catalogue() == {}
+    first = move(log, None, "a")
+    second = move(log, first, "b")
+    third = log.append(REPO, TAG, second, None, 0)
+    assert [entry.n for entry in (first, second, third)] == [1, 2, 3]
+    assert log.newest(REPO, TAG) == third
+    assert third.version is None
+    assert list(log.history(REPO, TAG)) == [third, second, first]
+    assert log.catalogue() == {(REPO, TAG): 3}
+    fourth = put(log, "a")
+    assert fourth is not None
+    assert (fourth.n, fourth.version) == (4, version("a"))
+
+
+def test_setting_what_stands_creates_nothing(store: Pruner) -> None:
+    log = log_of(store)
+    assert put(log, "a") is not None
+    before = store.list("names/")
+    assert put(log, "a") is None
+    assert store.list("names/") == before
+    other = log.set(REPO, TAG, version("a"), 2, None, None, None)
+    assert other is not None
+    assert (other.n, other.number) == (2, 2)
+
+
+def test_names_do_not_share_a_log(store: Pruner) -> None:
+    log = log_of(store)
+    names = [("a", "1"), ("a", "2"), ("a/b", "1"), ("a:1/b", "1"), ("ab", "1")]
+    for repo, tag in names:
+        assert log.newest(repo, tag) is None
+        log.append(repo, tag, None, version((repo, tag)), 1)
+    for repo, tag in names:
+        found = log.newest(repo, tag)
+        assert found is not None
+        assert found.version == version((repo, tag))
+    assert log.catalogue() == dict.fromkeys(names, 1)
+
+
+def test_the_catalogue_has_the_newest_numbers(store: Pruner) -> None:
+    log = log_of(store)
+    for number in range(12):
+        put(log, number)
+    store.create("names/stray", [b""])
+    store.create("names/a/b/c", [b""])
+    store.create(f"names/a/b/{0:016d}", [b""])
+    assert log.catalogue() == {(REPO, TAG): 12}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33])
+def test_the_newest_is_found_without_hint_in_few_steps(length: int) -> None:
+    store = MemoryStore()
+    made = None
+    for number in range(length):
+        made = move(log_of(store), made, number)
+    store.delete(HINT)
+    counted = Counted(store)
+    assert NameReader(counted).newest(REPO, TAG) == made
+    assert counted.asked <= 2 * length.bit_length() + 2
+
+
+class Counted(Faulty):
+    asked = 0
+
+    def exists(self, key: str) -> bool:
+        self.asked += 1
+        return super().exists(key)
+
+
+def test_with_a_hint_two_questions_are_enough() -> None:
+    store = MemoryStore()
+    for number in range(100):
+        put(log_of(store), number)
+    counted = Counted(store)
+    assert NameReader(counted).newest(REPO, TAG) is not None
+    assert counted.asked == 2
+
+
+# --- races
+
+
+def test_the_slower_is_told_who_was_faster(store: Pruner) -> None:
+    first = move(log_of(store), None, "a")
+    winner = move(log_of(store, seconds=86400.0), first, "b", message="nightly build")
+    with pytest.raises(NameMoved) as caught:
+        move(log_of(store), first, "c")
+    for part in (f"{REPO}:{TAG}", winner.host, "nightly build", "1970-01-02 00:00:00 UTC", "try again"):
+        assert part in str(caught.value)
+    assert log_of(store).newest(REPO, TAG) == winner
+
+
+def test_set_takes_the_next_number_when_others_are_faster(store: Pruner) -> None:
+    faulty = Faulty(store)
+    for number in range(3):
+        faulty.before_create = lambda number=number: put(log_of(store), f"other {number}")
+        made = put(log_of(faulty), f"mine {number}")
+        assert made is not None
+        assert made.n == 2 * number + 2
+    assert [entry.n for entry in log_of(store).history(REPO, TAG)] == [6, 5, 4, 3, 2, 1]
+
+
+def test_set_is_content_when_another_sets_the_same(store: Pruner) -> None:
+    faulty = Faulty(store)
+    faulty.before_create = lambda: put(log_of(store), "same")
+    assert put(log_of(faulty), "same") is None
+    assert len(store.list("names/")) == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_lost_answer_is_found_out(store: Pruner, first: bool) -> None:
+    faulty = Faulty(store)
+    before = None if first else move(log_of(store), None, "a")
+    faulty.lose_answer = True
+    made = move(log_of(faulty), before, "b")
+    assert log_of(store).newest(REPO, TAG) == made
+    assert len(store.list("names/")) == made.n
+
+
+def test_a_lost_answer_of_the_loser_is_found_out(store: Pruner) -> None:
+    faulty = Faulty(store)
+    faulty.before_create = lambda: put(log_of(store), "other")
+    faulty.fail_create = True
+    with pytest.raises(NameMoved):
+        move(log_of(faulty), None, "mine")
+
+
+def test_a_create_that_did_not_happen_is_said(store: Pruner) -> None:
+    faulty = Faulty(store)
+    faulty.fail_create = True
+    with pytest.raises(StoreUnavailable, match="before the request"):
+        move(log_of(faulty), None, "a")
+    assert store.list("names/") == []
+    assert move(log_of(faulty), None, "a").n == 1
+
+
+def test_an_outcome_that_cannot_be_known_is_said(store: Pruner) -> None:
+    faulty = Faulty(store)
+
+    def stop() -> None:
+        faulty.down = True
+
+    faulty.before_create, faulty.lose_answer = stop, True
+    with pytest.raises(StoreUnavailable, match=r"whether .* was moved is not known"):
+        move(log_of(faulty), None, "a")
+    faulty.down = False
+    assert put(log_of(faulty), "a") is None
+
+
+class Refusals(Faulty):
+    """Counts the entries that were there already."""
+
+    def __init__(self, inner: Pruner) -> None:
+        super().__init__(inner)
+        self.counted: list[str] = []
+
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        try:
+            super().create(key, parts)
+        except AlreadyExists:
+            self.counted.append(key)
+            raise
+
+
+def test_many_writers_make_one_chain(store: Pruner) -> None:
+    writers, moves = 8, 20
+    start = threading.Barrier(writers)
+    refusals = Refusals(store)
+    told: list[str] = []
+
+    def write(writer: int) -> list[Entry]:
+        log = log_of(refusals)
+        done: list[Entry] = []
+        start.wait()
+        while len(done) < moves:
+            seen = log.newest(REPO, TAG)
+            try:
+                done.append(move(log, seen, (writer, len(done)), message=f"writer {writer}"))
+            except NameMoved as error:
+                assert any(f"(writer {other})" in str(error) for other in range(writers) if other != writer)
+                told.append(str(error))
+        return done
+
+    with ThreadPoolExecutor(writers) as pool:
+        made = [entry for part in pool.map(write, range(writers)) for entry in part]
+    chain = list(log_of(store).history(REPO, TAG))
+    assert [entry.n for entry in chain] == list(range(writers * moves, 0, -1))
+    assert sorted(made, key=lambda entry: -entry.n) == chain
+    assert len({entry.version for entry in chain}) == writers * moves
+    assert len(told) == len(refusals.counted)
+
+
+# --- hints
+
+
+@pytest.mark.parametrize(
+    "hint", [b"", b"x", b"-1", b"0", b"1", b"2", b"4", b"1000000", b"9" * 16, b"9" * 17, b"\xb2", b"3\n", b"\0" * 100]
+)
+def test_a_hint_is_advice(store: Pruner, hint: bytes) -> None:
+    log = log_of(store)
+    entry = None
+    for number in range(3):
+        entry = move(log, entry, number)
+    store.replace(HINT, hint)
+    assert NameReader(store).newest(REPO, TAG) == entry
+    assert store.get(HINT) == hint, "who only reads leaves it"
+    assert log.newest(REPO, TAG) == entry
+    assert store.get(HINT) == b"3"
+
+
+def test_a_hint_of_a_name_that_is_not_there(store: Pruner) -> None:
+    store.replace(HINT, b"7")
+    assert log_of(store).newest(REPO, TAG) is None
+
+
+def test_a_hint_that_cannot_be_read_or_written_stops_nobody(store: Pruner, caplog: pytest.LogCaptureFixture) -> None:
+    class NoHints(Faulty):
+        def get(self, key: str) -> bytes:
+            if key.startswith("hints/"):
+                raise StoreUnavailable("permission denied")
+            return super().get(key)
+
+    faulty = NoHints(store)
+    faulty.hints_refused = True
+    made = move(log_of(faulty), None, "a")
+    assert log_of(faulty).newest(REPO, TAG) == made
+    assert "is not used: permission denied" in caplog.text
+    assert store.list("hints/") == []
+
+
+def test_an_outage_is_not_an_absent_name(store: Pruner) -> None:
+    put(log_of(store), "a")
+    faulty = Faulty(store)
+    faulty.down = True
+    for call in (lambda: log_of(faulty).newest(REPO, TAG), lambda: log_of(faulty).catalogue()):
+        with pytest.raises(StoreUnavailable):
+            call()
+
+
+# --- damage
+
+
+def rewritten(store: Pruner, n: int, change: Callable[[bytes], bytes]) -> None:
+    key = keys.entry(REPO, TAG, n)
+    data = change(store.get(key))
+    store.delete(key)
+    store.create(key, [data])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: b"",
+        lambda data: data[:-1],
+        lambda data: data.replace(b'"set"', b'"sat"'),
+        lambda data: bytes([data[0] ^ 1]) + data[1:],
+    ],
+)
+def test_a_damaged_entry_is_corrupt(store: Pruner, change: Callable[[bytes], bytes]) -> None:
+    log = log_of(store)
+    second = move(log, move(log, None, "a"), "b")
+    rewritten(store, 2, change)
+    for call in (
+        lambda: log.newest(REPO, TAG),
+        lambda: list(log.history(REPO, TAG)),
+        lambda: put(log, "c"),
+        lambda: move(log, second, "c"),
+    ):
+        with pytest.raises(Corrupt, match=f"entry 2 of {REPO}:{TAG} is damaged"):
+            call()
+    assert len(store.list("names/")) == 2
+
+
+def test_an_entry_in_the_wrong_place_is_corrupt(store: Pruner) -> None:
+    log = log_of(store)
+    move(log, move(log, None, "a"), "b")
+    first = store.get(keys.entry(REPO, TAG, 1))
+    rewritten(store, 2, lambda data: first)
+    with pytest.raises(Corrupt, match="entry 2"):
+        log.newest(REPO, TAG)
+
+
+def test_a_rewritten_past_is_corrupt(store: Pruner) -> None:
+    log = log_of(store)
+    move(log, move(log, move(log, None, "a"), "b"), "c")
+    key = keys.entry(REPO, TAG, 2)
+    old = entries.decode(store.get(key), key)
+    forged = Entry(key, 2, version("evil"), 1, None, None, None, old.previous, old.nonce, old.time, old.host, "")
+    rewritten(store, 2, lambda data: entries.encode(forged))
+    history = log.history(REPO, TAG)
+    assert next(history).n == 3
+    with pytest.raises(Corrupt, match="is not the one that entry 3 continues"):
+        next(history)
+
+
+def test_names_that_leave_the_log_are_no_keys(store: Pruner) -> None:
+    with pytest.raises(UsageError):
+        log_of(store).newest("redis", "..")
