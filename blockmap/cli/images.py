@@ -56,8 +56,8 @@ def import_(source: str, name: str, store: str | None, platform: str | None, qui
         try:
             opened, form = open_or_create(need_store(store))
             importer = Importer(opened, form, lambda text: click.echo(f"blockmap: {text}", err=True))
-            with Watched(found, f"{repo}:{tag}", quiet or as_json) as watched:
-                summary = importer.run(watched.source, repo, tag)
+            with Watched(found, f"{repo}:{tag}", quiet or as_json):
+                summary = importer.run(found, repo, tag)
         finally:
             found.close()
     if as_json:

@@ -9,17 +9,17 @@ import json
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import zstandard
-from blockmap.image.disk import DiskSource
-from blockmap.image.ext4.writer import WRITER, Writer
 
 from blockmap.errors import BlockmapError
 from blockmap.format import BLOCK, codec, filemap, keys, layer, oci
 from blockmap.format.digest import Digest
 from blockmap.format.filemap import File
 from blockmap.format.version import Layout, Version
+from blockmap.image.disk import DiskSource
+from blockmap.image.ext4.writer import WRITER, Writer
 from blockmap.image.member import Source
 from blockmap.publish.chunks import ChunkWriter, Counts
 from blockmap.publish.known import KnownChunks
@@ -51,12 +51,20 @@ class Summary:
     """Processor seconds by stage."""
 
 
-@dataclass(slots=True)
 class LayerHeaders:
     """A layer's archive without its contents, compressed as it comes."""
 
-    packed: bytearray = field(default_factory=bytearray)
-    raw: int = 0
+    def __init__(self) -> None:
+        self._compressor = zstandard.ZstdCompressor(level=codec.LEVEL).compressobj()
+        self.packed = bytearray()
+        self.raw = 0
+
+    def keep(self, data: bytes) -> None:
+        self.raw += len(data)
+        self.packed += self._compressor.compress(data)
+
+    def end(self) -> None:
+        self.packed += self._compressor.flush()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +163,8 @@ def lay_image(source: Source, chunks: ChunkWriter, threshold: int) -> Laid:
     headers = []
     for own in source.layers:
         kept = LayerHeaders()
-        compressor = zstandard.ZstdCompressor(level=codec.LEVEL).compressobj()
-
-        def keep(data: bytes, kept: LayerHeaders = kept, compressor: zstandard.ZstdCompressionObj = compressor) -> None:
-            kept.raw += len(data)
-            kept.packed += compressor.compress(data)
-
-        writer.layer(own.members(keep))
-        kept.packed += compressor.flush()
+        writer.layer(own.members(kept.keep))
+        kept.end()
         headers.append(kept)
     volume = writer.finish(_uuid(source))
     files = [File(path, size, runs) for path, size, runs in volume.files]

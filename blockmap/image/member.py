@@ -51,7 +51,9 @@ class Layer(Protocol):
     chain: bytes
     """OCI chain ID of the stack up to and including this layer: 32 bytes."""
     size: int
-    """Bytes as stored, for progress."""
+    """Bytes as stored, for progress; 0 where they are not known beforehand."""
+    progress: Callable[[int], None]
+    """Called with the stored bytes read since the last call, from any thread."""
 
     def members(self, headers: Callable[[bytes], None]) -> Members:
         """The members in order; `headers` gets every byte of the archive that is not file content, in order.

@@ -1,0 +1,117 @@
+"""A layer's blob as the bytes of its archive: decompressed in a thread of its own, both digests taken on the way."""
+
+import io
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from typing import Any, BinaryIO
+
+import zstandard
+from isal import igzip
+
+from blockmap.errors import ImageError
+
+_PIECE_BYTES = 1 << 20
+_QUEUED_PIECES = 4
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+class _Counted(io.RawIOBase):
+    """Takes the digest of what is read through it."""
+
+    def __init__(self, raw: BinaryIO, progress: Callable[[int], None]) -> None:
+        self._raw = raw
+        self._progress = progress
+        self.digest = sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.read(len(buffer))
+        buffer[: len(data)] = data
+        self.digest.update(data)
+        self._progress(len(data))
+        return len(data)
+
+
+def archive(
+    open_blob: Callable[[], BinaryIO],
+    name: str,
+    digest: bytes | None,
+    diff_id: bytes | None,
+    progress: Callable[[int], None],
+) -> Iterator[bytes]:
+    """The archive in a blob, in pieces; gzip, zstd and plain are told apart by their first bytes.
+
+    At the end both digests are compared, where they are known; ImageError names the layer `name`, and what was expected.
+    """
+    pieces: queue.Queue[bytes | BaseException | None] = queue.Queue(_QUEUED_PIECES)
+    stop = threading.Event()
+
+    def put(item: bytes | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                pieces.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def run() -> None:
+        try:
+            with open_blob() as raw:
+                _decompress(raw, name, digest, diff_id, progress, put, stop)
+        except BaseException as error:
+            put(error)
+        else:
+            put(None)
+
+    thread = threading.Thread(target=run, name="decompress", daemon=True)
+    thread.start()
+    try:
+        while (item := pieces.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _decompress(
+    raw: BinaryIO,
+    name: str,
+    digest: bytes | None,
+    diff_id: bytes | None,
+    progress: Callable[[int], None],
+    put: Callable[[bytes], None],
+    stop: threading.Event,
+) -> None:
+    counted = _Counted(raw, progress)
+    buffered = io.BufferedReader(counted, 1 << 18)
+    magic = buffered.peek(4)[:4]
+    content = sha256()
+    try:
+        opened: Any = buffered
+        if magic[:2] == _GZIP:
+            opened = igzip.IGzipFile(fileobj=buffered, mode="rb")  # type: ignore[no-untyped-call]
+        elif magic == _ZSTD:
+            opened = zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True, closefd=False)
+        while not stop.is_set() and (piece := opened.read(_PIECE_BYTES)):
+            content.update(piece)
+            put(piece)
+        while not stop.is_set() and buffered.read(_PIECE_BYTES):
+            pass
+    except (EOFError, OSError, zstandard.ZstdError) as error:
+        raise ImageError(
+            f"layer {name} cannot be decompressed: {error}; it is truncated or damaged, get it again"
+        ) from error
+    if stop.is_set():
+        return
+    for what, found, expected in (("blob", counted.digest, digest), ("archive", content, diff_id)):
+        if expected is not None and found.digest() != expected:
+            raise ImageError(
+                f"layer {name} is damaged: its {what} has the digest sha256:{found.hexdigest()}, and sha256:{expected.hex()} "
+                "is expected; get it again"
+            )

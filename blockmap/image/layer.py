@@ -1,0 +1,42 @@
+"""Layers that are blobs: archives, compressed or not, with the digests that they should have."""
+
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import BinaryIO
+
+from blockmap.image import compression, tar
+from blockmap.image.member import Members
+
+
+class BlobLayer:
+    """A layer in a file, read once."""
+
+    def __init__(
+        self,
+        name: str,
+        open_blob: Callable[[], BinaryIO],
+        size: int,
+        digest: bytes | None,
+        diff_id: bytes,
+        chain: bytes,
+    ) -> None:
+        self.chain = chain
+        self.size = size
+        self.progress: Callable[[int], None] = lambda count: None
+        """Called with the stored bytes read since the last call, from a thread of its own."""
+        self._name, self._open, self._digest, self._diff_id = name, open_blob, digest, diff_id
+
+    def members(self, headers: Callable[[bytes], None]) -> Members:
+        pieces = compression.archive(self._open, self._name, self._digest, self._diff_id, self.progress)
+        return tar.members(pieces, headers)
+
+
+def chain_ids(diff_ids: Sequence[bytes]) -> list[bytes]:
+    """The OCI chain ID of each stack of layers, from the bottom up (image-spec, config.md)."""
+    chains: list[bytes] = []
+    for diff_id in diff_ids:
+        if not chains:
+            chains.append(diff_id)
+        else:
+            chains.append(sha256(f"sha256:{chains[-1].hex()} sha256:{diff_id.hex()}".encode()).digest())
+    return chains
