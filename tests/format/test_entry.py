@@ -18,7 +18,10 @@ digests = st.binary(min_size=32, max_size=32).map(Digest)
 small = st.integers(0, (1 << 32) - 1)
 placements = st.builds(Placement, digests, st.integers(0, 1), small, small, small)
 runs = st.builds(
-    lambda pack, start, length: Run(pack, start, start + length), digests, st.integers(0, 1 << 20), st.integers(1, 1 << 20)
+    lambda pack, start, length: Run(pack, start, start + length),
+    digests,
+    st.integers(0, 1 << 20),
+    st.integers(1, 1 << 20),
 )
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -71,7 +74,9 @@ GOLDEN = "ace84ceea24e67cb2ebb87031bed0811444eef8a23cca411c61aa1e93f7e4e62"
 
 def test_the_format_is_frozen() -> None:
     data = entry.encode(SAMPLE)
-    assert data.startswith(b'{"format":1,"host":"builder","key":"names/host=5000~team~redis/7.2/0000000000000002","kind":"set"')
+    assert data.startswith(
+        b'{"format":1,"host":"builder","key":"names/host=5000~team~redis/7.2/0000000000000002","kind":"set"'
+    )
     assert hashlib.sha256(data).hexdigest() == GOLDEN
     assert entry.digest(data).hex() == GOLDEN
 

@@ -30,7 +30,7 @@ def test_what_is_encoded_is_decoded(value: dict[str, Any]) -> None:
 
 
 def test_the_encoding_is_fixed() -> None:
-    value = {"b": [1, -2, None, True], "a": {"é": "\n\"\\\x00"}, "": 1 << 70}
+    value = {"b": [1, -2, None, True], "a": {"é": '\n"\\\x00'}, "": 1 << 70}
     expected = rb'{"":1180591620717411303424,"a":{"\u00e9":"\n\"\\\u0000"},"b":[1,-2,null,true]}'
     assert record.encode(value) == expected
 

@@ -90,7 +90,7 @@ def test_what_is_no_repository(repo: str, suffix: str) -> None:
 
 @pytest.mark.parametrize("tag", INVALID_TAGS)
 def test_what_is_no_tag(tag: str) -> None:
-    with pytest.raises(UsageError, match="is not a tag.*for example"):
+    with pytest.raises(UsageError, match=r"is not a tag.*for example"):
         parse_reference(f"redis:{tag}")
 
 
@@ -102,7 +102,16 @@ def test_digests() -> None:
 
 @pytest.mark.parametrize(
     "digest",
-    ["", "sha256:", f"sha256:{HEX[1:]}", f"sha256:{HEX}0", f"sha256:{HEX.upper()}", f"sha512:{HEX}{HEX}", HEX, f"sha256:{HEX}\n"],
+    [
+        "",
+        "sha256:",
+        f"sha256:{HEX[1:]}",
+        f"sha256:{HEX}0",
+        f"sha256:{HEX.upper()}",
+        f"sha512:{HEX}{HEX}",
+        HEX,
+        f"sha256:{HEX}\n",
+    ],
 )
 def test_what_is_no_digest(digest: str) -> None:
     with pytest.raises(UsageError, match="64 lower-case hexadecimal digits"):
@@ -124,13 +133,13 @@ def test_labels(label: str) -> None:
 
 @pytest.mark.parametrize("label", ["", "A", "x" * 65, "a b", "a+b", "é", "a:b", ".", "..", ".tmp-1", "a\n"])
 def test_what_is_no_label(label: str) -> None:
-    with pytest.raises(UsageError, match="is not a label.*for example"):
+    with pytest.raises(UsageError, match=r"is not a label.*for example"):
         parse_reference(f"redis:7+{label}")
 
 
 @pytest.mark.parametrize("text", ["redis:7+migrate", f"redis@sha256:{HEX}"])
 def test_what_is_no_name(text: str) -> None:
-    with pytest.raises(UsageError, match="is not a name.*for example"):
+    with pytest.raises(UsageError, match=r"is not a name.*for example"):
         parse_name(text)
 
 

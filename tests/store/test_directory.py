@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from blockmap import disk
-from blockmap.errors import NotFound
+from blockmap.errors import NotFound, StoreUnavailable
 from blockmap.store.directory import DirectoryStore
 
 
@@ -69,21 +69,24 @@ def test_a_handle_that_went_stale_is_opened_again(tmp_path: Path, monkeypatch: p
     store.get_range("packs/one", 0, 4)
     store.get_range("packs/two", 0, 4)
     os.unlink(tmp_path / "packs/two")
-    stale = {os.stat(fd).st_ino for fd in Path("/proc/self/fd").iterdir() if str(fd.resolve()).startswith(str(tmp_path))}
-    before = {int(fd.name) for fd in Path("/proc/self/fd").iterdir() if fd.exists() and os.stat(fd).st_ino in stale}
     pread = os.pread
+    stale = 1
 
-    def failing(fd: int, count: int, offset: int) -> bytes:
-        if fd in failed:
+    def answer(fd: int, count: int, offset: int) -> bytes:
+        nonlocal stale
+        if stale:
+            stale -= 1
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return pread(fd, count, offset)
 
-    failed = before
-    monkeypatch.setattr(os, "pread", failing)
-    monkeypatch.setattr(os, "open", lambda path, flags, open_=os.open: os.dup2(open_(path, flags), 900))
+    monkeypatch.setattr(os, "pread", answer)
     assert store.get_range("packs/one", 0, 4) == b"data"
+    stale = 1
     with pytest.raises(NotFound, match="packs/two"):
         store.get_range("packs/two", 0, 4)
+    stale = 2
+    with pytest.raises(StoreUnavailable, match="check that the store is mounted"):
+        store.get_range("packs/one", 0, 4)
 
 
 def test_a_directory_that_vanished_is_made_again(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Names(RuleBasedStateMachine):
         store.fail_create = fault == "no answer"
         store.hints_refused = fault == "no hints"
 
-    def attempt(self, host: int, fault: str, call: Callable[[], Entry | None]) -> Entry | None | Exception:
+    def attempt(self, host: int, fault: str, call: Callable[[], Entry | None]) -> Entry | Exception | None:
         self.arm(host, fault)
         try:
             return call()
@@ -99,6 +99,22 @@ class Names(RuleBasedStateMachine):
         result = self.attempt(host, fault, lambda: log.append(*name, expected, mine, 1))
         self.model[name].append((theirs, 1))
         assert isinstance(result, NameMoved)
+
+    @rule(host=hosts, name=names, mine=versions, theirs=versions, fault=st.sampled_from(["none", "lost answer"]))
+    def race_of_imports(self, host: int, name: tuple[str, str], mine: Digest, theirs: Digest, fault: str) -> None:
+        """Both take a number, whoever is first; one that finds its own version there takes none."""
+        self.stores[host].before_create = lambda: self.logs[1 - host].set(*name, theirs, 1, None, None, None)
+        steps = self.model[name]
+        if steps[-1:] != [(mine, 1)]:
+            result = self.attempt(host, fault, lambda: self.logs[host].set(*name, mine, 1, None, None, None))
+            if steps[-1:] != [(theirs, 1)]:
+                steps.append((theirs, 1))
+            if theirs == mine:
+                assert result is None
+            else:
+                assert isinstance(result, Entry)
+                steps.append((mine, 1))
+        self.stores[host].before_create = None
 
     @rule(name=names, hint=st.binary(max_size=20) | st.integers(0, 40).map(lambda n: str(n).encode()))
     def spoil_hint(self, name: tuple[str, str], hint: bytes) -> None:
