@@ -35,6 +35,8 @@ class Watched:
         if self._shown is not None:
             self._shown.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._shown is not None:
             self._shown.stop()

@@ -1,10 +1,11 @@
 """Everything that one server serves: exports by name, each version opened once however many clients it has."""
 
+import logging
 import threading
 import time
 from pathlib import Path
 
-from blockmap.errors import NotFound
+from blockmap.errors import Corrupt, NotFound
 from blockmap.fetch.cache import Cache, default_cap
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.format.digest import Digest
@@ -14,6 +15,8 @@ from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.volume.opening import Found, find_version
 from blockmap.volume.view import View
+
+_log = logging.getLogger(__name__)
 
 CATALOGUE_SECONDS = 1.0
 """How old a listing of names may be; an open by name always asks the store."""
@@ -44,7 +47,11 @@ class Exports:
         reader = NameReader(self._repository.store)
         found = []
         for (repo, tag), n in sorted(reader.catalogue().items()):
-            entry = reader.entry(repo, tag, n)[0]
+            try:
+                entry = reader.entry(repo, tag, n)[0]
+            except Corrupt as error:
+                _log.warning("%s:%s is left out of the catalogue: %s", repo, tag, error)
+                continue
             if entry.version is not None:
                 found.append((f"{repo}:{tag}", f"version {entry.version.hex()[:12]}, entry {n}"))
         with self._lock:

@@ -1,0 +1,62 @@
+"""Which nbdkit this host has, and how it is started with this Python."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from blockmap.errors import HostError
+from blockmap.host import tools
+
+ABORTS_BELOW = (1, 34)
+"""nbdkit 1.32.4 and 1.32.5 end for all clients when one hangs up with replies pending."""
+
+
+def version() -> tuple[int, int]:
+    """Major and minor version; HostError where there is none."""
+    text = tools.run("nbdkit", "--version")
+    found = re.search(r"(\d+)\.(\d+)", text)
+    if found is None:
+        raise HostError(f"nbdkit says that its version is {text.strip()!r}, which is not understood")
+    return int(found[1]), int(found[2])
+
+
+def check_python() -> None:
+    """HostError where nbdkit's Python is not the one of this environment: its packages would not load there."""
+    done = subprocess.run(
+        [tools.find("nbdkit"), "python", "--dump-plugin"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+    found = re.search(r"^python_version=(\d+)\.(\d+)", done.stdout, re.MULTILINE)
+    if done.returncode or found is None:
+        raise HostError("nbdkit has no Python plugin: apt-get install nbdkit-plugin-python")
+    if (int(found[1]), int(found[2])) != sys.version_info[:2]:
+        own = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        raise HostError(
+            f"nbdkit's Python is {found[1]}.{found[2]}, and blockmap runs on {own} from {sys.prefix}: install blockmap into a "
+            "virtual environment made with /usr/bin/python3 -m venv"
+        )
+
+
+def environment() -> dict[str, str]:
+    """A clean environment in which nbdkit's Python finds the packages of this one."""
+    kept = {key: value for key, value in os.environ.items() if key in ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")}
+    return {**kept, "PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "PYTHONNOUSERSITE": "1"}
+
+
+def command(store: str, cache: Path, cache_bytes: int | None, control_fd: int, threads: int = 16) -> list[str]:
+    """nbdkit in the foreground with the plugin; its sockets come by socket activation."""
+    spec = find_spec("nbdplugin")
+    if spec is None or spec.origin is None:
+        raise HostError("the package nbdplugin is not installed beside blockmap: install blockmap again")
+    script = Path(spec.origin).with_name("plugin.py")
+    arguments = [
+        tools.find("nbdkit"), "-f", "-r", "-t", str(threads), "python", str(script),
+        f"store={store}", f"cache={cache}", f"control_fd={control_fd}",
+    ]  # fmt: skip
+    return arguments if cache_bytes is None else [*arguments, f"cache_bytes={cache_bytes}"]

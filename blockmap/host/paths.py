@@ -1,0 +1,29 @@
+"""Where things are on this host when nobody says otherwise."""
+
+import os
+from pathlib import Path
+
+
+def default_socket() -> Path:
+    """The NBD socket."""
+    if os.geteuid() == 0:
+        return Path("/run/blockmap/nbd.sock")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "blockmap/nbd.sock"
+
+
+def control_socket(nbd_socket: Path) -> Path:
+    """The control socket beside an NBD socket."""
+    return nbd_socket.with_name(nbd_socket.name + ".ctl")
+
+
+def default_cache() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/cache/blockmap")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockmap"
+
+
+def default_state() -> Path:
+    """Attachments, and what containers write."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/blockmap")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "blockmap"

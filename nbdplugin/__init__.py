@@ -1,0 +1,5 @@
+"""What runs inside nbdkit: callbacks, thread states, and the control socket.
+
+Imports `blockmap.volume` and what lies below. Requests come from NBD clients through nbdkit; bytes go straight into its
+buffers. Only here are errno values chosen.
+"""

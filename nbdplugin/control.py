@@ -1,0 +1,88 @@
+"""The control socket: one JSON object per line each way, for `attach`, `run` and `status`.
+
+A request has `v` (1) and `op`; the answer has `ok`, and what was asked for or `error`. Only root and the server's own user
+are answered.
+
+    op        more in the request   more in the answer
+    status                          pid, store, exports, fetch, cache, ...
+    names                           names: [export, description]
+    resolve   export                export: the name by digest of the version that it stands for now
+    config    export                config: the OCI image configuration, as text
+"""
+
+import json
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+from typing import Any
+
+from blockmap.errors import BlockmapError, UsageError
+from blockmap.volume.exports import Exports
+
+VERSION = 1
+_MAX_LINE = 1 << 16
+_IDLE_SECONDS = 60
+_log = logging.getLogger("blockmap")
+
+
+class Control:
+    """Answers on a listening Unix socket, each client in a thread of its own."""
+
+    def __init__(self, listening: socket.socket, exports: Exports) -> None:
+        self._listening = listening
+        self._exports = exports
+        self._started = time.monotonic()
+
+    def start(self) -> None:
+        threading.Thread(target=self._accept, name="control", daemon=True).start()
+
+    def _accept(self) -> None:
+        self._listening.setblocking(True)
+        while True:
+            try:
+                client, _ = self._listening.accept()
+            except OSError as error:
+                _log.error("the control socket failed: %s", error)
+                return
+            threading.Thread(target=self._serve, args=(client,), name="control client", daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client:
+            _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if uid not in (0, os.geteuid()):
+                _log.warning("a control client with uid %d was refused", uid)
+                return
+            client.settimeout(_IDLE_SECONDS)
+            try:
+                with client.makefile("rb") as lines:
+                    while line := lines.readline(_MAX_LINE):
+                        client.sendall(json.dumps(self.answer(line)).encode() + b"\n")
+            except OSError:
+                return
+
+    def answer(self, line: bytes) -> dict[str, Any]:
+        """The answer to one request, whatever it is."""
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict) or request.get("v") != VERSION:
+                raise UsageError(f"a request is a JSON object with v: {VERSION}, on one line")
+            return {"ok": True, "v": VERSION, **self._do(request)}
+        except BlockmapError as error:
+            return {"ok": False, "v": VERSION, "kind": type(error).__name__, "error": str(error)}
+        except (ValueError, RecursionError) as error:
+            return {"ok": False, "v": VERSION, "kind": "UsageError", "error": f"the request is not JSON: {error}"}
+
+    def _do(self, request: dict[str, Any]) -> dict[str, Any]:
+        op, export = request.get("op"), str(request.get("export", ""))
+        if op == "status":
+            return {"pid": os.getpid(), "seconds": time.monotonic() - self._started, **self._exports.status()}
+        if op == "names":
+            return {"names": self._exports.names()}
+        if op == "resolve":
+            return {"export": self._exports.resolve(export)}
+        if op == "config":
+            return {"config": self._exports.config(export).decode("utf-8", "replace")}
+        raise UsageError(f"{op!r} is not an operation of this server: status, names, resolve and config are")
