@@ -129,6 +129,12 @@ def need() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
+def need_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.fixture(scope="session")
 def sample_image(need: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image of tools/sample-image, an OCI layout with tag latest: redis on Debian, three layers, read only."""
     need("mmdebstrap")

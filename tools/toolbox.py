@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -26,6 +27,11 @@ class ToolError(Exception):
 def fail(error: object) -> NoReturn:
     program = Path(sys.argv[0]).name
     raise SystemExit(f"{program}: {error}")
+
+
+def exit_on_sigterm() -> None:
+    """From now on SIGTERM ends the program as an error does: what it made is removed, what it started is ended."""
+    signal.signal(signal.SIGTERM, lambda *_: fail("terminated"))
 
 
 def cache_folder(name: str) -> Path:
@@ -53,6 +59,35 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd
 def end_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
     """In a child, before exec: the kernel signals it when the thread that started it ends, however that ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, how)
+
+
+def mmdebstrap(arguments: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:
+    """Runs mmdebstrap so that what it mounts is seen by nobody else and is gone, as its processes are, when it ends.
+
+    Without namespaces of its own, an interrupted run leaves /dev and the like mounted in the root, and whoever
+    removes that root removes through them.
+    """
+    if shutil.which("mmdebstrap") is None:
+        raise ToolError("mmdebstrap is not installed: run tools/setup")
+    isolate = ["unshare", "--mount", "--mount-proc", "--pid", "--fork", "--kill-child"]
+    if "/" not in mount_points():
+        isolate = []  # in a bare chroot unshare cannot make mounts private; remove_tree still refuses to follow them
+    run([*isolate, "mmdebstrap", *arguments], env=env)
+
+
+def mount_points() -> list[str]:
+    return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes a folder in which roots were made; ToolError, and nothing is removed, where anything is mounted in it."""
+    below = f"{folder.resolve()}/"
+    mounted = [point for point in mount_points() if f"{point}/".startswith(below)]
+    if mounted:
+        raise ToolError(f"{folder} is kept, because of what is mounted in it: {', '.join(mounted)}; unmount that first")
+    deadline = time.monotonic() + 5  # processes that are being killed may still create files
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=time.monotonic() < deadline)
 
 
 def stop(process: subprocess.Popen[bytes] | subprocess.Popen[str], grace_s: float = 10) -> None:

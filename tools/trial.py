@@ -16,7 +16,7 @@ from typing import Any
 
 sys.dont_write_bytecode = True
 
-from toolbox import CHECKOUT, ToolError, end_with_parent, fail, run, stop  # noqa: E402
+from toolbox import CHECKOUT, ToolError, end_with_parent, exit_on_sigterm, fail, run, stop  # noqa: E402
 
 NAME = "try:latest"
 SAMPLE_READY = "ready to accept connections"
@@ -136,7 +136,7 @@ def main() -> int:
     parser.add_argument("source", nargs="?", help="default: a small image of Debian packages, made here")
     parser.add_argument("--ready", metavar="TEXT", help="what its program prints once it is ready")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("try: terminated"))  # so that all is removed
+    exit_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="blockmap-try-") as folder:
         trial = Trial(Path(folder))
         sample = options.source is None
