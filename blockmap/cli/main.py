@@ -9,6 +9,7 @@ import click
 
 from blockmap import __version__
 from blockmap.cli import host, images
+from blockmap.cli.bench.command import bench
 from blockmap.errors import BlockmapError, UsageError
 
 
@@ -18,7 +19,7 @@ def program() -> None:
     """Container images as network block devices that start before they are pulled."""
 
 
-for command in (*images.commands, *host.commands):
+for command in (*images.commands, *host.commands, bench):
     program.add_command(command)
 
 

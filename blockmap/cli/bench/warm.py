@@ -6,9 +6,9 @@ load reads only offsets that hold data: the densest window of the volume, where 
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,9 +22,12 @@ from blockmap.cli.bench.statistics import ratios, spread
 from blockmap.cli.options import need_store, store_option
 from blockmap.errors import HostError, UsageError
 from blockmap.format import BLOCK
+from blockmap.format.refs import parse_reference
 from blockmap.format.tree import leaves
 from blockmap.host.control import Client
-from blockmap.volume.opening import open_version
+from blockmap.store.opening import open_store
+from blockmap.store.repository import Repository
+from blockmap.volume.opening import find_version
 
 CAVEATS = [
     "One client process and one server share this machine's processors; figures from different machines do not compare.",
@@ -95,9 +98,11 @@ def _measure(store: str, name: str, rounds: int, seconds: int) -> Report:
 
 def _densest_window(store: str, name: str) -> tuple[int, int]:
     """Offset and length in bytes of the window of 64 MiB that holds most data."""
-    version, fetch_node = open_version(store, name)
+    opened, _ = open_store(store)
+    repository = Repository(opened)
+    found = find_version(repository, parse_reference(name))
     data: dict[int, int] = {}
-    for span, leaf in leaves(version.root, fetch_node):
+    for span, leaf in leaves(found.version.root, repository.node):
         data[span] = int(leaf.lengths.sum()) * BLOCK
     spans = WINDOW_BYTES >> 24
     best = max(range(max(data) + 1), key=lambda at: sum(data.get(at + i, 0) for i in range(spans)))
@@ -140,7 +145,7 @@ def _running(command: list[str], ready: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _blockmap(directory: Path, store: str, name: str) -> Iterator[str]:
     socket = directory / "blockmap.sock"
-    program = [os.path.join(os.path.dirname(os.sys.executable), "blockmap"), "serve", "--socket", str(socket)]
+    program = [sys.executable, "-m", "blockmap.cli.main", "serve", "--socket", str(socket)]
     with _running([*program, "--store", store, "--cache", str(directory / "cache")], socket):
         Client(socket).wait_ready(30)
         yield f"nbd+unix:///{name}?socket={socket}"

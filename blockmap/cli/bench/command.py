@@ -1,0 +1,15 @@
+"""The `bench` group."""
+
+import click
+
+from blockmap.cli.bench.dedup import dedup
+from blockmap.cli.bench.warm import warm
+
+
+@click.group()
+def bench() -> None:
+    """Measure, beside a peer in the same run."""
+
+
+for _command in (warm, dedup):
+    bench.add_command(_command)
