@@ -35,18 +35,16 @@ def say(step: str, text: str) -> None:
 
 
 class Trial:
-    """Store, cache, state and server, all in one temporary folder."""
+    """Store, cache and server, all in one temporary folder; what is attached is noted in this machine's own state."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
         self.log = work / "server.log"
         (work / "run").mkdir()
-        # Runtime and state folders too: nothing of this machine's own blockmap is touched.
         self.environment = {
             **os.environ,
             "BLOCKMAP_STORE": str(work / "store"),
             "BLOCKMAP_CACHE": str(work / "cache"),
-            "BLOCKMAP_STATE": str(work / "state"),
             "BLOCKMAP_SOCKET": str(work / "run" / "nbd.sock"),
         }
 
@@ -166,7 +164,7 @@ def main() -> int:
             say("again", f"{how}, with {megabytes(second - first)} more from the store: the rest was in the cache")
         if not 0 < first < data:
             raise ToolError(f"{first} bytes were fetched for an image of {data}: this was no lazy start")
-    say("done", "all of it is removed again")
+    say("done", "image, store and cache are removed again")
     return 0
 
 
