@@ -15,11 +15,9 @@ from blockmap.cli.units import size
 from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound, UsageError
 from blockmap.format import BLOCK
 from blockmap.format.refs import parse_name, parse_reference
-
-# Xfrom blockmap.image.compare import compare
+from blockmap.image.compare import compare
 from blockmap.image.disk import DiskSource
-
-# Xfrom blockmap.image.ext4.reader import Reader
+from blockmap.image.ext4.reader import Reader
 from blockmap.image.importer import Importer, Summary
 from blockmap.image.sources import open_source
 from blockmap.store.names import NameReader
