@@ -1,6 +1,7 @@
 """Commands about this host: serve, attach, detach, run, status."""
 
 import json
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -79,7 +80,7 @@ def run(name: str, command: tuple[str, ...], store: str | None, cache: Path | No
     """Run the program of the image NAME, or `-- CMD` in it; what it writes goes with it."""
     tools.need_root("run")
     client = _server(store, cache, socket)
-    sys.exit(runner.run(client, _attachments(), default_state(), name, list(command), runner.is_terminal()))
+    sys.exit(runner.run(client, _attachments(), _state(), name, list(command), runner.is_terminal()))
 
 
 @click.command()
@@ -130,7 +131,11 @@ def _server(store: str | None, cache: Path | None, socket: Path | None) -> Clien
 
 
 def _attachments() -> Attachments:
-    return Attachments(default_state(), NbdFuse())
+    return Attachments(_state(), NbdFuse())
+
+
+def _state() -> Path:
+    return Path(os.environ.get("BLOCKMAP_STATE") or default_state())
 
 
 def _absolute(url: str) -> str:

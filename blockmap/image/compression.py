@@ -3,6 +3,7 @@
 import io
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Any, BinaryIO
@@ -42,10 +43,12 @@ def archive(
     digest: bytes | None,
     diff_id: bytes | None,
     progress: Callable[[int], None],
+    took: Callable[[float], None],
 ) -> Iterator[bytes]:
     """The archive in a blob, in pieces; gzip, zstd and plain are told apart by their first bytes.
 
     At the end both digests are compared, where they are known; ImageError names the layer `name`, and what was expected.
+    `progress` gets the stored bytes as they are read, `took` the thread's processor seconds.
     """
     pieces: queue.Queue[bytes | BaseException | None] = queue.Queue(_QUEUED_PIECES)
     stop = threading.Event()
@@ -65,6 +68,7 @@ def archive(
         except BaseException as error:
             put(error)
         else:
+            took(time.thread_time())
             put(None)
 
     thread = threading.Thread(target=run, name="decompress", daemon=True)
@@ -79,6 +83,16 @@ def archive(
         thread.join()
 
 
+def decompressor(blob: Any) -> Any:
+    """The archive in a blob (an io.BufferedReader) as a file, by the blob's first bytes."""
+    magic = blob.peek(4)[:4]
+    if magic[:2] == _GZIP:
+        return igzip.IGzipFile(fileobj=blob, mode="rb")  # type: ignore[no-untyped-call]
+    if magic == _ZSTD:
+        return zstandard.ZstdDecompressor().stream_reader(blob, read_across_frames=True, closefd=False)
+    return blob
+
+
 def _decompress(
     raw: BinaryIO,
     name: str,
@@ -90,14 +104,9 @@ def _decompress(
 ) -> None:
     counted = _Counted(raw, progress)
     buffered = io.BufferedReader(counted, 1 << 18)
-    magic = buffered.peek(4)[:4]
     content = sha256()
     try:
-        opened: Any = buffered
-        if magic[:2] == _GZIP:
-            opened = igzip.IGzipFile(fileobj=buffered, mode="rb")  # type: ignore[no-untyped-call]
-        elif magic == _ZSTD:
-            opened = zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True, closefd=False)
+        opened = decompressor(buffered)
         while not stop.is_set() and (piece := opened.read(_PIECE_BYTES)):
             content.update(piece)
             put(piece)

@@ -50,6 +50,7 @@ class DirectoryLayer:
         self.chain = bytes(32)
         """Taken over attributes and contents: known when all members have been read."""
         self.progress: Callable[[int], None] = lambda count: None
+        self.cpu_seconds = 0.0
         self._root = os.fsencode(path)
 
     def members(self, headers: Callable[[bytes], None]) -> Members:

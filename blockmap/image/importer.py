@@ -103,6 +103,8 @@ class Importer:
                     else:
                         laid = lay_image(source, chunks, threshold)
                 chunks.finish()
+                if not isinstance(source, DiskSource):
+                    stages.add("decompress", sum(own.cpu_seconds for own in source.layers))
                 with stages.time("tree"):
                     trees = store_trees(chunks, laid.size, laid.hidden, known, publication)
             version = _version(source, trees, laid.layout)

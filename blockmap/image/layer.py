@@ -24,11 +24,20 @@ class BlobLayer:
         self.size = size
         self.progress: Callable[[int], None] = lambda count: None
         """Called with the stored bytes read since the last call, from a thread of its own."""
+        self.cpu_seconds = 0.0
         self._name, self._open, self._digest, self._diff_id = name, open_blob, digest, diff_id
 
     def members(self, headers: Callable[[bytes], None]) -> Members:
-        pieces = compression.archive(self._open, self._name, self._digest, self._diff_id, self.progress)
+        pieces = compression.archive(self._open, self._name, self._digest, self._diff_id, self.progress, self._took)
         return tar.members(pieces, headers)
+
+    def stored(self) -> bytes:
+        """The blob as it is."""
+        with self._open() as blob:
+            return blob.read()
+
+    def _took(self, seconds: float) -> None:
+        self.cpu_seconds = seconds
 
 
 def chain_ids(diff_ids: Sequence[bytes]) -> list[bytes]:

@@ -54,6 +54,8 @@ class Layer(Protocol):
     """Bytes as stored, for progress; 0 where they are not known beforehand."""
     progress: Callable[[int], None]
     """Called with the stored bytes read since the last call, from any thread."""
+    cpu_seconds: float
+    """Processor seconds of threads of its own, once it has been read."""
 
     def members(self, headers: Callable[[bytes], None]) -> Members:
         """The members in order; `headers` gets every byte of the archive that is not file content, in order.

@@ -3,6 +3,7 @@
 import click
 
 from blockmap.cli.bench.dedup import dedup
+from blockmap.cli.bench.imports import import_
 from blockmap.cli.bench.warm import warm
 
 
@@ -11,5 +12,5 @@ def bench() -> None:
     """Measure, beside a peer in the same run."""
 
 
-for _command in (warm, dedup):
+for _command in (warm, import_, dedup):
     bench.add_command(_command)
