@@ -35,7 +35,7 @@ def say(step: str, text: str) -> None:
 
 
 class Trial:
-    """Store, cache and server, all in one temporary folder; what is attached is noted in this machine's own state."""
+    """Store, cache, server and attachments, all in one temporary folder."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
@@ -46,6 +46,7 @@ class Trial:
             "BLOCKMAP_STORE": str(work / "store"),
             "BLOCKMAP_CACHE": str(work / "cache"),
             "BLOCKMAP_SOCKET": str(work / "run" / "nbd.sock"),
+            "BLOCKMAP_STATE": str(work / "state"),
         }
 
     def blockmap(self, *arguments: str) -> str:

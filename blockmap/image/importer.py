@@ -30,7 +30,7 @@ from blockmap.store.names import NameLog
 from blockmap.store.opening import Format
 from blockmap.store.repository import Publication
 
-THRESHOLD_BLOCKS = 8
+THRESHOLD_BLOCKS = 32
 """Files from this size on are cut at their edges; decided by `blockmap bench dedup`."""
 
 
