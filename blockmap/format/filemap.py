@@ -25,6 +25,8 @@ from blockmap.format.digest import DIGEST_BYTES, Digest
 MAGIC = b"bmfm"
 FORMAT = 1
 MAX_BODY = 1 << 30
+MAX_PATH = (1 << 16) - 1
+"""Bytes; a longer path, which no program can open in one go, has no record."""
 
 _HEAD = struct.Struct("<4sB3s32sI")
 _FILE = struct.Struct("<HIQ")

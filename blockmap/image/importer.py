@@ -92,10 +92,12 @@ class Importer:
         began = time.monotonic()
         stages = Stages()
         publication = Publication(self._store)
+        log = NameLog(self._store)
         named: set[tuple[Digest, int]] = set()
+        made: tuple[Digest, int] | None = None
         try:
             with stages.time("known"):
-                known = self._known_chunks(publication, named)
+                known = self._known_chunks(publication, log, named)
             with ChunkWriter(publication.put_pack, known.placement, self._parameters, stages) as chunks:
                 with stages.time("layers"):
                     if isinstance(source, DiskSource):
@@ -109,13 +111,18 @@ class Importer:
                     trees = store_trees(chunks, laid.size, laid.hidden, known, publication)
             version = _version(source, trees, laid.layout)
             number = publication.put_version(version, named)
+            made = version.name, number
+            manifest = None if version.manifest is None else hashlib.sha256(version.manifest).digest()
+            entry = log.set(repo, tag, version.name, number, trees.root.placement, trees.run, manifest, "import")
         except BaseException:
-            publication.withdraw()
+            self._take_back(publication, log, repo, tag, made)
             raise
-        manifest = None if version.manifest is None else hashlib.sha256(version.manifest).digest()
-        root = trees.root.placement
-        entry = NameLog(self._store).set(repo, tag, version.name, number, root, trees.run, manifest, "import")
-        self._put_derived(publication, source, laid, version, number)
+        try:
+            self._put_derived(publication, source, laid, version, number)
+        except BlockmapError as error:
+            self._warn(
+                f"{repo}:{tag} is in the store; what speeds its use up is not, until it is imported again: {error}"
+            )
         return Summary(
             f"{repo}:{tag}",
             version.name,
@@ -128,10 +135,19 @@ class Importer:
             stages.seconds(),
         )
 
-    def _known_chunks(self, publication: Publication, named: set[tuple[Digest, int]]) -> KnownChunks:
+    def _take_back(
+        self, publication: Publication, log: NameLog, repo: str, tag: str, made: tuple[Digest, int] | None
+    ) -> None:
+        """Deletes what a failed import stored, unless the name's entry stands, or may stand, in spite of the failure."""
+        try:
+            if made is None or all((entry.version, entry.number) != made for entry in log.history(repo, tag)):
+                publication.withdraw()
+        except BlockmapError as error:
+            self._warn(f"what the import stored was not taken back, and takes room in the store: {error}")
+
+    def _known_chunks(self, publication: Publication, log: NameLog, named: set[tuple[Digest, int]]) -> KnownChunks:
         """What can be deduplicated against; a version that cannot be read is left out, and said."""
         known = KnownChunks()
-        log = NameLog(self._store)
         for (repo, tag), n in log.catalogue().items():
             try:
                 entry = log.entry(repo, tag, n)[0]
@@ -169,7 +185,7 @@ def lay_image(source: Source, chunks: ChunkWriter, threshold: int) -> Laid:
         kept.end()
         headers.append(kept)
     volume = writer.finish(_uuid(source))
-    files = [File(path, size, runs) for path, size, runs in volume.files]
+    files = [File(path, size, runs) for path, size, runs in volume.files if len(path) <= filemap.MAX_PATH]
     return Laid(volume.size_blocks, Layout(WRITER, threshold), volume.hidden, files, headers)
 
 

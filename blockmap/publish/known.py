@@ -27,20 +27,21 @@ class KnownChunks:
     def _walk(self, repository: Repository, root: Root) -> None:
         if root.digest == ABSENT or root.digest in self.roots:
             return
-
+        seen: set[Digest] = set()  # joins the others once all of the tree was read
         waiting: list[tuple[Digest, Placement | None]] = [(root.digest, root.placement)]
         while waiting:
             name, place = waiting.pop()
-            if name in self._seen:
+            if name in self._seen or name in seen:
                 continue
             node = repository.node(name, place)
-            self._seen.add(name)
+            seen.add(name)
             if isinstance(node, Leaf):
                 for chunk, at, blocks in zip(node.chunks, node.placements, node.blocks.tolist(), strict=True):
                     if at is not None and self._table.get(chunk) is None:
                         self._table.place(self._table.add(chunk, blocks), at)
             else:
                 waiting.extend(zip(node.children, node.placements, strict=True))
+        self._seen |= seen
 
     def __len__(self) -> int:
         return len(self._table)

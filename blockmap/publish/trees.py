@@ -1,7 +1,7 @@
 """The trees of a volume whose blocks are all chunked: what it shows, and what upper layers hide."""
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockmap.format.chunker import SPAN
 from blockmap.format.entry import Run
@@ -30,7 +30,9 @@ def store_trees(
     """Stores the trees of what `chunks` took; blocks in the ascending, disjoint ranges `hidden` go to `extra`."""
     volume, extra = _drafts(chunks, size, hidden)
     if volume.root.digest in known.roots and extra.root.digest in known.roots:
-        return Trees(known.roots[volume.root.digest], known.roots[extra.root.digest], None, 0)
+        # A root says nothing about the zeros behind the last data, so a volume of another size may have it.
+        own, below = (replace(known.roots[draft.root.digest], size=size) for draft in (volume, extra))
+        return Trees(own, below, None, 0)
     stored = store_nodes([volume, extra], chunks.table.placement, publication.put_pack)
     return Trees(stored.roots[0], stored.roots[1], stored.run, stored.stored_bytes)
 
