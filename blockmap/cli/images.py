@@ -51,10 +51,11 @@ def import_(source: str, name: str, store: str | None, platform: str | None, qui
     (raw or qcow2).
     """
     repo, tag = parse_name(name)
+    where = need_store(store)
     with tempfile.TemporaryDirectory(prefix="blockmap-import-") as work:
         found = open_source(source, platform=platform, work=Path(work))
         try:
-            opened, form = open_or_create(need_store(store))
+            opened, form = open_or_create(where)
             importer = Importer(opened, form, lambda text: click.echo(f"blockmap: {text}", err=True))
             with Watched(found, f"{repo}:{tag}", quiet or as_json):
                 summary = importer.run(found, repo, tag)
@@ -188,7 +189,8 @@ def verify(name: str, store: str | None, against: str | None, platform: str | No
         click.echo(f"blockmap: {problem}", err=True)
     if damaged:
         raise Corrupt(
-            f"{name} is damaged in {damaged} places: restore the store's objects from a copy, or import it again"
+            f"{name} is damaged in {damaged} places: restore these objects from a copy of the store, or import the image "
+            "into another store, since in this one it would share what is damaged"
         )
     took = usage(repository, found.version.root)
     click.echo(f"{found.pinned}: {took.chunks:,} chunks, {size(took.data_bytes)} of data, all as their digests say")

@@ -33,8 +33,8 @@ class DockerArchive:
             raise ImageError(f"{path} is not a docker archive, or is truncated: {error}") from error
         described = self._choose(reference, path)
         try:
-            self.config = self._read(described["Config"])
-            names = list(described["Layers"])
+            self.config = self._read(str(described["Config"]))
+            names = list(map(str, described["Layers"]))
         except (KeyError, TypeError) as error:
             raise ImageError(f"the manifest.json of {path} lacks {error}") from error
         diff_ids = config_diff_ids(self.config)
@@ -57,11 +57,14 @@ class DockerArchive:
             images = json.loads(self._read("manifest.json"))
         except ValueError as error:
             raise ImageError(f"the manifest.json of {path} is not JSON: {error}") from error
-        if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
+        if not isinstance(images, list) or not all(
+            isinstance(image, dict) and isinstance(image.get("RepoTags") or [], list) for image in images
+        ):
             raise ImageError(f"the manifest.json of {path} lists no images")
-        tags = [tag for image in images for tag in image.get("RepoTags") or []]
+        tagged = [(image, list(map(str, image.get("RepoTags") or []))) for image in images]
+        tags = [tag for _, own in tagged for tag in own]
         if reference is not None:
-            images = [image for image in images if reference in (image.get("RepoTags") or [])]
+            images = [image for image, own in tagged if reference in own]
         if len(images) != 1:
             raise UsageError(
                 f"{path} has {len(images)} images{f' called {reference}' if reference else ''}, "

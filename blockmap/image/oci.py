@@ -1,8 +1,13 @@
-"""Images as manifests and blobs: OCI image layouts, and the directories that skopeo fills."""
+"""Images as manifests and blobs: OCI image layouts, and the directories that skopeo fills.
+
+Documents: the OCI image-spec's index, manifest and configuration, and docker's v2 schema 2 forms of the first two. They are
+kept byte for byte, and what they say is checked before it is used.
+"""
 
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,19 +20,30 @@ from blockmap.image.platforms import Platform
 
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 _MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
-_LAYERS = (
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.diff",
-    "application/vnd.docker.image.layer.v1.tar",
+_LAYERS = frozenset(
+    base + suffix
+    for base in ("application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar")
+    for suffix in ("", "+gzip", "+zstd", ".gzip", ".zstd")
 )
-_SUFFIXES = ("", "+gzip", "+zstd", ".gzip", ".zstd")
 _MAX_DOCUMENT = 8 << 20
 _REF_NAME = "org.opencontainers.image.ref.name"
 _MAX_DEPTH = 4
 
 BlobPath = Callable[[str], Path]
 """Where the blob with a digest like `sha256:HEX` is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What one document says about another, or about a layer."""
+
+    media: str
+    digest: str
+    """`sha256:HEX`."""
+    size: int
+    """Bytes."""
+    platform: dict[str, Any] | None
+    tag: str | None
 
 
 class OciImage:
@@ -38,13 +54,8 @@ class OciImage:
         self.manifest: bytes | None = manifest
         self.index = index
         self._close = close
-        try:
-            self.config = read_blob(blob, document["config"])
-            layers = list(document["layers"])
-        except (KeyError, TypeError) as error:
-            raise ImageError(
-                f"the manifest lacks {error}: only OCI and docker v2 schema 2 manifests are supported"
-            ) from error
+        self.config = read_blob(blob, describe(document.get("config")))
+        layers = describe_all(document.get("layers"))
         diff_ids = config_diff_ids(self.config)
         if len(diff_ids) != len(layers):
             raise ImageError(
@@ -60,83 +71,122 @@ class OciImage:
 
 
 def open_layout(directory: Path, tag: str | None, platform: Platform) -> OciImage:
-    """The image `tag` of an OCI image layout; without one, its only image."""
+    """The image `tag` of an OCI image layout; without one, its only image. UsageError where that leaves a choice."""
     if not (directory / "oci-layout").is_file():
         raise ImageError(f"{directory} is not an OCI image layout: it has no file oci-layout")
     top = parse(_read(directory / "index.json"), f"{directory}/index.json")
-    found: list[Any] = list(top.get("manifests") or [])
-    names = sorted({name for name in ((d.get("annotations") or {}).get(_REF_NAME) for d in found) if name})
-    if tag is not None:
-        found = [d for d in found if (d.get("annotations") or {}).get(_REF_NAME) == tag]
-    if len(found) > 1 and all("platform" in descriptor for descriptor in found):
+    everything = describe_all(top.get("manifests"))
+    found = [descriptor for descriptor in everything if tag is None or descriptor.tag == tag]
+    if len(found) > 1 and all(d.platform is not None and d.tag == found[0].tag for d in found):
         found = [choose(found, platform)]
     if len(found) != 1:
-        has = f"it has {', '.join(names)}" if names else f"it has {len(found)} images without a tag"
-        wanted = f"no image {tag}" if tag is not None and not found else "more than one image"
-        raise UsageError(
-            f"{directory} has {wanted if found or tag is not None else 'no image'}: {has}; name one as oci:DIR:TAG"
-        )
+        tags = sorted({descriptor.tag for descriptor in everything if descriptor.tag})
+        has = f"the tags {', '.join(tags)}" if tags else f"{len(everything)} images, none with a tag"
+        asked = "the choice is not clear" if tag is None else f"{len(found) or 'none'} of its images is called {tag!r}"
+        raise UsageError(f"{directory} has {has}, and {asked}: name one as oci:DIR:TAG")
 
     def blob(digest: str) -> Path:
         return directory / "blobs" / "sha256" / digest_hex(digest)
 
-    manifest, index = select(blob, found[0], platform)
+    manifest, index = select(read_blob(blob, found[0]), found[0].media, lambda below: read_blob(blob, below), platform)
     return OciImage(blob, manifest, index, lambda: None)
 
 
-def select(blob: BlobPath, descriptor: Any, platform: Platform) -> tuple[bytes, bytes | None]:
-    """The manifest that a descriptor leads to, and the index above it, if there is one."""
-    index: bytes | None = None
-    for _ in range(_MAX_DEPTH):
-        data = read_blob(blob, descriptor)
+def select(
+    top: bytes, media: str, read: Callable[[Descriptor], bytes], platform: Platform
+) -> tuple[bytes, bytes | None]:
+    """The manifest for a platform in a document of the type `media` ("" where that is not known), and `top` if an index."""
+    data = top
+    for depth in range(_MAX_DEPTH):
         document = parse(data, "the manifest")
-        media = descriptor.get("mediaType") or document.get("mediaType") or ""
-        if media in _MANIFESTS or "layers" in document:
-            return data, index
-        if media not in _INDEXES and "manifests" not in document:
+        own = document.get("mediaType")
+        if media and own and own != media:
+            raise ImageError(
+                f"the manifest says that it is of the type {own!r}, and what names it says {media!r}: refused"
+            )
+        media = media or own or ""
+        if "manifests" in document and ("layers" in document or "config" in document):
+            raise ImageError("the manifest is an index and an image at once: refused, since it can be read in two ways")
+        if media in _MANIFESTS or (not media and "layers" in document and "config" in document):
+            return data, top if depth else None
+        if media not in _INDEXES and (media or "manifests" not in document):
             raise ImageError(
                 f"the manifest is of the type {media!r}, which is not supported: OCI and docker v2 schema 2 are"
             )
-        index = data if index is None else index
-        descriptor = choose(document.get("manifests") or [], platform)
-    raise ImageError(f"the image's indexes are nested more than {_MAX_DEPTH} deep")
+        descriptor = choose(describe_all(document.get("manifests")), platform)
+        data, media = read(descriptor), descriptor.media
+    raise ImageError(f"the image's indexes are nested more than {_MAX_DEPTH - 1} deep")
 
 
-def choose(descriptors: list[Any], platform: Platform) -> Any:
+def choose(descriptors: list[Descriptor], platform: Platform) -> Descriptor:
     """The descriptor of an index that fits a platform; ImageError lists what there is."""
+    if len(descriptors) == 1 and descriptors[0].platform is None:
+        return descriptors[0]
     offered = []
     for descriptor in descriptors:
-        own = descriptor.get("platform") or {}
+        own = descriptor.platform or {}
         if platform.fits(own):
+            return descriptor
+        if descriptor.media in _INDEXES and not own:
             return descriptor
         offered.append(
             "/".join(str(own[key]) for key in ("os", "architecture", "variant") if own.get(key)) or "unknown"
         )
     raise ImageError(
-        f"the image is not made for {platform}: choose one of {', '.join(sorted(set(offered)))} with --platform"
+        f"the image is not made for {platform}: choose one of {', '.join(sorted(set(offered))) or 'none'} with --platform"
     )
+
+
+def describe(value: object) -> Descriptor:
+    """A descriptor as found in a document; ImageError for one that is none."""
+    if not isinstance(value, dict):
+        raise ImageError(f"the image is damaged: {str(value)[:80]!r} stands where a descriptor is expected")
+    media, size, platform = value.get("mediaType") or "", value.get("size"), value.get("platform")
+    annotations = value.get("annotations") or {}
+    tag = annotations.get(_REF_NAME) if isinstance(annotations, dict) else None
+    digest = value.get("digest")
+    digest_hex(digest)
+    if not isinstance(media, str) or not isinstance(size, int) or size < 0:
+        raise ImageError(
+            f"the image is damaged: the descriptor of {digest} has the type {media!r} and the size {size!r}"
+        )
+    return Descriptor(
+        media,
+        str(digest),
+        size,
+        platform if isinstance(platform, dict) else None,
+        tag if isinstance(tag, str) else None,
+    )
+
+
+def describe_all(value: object) -> list[Descriptor]:
+    """A document's list of descriptors."""
+    if value is not None and not isinstance(value, list):
+        raise ImageError(f"the image is damaged: {str(value)[:80]!r} stands where a list of descriptors is expected")
+    return [describe(part) for part in value or []]
 
 
 def config_diff_ids(config: bytes) -> list[bytes]:
     """The digests of the layers' archives, from an image configuration."""
     try:
-        return [from_hex(digest_hex(text)) for text in parse(config, "the configuration")["rootfs"]["diff_ids"]]
+        return [from_hex(digest_hex(text)) for text in parse(config, "the configuration")["rootfs"]["diff_ids"] or []]
     except (KeyError, TypeError, FormatError) as error:
         raise ImageError(f"the image's configuration lists no layers (rootfs.diff_ids): {error}") from error
 
 
-def read_blob(blob: BlobPath, descriptor: Any) -> bytes:
+def read_blob(blob: BlobPath, descriptor: Descriptor) -> bytes:
     """A document, checked against its descriptor."""
-    try:
-        digest, size = descriptor["digest"], descriptor.get("size")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ImageError(f"a descriptor of the image is damaged: {error}") from error
-    data = _read(blob(digest))
-    if "sha256:" + sha256(data).hexdigest() != digest or (size is not None and size != len(data)):
-        raise ImageError(
-            f"the document {digest} is damaged: its content has another digest or size; get the image again"
-        )
+    data = _read(blob(descriptor.digest))
+    check(data, descriptor)
     return data
+
+
+def check(data: bytes, descriptor: Descriptor) -> None:
+    """Raises ImageError for a document that is not the one described."""
+    if "sha256:" + sha256(data).hexdigest() != descriptor.digest or descriptor.size != len(data):
+        raise ImageError(
+            f"the document {descriptor.digest} is damaged: its content has another digest or size; get the image again"
+        )
 
 
 def parse(data: bytes, what: str) -> dict[str, Any]:
@@ -156,23 +206,27 @@ def digest_hex(text: object) -> str:
         digits = text.removeprefix("sha256:")
         if len(digits) == 64 and not digits.strip("0123456789abcdef"):
             return digits
-    raise ImageError(f"{text!r} is not a SHA-256 digest: others are not supported")
+    raise ImageError(f"{str(text)[:140]!r} is not a SHA-256 digest: others are not supported")
 
 
-def _layer(blob: BlobPath, descriptor: Any, diff_id: bytes, chain: bytes) -> BlobLayer:
-    media, digest = descriptor.get("mediaType", ""), descriptor["digest"]
-    if not any(media == base + suffix for base in _LAYERS for suffix in _SUFFIXES):
-        raise ImageError(
-            f"layer {digest} is of the type {media!r}, which is not supported (foreign or encrypted, perhaps)"
-        )
+def _layer(blob: BlobPath, descriptor: Descriptor, diff_id: bytes, chain: bytes) -> BlobLayer:
+    digest = descriptor.digest
+    if descriptor.media not in _LAYERS:
+        if "foreign" in descriptor.media or "nondistributable" in descriptor.media:
+            why = "a foreign layer, whose content is kept elsewhere and may not be copied"
+        elif "encrypted" in descriptor.media:
+            why = "encrypted: decrypt the image first, with skopeo copy --decryption-key"
+        else:
+            why = "not supported: plain, gzip and zstd tar archives are"
+        raise ImageError(f"layer {digest} is of the type {descriptor.media!r}, which is {why}")
     path = blob(digest)
     try:
         size = os.stat(path).st_size
     except OSError as error:
         raise ImageError(f"layer {digest} is missing from the image: {error.strerror}; get it again") from error
-    if descriptor.get("size") not in (None, size):
+    if descriptor.size != size:
         raise ImageError(
-            f"layer {digest} has {size} bytes where {descriptor['size']} are expected: it is truncated, get it again"
+            f"layer {digest} has {size} bytes where {descriptor.size} are expected: it is truncated, get it again"
         )
     return BlobLayer(digest, lambda: open(path, "rb"), size, bytes.fromhex(digest_hex(digest)), diff_id, chain)
 

@@ -28,6 +28,8 @@ def open_source(text: str, *, platform: str | None, work: Path) -> Source | Disk
         if not rest.strip("/"):
             raise UsageError(f"{text!r} names no image: {FORMS} are understood")
         return open_remote(text, chosen, work)
+    if not text:
+        raise UsageError(f"the source is empty: {FORMS} are understood")
     path = Path(text)
     if path.is_dir():
         if (path / "oci-layout").is_file():
@@ -44,7 +46,7 @@ def open_source(text: str, *, platform: str | None, work: Path) -> Source | Disk
 
 def _split(text: str) -> tuple[Path, str | None]:
     """A path and what follows its first colon; a path that exists may have colons of its own."""
-    if Path(text).exists():
+    if text and Path(text).exists():
         return Path(text), None
     path, colon, rest = text.partition(":")
     if not path:
