@@ -9,8 +9,10 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from hashlib import sha256
 
-from blockmap.errors import Corrupt
+from blockmap.errors import Corrupt, FormatError
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.plan import MIN_REQUEST_BYTES, Wanted, joined
 from blockmap.format import node as nodes
@@ -40,6 +42,8 @@ class Fetcher:
         self._lock = threading.Lock()  # guards _flights and the counters; never held across I/O
         self._flights: dict[Digest, _Flight] = {}
         self._helpers = ThreadPoolExecutor(2, "neighbours")
+        # Apart from the helpers, on which readers wait: what is wanted for later does not delay them.
+        self._bringers = ThreadPoolExecutor(2, "wanted")
         self._requests = self._chunks = self._bytes = self._damaged = self._failed = 0
 
     def chunk(self, wanted: Callable[[], list[Wanted]], name: Digest) -> bytes:
@@ -61,35 +65,32 @@ class Fetcher:
                 return flight.data
             # The leader of a whole range failed: this reader's own attempt decides.
             return self.chunk(wanted, name)
-        try:
-            return self._lead(name, own, wanted())
-        except Exception:
-            self._fail(name, own)
-            with self._lock:
-                self._failed += 1
-            raise
+        return self._lead(name, own, wanted)
 
     def want(self, wanted: list[Wanted]) -> None:
-        """Brings chunks in the background; what is at hand or in flight already is left out. Never blocks."""
-        self._helpers.submit(self._bring, wanted)
+        """Brings chunks in the background; what is at hand or in flight already is left out. Never blocks or raises."""
+        with suppress(RuntimeError):  # closed
+            self._bringers.submit(self._bring, wanted)
 
     def node(self, name: Digest, place: Placement | None) -> Node:
         """A node, from the cache or the store; raises Corrupt, NotFound, StoreUnavailable."""
-        frame = self.cache.get(name)
-        if frame is not None and place is not None:
-            try:
-                return nodes.decode(frame, place.pack, name)
-            except Exception:
-                self.cache.discard(self.cache.lookup(name))
         if place is None:
             raise Corrupt(f"nothing says where node {name.hex()} is stored")
+        key = _frame_key(name, place)
+        frame = self.cache.get(key)
+        if frame is not None:
+            try:
+                return nodes.decode(frame, place.pack, name)
+            except FormatError as error:
+                _log.warning("the cache's copy of node %s is dropped: %s", name.hex(), error)
+                self.cache.discard(self.cache.lookup(key))
         stored = self._range(place.pack, place, place)
         try:
             node, frame = open_node(name, place, stored)
         except Corrupt as error:
             _log.warning("%s; fetched again", error)
             node, frame = open_node(name, place, self._again(place))
-        self.cache.put(name, frame)
+        self.cache.put(key, frame)
         return node
 
     def status(self) -> dict[str, int]:
@@ -103,23 +104,39 @@ class Fetcher:
             }
 
     def close(self) -> None:
-        self._helpers.shutdown(wait=True, cancel_futures=True)
+        """Ends the threads, when no reader is left."""
+        self._bringers.shutdown(wait=True, cancel_futures=True)
+        self._helpers.shutdown(wait=True)
 
     def _bring(self, wanted: list[Wanted]) -> None:
+        """Leads a flight for what is neither at hand nor in flight, and waits for no other's."""
         while wanted:
             name = wanted[0].chunk
+            with self._lock:
+                own = None
+                if name not in self._flights and self.cache.lookup(name) < 0:
+                    own = self._flights[name] = _Flight()
             taken = 1
-            if self.cache.lookup(name) < 0:
+            if own is not None:
                 rest = wanted
                 taken = len(joined(rest, MIN_REQUEST_BYTES, lambda _: False))
                 try:
-                    self.chunk(lambda: rest, name)  # noqa: B023 - called before `rest` changes
+                    self._lead(name, own, lambda: rest)  # noqa: B023 - called before `rest` changes
                 except Exception as error:
                     _log.warning("prefetch of chunk %s failed: %s", name.hex(), error)
                     return
             wanted = wanted[taken:]
 
-    def _lead(self, name: Digest, own: _Flight, wanted: list[Wanted]) -> bytes:
+    def _lead(self, name: Digest, own: _Flight, wanted: Callable[[], list[Wanted]]) -> bytes:
+        try:
+            return self._fly(name, own, wanted())
+        except BaseException:
+            self._fail(name, own)
+            with self._lock:
+                self._failed += 1
+            raise
+
+    def _fly(self, name: Digest, own: _Flight, wanted: list[Wanted]) -> bytes:
         lookup, flights = self.cache.lookup, self._flights
         with self._lock:
             plan = joined(wanted, MIN_REQUEST_BYTES, lambda other: other in flights or lookup(other) >= 0)
@@ -136,7 +153,7 @@ class Fetcher:
             except Corrupt as error:
                 _log.warning("%s; fetched again", error)
                 data = open_chunk(name, first, self._again(first))
-        except Exception:
+        except BaseException:
             for item, flight in followers:
                 self._fail(item.chunk, flight)
             raise
@@ -163,6 +180,8 @@ class Fetcher:
         try:
             if store:
                 self.cache.put(name, data)
+        except Exception as error:
+            _log.warning("chunk %s is not kept in the cache: %s", name.hex(), error)
         finally:
             with self._lock:
                 self._flights.pop(name, None)
@@ -185,3 +204,8 @@ class Fetcher:
         with self._lock:
             self._damaged += 1
         return self._range(place.pack, place, place)
+
+
+def _frame_key(name: Digest, place: Placement) -> bytes:
+    """What a node's frame is cached by: not by its name, since placements in a frame are those of one stored form."""
+    return sha256(b"frame" + name + place.pack + place.offset.to_bytes(8, "little")).digest()

@@ -33,11 +33,11 @@ _EXTENTS_AT_ONCE = 1024
 
 _ZEROS = bytes(1 << 20)
 
-_NOWHERE = (-1, 0)
+_NOWHERE = (0, -1)
 
 _Hot = tuple[list[int], list[int], list[tuple[int, int]]]
 """Of a leaf, per extent: start and end (bytes within the span), and where it is in the cache: (base, slot), where base
-plus a byte of the span is its position in the data file. One value, so that no reader sees the base of one slot with
+plus a byte of the span is its position in the data file, and slot is -1 where it is in none. One value, so that no reader sees the base of one slot with
 the mark of another."""
 
 
@@ -77,7 +77,7 @@ class View:
                 i = bisect(starts, at) - 1
                 if i >= 0 and at + len(buf) <= ends[i]:
                     base, slot = places[i]
-                    if base >= 0 and preadv(fd, (buf,), base + at) == len(buf) and not dead[slot]:
+                    if slot >= 0 and preadv(fd, (buf,), base + at) == len(buf) and not dead[slot]:
                         used[slot] = 1
                         return
             slowly(buf, offset)
@@ -157,7 +157,7 @@ class View:
             length = min(end, ends[i]) - at
             piece = buf[done : done + length]
             base, slot = places[i]
-            if base >= 0 and os.preadv(fd, (piece,), base + at) == length and not dead[slot]:
+            if slot >= 0 and os.preadv(fd, (piece,), base + at) == length and not dead[slot]:
                 used[slot] = 1
             else:
                 assert leaf is not None

@@ -243,7 +243,7 @@ def test_a_source_that_is_not_understood(run: Run, store: Path, source: str, cod
 
 def test_a_layout_without_its_scheme(run: Run, store: Path, tmp_path: Path) -> None:
     refused(run("import", tmp_path / "good", "bad:1", "--store", store), f"oci:{tmp_path / 'good'}", code=2)
-    refused(run("import", f"oci:{tmp_path / 'good'}:2", "bad:1", "--store", store), "no image 2", "it has 1", code=2)
+    refused(run("import", f"oci:{tmp_path / 'good'}:2", "bad:1", "--store", store), "'2'", "tags 1", code=2)
     refused(run("import", f"oci:{store}", "bad:1", "--store", store), "oci-layout")
 
 

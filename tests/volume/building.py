@@ -1,0 +1,81 @@
+"""Volumes made of bytes, without a file system: what the tests of reading compare with."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+from blockmap.errors import StoreUnavailable
+from blockmap.format import BLOCK
+from blockmap.format.chunker import Parameters
+from blockmap.format.tree import Root
+from blockmap.format.version import Layout, Version
+from blockmap.publish.chunks import ChunkWriter
+from blockmap.publish.known import KnownChunks
+from blockmap.publish.stages import Stages
+from blockmap.publish.trees import store_trees
+from blockmap.store.base import Buffer, Pruner
+from blockmap.store.names import NameLog
+from blockmap.store.repository import Publication
+
+
+def publish(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int) -> Root:
+    """Stores a volume of `size` blocks with whole blocks of data at the given blocks."""
+    publication = Publication(store)
+    with ChunkWriter(publication.put_pack, lambda name: None, Parameters(), Stages()) as chunks:
+        for block, data in pieces:
+            chunks.write(block, data)
+        chunks.finish()
+        return store_trees(chunks, size, [], KnownChunks(), publication).root
+
+
+def name(store: Pruner, root: Root, repo: str, tag: str, message: str = "") -> Version:
+    """Makes a name stand for a volume."""
+    version = Version(root, Root(bytes(32), root.size), Layout(0, 0), message=message)  # type: ignore[arg-type]
+    number = Publication(store).put_version(version, set())
+    NameLog(store).set(repo, tag, version.name, number, root.placement, None, None)
+    return version
+
+
+def model(pieces: Sequence[tuple[int, bytes]], size: int) -> bytearray:
+    """The bytes that the volume should have."""
+    whole = bytearray(size * BLOCK)
+    for block, data in pieces:
+        whole[block * BLOCK : block * BLOCK + len(data)] = data
+    return whole
+
+
+class Watched:
+    """A store that counts the ranges read from it, damages or refuses them, and lets a test hold them up."""
+
+    def __init__(self, inner: Pruner) -> None:
+        self.inner, self.url = inner, inner.url
+        self.ranges: list[tuple[str, int, int]] = []
+        self.damage: Callable[[bytes], bytes] = lambda data: data
+        self.down = False
+        self.gate = threading.Event()
+        """Ranges wait for it."""
+        self.gate.set()
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        self.ranges.append((key, start, end))
+        assert self.gate.wait(30)
+        if self.down:
+            raise StoreUnavailable("no answer")
+        return self.damage(self.inner.get_range(key, start, end))
+
+    def get(self, key: str) -> bytes:
+        return self.inner.get(key)
+
+    def list(self, prefix: str) -> list[str]:
+        return self.inner.list(prefix)
+
+    def exists(self, key: str) -> bool:
+        return self.inner.exists(key)
+
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        self.inner.create(key, parts)
+
+    def replace(self, key: str, data: bytes) -> None:
+        self.inner.replace(key, data)
+
+    def delete(self, key: str) -> None:
+        self.inner.delete(key)
