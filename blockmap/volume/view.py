@@ -37,8 +37,8 @@ _NOWHERE = (0, -1)
 
 _Hot = tuple[list[int], list[int], list[tuple[int, int]]]
 """Of a leaf, per extent: start and end (bytes within the span), and where it is in the cache: (base, slot), where base
-plus a byte of the span is its position in the data file, and slot is -1 where it is in none. One value, so that no reader sees the base of one slot with
-the mark of another."""
+plus a byte of the span is its position in the data file, and slot is -1 where it is nowhere. One value, so that no reader
+sees the base of one slot with the mark of another."""
 
 
 class View:

@@ -213,8 +213,7 @@ def test_what_stays_damaged_is_an_error_and_never_wrong_bytes(tmp_path: Path) ->
         for block in range(0, 300, 7):
             try:
                 assert read(view, block * BLOCK, BLOCK) == data[block * BLOCK :][:BLOCK]
-            except Corrupt as error:
-                assert "is damaged" in str(error)
+            except Corrupt:
                 wrong += 1
         assert wrong
         store.damage = lambda arrived: arrived
