@@ -3,219 +3,180 @@
 The index is in memory; a journal on disk follows it. A slot is checked against its header and checksums when it is first
 used after a start, never after. Readers use `fd`, `dead` and `used` themselves: look a slot up, preadv, and look at its
 mark again; a slot is marked dead before its bytes are punched, so bytes read from one that is alive afterwards are its
-own. Slot numbers are never used again while the process lives.
+own. Slot numbers are never used again while the process lives; positions only after everything was dropped.
 
 A cache that is full, damaged or gone makes misses, never errors.
 """
 
-import ctypes
-import errno
-import fcntl
 import logging
-import os
 import shutil
 import threading
-from array import array
-from collections import deque
-from contextlib import suppress
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from blockmap.errors import HostError
 from blockmap.fetch import slot as slots
+from blockmap.fetch.datafile import DataFile
 from blockmap.fetch.journal import Journal
+from blockmap.fetch.table import Table
 from blockmap.format import BLOCK
 
 _log = logging.getLogger(__name__)
 
-_PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _MAX_POSITION = 1 << 43
-"""ext4 files end at 2^44 bytes; the data file is begun anew at the first start beyond half of this."""
+"""Bytes of the data file, half of what ext4 allows; where it would grow beyond, the cache begins anew, empty."""
+_SAY_AGAIN_SECONDS = 60.0
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_MASK = (1 << 64) - 1
 
 
 def default_cap(directory: Path) -> int:
-    """Bytes that a cache in `directory` may take: 20 GB, or a quarter of the free disk."""
+    """Bytes that a cache in `directory` may take: 20 GB, or a quarter of the disk that is free or the cache's own."""
+    try:
+        own = (directory / "data").stat().st_blocks * 512
+    except OSError:
+        own = 0
     while not directory.exists():
         directory = directory.parent
-    return min(20 * 10**9, shutil.disk_usage(directory).free // 4)
+    return min(20 * 10**9, (shutil.disk_usage(directory).free + own) // 4)
 
 
 class Cache:
-    """Content by digest, in a directory that one server owns; safe to share between threads."""
+    """Content by digest, in a directory that one server owns; safe to share between threads.
 
-    def __init__(self, directory: Path, cap_bytes: int) -> None:
+    Raises HostError where the directory cannot be used, or is another's.
+    """
+
+    def __init__(self, directory: Path, cap_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.directory = directory
         self.cap_bytes = cap_bytes
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._owner = _own(directory / "lock")
-            self.fd = os.open(directory / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise HostError(f"cannot use the cache {directory}: {error.strerror}; name another with --cache") from error
-        self.dead = bytearray()
+        self._clock = clock
+        self._data = DataFile(directory)
+        self.fd = self._data.fd
+        self._table = Table()
+        self.dead = self._table.dead
         """By slot: not 0 once its bytes may be gone."""
-        self.used = bytearray()
+        self.used = self._table.used
         """By slot: not 0 where it was read since eviction last looked."""
-        self._checked = bytearray()
-        self._position = array("Q")  # of the header
-        self._mask = array("Q")
-        self._length = array("I")
-        self._names: list[bytes] = []
-        self._index: dict[bytes, int] = {}
-        self._queue: deque[int] = deque()  # slots in the order in which eviction looks at them
-        self._pins: dict[int, int] = {}
-        # Guards the index, the columns and the counters; held neither across I/O nor by readers.
+        # Taken before _lock by whoever makes room, and held while it punches, so that what it frees is its own and the
+        # cap holds on disk.
+        self._room = threading.Lock()
+        # Guards the table and the counters; never held across I/O, and not taken by readers.
         self._lock = threading.Lock()
-        self._bytes = self._end = 0
+        self._busy = 0  # slots being written, or dead and not punched yet
+        self._end = self._scrubbed = 0
         self._stored = self._evicted = self._bad = self._failed = 0
+        self._said = float("-inf")
         self._journal = Journal(directory / "index.db")
         self._load()
 
     def lookup(self, digest: bytes) -> int:
         """The slot of a digest, or -1; looks in memory only, and checks nothing."""
-        return self._index.get(digest, -1)
+        return self._table.index.get(digest, -1)
 
     def check(self, slot: int, digest: bytes) -> bool:
         """Whether a slot holds what it should: reads all of it the first time. A bad one is dropped, and said."""
-        if self._checked[slot]:
+        if self._table.checked[slot]:
             return not self.dead[slot]
-        length, position = self._length[slot], self._position[slot]
-        head_length = slots.header_bytes(length)
-        try:
-            raw = os.pread(self.fd, head_length + slots.blocks_of(length) * BLOCK, position)
-        except OSError as error:
-            _log.warning("the cache %s cannot be read: %s", self.directory, error)
-            raw = b""
-        if self.dead[slot]:
-            return False
-        header = slots.decode_header(raw[:head_length])
-        good = (
-            header is not None
-            and (header.digest, header.length, header.mask) == (digest, length, self._mask[slot])
-            and slots.intact(header, raw[head_length:])
-        )
-        if good:
-            self._checked[slot] = 1
-            return True
-        _log.warning("the cache's copy of %s is damaged; it is dropped, and will be fetched again", digest.hex())
-        with self._lock:
-            self._bad += 1
-        self.discard(slot)
-        return False
+        return self._verified(slot, digest) is not None
 
     def data_position(self, slot: int) -> int:
         """Where the content begins in the data file."""
-        return self._position[slot] + slots.header_bytes(self._length[slot])
+        return self._table.position[slot] + slots.header_bytes(self._table.length[slot])
 
     def mask(self, slot: int) -> int:
         """The blocks that are present, a bit each."""
-        return self._mask[slot]
+        return self._table.mask[slot]
 
     def length(self, slot: int) -> int:
         """Bytes of the whole content."""
-        return self._length[slot]
+        return self._table.length[slot]
 
     def get(self, digest: bytes) -> bytes | None:
         """The whole content, checked; None where it is absent or held in part."""
         slot = self.lookup(digest)
-        if slot < 0 or not self.check(slot, digest) or self._mask[slot] != slots.whole_mask(self._length[slot]):
+        if (
+            slot < 0
+            or not self.check(slot, digest)
+            or self._table.mask[slot] != slots.whole_mask(self._table.length[slot])
+        ):
             return None
-        data = self._read(slot)
-        if data is not None:
-            self.used[slot] = 1
+        length = self._table.length[slot]
+        try:
+            data = self._data.read(self.data_position(slot), length)
+        except OSError as error:
+            self._say("read", error)
+            return None
+        if len(data) != length or self.dead[slot]:
+            return None
+        self.used[slot] = 1
         return data
 
     def put(self, digest: bytes, data: bytes | bytearray | memoryview, mask: int | None = None) -> int:
-        """Keeps content, or those blocks of it that `mask` has; returns its slot, or -1 where it cannot be kept."""
-        view = memoryview(data)
-        length = len(view)
-        whole = slots.whole_mask(length)
-        mask = whole if mask is None else mask
-        held = self.lookup(digest)
-        if held >= 0 and self.check(held, digest):
-            if self._mask[held] | mask == self._mask[held]:
-                return held
-            view, mask = self._merged(held, view, mask)
-        head = slots.encode_header(digest, mask, view)
-        size = len(head) + _present(length, mask) * BLOCK
-        span = len(head) + slots.blocks_of(length) * BLOCK
-        with self._lock:
-            if size > self.cap_bytes or self._end + span > _MAX_POSITION:
-                return -1
-            position = self._end
-            self._end += span
-            self._bytes += size
-            victims = self._make_room()
-        for victim in victims:
-            self._punch(victim)
-        try:
-            self._write(position, head, view, mask)
-        except OSError as error:
-            _log.warning("the cache %s cannot be written: %s", self.directory, error)
-            with self._lock:
-                self._bytes -= size
-                self._failed += 1
-            self._punch_range(position, span)
+        """Keeps content, or those blocks of it that `mask` has; returns its slot, or -1 where it cannot be kept.
+
+        `data` has the whole length in any case, up to 16 MiB. Only content of up to 64 blocks can be held in part.
+        """
+        content = memoryview(data)
+        if len(content) > slots.MAX_BYTES:
             return -1
-        with self._lock:
-            held = self._index.get(digest, -1)
-            superseded = held >= 0 and self._mask[held] | mask == self._mask[held]
-            if superseded:
-                self._bytes -= size
-            else:
-                if held >= 0:
-                    self._kill(held)
-                slot = self._add(position, digest, length, mask)
-                self._checked[slot] = 1
-                self._stored += 1
-                self._journal.add((position, digest, length, mask))
-        if superseded:
-            self._punch_range(position, span)
-            return held
-        if held >= 0:
-            self._punch(held)
-        return slot
+        whole = slots.whole_mask(len(content))
+        mask = whole if mask is None else mask & whole
+        if mask != whole and slots.blocks_of(len(content)) > 64:
+            raise ValueError(f"{len(content)} bytes cannot be held in part: a mask has 64 blocks")
+        while True:
+            held = self.lookup(digest)
+            if held >= 0 and (old := self._to_join(held, digest, mask)) is not None:
+                if self._table.mask[held] | mask == self._table.mask[held]:
+                    return held
+                content = slots.joined(old, self._table.mask[held], content, mask)
+                mask |= self._table.mask[held]
+            slot = self._store(digest, content, mask, held)
+            if slot is not None:
+                return slot
 
     def pin(self, slot: int) -> None:
-        """Keeps a slot from being evicted until `unpin`."""
+        """Keeps a slot from being evicted until `unpin`, however often it was pinned before."""
         with self._lock:
-            self._pins[slot] = self._pins.get(slot, 0) + 1
+            self._table.pin(slot)
 
     def unpin(self, slot: int) -> None:
+        """Takes back one `pin`."""
         with self._lock:
-            self._pins[slot] -= 1
-            if not self._pins[slot]:
-                del self._pins[slot]
+            self._table.unpin(slot)
 
     def discard(self, slot: int) -> None:
-        """Drops a slot; -1 and one that is gone are fine."""
+        """Drops a slot, pinned or not; -1 and one that is gone are fine."""
         if slot < 0:
             return
         with self._lock:
             if self.dead[slot]:
                 return
             self._kill(slot)
-        self._punch(slot)
+        self._bury(slot)
 
     def scrub(self, limit_bytes: int) -> int:
-        """Checks slots that were not used yet since the start, up to so many bytes; returns how many were bad."""
+        """Checks the next slots, used or not, up to so many bytes; returns how many were bad. One thread at a time."""
         before = self._bad
-        for slot, digest in list(enumerate(self._names)):
+        for _ in range(len(self._table.names)):
             if limit_bytes <= 0:
                 break
-            if not self.dead[slot] and not self._checked[slot]:
-                limit_bytes -= self._length[slot]
-                self.check(slot, digest)
+            slot = self._scrubbed % len(self._table.names)
+            self._scrubbed = slot + 1
+            digest = self._table.names[slot]
+            if not self.dead[slot]:
+                limit_bytes -= self._table.size(slot)
+                self._verified(slot, digest)
         return self._bad - before
 
     def status(self) -> dict[str, int]:
+        """Counters since the start, and how much there is."""
         with self._lock:
             return {
                 "cap_bytes": self.cap_bytes,
-                "bytes": self._bytes,
-                "slots": len(self._index),
+                "bytes": self._table.bytes,
+                "pinned_bytes": self._table.pinned_bytes,
+                "slots": len(self._table.index),
                 "stored": self._stored,
                 "evicted": self._evicted,
                 "bad": self._bad,
@@ -224,8 +185,8 @@ class Cache:
 
     def clear(self) -> None:
         """Drops everything that is not pinned."""
-        for slot in list(self._index.values()):
-            if slot not in self._pins:
+        for slot in list(self._table.index.values()):
+            if slot not in self._table.pins:
                 self.discard(slot)
 
     def flush(self) -> None:
@@ -233,156 +194,171 @@ class Cache:
         self._journal.flush()
 
     def close(self) -> None:
+        """Writes the journal and gives the directory up; nobody may use the cache any more."""
         self._journal.close()
-        os.close(self.fd)
-        os.close(self._owner)
+        self._data.close()
 
     def _load(self) -> None:
-        size = os.fstat(self.fd).st_size
-        if size > _MAX_POSITION // 2:
-            os.ftruncate(self.fd, 0)
-            size = 0
-        self._end = -(-size // BLOCK) * BLOCK
-        end = 0
-        for position, digest, length, mask in self._journal.load():
-            span = slots.header_bytes(length) + slots.blocks_of(length) * BLOCK
-            header_end = position + slots.header_bytes(length)
-            if len(digest) != 32 or position < end or position % BLOCK or header_end > size or digest in self._index:
+        file_end = self._data.end()
+        end = lost = 0
+        for position, digest, length, signed in self._journal.load():
+            header = slots.header_bytes(length)
+            if position < end or digest in self._table.index or position + header > file_end:
                 self._journal.remove(position)
+                lost += 1
                 continue
             if position > end:
-                self._punch_range(end, position - end)
-            end = position + span
-            self._bytes += slots.header_bytes(length) + _present(length, mask) * BLOCK
-            self._add(position, digest, length, mask)
-        if self._end > end:
-            self._punch_range(end, self._end - end)
-        with self._lock:
-            victims = self._make_room()
-        for victim in victims:
-            self._punch(victim)
+                self._data.punch(end, position - end)
+            # Beyond the end of a file that was cut short, so that a slot which lost its end and one put later never meet.
+            end = position + header + slots.blocks_of(length) * BLOCK
+            slot = self._table.add(position, digest, length, signed & _MASK)
+            self._table.bytes += self._table.size(slot)
+        if lost:
+            _log.warning("%d chunks and nodes that the cache %s had are lost", lost, self.directory)
+        if file_end > end:
+            self._data.punch(end, file_end - end)
+        self._end = max(end, file_end)
+        with self._room:
+            self._make_room(0)
 
-    def _add(self, position: int, digest: bytes, length: int, mask: int) -> int:
-        slot = len(self._names)
-        self._position.append(position)
-        self._mask.append(mask)
-        self._length.append(length)
-        self._checked.append(0)
-        self.used.append(0)
-        self.dead.append(0)
-        self._names.append(digest)
-        self._queue.append(slot)
-        self._index[digest] = slot
+    def _store(self, digest: bytes, content: memoryview, mask: int, held: int) -> int | None:
+        """Writes a slot in place of `held`; -1 where that failed, None where somebody else was faster."""
+        length = len(content)
+        head = slots.encode_header(digest, mask, content)
+        size = len(head) + slots.present(length, mask) * BLOCK
+        span = len(head) + slots.blocks_of(length) * BLOCK
+        position = self._reserve(size, span)
+        if position < 0:
+            return -1
+        try:
+            self._data.write(position, head, content, mask)
+        except OSError as error:
+            self._say("written", error)
+            with self._lock:
+                self._failed += 1
+            self._release(position, span, size)
+            return -1
+        with self._lock:
+            now = self._table.index.get(digest, -1)
+            ours = now < 0 or now == held
+            if ours:
+                if now >= 0:
+                    self._kill(now)
+                slot = self._table.add(position, digest, length, mask)
+                self._table.checked[slot] = 1
+                self._stored += 1
+                self._busy -= 1
+                self._journal.add((position, digest, length, mask))
+        if not ours:
+            self._release(position, span, size)
+            return None
+        if now >= 0:
+            self._bury(now)
         return slot
 
+    def _reserve(self, size: int, span: int) -> int:
+        """The position of a new slot that will allocate `size` bytes, room made for it; -1 where there is none."""
+        with self._room:
+            if self._end + span > _MAX_POSITION and not self._begin_anew():
+                return -1
+            self._make_room(size)
+            with self._lock:
+                if self._table.bytes + size > self.cap_bytes:
+                    return -1
+                self._table.bytes += size
+                self._busy += 1
+                position = self._end
+                self._end += span
+                return position
+
+    def _make_room(self, size: int) -> None:
+        """Evicts until `size` bytes fit, or nothing where pinned slots leave too little. Holds _room."""
+        with self._lock:
+            if self._table.pinned_bytes + size > self.cap_bytes:
+                return
+            victims = self._table.victims(self._table.bytes + size - self.cap_bytes)
+            for slot in victims:
+                self._after_kill(slot)
+            self._evicted += len(victims)
+        for slot in victims:
+            self._bury(slot)
+
+    def _begin_anew(self) -> bool:
+        """Drops everything, pinned or not, so that positions begin at 0 again; whether that worked. Holds _room.
+
+        Not while a slot is being written or punched: it would meet a new one in its place.
+        """
+        with self._lock:
+            if self._busy:
+                return False
+            victims = list(self._table.index.values())
+            for slot in victims:
+                self._kill(slot)
+        for slot in victims:
+            self._bury(slot)
+        self._data.empty()
+        with self._lock:
+            self._end = 0
+        _log.info("the cache %s begins anew: its data file reached its greatest length", self.directory)
+        return True
+
     def _kill(self, slot: int) -> None:
-        """Marks a slot dead and forgets it; its bytes are punched after the lock is released."""
-        self.dead[slot] = 1
-        digest = self._names[slot]
-        if self._index.get(digest) == slot:
-            del self._index[digest]
-        length = self._length[slot]
-        self._bytes -= slots.header_bytes(length) + _present(length, self._mask[slot]) * BLOCK
-        self._journal.remove(self._position[slot])
+        """Marks a slot dead and forgets it, under the lock; after which it is to be buried, without the lock."""
+        self._table.kill(slot)
+        self._after_kill(slot)
 
-    def _make_room(self) -> list[int]:
-        """Second chance: a slot that was read since the last look goes to the end of the queue once."""
-        victims = []
-        looks = 2 * len(self._queue)
-        while self._bytes > self.cap_bytes and looks > 0 and self._queue:
-            looks -= 1
-            slot = self._queue.popleft()
-            if self.dead[slot]:
-                continue
-            if self.used[slot] or slot in self._pins:
-                self.used[slot] = 0
-                self._queue.append(slot)
-                continue
-            self._kill(slot)
-            self._evicted += 1
-            victims.append(slot)
-        return victims
+    def _after_kill(self, slot: int) -> None:
+        self._busy += 1
+        self._journal.remove(self._table.position[slot])
 
-    def _merged(self, held: int, view: memoryview, mask: int) -> tuple[memoryview, int]:
-        """The blocks of `view` and those that a slot holds already."""
-        old = self._read(held)
-        if old is None or self._length[held] != len(view):
-            return view, mask
-        joined = bytearray(old)
-        for block in range(slots.blocks_of(len(view))):
-            if slots.has(mask, block):
-                joined[block * BLOCK : (block + 1) * BLOCK] = view[block * BLOCK : (block + 1) * BLOCK]
-        return memoryview(joined), mask | self._mask[held]
+    def _bury(self, slot: int) -> None:
+        self._release(self._table.position[slot], self._table.span(slot), self._table.size(slot))
 
-    def _read(self, slot: int) -> bytes | None:
-        length = self._length[slot]
+    def _release(self, position: int, span: int, size: int) -> None:
+        """Gives the space of a slot back; where that fails it stays accounted for."""
+        freed = self._data.punch(position, span)
+        with self._lock:
+            self._table.bytes -= size if freed else 0
+            self._busy -= 1
+
+    def _to_join(self, slot: int, digest: bytes, mask: int) -> bytes | None:
+        """A slot's content where `mask` adds to it, read anew, as it gets new checksums; else, if it is good, nothing."""
+        if self._table.mask[slot] | mask == self._table.mask[slot]:
+            return b"" if self.check(slot, digest) else None
+        return self._verified(slot, digest)
+
+    def _verified(self, slot: int, digest: bytes) -> bytes | None:
+        """Reads a slot and holds it against its header and checksums; None, and dropped, where it is bad."""
+        length, position = self._table.length[slot], self._table.position[slot]
+        head_bytes = slots.header_bytes(length)
         try:
-            data = os.pread(self.fd, length, self.data_position(slot))
+            raw = self._data.read(position, head_bytes + slots.blocks_of(length) * BLOCK)
         except OSError as error:
-            _log.warning("the cache %s cannot be read: %s", self.directory, error)
+            self._say("read", error)
+            raw = b""
+        if self.dead[slot]:
             return None
-        return data if len(data) == length and not self.dead[slot] else None
+        header = slots.decode_header(raw[:head_bytes])
+        content = raw[head_bytes:]
+        if (
+            header is not None
+            and (header.digest, header.length, header.mask) == (digest, length, self._table.mask[slot])
+            and slots.intact(header, content)
+        ):
+            self._table.checked[slot] = 1
+            return content
+        with self._lock:
+            if self.dead[slot]:
+                return None
+            self._bad += 1
+            self._kill(slot)
+        _log.warning("the cache's copy of %s is damaged; it is dropped, and will be fetched again", digest.hex())
+        self._bury(slot)
+        return None
 
-    def _write(self, position: int, head: bytes, view: memoryview, mask: int) -> None:
-        length = len(view)
-        if mask == slots.whole_mask(length):
-            tail = bytes(-length % BLOCK)
-            _write_all(self.fd, [memoryview(head), view, memoryview(tail)], position)
-            return
-        _write_all(self.fd, [memoryview(head)], position)
-        for block in range(slots.blocks_of(length)):
-            if slots.has(mask, block):
-                piece = memoryview(slots.padded(view, block))
-                _write_all(self.fd, [piece], position + len(head) + block * BLOCK)
-        end = position + len(head) + slots.blocks_of(length) * BLOCK
-        if os.fstat(self.fd).st_size < end:
-            with suppress(OSError):
-                _libc.fallocate(self.fd, 0, end - 1, 1)
-
-    def _punch(self, slot: int) -> None:
-        length = self._length[slot]
-        self._punch_range(self._position[slot], slots.header_bytes(length) + slots.blocks_of(length) * BLOCK)
-
-    def _punch_range(self, position: int, length: int) -> None:
-        if _libc.fallocate(self.fd, _PUNCH_HOLE, position, length):
-            code = ctypes.get_errno()
-            if code == errno.EOPNOTSUPP:
-                raise HostError(
-                    f"the file system of the cache {self.directory} cannot punch holes: name a directory on ext4, xfs, "
-                    "btrfs or tmpfs with --cache"
-                )
-            _log.warning("the cache %s could not free space: %s", self.directory, os.strerror(code))
-
-
-def _present(length: int, mask: int) -> int:
-    """Blocks that are present."""
-    blocks = slots.blocks_of(length)
-    return mask.bit_count() if blocks <= 64 else blocks
-
-
-def _write_all(fd: int, parts: list[memoryview], position: int) -> None:
-    while parts:
-        written = os.pwritev(fd, parts, position)
-        position += written
-        while parts and written >= len(parts[0]):
-            written -= len(parts[0])
-            parts = parts[1:]
-        if parts:
-            parts = [parts[0][written:], *parts[1:]]
-
-
-def _own(path: Path) -> int:
-    """Takes the cache for this process; HostError where another has it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-        os.close(fd)
-        raise HostError(
-            f"the cache {path.parent} is in use by process {owner or 'unknown'}: one server owns a cache, name another "
-            "directory with --cache"
-        ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
+    def _say(self, done: str, error: OSError) -> None:
+        """A disk that fails fails often: once a minute is enough."""
+        now = self._clock()
+        if now - self._said >= _SAY_AGAIN_SECONDS:
+            self._said = now
+            _log.warning("the cache %s cannot be %s: %s", self.directory, done, error.strerror)

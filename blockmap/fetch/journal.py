@@ -1,23 +1,45 @@
 """The cache's index on disk: SQLite, written in batches by a thread of its own.
 
 It may be behind, and after a power cut wrong: every slot is checked against its own header before it is first used. A
-journal that cannot be read is an empty one.
+journal that cannot be read is an empty one; one that cannot be written costs the next start, nothing else.
 """
 
 import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
+
+from blockmap.fetch.slot import MAX_BYTES
+from blockmap.format import BLOCK
+from blockmap.format.digest import DIGEST_BYTES
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
 _VERSION = 1
 _BATCH_SECONDS = 0.5
+"""How far the journal may be behind: what a kill loses."""
+_BATCH_ITEMS = 20_000
+_STATEMENT_ROWS = 500
+_WAIT_SECONDS = 10.0
+"""For another process that has the database open: nobody but a curious person."""
 
 Row = tuple[int, bytes, int, int]
 """Position of the slot's header, digest, length in bytes, mask."""
+
+# A damaged database may hold anything at all: what is not a row is left out.
+_SELECT = f"""
+SELECT pos, digest, length, mask FROM slots
+WHERE pos >= 0 AND pos % {BLOCK} = 0 AND typeof(digest) = 'blob' AND length(digest) = {DIGEST_BYTES}
+  AND typeof(length) = 'integer' AND length BETWEEN 0 AND {MAX_BYTES} AND typeof(mask) = 'integer'
+ORDER BY pos
+"""
 
 
 class Journal:
@@ -25,27 +47,25 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._queue: queue.Queue[Row | int | threading.Event | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._write, name="cache journal", daemon=True)
+        self._queue: queue.SimpleQueue[Row | int | threading.Event | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="cache journal", daemon=True)
 
-    def load(self) -> Iterator[Row]:
+    def load(self) -> list[Row]:
         """The slots on record, by position; none where the journal cannot be read. Then starts writing."""
         rows: list[Row] = []
         try:
-            with _connect(self._path) as connection:
-                if connection.execute("PRAGMA user_version").fetchone()[0] == _VERSION:
-                    rows = [
-                        (pos, digest, length, mask & (1 << 64) - 1)
-                        for pos, digest, length, mask in connection.execute("SELECT * FROM slots ORDER BY pos")
-                    ]
-            connection.close()
-        except sqlite3.Error as error:
+            with closing(_connect(self._path)) as connection:
+                version = connection.execute("PRAGMA user_version").fetchone()[0]
+                if version == _VERSION:
+                    rows = connection.execute(_SELECT).fetchall()
+                elif version:
+                    _log.warning("the cache's index %s is of format %d: the cache starts empty", self._path, version)
+        except Exception as error:  # not all are sqlite3's own: a message from a damaged schema may not decode
             _log.warning("the cache's index %s cannot be read (%s): the cache starts empty", self._path, error)
-            rows = []
         if not rows:
             self._reset()
         self._thread.start()
-        return iter(rows)
+        return rows
 
     def add(self, row: Row) -> None:
         """Queues a slot; never blocks."""
@@ -66,57 +86,88 @@ class Journal:
         self._thread.join()
 
     def _reset(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-        with _connect(self._path) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(
-                "CREATE TABLE slots (pos INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL, "
-                "mask INTEGER NOT NULL)"
-            )
-            connection.execute(f"PRAGMA user_version={_VERSION}")
-        connection.close()
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+            with closing(_connect(self._path)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+                with connection:
+                    connection.execute(
+                        "CREATE TABLE slots (pos INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL, "
+                        "mask INTEGER NOT NULL)"
+                    )
+                    connection.execute(f"PRAGMA user_version={_VERSION}")
+        except (OSError, sqlite3.Error) as error:
+            _log.warning("the cache's index %s cannot be made (%s)", self._path, error)
 
-    def _write(self) -> None:
-        connection = _connect(self._path)
-        connection.execute("PRAGMA synchronous=OFF")
+    def _run(self) -> None:
+        connection: sqlite3.Connection | None = None
+        well = True
         ended = False
         while not ended:
-            item = self._queue.get()
-            waiting: list[threading.Event] = []
+            batch, waiting, ended = self._batch()
             try:
-                with connection:
-                    while True:
-                        if item is None:
-                            ended = True
-                            break
-                        if isinstance(item, threading.Event):
-                            waiting.append(item)
-                            break
-                        self._apply(connection, item)
-                        try:
-                            item = self._queue.get(timeout=_BATCH_SECONDS)
-                        except queue.Empty:
-                            break
-            except sqlite3.Error as error:
-                _log.warning(
-                    "the cache's index %s cannot be written (%s): part of the cache is lost at the next start",
-                    self._path,
-                    error,
-                )
+                if connection is None:
+                    connection = _connect(self._path)
+                    connection.execute("PRAGMA synchronous=OFF")
+                if batch:
+                    with connection:
+                        _apply(connection, batch)
+                    well = True
+            except Exception as error:
+                if well:  # said once, until it works again
+                    _log.warning(
+                        "the cache's index %s cannot be written (%s): part of the cache is lost at the next start",
+                        self._path,
+                        error,
+                    )
+                well = False
             for event in waiting:
                 event.set()
-        connection.close()
+        if connection is not None:
+            connection.close()
 
-    @staticmethod
-    def _apply(connection: sqlite3.Connection, item: Row | int) -> None:
+    def _batch(self) -> tuple[list[Row | int], list[threading.Event], bool]:
+        """What came within the time of a batch, who waits for it, and whether this is the last."""
+        items: list[Row | int] = []
+        timeout: float | None = None
+        end = 0.0
+        while len(items) < _BATCH_ITEMS:
+            try:
+                item = self._queue.get(timeout=timeout)
+            except queue.Empty:
+                break
+            if item is None:
+                return items, [], True
+            if isinstance(item, threading.Event):
+                return items, [item], False
+            items.append(item)
+            end = end or time.monotonic() + _BATCH_SECONDS
+            timeout = max(end - time.monotonic(), 0)
+        return items, [], False
+
+
+def _apply(connection: sqlite3.Connection, batch: list[Row | int]) -> None:
+    """Writes what remains of a batch: the last word on each position."""
+    last: dict[int, Row | None] = {}
+    for item in batch:
         if isinstance(item, int):
-            connection.execute("DELETE FROM slots WHERE pos = ?", (item,))
+            last[item] = None
         else:
-            position, digest, length, mask = item
-            signed = mask - (1 << 64) if mask >> 63 else mask
-            connection.execute("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?)", (position, digest, length, signed))
+            last[item[0]] = item
+    gone = [position for position, row in last.items() if row is None]
+    rows = [(*row[:3], row[3] - (row[3] >> 63 << 64)) for row in last.values() if row is not None]
+    # Many rows a statement: SQLite lets go of the interpreter's lock at each, and every return to it holds up readers.
+    for positions in _pieces(gone):
+        connection.execute(f"DELETE FROM slots WHERE pos IN ({','.join('?' * len(positions))})", positions)
+    for some in _pieces(rows):
+        values = ",".join(["(?,?,?,?)"] * len(some))
+        connection.execute(f"INSERT OR REPLACE INTO slots VALUES {values}", list(chain.from_iterable(some)))
+
+
+def _pieces(items: list[_T]) -> list[list[_T]]:
+    return [items[at : at + _STATEMENT_ROWS] for at in range(0, len(items), _STATEMENT_ROWS)]
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=10)
+    return sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False)

@@ -23,6 +23,8 @@ from blockmap.format import BLOCK
 
 MAGIC = b"bmcs"
 FORMAT = 1
+MAX_BYTES = 1 << 24
+"""Of content: chunks and nodes are far smaller, and a damaged index must not ask for more memory than this."""
 _HEAD = struct.Struct("<4sB3s32sQII")
 _SUM = struct.Struct("<Q")
 
@@ -44,6 +46,21 @@ def whole_mask(length: int) -> int:
 
 def has(mask: int, block: int) -> bool:
     return block >= 64 or bool(mask >> block & 1)
+
+
+def present(length: int, mask: int) -> int:
+    """Blocks of content that are there."""
+    blocks = blocks_of(length)
+    return mask.bit_count() if blocks <= 64 else blocks
+
+
+def joined(old: bytes, old_mask: int, new: memoryview, new_mask: int) -> memoryview:
+    """The blocks that `old_mask` or `new_mask` has, those of `new` first; `old` may lack absent blocks at its end."""
+    both = bytearray(old[: len(new)].ljust(len(new), b"\0"))
+    for block in range(blocks_of(len(new))):
+        if has(new_mask, block):
+            both[block * BLOCK : (block + 1) * BLOCK] = new[block * BLOCK : (block + 1) * BLOCK]
+    return memoryview(both)
 
 
 def encode_header(digest: bytes, mask: int, data: memoryview) -> bytes:
@@ -82,12 +99,12 @@ def decode_header(data: bytes) -> Header | None:
 
 
 def intact(header: Header, content: bytes) -> bool:
-    """Whether every block that is present has its checksum; `content` is all blocks from block 0 on."""
+    """Whether every block that is present is there with its checksum; `content` is what follows the header, and may be
+    shorter where the last blocks are absent."""
     view = memoryview(content)
-    if len(view) < blocks_of(header.length) * BLOCK:
-        return False
-    return all(
-        xxh3_64_intdigest(view[block * BLOCK : (block + 1) * BLOCK]) == expected
-        for block, expected in enumerate(header.sums)
-        if has(header.mask, block)
-    )
+    for block, expected in enumerate(header.sums):
+        if has(header.mask, block):
+            piece = view[block * BLOCK : (block + 1) * BLOCK]
+            if len(piece) != BLOCK or xxh3_64_intdigest(piece) != expected:
+                return False
+    return True
