@@ -4,10 +4,12 @@ A request has `v` (1) and `op`; the answer has `ok`, and what was asked for or `
 are answered.
 
     op        more in the request   more in the answer
-    status                          pid, store, exports, fetch, cache, ...
+    status                          pid, seconds (since the start), asked, store, exports, opened, fetch, cache
     names                           names: [export, description]
     resolve   export                export: the name by digest of the version that it stands for now
     config    export                config: the OCI image configuration, as text
+
+`asked` counts requests other than status: whoever resolves a name is about to open it.
 """
 
 import json
@@ -35,6 +37,8 @@ class Control:
         self._listening = listening
         self._exports = exports
         self._started = time.monotonic()
+        self._lock = threading.Lock()  # guards _asked
+        self._asked = 0
 
     def start(self) -> None:
         threading.Thread(target=self._accept, name="control", daemon=True).start()
@@ -47,9 +51,10 @@ class Control:
             except OSError as error:
                 _log.error("the control socket failed: %s", error)
                 return
-            threading.Thread(target=self._serve, args=(client,), name="control client", daemon=True).start()
+            threading.Thread(target=self.serve, args=(client,), name="control client", daemon=True).start()
 
-    def _serve(self, client: socket.socket) -> None:
+    def serve(self, client: socket.socket) -> None:
+        """Answers one client until it hangs up, says nothing for a minute, or sends a line without an end."""
         with client:
             _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             if uid not in (0, os.geteuid()):
@@ -60,25 +65,38 @@ class Control:
                 with client.makefile("rb") as lines:
                     while line := lines.readline(_MAX_LINE):
                         client.sendall(json.dumps(self.answer(line)).encode() + b"\n")
+                        if not line.endswith(b"\n"):
+                            return
             except OSError:
                 return
 
     def answer(self, line: bytes) -> dict[str, Any]:
         """The answer to one request, whatever it is."""
         try:
-            request = json.loads(line)
-            if not isinstance(request, dict) or request.get("v") != VERSION:
-                raise UsageError(f"a request is a JSON object with v: {VERSION}, on one line")
+            if not line.endswith(b"\n"):
+                raise UsageError(f"a request ends with a newline, and has {_MAX_LINE} bytes at most")
+            request = _parse(line)
             return {"ok": True, "v": VERSION, **self._do(request)}
         except BlockmapError as error:
             return {"ok": False, "v": VERSION, "kind": type(error).__name__, "error": str(error)}
-        except (ValueError, RecursionError) as error:
-            return {"ok": False, "v": VERSION, "kind": "UsageError", "error": f"the request is not JSON: {error}"}
+        except Exception as error:
+            _log.exception("a control request failed")
+            return {
+                "ok": False,
+                "v": VERSION,
+                "kind": "HostError",
+                "error": f"the server failed: {error!r}; see its log",
+            }
 
     def _do(self, request: dict[str, Any]) -> dict[str, Any]:
-        op, export = request.get("op"), str(request.get("export", ""))
+        op, export = request.get("op"), request.get("export", "")
         if op == "status":
-            return {"pid": os.getpid(), "seconds": time.monotonic() - self._started, **self._exports.status()}
+            seconds = time.monotonic() - self._started
+            return {"pid": os.getpid(), "seconds": seconds, "asked": self._asked, **self._exports.status()}
+        with self._lock:
+            self._asked += 1
+        if not isinstance(export, str):
+            raise UsageError(f"export is a name, not {export!r}")
         if op == "names":
             return {"names": self._exports.names()}
         if op == "resolve":
@@ -86,3 +104,13 @@ class Control:
         if op == "config":
             return {"config": self._exports.config(export).decode("utf-8", "replace")}
         raise UsageError(f"{op!r} is not an operation of this server: status, names, resolve and config are")
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the request is not JSON: {error}") from error
+    if not isinstance(request, dict) or request.get("v") != VERSION:
+        raise UsageError(f"a request is a JSON object with v: {VERSION}, on one line")
+    return request

@@ -3,23 +3,24 @@
 Started by `blockmap serve` in the foreground. Threads, sockets and files are made from `after_fork` on.
 """
 
-import contextlib
 import ctypes
 import errno
 import logging
-import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import nbdkit
 
-from blockmap.errors import BlockmapError
+from blockmap.errors import BlockmapError, UsageError
+from blockmap.store.opening import open_store
 from blockmap.volume.exports import Exports
 from blockmap.volume.view import View
 from nbdplugin.control import Control
+from nbdplugin.failures import Failures
+from nbdplugin.sockets import hang_up_on_idle, peer
 from nbdplugin.threads import here, keep
 
 API_VERSION = 2
@@ -27,28 +28,42 @@ API_VERSION = 2
 _SWITCH_SECONDS = 1e-4
 """With Python's 5 ms a background thread that computes cuts reads from 20,000 to 128 a second."""
 _MAX_BLOCK_BYTES = 32 << 20
+_MAX_EXPORTS_LISTED = 10_000
+"""nbdkit refuses longer lists as a whole; an export that is not listed can be opened all the same."""
 
 _log = logging.getLogger("blockmap")
 _libnbdkit = ctypes.CDLL(None)
 _settings: dict[str, str] = {}
-_exports: Exports
+_failures = Failures(_log, time.monotonic)
 _stopping = threading.Event()
+_exports: Exports | None = None
+
+
+class RequestFailed(Exception):
+    """What nbdkit is given in place of the error itself: it never lets go of an exception, nor of its frames' data."""
 
 
 def config(key: str, value: str) -> None:
     if key not in ("store", "cache", "cache_bytes", "control_fd"):
-        raise RuntimeError(f"unknown parameter {key}")
+        raise UsageError(f"{key}= is not a parameter of this plugin: store, cache, cache_bytes and control_fd are")
+    if key in ("cache_bytes", "control_fd") and not value.isdecimal():
+        raise UsageError(f"{key}={value} is not a number")
     _settings[key] = value
 
 
 def config_complete() -> None:
     for key in ("store", "cache"):
         if key not in _settings:
-            raise RuntimeError(f"the parameter {key}= is missing")
+            raise UsageError(f"the parameter {key}= is missing: start the server with `blockmap serve`")
 
 
 def thread_model() -> int:
     return int(nbdkit.THREAD_MODEL_PARALLEL)
+
+
+def get_ready() -> None:
+    """The last moment at which an error stops a server that goes into the background."""
+    open_store(_settings["store"])
 
 
 def after_fork() -> None:
@@ -70,27 +85,42 @@ def after_fork() -> None:
 
 def cleanup() -> None:
     _stopping.set()
-    _exports.close()
+    if _exports is not None:
+        _exports.close()
 
 
 def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:
-    return _exports.names()
+    assert _exports is not None
+    try:
+        names = _exports.names()
+    except BlockmapError as error:
+        _log.error("the exports cannot be listed: %s", error)
+        raise
+    if len(names) > _MAX_EXPORTS_LISTED:
+        _log.warning("%d of %d exports are listed: NBD has no room for more", _MAX_EXPORTS_LISTED, len(names))
+    return names[:_MAX_EXPORTS_LISTED]
 
 
 def default_export(readonly: bool, is_tls: bool) -> str:
     """What a client gets that asks for no name: the only export, if there is just one."""
+    assert _exports is not None
     names = _exports.names()
     return names[0][0] if len(names) == 1 else ""
 
 
 def open(readonly: bool) -> View:
-    name = nbdkit.export_name()
+    assert _exports is not None
+    name, who = nbdkit.export_name(), peer()
     try:
+        if not name:
+            raise UsageError(
+                "the client named no export, and there is more than one or none: name one, as in nbd://HOST/redis:7"
+            )
         view = _exports.open(name)
     except BlockmapError as error:
-        _log.error("export %r was refused: %s", name, error)
+        _log.error("export %r was refused: %s (asked for by %s)", name, error, who)
         raise
-    _log.info("export %s opened by %s: %s", name, _peer(), view.name)
+    _log.info("export %s opened by %s: %s", name, who, view.name)
     return view
 
 
@@ -104,7 +134,8 @@ def get_size(h: View) -> int:
 
 
 def block_size(h: View) -> tuple[int, int, int]:
-    """Any alignment is served; 4096 is what costs least."""
+    """Least, preferred, most. Any alignment is served, as nbdkit passes any on: 4096 advertised as the least would only
+    make clients that keep to it read around what they want."""
     return 1, 4096, _MAX_BLOCK_BYTES
 
 
@@ -135,41 +166,43 @@ def pread(h: View, buf: memoryview, offset: int, flags: int) -> None:
         keep()
     try:
         h.read(buf, offset)
+        return
     except BaseException as error:
-        _fail(f"read of {len(buf)} bytes at {offset} of {h.name}", error)
-        raise
+        failed = _failed("read", h, len(buf), offset, error)
+    raise failed
 
 
 def extents(h: View, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
+    if not hasattr(here, "kept"):
+        keep()
     try:
         found = h.extents(offset, count)
+        hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
+        return [(start, length, hole if empty else 0) for start, length, empty in found]
     except BaseException as error:
-        _fail(f"block status of {count} bytes at {offset} of {h.name}", error)
-        raise
-    hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
-    return [(start, length, hole if empty else 0) for start, length, empty in found]
+        failed = _failed("block status", h, count, offset, error)
+    raise failed
 
 
 def cache(h: View, count: int, offset: int, flags: int) -> None:
+    if not hasattr(here, "kept"):
+        keep()
     try:
         h.want(offset, count)
+        return
     except BaseException as error:
-        _fail(f"prefetch of {count} bytes at {offset} of {h.name}", error)
-        raise
+        failed = _failed("prefetch", h, count, offset, error)
+    raise failed
 
 
-def _fail(what: str, error: BaseException) -> None:
-    """Sets the errno that the client gets, and says why."""
+def _failed(what: str, h: View, count: int, offset: int, error: BaseException) -> RequestFailed:
+    """Sets the errno that the client gets, and says why. To be raised outside of the handler, so that the error, with
+    all that its frames hold, is not its context."""
     nbdkit.set_error(errno.ESHUTDOWN if _stopping.is_set() else errno.EIO)
-    _log.error("%s failed: %s", what, error if isinstance(error, BlockmapError) else repr(error))
-
-
-def _peer() -> str:
-    """Who is connected: the user on a Unix socket, which is all that nbdkit tells on every release."""
-    uid = _libnbdkit.nbdkit_peer_uid
-    uid.restype = ctypes.c_int64
-    found = uid()
-    return f"uid {found}" if found >= 0 else "a remote client"
+    text = f"{what} of {count} bytes at {offset} of {h.name} failed: "
+    text += str(error) if isinstance(error, BlockmapError) else repr(error)
+    _failures.note(type(error).__name__, text)
+    return RequestFailed(text)
 
 
 def _watch() -> None:
@@ -177,30 +210,4 @@ def _watch() -> None:
     while _libnbdkit.nbdkit_nanosleep(3600, 0) == 0:
         pass
     _stopping.set()
-    for client in _client_sockets():
-        with contextlib.suppress(OSError):
-            client.shutdown(socket.SHUT_RD)
-
-
-def _client_sockets() -> Iterator[socket.socket]:
-    """Connections of NBD clients: sockets with the address of one that listens."""
-    listening, connected = set(), []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            client = socket.socket(fileno=os.dup(int(name)))
-        except OSError:
-            continue
-        try:
-            address = (client.family, client.getsockname())
-            if client.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                listening.add(address)
-            elif client.type == socket.SOCK_STREAM:
-                connected.append((address, client))
-                continue
-        except OSError:
-            pass
-        client.close()
-    for address, client in connected:
-        if address in listening:
-            yield client
-        client.close()
+    hang_up_on_idle()

@@ -5,6 +5,7 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -22,6 +23,7 @@ from blockmap.host.supervisor import Supervisor, spawn
 from blockmap.store.opening import open_store
 
 _IDLE_SECONDS = 60.0
+_WIDE = 1000
 
 
 @click.command()
@@ -30,9 +32,12 @@ _IDLE_SECONDS = 60.0
 @socket_option
 @click.option("--listen", metavar="HOST:PORT", help="Also serve on TCP, without authentication.")
 @click.option(
-    "--cache-size", type=int, metavar="BYTES", help="Of the cache; 20 GB or a quarter of the free disk by default."
+    "--cache-size",
+    type=click.IntRange(min=0),
+    metavar="BYTES",
+    help="Of the cache; 20 GB or a quarter of the free disk by default.",
 )
-@click.option("--idle-exit", type=float, hidden=True)
+@click.option("--idle-exit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", hidden=True)
 def serve(
     store: str | None,
     cache: Path | None,
@@ -70,17 +75,30 @@ def detach(directory: Path) -> None:
     _attachments().detach(directory)
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.argument("name")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
+@click.option("--entrypoint", metavar="PROGRAM", help="Instead of the image's; its arguments follow --.")
 @store_option
 @cache_option
 @socket_option
-def run(name: str, command: tuple[str, ...], store: str | None, cache: Path | None, socket: Path | None) -> None:
-    """Run the program of the image NAME, or `-- CMD` in it; what it writes goes with it."""
+def run(
+    name: str,
+    command: tuple[str, ...],
+    entrypoint: str | None,
+    store: str | None,
+    cache: Path | None,
+    socket: Path | None,
+) -> None:
+    """Run the program of the image NAME on the host's network; what it writes goes with it.
+
+    As with docker run, CMD takes the place of the image's Cmd, after its Entrypoint. The exit status is the program's.
+    """
     tools.need_root("run")
     client = _server(store, cache, socket)
-    sys.exit(runner.run(client, _attachments(), _state(), name, list(command), runner.is_terminal()))
+    # What follows NAME is the program's, options and all; the first -- only says so once more.
+    words = list(command[1:] if command[:1] == ("--",) else command)
+    sys.exit(runner.run(client, _attachments(), _state(), name, words, entrypoint, runner.is_terminal()))
 
 
 @click.command()
@@ -92,20 +110,27 @@ def status(socket: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer))
         return
-    console = Console()
+    _tell(answer)
+
+
+def _tell(answer: dict[str, Any]) -> None:
     fetch, cache = answer["fetch"], answer["cache"]
-    console.print(f"server    process {answer['pid']}, up {answer['seconds']:.0f} s, store {answer['store']}")
-    console.print(
+    click.echo(f"server    process {answer['pid']}, up {answer['seconds']:.0f} s, store {answer['store']}")
+    click.echo(
         f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}, {cache['slots']:,} chunks and nodes, "
         f"{cache['evicted']:,} evicted, {cache['bad']:,} found damaged"
     )
-    console.print(
+    click.echo(
         f"fetched   {size(fetch['bytes'])} in {fetch['requests']:,} requests, {fetch['chunks']:,} chunks, "
         f"{fetch['damaged']:,} damaged on arrival, {fetch['failed']:,} failed"
     )
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDE  # what a program reads is not cut to fit a window
     table = Table("EXPORT", "SIZE", "CONNECTIONS", box=None, pad_edge=False)
     for export in answer["exports"]:
-        table.add_row(export["export"], size(export["size"]), str(export["connections"]))
+        repo, mark, digest = export["export"].partition("@sha256:")
+        table.add_row(f"{repo}{mark}{digest[:12]}", size(export["size"]), str(export["connections"]))
     if answer["exports"]:
         console.print(table)
     mounts = Table("ATTACHED AT", "NAME", "DEVICE", box=None, pad_edge=False)
@@ -123,15 +148,27 @@ def _server(store: str | None, cache: Path | None, socket: Path | None) -> Clien
     """The server that answers, else one that is started for as long as it is needed."""
     where = (socket or default_socket()).absolute()
     client = Client(where)
-    if not client.answers():
+    if client.answers():
+        _check_store(client, store)
+    else:
         url = _absolute(need_store(store))
         open_store(url)
         spawn(url, (cache or default_cache()).absolute(), where, _IDLE_SECONDS)
     return client
 
 
+def _check_store(client: Client, store: str | None) -> None:
+    """HostError where the server that answers serves another store than the one that was asked for."""
+    served = str(client.request("status")["store"])
+    if store and _absolute(store).removeprefix("file://") != served:
+        raise HostError(
+            f"the server at {client.nbd_socket} serves {served}, not {store}: name another server with --socket, which is "
+            "started if need be"
+        )
+
+
 def _attachments() -> Attachments:
-    return Attachments(_state(), NbdFuse())
+    return Attachments(_state(), NbdFuse(), lambda text: click.echo(f"blockmap: {text}", err=True))
 
 
 def _state() -> Path:
@@ -140,7 +177,7 @@ def _state() -> Path:
 
 def _absolute(url: str) -> str:
     """A store's URL that means the same in any working directory."""
-    return url if "://" in url else str(Path(url).absolute())
+    return url if "://" in url else os.path.abspath(url)
 
 
 def _log(text: str) -> None:

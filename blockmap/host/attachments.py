@@ -11,12 +11,13 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from blockmap.errors import HostError, UsageError
-from blockmap.host import tools
+from blockmap.host import mounts, tools
 from blockmap.host.device import Attacher, Device
 
 _SCHEMA = """
@@ -50,29 +51,35 @@ _Listed = list[Attached]
 class Attachments:
     """Attaches and detaches, on behalf of this host's root."""
 
-    def __init__(self, state: Path, attacher: Attacher) -> None:
-        self._state = state
+    def __init__(self, state: Path, attacher: Attacher, say: Callable[[str], None]) -> None:
+        self._state = state.absolute()
         self._attacher = attacher
+        self._say = say
 
     def attach(self, nbd_socket: Path, export: str, name: str, directory: Path) -> None:
         """Mounts `export` (by digest) read-only at a directory; shares the device that shows it already. HostError."""
         tools.need_root("attach")
-        where = directory.absolute()
-        if not where.is_dir():
+        where = str(directory.resolve())
+        if not os.path.isdir(where):
             raise UsageError(f"{directory} is no directory: make it first, with mkdir")
         with self._locked() as database:
             self._clean(database)
-            if os.path.ismount(where):
+            if mounts.source(where) is not None:
                 raise UsageError(
                     f"something is mounted at {directory} already: detach it first, or choose another directory"
                 )
             key, device, made = self._device(database, str(nbd_socket.absolute()), export)
             try:
-                tools.run("mount", "-t", "ext4", "-o", "ro,noload,nodev", device.path, str(where))
-                database.execute("INSERT INTO mounts VALUES (?, ?, ?)", (str(where), key, name))
+                # Noted before it is there: a mount that nobody knows of would keep its device for ever.
+                database.execute("INSERT OR REPLACE INTO mounts VALUES (?, ?, ?)", (where, key, name))
+                database.commit()
+                # noload: an import leaves the journal empty, and nothing can be written to the device anyway.
+                tools.run("mount", "-t", "ext4", "-o", "ro,noload,nodev", device.path, where)
             except BaseException:
-                if os.path.ismount(where):
-                    tools.run("umount", str(where))
+                if mounts.source(where) == device.path:
+                    tools.run("umount", where)
+                database.execute("DELETE FROM mounts WHERE directory = ?", (where,))
+                database.commit()
                 if made:
                     self._drop(database, key, device)
                 raise
@@ -80,27 +87,34 @@ class Attachments:
     def detach(self, directory: Path) -> None:
         """Unmounts a directory, and takes its device apart when it was the last; UsageError, HostError."""
         tools.need_root("detach")
-        where = str(directory.absolute())
+        where = str(directory.resolve())
         with self._locked() as database:
-            row = database.execute("SELECT device FROM mounts WHERE directory = ?", (where,)).fetchone()
-            if row is None:
+            row = database.execute(
+                "SELECT path FROM mounts JOIN devices ON device = devices.directory WHERE mounts.directory = ?",
+                (where,),
+            ).fetchone()
+            if row is None or mounts.source(where) != row[0]:
                 self._clean(database)
-                listed = ", ".join(each.directory for each in self._list(database)) or "nothing is attached"
+                listed = ", ".join(each.directory for each in _list(database)) or "nothing is attached"
                 raise UsageError(f"nothing of blockmap is attached at {directory} (attached: {listed})")
-            if os.path.ismount(where):
-                tools.run("umount", where)
+            tools.run("umount", where)
             database.execute("DELETE FROM mounts WHERE directory = ?", (where,))
+            database.commit()
             self._clean(database)
 
     def list(self) -> _Listed:
-        with self._locked() as database:
-            return self._list(database)
-
-    def _list(self, database: sqlite3.Connection) -> _Listed:
-        rows = database.execute(
-            "SELECT mounts.directory, name, export, path FROM mounts JOIN devices ON device = devices.directory ORDER BY 1"
-        )
-        return [Attached(*row) for row in rows]
+        """What is attached now; HostError where the record cannot be read."""
+        path = self._state / "attachments.db"
+        if not path.exists():
+            return []
+        try:
+            # Without the lock: who only looks does not wait for an attach that waits for a store.
+            with contextlib.closing(
+                sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
+            ) as database:
+                return [each for each in _list(database) if mounts.source(each.directory) == each.device]
+        except sqlite3.Error as error:
+            raise HostError(f"the record of what is attached, {path}, cannot be read: {error}") from error
 
     def _device(self, database: sqlite3.Connection, nbd_socket: str, export: str) -> tuple[str, Device, bool]:
         """The device that shows an export: its key, and whether it is new."""
@@ -126,25 +140,28 @@ class Attachments:
 
     def _clean(self, database: sqlite3.Connection) -> None:
         """Takes apart what nobody uses, and what cannot answer any more."""
-        for (directory,) in database.execute("SELECT directory FROM mounts").fetchall():
-            if not os.path.ismount(directory):
-                database.execute("DELETE FROM mounts WHERE directory = ?", (directory,))
         rows = database.execute("SELECT directory, kind, path, pid, started, mount FROM devices").fetchall()
         for key, *fields in rows:
             device = Device(*fields)
-            used = database.execute("SELECT directory FROM mounts WHERE device = ?", (key,)).fetchall()
+            noted = [row[0] for row in database.execute("SELECT directory FROM mounts WHERE device = ?", (key,))]
+            used = [directory for directory in noted if mounts.source(directory) == device.path]
             if used and self._attacher.alive(device):
-                continue
-            for (directory,) in used:
-                tools.run("umount", "-l", directory)
-                database.execute("DELETE FROM mounts WHERE directory = ?", (directory,))
-            self._drop(database, key, device)
-        known = {key for key, *_ in database.execute("SELECT directory FROM devices")}
+                gone = set(noted) - set(used)
+            else:
+                for directory in used:
+                    tools.run("umount", "-l", directory)
+                    self._say(
+                        f"{directory} is unmounted: the server behind it has gone, and reads failed; attach it again"
+                    )
+                self._drop(database, key, device)
+                gone = set(noted)
+            database.executemany("DELETE FROM mounts WHERE directory = ?", [(directory,) for directory in gone])
+            database.commit()
+        known = {key for (key,) in database.execute("SELECT directory FROM devices")}
         for left in (self._state / "devices").glob("*"):
             if str(left) not in known:
                 self._attacher.detach(Device("", "", 0, 0, str(left / "fuse")))
                 shutil.rmtree(left, ignore_errors=True)
-        database.commit()
 
     def _drop(self, database: sqlite3.Connection, key: str, device: Device) -> None:
         self._attacher.detach(device)
@@ -161,16 +178,19 @@ class Attachments:
             raise HostError(f"cannot use {self._state}: {error.strerror}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            database = sqlite3.connect(self._state / "attachments.db")
+            path = self._state / "attachments.db"
             try:
-                database.executescript(_SCHEMA)
-                yield database
-                database.commit()
+                with contextlib.closing(sqlite3.connect(path)) as database:
+                    database.executescript(_SCHEMA)
+                    yield database
             except sqlite3.Error as error:
-                raise HostError(
-                    f"the record of what is attached, {self._state}/attachments.db, is damaged: {error}"
-                ) from error
-            finally:
-                database.close()
+                raise HostError(f"the record of what is attached, {path}, is damaged: {error}") from error
         finally:
             os.close(lock)
+
+
+def _list(database: sqlite3.Connection) -> _Listed:
+    rows = database.execute(
+        "SELECT mounts.directory, name, export, path FROM mounts JOIN devices ON device = devices.directory ORDER BY 1"
+    )
+    return [Attached(*row) for row in rows]

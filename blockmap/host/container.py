@@ -1,7 +1,8 @@
 """Runs an image's program in a container of runc, from the image's OCI configuration.
 
-The container sees the host's network, as a program that was started by hand would; it has mount, pid, ipc and uts
-namespaces of its own, and the capabilities that docker gives by default.
+The container has the host's network, name and /etc/hosts, so that its ports are reached as those of any program: as with
+docker run --network host. It has mount, pid, ipc and uts namespaces of its own, and the capabilities that docker gives by
+default, but no seccomp filter.
 """
 
 import json
@@ -13,9 +14,11 @@ from typing import Any
 from blockmap.errors import ImageError, UsageError
 
 _CAPABILITIES = [
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
-    "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP",
+    "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
 ]  # fmt: skip
+_DEVICES_CAPABILITY = "CAP_MKNOD"
+"""Only where a control group keeps the program from opening what it makes: the host's disks, for one."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOUNTS: list[dict[str, Any]] = [
     {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -38,22 +41,34 @@ _MOUNTS: list[dict[str, Any]] = [
         "options": ["nosuid", "noexec", "nodev", "mode=1777"],
     },
     {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
-    {"destination": "/sys", "type": "none", "source": "/sys", "options": ["rbind", "nosuid", "noexec", "nodev", "ro"]},
+    # One of its own: below the host's, control groups are mounted, and they could be written.
+    {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
 ]
 
 
-def runtime_config(image: bytes, command: list[str], root: Path, hostname: str, terminal: bool) -> dict[str, Any]:
-    """The config.json of an OCI bundle whose root file system is `root`; UsageError where there is nothing to run."""
+def runtime_config(
+    image: bytes,
+    command: list[str],
+    entrypoint: str | None,
+    root: Path,
+    hostname: str,
+    *,
+    terminal: bool,
+    supervised: bool,
+) -> dict[str, Any]:
+    """The config.json of an OCI bundle whose root file system is `root`; ImageError, UsageError.
+
+    `command` takes the place of the image's Cmd, `entrypoint` that of its Entrypoint and Cmd (an empty one takes it away),
+    as with docker. `supervised` is whether the container gets control groups.
+    """
     try:
         own: dict[str, Any] = json.loads(image).get("config") or {}
     except (ValueError, AttributeError) as error:
         raise ImageError(f"the image's configuration is damaged: {error}") from error
-    if command:
-        arguments = (
-            [*(own.get("Entrypoint") or []), *command] if not own.get("Cmd") and own.get("Entrypoint") else command
-        )
+    if entrypoint is not None:
+        arguments = [*([entrypoint] if entrypoint else []), *command]
     else:
-        arguments = [*(own.get("Entrypoint") or []), *(own.get("Cmd") or [])]
+        arguments = [*(own.get("Entrypoint") or []), *(command or own.get("Cmd") or [])]
     if not arguments:
         raise UsageError("the image names no program to run: give one after --")
     uid, gid, groups, home = user_ids(root, own.get("User") or "")
@@ -64,10 +79,12 @@ def runtime_config(image: bytes, command: list[str], root: Path, hostname: str, 
     ]
     if terminal and "TERM" not in names:
         environment.append(f"TERM={os.environ.get('TERM', 'xterm')}")
+    capabilities = [*_CAPABILITIES, *([_DEVICES_CAPABILITY] if supervised else [])]
+    resources = {"resources": {"devices": [{"allow": False, "access": "rwm"}]}} if supervised else {}
     files = [
         {"destination": name, "type": "none", "source": name, "options": ["rbind", "ro"]}
         for name in ("/etc/resolv.conf", "/etc/hosts")
-        if os.path.exists(name) and _inside(root, name).is_file()
+        if os.path.exists(name)
     ]
     return {
         "ociVersion": "1.0.2",
@@ -76,9 +93,9 @@ def runtime_config(image: bytes, command: list[str], root: Path, hostname: str, 
             "user": {"uid": uid, "gid": gid, "additionalGids": groups},
             "args": arguments,
             "env": environment,
-            "cwd": own.get("WorkingDir") or "/",
+            "cwd": os.path.join("/", own.get("WorkingDir") or ""),
             "capabilities": {
-                kind: _CAPABILITIES if uid == 0 or kind == "bounding" else []
+                kind: capabilities if uid == 0 or kind == "bounding" else []
                 for kind in ("bounding", "effective", "permitted")
             },
             "noNewPrivileges": False,
@@ -87,6 +104,7 @@ def runtime_config(image: bytes, command: list[str], root: Path, hostname: str, 
         "hostname": hostname,
         "mounts": [*_MOUNTS, *files],
         "linux": {
+            **resources,
             "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")],
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
@@ -97,24 +115,27 @@ def runtime_config(image: bytes, command: list[str], root: Path, hostname: str, 
 def user_ids(root: Path, user: str) -> tuple[int, int, list[int], str]:
     """uid, gid, further groups and home of USER[:GROUP], by the image's own files; ImageError where it is unknown."""
     name, colon, group = user.partition(":")
-    uid, gid, home = 0, 0, "/root"
-    passwd = [line.split(":") for line in _lines(root, "/etc/passwd")]
-    known = next((row for row in passwd if len(row) > 5 and name in (row[0], row[2])), None) if name else None
-    if known is not None:
-        uid, gid, home = int(known[2]), int(known[3]), known[5] or "/"
-    elif name.isdigit():
-        uid, home = int(name), "/"
-    elif name:
+    name = name or "0"
+    # Name, password, uid, gid, comment, home, shell. A name may look like a number: passwd(5) names go first.
+    accounts = [row for row in _rows(root, "/etc/passwd", 6) if row[2].isdecimal() and row[3].isdecimal()]
+    known = next((row for row in accounts if row[0] == name), None)
+    known = known or next((row for row in accounts if row[2] == name), None)
+    if known is None and not name.isdecimal():
         raise ImageError(f"the image runs as user {shlex.quote(name)}, which its /etc/passwd does not have")
-    rows = [line.split(":") for line in _lines(root, "/etc/group")]
+    uid, gid, home = (int(known[2]), int(known[3]), known[5] or "/") if known else (int(name), 0, "/")
+    # Name, password, gid, members.
+    groups = [row for row in _rows(root, "/etc/group", 4) if row[2].isdecimal()]
     if colon:
-        found = next((row for row in rows if len(row) > 2 and group in (row[0], row[2])), None)
-        if found is None and not group.isdigit():
+        found = next((row for row in groups if row[0] == group), None)
+        if found is None and not group.isdecimal():
             raise ImageError(f"the image runs with group {shlex.quote(group)}, which its /etc/group does not have")
         return uid, int(found[2]) if found else int(group), [], home
-    member = known[0] if known else ""
-    groups = [int(row[2]) for row in rows if len(row) > 3 and member and member in row[3].split(",")]
-    return uid, gid, groups, home
+    return uid, gid, [int(row[2]) for row in groups if known and known[0] in row[3].split(",")], home
+
+
+def _rows(root: Path, name: str, fields: int) -> list[list[str]]:
+    rows = [line.split(":") for line in _lines(root, name)]
+    return [row for row in rows if len(row) >= fields]
 
 
 def _lines(root: Path, name: str) -> list[str]:

@@ -5,7 +5,7 @@ reconnection: when the server goes away, reads fail, and the device has to be ma
 """
 
 import contextlib
-import json
+import mmap
 import os
 import signal
 import subprocess
@@ -14,11 +14,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from blockmap.errors import HostError
-from blockmap.host import tools
+from blockmap.host import mounts, tools
 from blockmap.host.device import Device, start_ticks
 
 _READY_SECONDS = 30.0
 _END_SECONDS = 10.0
+_PROBE_BYTES = 4096
 
 
 class NbdFuse:
@@ -28,7 +29,7 @@ class NbdFuse:
 
     def attach(self, nbd_socket: Path, export: str, directory: Path) -> Device:
         tools.find("fusermount3")
-        losetup = tools.find("losetup")
+        tools.find("losetup")
         mountpoint = directory / "fuse"
         mountpoint.mkdir(parents=True)
         uri = f"nbd+unix:///{quote(export, safe='')}?socket={quote(str(nbd_socket.absolute()))}"
@@ -40,7 +41,7 @@ class NbdFuse:
             )  # fmt: skip
         device = Device(self.kind, "", process.pid, start_ticks(process.pid), str(mountpoint))
         try:
-            image = mountpoint / "nbd"
+            image = _image(device)
             end = time.monotonic() + _READY_SECONDS
             while not image.exists():
                 if process.poll() is not None or time.monotonic() > end:
@@ -48,61 +49,54 @@ class NbdFuse:
                         f"nbdfuse could not show {export}: {log.read_text(errors='replace').strip() or 'no message'}"
                     )
                 time.sleep(0.01)
-            done = subprocess.run(
-                [losetup, "-f", "--show", "-r", "--direct-io=on", str(image)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise HostError(f"no loop device could be made: {done.stderr.strip()}")
-            return Device(self.kind, done.stdout.strip(), device.pid, device.started, device.mount)
+            path = tools.run("losetup", "-f", "--show", "-r", "--direct-io=on", str(image)).strip()
+            return Device(self.kind, path, device.pid, device.started, device.mount)
         except BaseException:
             self.detach(device)
             raise
 
     def detach(self, device: Device) -> None:
-        if device.path and _backing(device.path) == f"{device.mount}/nbd":
-            tools.run("losetup", "-d", device.path)
-        if os.path.ismount(device.mount) or _dead_mount(device.mount):
+        # By the file behind them, not by the path: an attach that was killed never learnt the path.
+        for loop in mounts.loops_of(str(_image(device))):
+            tools.run("losetup", "-d", loop)
+        if mounts.source(device.mount) is not None:
             _unmount(device.mount)
         end = time.monotonic() + _END_SECONDS
-        while self._running(device) and time.monotonic() < end:
+        while _running(device) and time.monotonic() < end:
             time.sleep(0.01)
-        if self._running(device):
+        if _running(device):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(device.pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(device.pid, os.WNOHANG)
 
     def alive(self, device: Device) -> bool:
-        return self._running(device) and _backing(device.path) == f"{device.mount}/nbd"
+        return _running(device) and device.path in mounts.loops_of(str(_image(device))) and _reads(device.path)
 
-    @staticmethod
-    def _running(device: Device) -> bool:
-        if device.pid <= 0 or start_ticks(device.pid) != device.started:
-            return False
-        with contextlib.suppress(OSError):
-            return Path(f"/proc/{device.pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+
+def _image(device: Device) -> Path:
+    return Path(device.mount) / "nbd"
+
+
+def _running(device: Device) -> bool:
+    if device.pid <= 0 or start_ticks(device.pid) != device.started:
         return False
-
-
-def _backing(device: str) -> str:
-    """The file behind a loop device; empty where there is none."""
-    with contextlib.suppress(HostError):
-        listed = json.loads(tools.run("losetup", "--json", "--list", "-O", "NAME,BACK-FILE", device) or "{}")
-        for entry in listed.get("loopdevices", []):
-            return str(entry["back-file"])
-    return ""
-
-
-def _dead_mount(path: str) -> bool:
-    """Whether a mount is there whose process is gone: looking at it fails."""
-    try:
-        os.stat(path)
-    except OSError as error:
-        return not isinstance(error, FileNotFoundError)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(device.pid, os.WNOHANG)  # a child that has ended would stay otherwise
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{device.pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     return False
+
+
+def _reads(path: str) -> bool:
+    """Whether the server behind a device answers: past the page cache, which outlives it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, _PROBE_BYTES) as page:
+                return os.preadv(fd, [page], 0) == _PROBE_BYTES
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
 
 
 def _unmount(path: str) -> None:

@@ -56,7 +56,7 @@ def command(store: str, cache: Path, cache_bytes: int | None, control_fd: int, t
         raise HostError("the package nbdplugin is not installed beside blockmap: install blockmap again")
     script = Path(spec.origin).with_name("plugin.py")
     arguments = [
-        tools.find("nbdkit"), "-f", "-r", "-t", str(threads), "python", str(script),
+        tools.find("nbdkit"), "-f", "-r", "--exit-with-parent", "-t", str(threads), "python", str(script),
         f"store={store}", f"cache={cache}", f"control_fd={control_fd}",
     ]  # fmt: skip
     return arguments if cache_bytes is None else [*arguments, f"cache_bytes={cache_bytes}"]

@@ -1,77 +1,234 @@
-"""`blockmap run`: attach, a scratch overlay, runc, and everything taken away again."""
+"""`blockmap run`: attach, a scratch overlay, runc, and everything taken away again.
+
+Each run has a folder, and holds the lock in it while it lives. The next run takes apart what one that was killed left.
+"""
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from blockmap.host import tools
+from blockmap.errors import BlockmapError, HostError, UsageError
+from blockmap.host import mounts, tools
 from blockmap.host.attachments import Attachments
 from blockmap.host.container import runtime_config
 from blockmap.host.control import Client
 
 _END_SECONDS = 10.0
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_LAST_WORDS = (signal.SIGTERM, signal.SIGHUP)
 
 
-def run(client: Client, attachments: Attachments, state: Path, name: str, command: list[str], terminal: bool) -> int:
-    """Runs an image's program, or `command` in it, to its end; returns its exit status. HostError, ImageError."""
+def run(
+    client: Client,
+    attachments: Attachments,
+    state: Path,
+    name: str,
+    command: list[str],
+    entrypoint: str | None,
+    terminal: bool,
+) -> int:
+    """Runs an image's program with `command` as its arguments, or `entrypoint` in its place, to its end.
+
+    Returns its exit status, 128 + n where signal n ended it. A SIGTERM is passed on, and ends it by force after 10 s.
+    HostError, ImageError, UsageError.
+    """
     tools.need_root("run")
     runc = tools.find("runc")
+    supervised = _supervised()
     export = str(client.request("resolve", export=name)["export"])
     config = str(client.request("config", export=export)["config"]).encode()
-    runs = state / "runs"
-    runs.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        work = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(dir=runs, prefix="run-", ignore_cleanup_errors=True))
-        )
-        lower, scratch, root = work / "image", work / "scratch", work / "root"
-        for directory in (lower, scratch, root):
-            directory.mkdir()
-        attachments.attach(client.nbd_socket, export, name, lower)
-        stack.callback(attachments.detach, lower)
-        (scratch / "upper").mkdir()
-        (scratch / "work").mkdir()
-        (scratch / "upper").chmod(lower.stat().st_mode & 0o7777)
-        options = f"lowerdir={lower},upperdir={scratch}/upper,workdir={scratch}/work"
-        tools.run("mount", "-t", "overlay", "-o", options, "overlay", str(root))
-        stack.callback(tools.run, "umount", str(root))
-        identity = f"blockmap-{secrets.token_hex(6)}"
-        bundle = runtime_config(config, command, root, identity[-12:], terminal)
-        (work / "config.json").write_text(json.dumps(bundle))
-        return _run_container(runc, work, identity)
+    with _Signals() as signals, contextlib.ExitStack() as stack:
+        try:
+            work = stack.enter_context(_folder(runc, attachments, state.absolute() / "runs"))
+            lower, root = work / "image", work / "root"
+            attachments.attach(client.nbd_socket, export, name, lower)
+            _overlay(lower, work / "scratch", root)
+            bundle = runtime_config(
+                config, command, entrypoint, root, os.uname().nodename, terminal=terminal, supervised=supervised
+            )
+            (work / "config.json").write_text(json.dumps(bundle))
+            return _run_container(runc, work, supervised, signals)
+        finally:
+            signals.over = True
 
 
-def _run_container(runc: str, bundle: Path, identity: str) -> int:
-    arguments = [runc, "--root", str(bundle / "runc"), "run", "--bundle", str(bundle), identity]
-    process = subprocess.Popen(arguments)
+class _Signals:
+    """Passes signals on to the container; before it there is one, they end the run, and after it they are ignored."""
 
-    def forward(signum: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signum)
+    def __init__(self) -> None:
+        self.over = False
+        self.deadline: float | None = None
+        """When the program is to be ended by force (seconds, monotonic)."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starting = False
+        self._waiting: list[int] = []
 
-    # runc passes them on to the program, which decides what they mean.
-    old = {
-        number: signal.signal(number, forward)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    }
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in old.items():
+    def __enter__(self) -> "_Signals":
+        self._old = {number: signal.signal(number, self._on) for number in _FORWARDED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
             signal.signal(number, handler)
+
+    def start(self, arguments: list[str]) -> subprocess.Popen[bytes]:
+        """Starts what signals are passed on to from now on."""
+        self._starting = True
+        # Where no terminal is used, what is typed there must not reach the program twice.
+        self._process = process = subprocess.Popen(arguments, start_new_session=not os.isatty(0))
+        for number in self._waiting:
+            self._on(number, None)
+        return process
+
+    def _on(self, signum: int, frame: FrameType | None) -> None:
+        if self.over:
+            return
+        if self._process is None:
+            if self._starting:
+                self._waiting.append(signum)
+                return
+            self.over = True
+            raise KeyboardInterrupt
+        if signum in _LAST_WORDS and self.deadline is None:
+            self.deadline = time.monotonic() + _END_SECONDS
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signum)
+
+
+def _run_container(runc: str, work: Path, supervised: bool, signals: _Signals) -> int:
+    identity = f"blockmap-{secrets.token_hex(6)}"
+    base = [runc, "--root", str(work / "runc"), *([] if supervised else ["--rootless=true"])]
+    process = signals.start([*base, "run", "--bundle", str(work), identity])
+    try:
+        while True:
+            left = None if signals.deadline is None else max(signals.deadline - time.monotonic(), 0)
+            try:
+                # In slices, because a signal may set the deadline while this waits.
+                code = process.wait(1.0 if left is None else left)
+                return 128 - code if code < 0 else code
+            except subprocess.TimeoutExpired:
+                if left is not None:
+                    subprocess.run([*base, "kill", identity, "KILL"], capture_output=True, check=False)
+                    signals.deadline = time.monotonic() + _END_SECONDS
+    finally:
         if process.poll() is None:
             process.kill()
             process.wait()
+        _end_containers(runc, work)
+
+
+@contextlib.contextmanager
+def _folder(runc: str, attachments: Attachments, runs: Path) -> Iterator[Path]:
+    """A folder of one run's own; taken apart with all that is in it."""
+    if any(character in str(runs) for character in ",:\\"):
+        raise UsageError(f"{runs} cannot be used: overlay mounts have no way to name a path with one of , : \\ in it")
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        guard = os.open(runs / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError(f"cannot use {runs}: {error.strerror}") from error
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX)  # a folder that is not locked yet would look left over
+        for left in runs.glob("run-*"):
+            _clean_left(runc, attachments, left)
+        work = Path(tempfile.mkdtemp(dir=runs, prefix="run-"))
+        own = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(own, fcntl.LOCK_EX)
+    finally:
+        os.close(guard)
+    try:
+        for name in ("image", "scratch", "root"):
+            (work / name).mkdir()
+        yield work
+    finally:
+        _take_apart(attachments, work)
+        os.close(own)
+
+
+def _clean_left(runc: str, attachments: Attachments, left: Path) -> None:
+    try:
+        fd = os.open(left / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    else:
+        _end_containers(runc, left)
+        _take_apart(attachments, left)
+    finally:
+        os.close(fd)
+
+
+def _end_containers(runc: str, work: Path) -> None:
+    for container in (work / "runc").glob("*"):
         subprocess.run(
-            [runc, "--root", str(bundle / "runc"), "delete", "--force", identity], capture_output=True, check=False
+            [runc, "--root", str(work / "runc"), "delete", "--force", container.name], capture_output=True, check=False
         )
-    return 128 - code if code < 0 else code
+
+
+def _take_apart(attachments: Attachments, work: Path) -> None:
+    """Undoes a run's mounts, as far as there are any, and removes its folder."""
+    _unmount(work / "root")
+    if mounts.source(work / "image") is not None:
+        with contextlib.suppress(BlockmapError):
+            attachments.detach(work / "image")
+    _unmount(work / "scratch")
+    if mounts.source(work / "image") is None:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _unmount(where: Path) -> None:
+    if mounts.source(where) is None:
+        return
+    try:
+        tools.run("umount", str(where))
+    except HostError:
+        tools.run("umount", "-l", str(where))
+
+
+def _overlay(lower: Path, scratch: Path, root: Path) -> None:
+    """Mounts the image with a scratch layer above it: beside the state, else in memory where that file system cannot."""
+    try:
+        _mount_overlay(lower, scratch, root)
+    except HostError:
+        shutil.rmtree(scratch)
+        scratch.mkdir()
+        tools.run("mount", "-t", "tmpfs", "-o", "mode=700", "blockmap", str(scratch))
+        _mount_overlay(lower, scratch, root)
+
+
+def _mount_overlay(lower: Path, scratch: Path, root: Path) -> None:
+    upper = scratch / "upper"
+    upper.mkdir()
+    (scratch / "work").mkdir()
+    own = lower.stat()
+    os.chown(upper, own.st_uid, own.st_gid)
+    upper.chmod(own.st_mode & 0o7777)
+    options = f"nodev,lowerdir={lower},upperdir={upper},workdir={scratch}/work"
+    tools.run("mount", "-t", "overlay", "-o", options, "overlay", str(root))
+
+
+def _supervised() -> bool:
+    """Whether containers can have control groups of their own; HostError where there are none at all."""
+    found = mounts.cgroups()
+    if not found:
+        raise HostError(
+            "runc needs control groups, and none are mounted: mount -t cgroup2 none /sys/fs/cgroup, or use "
+            "`blockmap attach` and chroot"
+        )
+    return not any(os.statvfs(each).f_flag & os.ST_RDONLY for each in found)
 
 
 def is_terminal() -> bool:

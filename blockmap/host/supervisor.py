@@ -1,33 +1,45 @@
 """`blockmap serve`: owns the listening sockets, and keeps an nbdkit behind them.
 
 The sockets outlive nbdkit, so clients that come while it starts again wait instead of being refused. nbdkit gets them by
-socket activation (sd_listen_fds(3)); the control socket is one more inherited descriptor.
+socket activation; the control socket is one more inherited descriptor. nbdkit ends with the supervisor, even with one that
+is killed, so that the next finds the cache free.
 """
 
 import contextlib
-import fcntl
 import os
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from blockmap.errors import HostError, UsageError
+from blockmap.errors import HostError
 from blockmap.host import nbdkit
 from blockmap.host.control import Client
+from blockmap.host.listening import is_owned, owned, parse_listen, tcp_socket, unix_socket
 from blockmap.host.paths import control_socket
+from blockmap.host.process import FIRST_FD, Process
 
-_FIRST_FD = 3  # by the protocol of socket activation
 _STOP_SECONDS = 10.0
 _READY_SECONDS = 60.0
-_QUICK_SECONDS = 5.0
-_QUICK_DEATHS = 5
-_POLL_SECONDS = 0.2
 _ASK_SECONDS = 5.0
+_ANSWER_SECONDS = 2.0
+_AGAIN_SECONDS = 0.05
+_STEADY_SECONDS = 10.0
+"""An nbdkit that lived for so long was no quick death."""
+_FIRST_DELAY_SECONDS = 0.2
+_MAX_DELAY_SECONDS = 5.0
+_MAX_FAILED_STARTS = 8
+
+# The NBD protocol: what a server says first, and how a client leaves politely.
+_GREETING = b"NBDMAGICIHAVEOPT"
+_GREETING_BYTES = 18
+_LEAVE = struct.pack(">I8sII", 3, b"IHAVEOPT", 2, 0)  # fixed newstyle without zeroes; NBD_OPT_ABORT, no data
 
 
 class Supervisor:
@@ -48,99 +60,99 @@ class Supervisor:
         self._idle_seconds = idle_seconds
         self._say = say
         self._stop = False
-        self._listen = _parse_listen(listen) if listen else None
+        self._listen = parse_listen(listen) if listen else None
+        self._wake, self._woken = -1, -1
 
     def run(self) -> None:
-        """Serves; HostError where it cannot start, or nbdkit dies again and again."""
+        """Serves; HostError where it cannot start, or nbdkit fails to start again and again."""
         version = nbdkit.version()
         nbdkit.check_python()
         self._warn(version)
-        self._take_signals()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_owned(self._socket))
-            sockets = [stack.enter_context(_unix_socket(self._socket, 0o660))]
+            self._take_signals(stack)
+            stack.enter_context(owned(self._socket))
+            sockets = [stack.enter_context(unix_socket(self._socket, 0o660))]
             if self._listen is not None:
-                sockets.append(stack.enter_context(_tcp_socket(*self._listen)))
-            control = stack.enter_context(_unix_socket(control_socket(self._socket), 0o600))
+                sockets.append(stack.enter_context(tcp_socket(*self._listen)))
+            control = stack.enter_context(unix_socket(control_socket(self._socket), 0o600))
             self._keep_running(sockets, control)
 
     def _keep_running(self, sockets: list[socket.socket], control: socket.socket) -> None:
-        quick = 0
+        failed_starts = quick_deaths = 0
+        served = False
         while not self._stop:
             began = time.monotonic()
             process = self._start(sockets, control)
             try:
-                if self._wait_ready(process):
-                    where = [str(self._socket)]
-                    if self._listen is not None:
-                        where.append(f"{self._listen[0]}:{self._listen[1]}")
-                    self._say(f"ready: serving {self._store} on {' and '.join(where)}, nbdkit is process {process.pid}")
-                self._watch(process)
+                ready = self._wait_ready(process)
+                if ready:
+                    self._say_ready(process)
+                    self._watch(process)
+                elif not self._stop and not process.poll():
+                    self._say(f"nbdkit does not answer after {_READY_SECONDS:.0f} s; ending it")
             finally:
-                _end(process)
+                process.end(_STOP_SECONDS)
             if self._stop:
                 return
             lived = time.monotonic() - began
-            quick = quick + 1 if lived < _QUICK_SECONDS else 0
-            code = process.returncode
-            how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-            if quick >= _QUICK_DEATHS or (quick and code > 0):
-                raise HostError(
-                    f"nbdkit ended {how} after {lived:.1f} s, {quick} times in a row: see its messages above"
-                )
-            self._say(f"nbdkit ended {how} after {lived:.0f} s; starting it again")
+            how = _how(process)
+            served = served or ready
+            failed_starts = 0 if ready else failed_starts + 1
+            # Where nobody was served yet, it says that a setting is wrong, which another attempt does not change.
+            if (not served and (process.status or 0) > 0) or failed_starts >= _MAX_FAILED_STARTS:
+                raise HostError(f"nbdkit does not start: it ended {how}: {process.cause()}")
+            quick_deaths = quick_deaths + 1 if lived < _STEADY_SECONDS else 0
+            delay = (
+                min(_FIRST_DELAY_SECONDS * 2.0 ** (quick_deaths - 2), _MAX_DELAY_SECONDS) if quick_deaths > 1 else 0.0
+            )
+            self._say(
+                f"nbdkit ended {how} after {lived:.1f} s; starting it again" + (f" in {delay:.1f} s" if delay else "")
+            )
+            select.select([self._wake], [], [], delay)
 
-    def _start(self, sockets: list[socket.socket], control: socket.socket) -> subprocess.Popen[bytes]:
-        control_fd = _FIRST_FD + len(sockets)
-        arguments = nbdkit.command(self._store, self._cache, self._cache_bytes, control_fd)
-        # LISTEN_PID has to be nbdkit's own pid, which only a shell between fork and exec can know here.
-        shell = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *arguments]
-        fds = [each.fileno() for each in (*sockets, control)]
-
-        def arrange() -> None:
-            high = [fcntl.fcntl(fd, fcntl.F_DUPFD, _FIRST_FD + len(fds) + 64) for fd in fds]
-            for number, fd in enumerate(high):
-                os.dup2(fd, _FIRST_FD + number)
-                os.set_inheritable(_FIRST_FD + number, True)
-                os.close(fd)
-            os.closerange(_FIRST_FD + len(fds), 4096)
-
+    def _start(self, sockets: list[socket.socket], control: socket.socket) -> Process:
+        arguments = nbdkit.command(self._store, self._cache, self._cache_bytes, FIRST_FD + len(sockets))
         environment = {**nbdkit.environment(), "LISTEN_FDS": str(len(sockets))}
-        return subprocess.Popen(
-            shell,
-            env=environment,
-            preexec_fn=arrange,
-            close_fds=False,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        return Process(arguments, environment, [each.fileno() for each in (*sockets, control)], _to_stderr)
 
-    def _wait_ready(self, process: subprocess.Popen[bytes]) -> bool:
-        client = Client(self._socket)
+    def _say_ready(self, process: Process) -> None:
+        where = [str(self._socket)]
+        if self._listen is not None:
+            where.append(f"{self._listen[0]}:{self._listen[1]}")
+        self._say(f"ready: serving {self._store} on {' and '.join(where)}, nbdkit is process {process.pid}")
+
+    def _wait_ready(self, process: Process) -> bool:
+        """Whether nbdkit greets an NBD client. The connection waits in the socket's queue until it does."""
         end = time.monotonic() + _READY_SECONDS
-        while not self._stop and process.poll() is None and time.monotonic() < end:
-            with contextlib.suppress(HostError):
-                client.request("status")
-                return True
-            time.sleep(_POLL_SECONDS / 4)
+        while not self._stop and not process.poll() and time.monotonic() < end:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, contextlib.suppress(OSError):
+                client.settimeout(_ANSWER_SECONDS)
+                client.connect(str(self._socket))
+                waiting = [client.fileno(), process.pidfd, self._wake]
+                if client.fileno() in select.select(waiting, [], [], max(end - time.monotonic(), 0))[0]:
+                    greeting = client.recv(_GREETING_BYTES, socket.MSG_WAITALL)
+                    client.sendall(_LEAVE)
+                    if greeting.startswith(_GREETING):
+                        return True
+            select.select([process.pidfd, self._wake], [], [], _AGAIN_SECONDS)
         return False
 
-    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+    def _watch(self, process: Process) -> None:
         """Returns when nbdkit has ended, or should."""
-        client = Client(self._socket)
-        last_used = last_asked = time.monotonic()
-        while not self._stop and process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_POLL_SECONDS)
-            now = time.monotonic()
-            if self._idle_seconds is None or now - last_asked < min(_ASK_SECONDS, self._idle_seconds / 4):
+        client = Client(self._socket, _ANSWER_SECONDS)
+        pause = None if self._idle_seconds is None else min(_ASK_SECONDS, self._idle_seconds / 4)
+        last_used, seen = time.monotonic(), (0, 0)
+        while not self._stop and not process.poll():
+            select.select([process.pidfd, self._wake], [], [], pause)
+            if self._idle_seconds is None or self._stop or process.poll():
                 continue
-            last_asked = now
             with contextlib.suppress(HostError):
-                if client.request("status")["exports"]:
-                    last_used = now
-            if now - last_used >= self._idle_seconds:
-                self._say(f"nobody has used an export for {self._idle_seconds:.0f} s; stopping")
+                status = client.request("status")
+                counts = int(status["opened"]), int(status["asked"])
+                if status["exports"] or counts != seen:
+                    last_used, seen = time.monotonic(), counts
+            if time.monotonic() - last_used >= self._idle_seconds:
+                self._say(f"nobody has used an export for {self._idle_seconds:g} s; stopping")
                 self._stop = True
 
     def _warn(self, version: tuple[int, int]) -> None:
@@ -153,19 +165,25 @@ class Supervisor:
             )
         if not self._listen[0].startswith("127.") and self._listen[0] not in ("localhost", "::1"):
             self._say(
-                f"warning: whoever reaches {self._listen[0]}:{self._listen[1]} can read every image: NBD has no passwords"
+                f"warning: whoever reaches {self._listen[0]}:{self._listen[1]} can read every image: there is no authentication"
             )
 
-    def _take_signals(self) -> None:
+    def _take_signals(self, stack: contextlib.ExitStack) -> None:
+        self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        stack.callback(os.close, self._wake)
+        stack.callback(os.close, self._woken)
+
         def stop(signum: int, frame: FrameType | None) -> None:
             self._stop = True
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._woken, b"x")
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, stop)
+            stack.callback(signal.signal, number, signal.signal(number, stop))
 
 
 def spawn(store: str, cache: Path, nbd_socket: Path, idle_seconds: float) -> None:
-    """Starts a server in the background, and waits until it answers; HostError with its log where it does not."""
+    """Starts a server in the background, and waits until it answers; HostError with its cause where it does not."""
     nbd_socket.parent.mkdir(parents=True, exist_ok=True)
     log = nbd_socket.with_name(nbd_socket.name + ".log")
     arguments = [
@@ -179,80 +197,18 @@ def spawn(store: str, cache: Path, nbd_socket: Path, idle_seconds: float) -> Non
     client = Client(nbd_socket)
     end = time.monotonic() + _READY_SECONDS
     while not client.answers():
-        if process.poll() is not None or time.monotonic() > end:
+        # Another command may have started one at the same moment; then that one is waited for.
+        if (process.poll() is not None and not is_owned(nbd_socket)) or time.monotonic() > end:
             last = log.read_text(errors="replace").strip().splitlines()[-1:]
             raise HostError(f"the server did not start: {' '.join(last) or 'no message'} (log: {log})")
         time.sleep(0.05)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends nbdkit: it finishes the requests under way, for some seconds at most."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _how(process: Process) -> str:
+    status = process.status or 0
+    return f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
 
 
-@contextlib.contextmanager
-def _owned(nbd_socket: Path) -> Iterator[None]:
-    """Holds the lock beside the socket; HostError where another server has it."""
-    try:
-        nbd_socket.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(nbd_socket.with_name(nbd_socket.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise HostError(f"cannot make {nbd_socket}: {error.strerror}; name another with --socket") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise HostError(f"another server is at {nbd_socket}: use it, or name another socket with --socket") from None
-    try:
-        yield
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _unix_socket(path: Path, mode: int) -> Iterator[socket.socket]:
-    """Listens at a path; what a server that was killed left there is replaced."""
-    if path.exists() and not path.is_socket():
-        raise HostError(f"{path} is there and is not a socket: remove it, or name another with --socket")
-    path.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        old = os.umask(0o777 & ~mode)
-        try:
-            listening.bind(str(path))
-        except OSError as error:
-            raise HostError(
-                f"cannot listen at {path}: {error.strerror or error}; name another with --socket"
-            ) from error
-        finally:
-            os.umask(old)
-        listening.listen(128)
-        yield listening
-    finally:
-        listening.close()
-        path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _tcp_socket(host: str, port: int) -> Iterator[socket.socket]:
-    try:
-        listening = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128
-        )
-    except OSError as error:
-        raise HostError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    with listening:
-        yield listening
-
-
-def _parse_listen(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(f"{text!r} is not HOST:PORT, for example 127.0.0.1:10809")
-    return host.strip("[]") or "127.0.0.1", int(port)
+def _to_stderr(line: bytes) -> None:
+    sys.stderr.buffer.write(line)
+    sys.stderr.buffer.flush()

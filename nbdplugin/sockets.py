@@ -1,0 +1,68 @@
+"""The sockets of this process that belong to clients: nbdkit does not tell, so the list of descriptors has to."""
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+_libnbdkit = ctypes.CDLL(None)
+_ANY = ("0.0.0.0", "::")
+_SOCKADDR_BYTES = 128
+
+
+def hang_up_on_idle() -> None:
+    """Ends what clients can still send; answers that are under way still reach them."""
+    for client in _clients():
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RD)
+
+
+def peer() -> str:
+    """Who is connected, for the log; to be called in a callback, which is where nbdkit knows."""
+    uid_of = _libnbdkit.nbdkit_peer_uid
+    uid_of.restype = ctypes.c_int64
+    address = ctypes.create_string_buffer(_SOCKADDR_BYTES)
+    length = ctypes.c_uint32(_SOCKADDR_BYTES)
+    if _libnbdkit.nbdkit_peer_name(address, ctypes.byref(length)) == 0:
+        (family,) = struct.unpack_from("H", address)
+        if family in (socket.AF_INET, socket.AF_INET6):
+            (port,) = struct.unpack_from("!H", address, 2)
+            packed = address.raw[4:8] if family == socket.AF_INET else address.raw[8:24]
+            return f"{socket.inet_ntop(family, packed)} port {port}"
+        if family == socket.AF_UNIX and (uid := uid_of()) >= 0:
+            return f"uid {uid}"
+    return "an unknown client"
+
+
+def _clients() -> Iterator[socket.socket]:
+    """Connections that came in: sockets with the address of one that listens. Outgoing ones have other addresses."""
+    listening, connected = set(), []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            each = socket.socket(fileno=os.dup(int(name)))
+        except OSError:
+            continue  # closed meanwhile
+        try:
+            address = _address(each)
+            if each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                listening.add(address)
+            elif each.type == socket.SOCK_STREAM:
+                connected.append((address, each))
+                continue
+        except OSError:
+            pass
+        each.close()
+    for (family, host, port), each in connected:
+        with each:
+            if (family, host, port) in listening or any((family, any_, port) in listening for any_ in _ANY):
+                yield each
+
+
+def _address(each: socket.socket) -> tuple[int, object, int]:
+    """Family, host or path, and port."""
+    name = each.getsockname()
+    return (each.family, name[0], name[1]) if isinstance(name, tuple) else (each.family, name, 0)

@@ -1,0 +1,203 @@
+"""A host of its own per test: a store with a small image that runs, a cache, a state, and `blockmap` as people call it."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from blockmap.errors import HostError
+from blockmap.host import mounts
+from blockmap.host.control import Client
+from tests.image.layouts import archive, directory, file, layout, symlink
+
+BLOCKMAP = [sys.executable, "-m", "blockmap.cli.main"]
+LIMIT_S = 60.0
+CONTENT = hashlib.shake_128(b"content").digest(2_000_000)
+PASSWD = b"root:x:0:0:root:/root:/bin/sh\napp:x:1234:1235:An app:/home/app:/bin/sh\n"
+GROUP = b"root:x:0:\napp:x:1235:\nextra:x:1236:other,app\n"
+
+
+def wait_until(true: Callable[[], object], what: Callable[[], str] = lambda: "") -> None:
+    """Polls until something holds."""
+    end = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < end, what()
+        time.sleep(0.01)
+
+
+class Host:
+    """Everything that blockmap keeps on one host, in one folder."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+        self.socket = where / "run" / "nbd.sock"
+        self.store, self.cache, self.state = where / "store", where / "cache", where / "state"
+        self.environment = {
+            **os.environ,
+            "BLOCKMAP_STORE": str(self.store),
+            "BLOCKMAP_CACHE": str(self.cache),
+            "BLOCKMAP_SOCKET": str(self.socket),
+            "BLOCKMAP_STATE": str(self.state),
+        }
+        self.client = Client(self.socket, 5)
+        self.server: subprocess.Popen[bytes] | None = None
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        """Starts a command."""
+        return subprocess.Popen(
+            [*BLOCKMAP, *map(str, arguments)],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: object, text: str = "") -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end, with `text` on its standard input."""
+        command = [*BLOCKMAP, *map(str, arguments)]
+        return subprocess.run(
+            command, env=self.environment, input=text, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
+
+    def do(self, *arguments: object) -> str:
+        """Runs a command that must succeed; what it printed."""
+        done = self.run(*arguments)
+        assert done.returncode == 0, done.stderr + self.said()
+        return done.stdout
+
+    def serve(self, *arguments: str) -> None:
+        with open(self.where / "log", "wb") as log:
+            self.server = subprocess.Popen(
+                [*BLOCKMAP, "serve", *arguments], env=self.environment, stdout=log, stderr=log
+            )
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Waits until the server has said so; it says it once for each nbdkit that it started."""
+        server = self.server
+        assert server is not None
+        starts = self.said().count("starting it again") + 1
+        wait_until(lambda: self.said().count("ready:") >= starts or server.poll() is not None, self.said)
+        assert server.poll() is None, self.said()
+
+    def stop(self) -> int:
+        assert self.server is not None
+        self.server.terminate()
+        code = self.server.wait(LIMIT_S)
+        self.server = None
+        return code
+
+    def nbdkit(self) -> int:
+        """The process that serves now."""
+        return int(self.client.request("status")["pid"])
+
+    def kill_nbdkit(self) -> None:
+        """Kills it; another is there afterwards."""
+        starts = self.said().count("starting it again")
+        os.kill(self.nbdkit(), signal.SIGKILL)
+        wait_until(lambda: self.said().count("starting it again") > starts, self.said)
+        self.wait_ready()
+
+    def said(self) -> str:
+        """All that servers logged."""
+        logs = [self.where / "log", self.socket.with_name("nbd.sock.log")]
+        return "".join(log.read_text(errors="replace") for log in logs if log.exists())
+
+    def uri(self, export: str) -> str:
+        return f"nbd+unix:///{export}?socket={self.socket}"
+
+    def leftovers(self) -> list[str]:
+        """What attaches and runs left on this host: mounts, loop devices, folders."""
+        text = Path("/proc/self/mountinfo").read_text()
+        found = [line for line in text.splitlines() if str(self.state) in line]
+        found += [
+            backing.read_text()
+            for backing in Path("/sys/block").glob("loop*/loop/backing_file")
+            if str(self.state) in backing.read_text()
+        ]
+        folders = [*self.state.glob("devices/*"), *self.state.glob("runs/run-*")]
+        return found + [str(path) for path in folders]
+
+    def end(self) -> None:
+        """Takes all apart that a failed test may have left."""
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()[::-1]:
+            if (point := line.split()[4]).startswith(str(self.where)):
+                subprocess.run(["umount", "-l", point], check=False)
+                for loop in mounts.loops_of(f"{point}/nbd"):
+                    subprocess.run(["losetup", "-d", loop], check=False)
+        if self.server is not None:
+            self.stop()
+        with contextlib.suppress(HostError):  # one that `attach` or `run` started
+            pid = self.nbdkit()
+            os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGTERM)
+            wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory, need: Callable[..., None]) -> Path:
+    """An OCI layout whose tags 1 and 2 differ in one file, and run busybox."""
+    need("busybox")
+    busybox = Path(shutil.which("busybox") or "/bin/busybox").read_bytes()
+    tools = [symlink(f"bin/{name}", "busybox") for name in ("sh", "cat", "id", "sleep", "ls", "env", "pwd", "hostname")]
+    folders = [directory(name) for name in ("bin", "etc", "data", "home", "root", "proc", "dev", "sys")]
+    base = archive(
+        [
+            *folders,
+            directory("home/app", uid=1234, gid=1235),
+            file("bin/busybox", busybox, mode=0o755),
+            *tools,
+            file("etc/passwd", PASSWD),
+            file("etc/group", GROUP),
+            file("data/content", CONTENT),
+        ]
+    )
+    where = tmp_path_factory.mktemp("image")
+    for tag in ("1", "2"):
+        config = {"Cmd": ["cat", "/etc/version"], "Env": ["PATH=/bin", "COLOUR=blue"], "WorkingDir": "/data"}
+        layout(where / tag, [base, archive([file("etc/version", tag.encode())])], tag=tag, config={"config": config})
+    return where
+
+
+@pytest.fixture(scope="session")
+def store(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that has the image as app:1 and app:2."""
+    made = Host(tmp_path_factory.mktemp("store"))
+    made.do("create")
+    for tag in ("1", "2"):
+        made.do("import", "--quiet", f"oci:{image}/{tag}:{tag}", f"app:{tag}", "--platform", "linux/amd64")
+    return made.store
+
+
+@pytest.fixture
+def host(store: Path, tmp_path: Path, need: Callable[..., None]) -> Iterator[Host]:
+    """A host without a server, with app:1 and app:2 in its store."""
+    need("nbdkit")
+    made = Host(tmp_path)
+    shutil.copytree(store, made.store)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture
+def serving(host: Host) -> Host:
+    """A host with a server."""
+    host.serve()
+    return host
+
+
+@pytest.fixture
+def mounting(host: Host, need: Callable[..., None], need_root: None) -> Host:
+    """A host that can attach, without a server."""
+    need("nbdfuse", "fusermount3", "losetup")
+    return host

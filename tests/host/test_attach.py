@@ -1,0 +1,302 @@
+"""`blockmap attach` and `detach`: real devices and mounts."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from blockmap.cli.main import program
+from blockmap.errors import HostError, UsageError
+from blockmap.host import mounts, tools
+from blockmap.host.attachments import Attachments
+from blockmap.host.device import Device
+from tests.host.conftest import CONTENT, Host, wait_until
+
+pytestmark = pytest.mark.root
+
+
+def directories(host: Host, *names: str) -> list[Path]:
+    made = [host.where / name for name in names]
+    for path in made:
+        path.mkdir()
+    return made
+
+
+def rows(host: Host) -> list[tuple[str, int]]:
+    """Device and nbdfuse process of each attached device."""
+    database = sqlite3.connect(host.state / "attachments.db")
+    try:
+        return database.execute("SELECT path, pid FROM devices").fetchall()
+    finally:
+        database.close()
+
+
+def test_what_is_attached_is_the_image_and_nothing_is_written(mounting: Host) -> None:
+    mounting.serve()
+    (where,) = directories(mounting, "mnt")
+    said = mounting.do("attach", "app:1", where)
+    assert f"is at {where}" in said
+    assert (where / "etc/version").read_bytes() == b"1"
+    assert (where / "data/content").read_bytes() == CONTENT
+    ((device, _),) = rows(mounting)
+    with pytest.raises(OSError, match="Read-only"):
+        (where / "new").write_text("x")
+    assert Path("/sys/block", Path(device).name, "ro").read_text() == "1\n"
+    assert Path("/sys/block", Path(device).name, "loop/dio").read_text() == "1\n"
+    status = mounting.do("status")
+    assert str(where) in status
+    assert "app:1" in status
+    mounting.do("detach", where)
+    assert mounting.leftovers() == []
+    assert json.loads(mounting.do("status", "--json"))["pid"] == mounting.nbdkit()
+
+
+def test_a_version_has_one_device_however_often_it_is_attached(mounting: Host) -> None:
+    mounting.serve()
+    first, second, third = directories(mounting, "first", "second", "third")
+    mounting.do("attach", "app:1", first)
+    pinned = mounting.do("attach", "app:1", second).split()[0]
+    mounting.do("attach", pinned, third)
+    assert len(rows(mounting)) == 1
+    mounting.do("detach", first)
+    mounting.do("detach", third)
+    assert (second / "etc/version").read_bytes() == b"1"
+    mounting.do("attach", "app:2", first)
+    assert len(rows(mounting)) == 2
+    assert (first / "etc/version").read_bytes() == b"2"
+    mounting.do("detach", first)
+    mounting.do("detach", second)
+    assert mounting.leftovers() == []
+
+
+def test_a_moved_tag_changes_no_open_device(mounting: Host, image: Path) -> None:
+    mounting.serve()
+    first, second = directories(mounting, "first", "second")
+    mounting.do("attach", "app:1", first)
+    mounting.do("import", "--quiet", f"oci:{image}/2:2", "app:1", "--platform", "linux/amd64")
+    mounting.do("attach", "app:1", second)
+    assert (first / "etc/version").read_bytes() == b"1"
+    assert (second / "etc/version").read_bytes() == b"2"
+    mounting.do("detach", first)
+    mounting.do("detach", second)
+    assert mounting.leftovers() == []
+
+
+def test_two_at_once_share_a_device_and_a_server_that_they_start(mounting: Host) -> None:
+    where = directories(mounting, *"abcd")
+    started = [mounting.start("attach", "app:1", path) for path in where]
+    for process in started:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+    assert len(rows(mounting)) == 1
+    detached = [mounting.start("detach", path) for path in where]
+    for process in detached:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+    assert mounting.leftovers() == []
+
+
+def test_mistakes_are_explained_and_leave_nothing(mounting: Host) -> None:
+    mounting.serve()
+    (where,) = directories(mounting, "mnt")
+    for arguments, code, said in (
+        (["attach", "nothing:1", where], 1, "there is no image nothing:1"),
+        (["attach", "Nonsense!", where], 2, "is not the name of a repository"),
+        (["attach", "app:1", mounting.where / "absent"], 2, "make it first"),
+        (["detach", where], 2, f"nothing of blockmap is attached at {where} (attached: nothing is attached)"),
+        (["attach", "--store", mounting.where / "other", "app:1", where], 1, "serves"),
+    ):
+        done = mounting.run(*arguments)
+        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+        assert "Traceback" not in done.stderr
+    mounting.do("attach", "app:1", where)
+    done = mounting.run("attach", "app:2", where)
+    assert "something is mounted at" in done.stderr
+    (other,) = directories(mounting, "other")
+    assert f"(attached: {where})" in mounting.run("detach", other).stderr
+    with open(where / "etc/version"):
+        assert "busy" in mounting.run("detach", where).stderr
+    assert (where / "etc/version").read_bytes() == b"1"
+    mounting.do("detach", where)
+    assert mounting.leftovers() == []
+
+
+def test_symlinks_and_relative_directories(mounting: Host) -> None:
+    mounting.serve()
+    (where,) = directories(mounting, "a place, with: odd\tname")
+    link = mounting.where / "link"
+    link.symlink_to(where)
+    mounting.do("attach", "app:1", link)
+    assert (where / "etc/version").read_bytes() == b"1"
+    mounting.do("detach", where / ".." / where.name)
+    assert mounting.leftovers() == []
+
+
+def test_it_starts_a_server_that_ends_when_it_is_not_needed(mounting: Host) -> None:
+    (where,) = directories(mounting, "mnt")
+    done = mounting.run("attach", "--store", mounting.where / "nothing", "app:1", where)
+    assert done.returncode == 1
+    assert "is not a blockmap store" in done.stderr
+    mounting.cache.write_text("not a directory")
+    done = mounting.run("attach", "app:1", where)
+    assert done.returncode == 1
+    assert "cannot use the cache" in done.stderr
+    mounting.cache.unlink()
+    mounting.do("attach", "app:1", where)
+    assert "ready" in mounting.said()
+    mounting.do("detach", where)
+    assert mounting.leftovers() == []
+
+
+def test_when_the_server_has_died_it_is_attached_anew(mounting: Host) -> None:
+    mounting.serve()
+    where, other = directories(mounting, "mnt", "other")
+    mounting.do("attach", "app:1", where)
+    mounting.kill_nbdkit()
+    done = mounting.run("attach", "app:1", other)
+    assert done.returncode == 0, done.stderr
+    assert f"{where} is unmounted: the server behind it has gone" in done.stderr
+    assert (other / "data/content").read_bytes() == CONTENT
+    assert mounts.source(where) is None
+    mounting.do("detach", other)
+    assert mounting.leftovers() == []
+
+
+def test_a_dead_device_can_be_detached(mounting: Host) -> None:
+    mounting.serve()
+    (where,) = directories(mounting, "mnt")
+    mounting.do("attach", "app:1", where)
+    ((_, pid),) = rows(mounting)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    mounting.do("detach", where)
+    assert mounting.leftovers() == []
+
+
+def test_what_is_unmounted_by_hand_is_noticed(mounting: Host) -> None:
+    mounting.serve()
+    where, other = directories(mounting, "mnt", "other")
+    mounting.do("attach", "app:1", where)
+    subprocess.run(["umount", where], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "mine", where], check=True)
+    assert "nothing of blockmap is attached" in mounting.run("detach", where).stderr
+    assert mounts.source(where) == "mine"
+    subprocess.run(["umount", where], check=True)
+    assert mounting.leftovers() == []
+    mounting.do("attach", "app:1", other)
+    mounting.do("detach", other)
+    assert mounting.leftovers() == []
+
+
+@pytest.mark.parametrize("at", ["losetup", "mount", "nbdfuse"])
+def test_an_attach_that_is_killed_half_way_is_cleaned_by_the_next(mounting: Host, at: str) -> None:
+    mounting.serve()
+    (where,) = directories(mounting, "mnt")
+    (bin,) = directories(mounting, "bin")
+    # The tool does its work, and then the command that called it is killed.
+    real = shutil.which(at)
+    wait = '(sleep 1; kill -9 "$PPID") & ' if at == "nbdfuse" else ""
+    last = f'exec {real} "$@"' if at == "nbdfuse" else f'{real} "$@"; kill -9 "$PPID"'
+    (bin / at).write_text(f"#!/bin/sh\n{wait}{last}\n")
+    (bin / at).chmod(0o755)
+    if at == "nbdfuse":
+        (bin / "losetup").write_text("#!/bin/sh\nexec sleep 5\n")
+        (bin / "losetup").chmod(0o755)
+    path = mounting.environment["PATH"]
+    mounting.environment["PATH"] = f"{bin}:{path}"
+    process = mounting.start("attach", "app:1", where)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert mounting.leftovers()
+    mounting.environment["PATH"] = path
+    if at == "mount":
+        assert (where / "etc/version").read_bytes() == b"1"  # all was done but the farewell
+        mounting.do("detach", where)
+    else:
+        mounting.do("attach", "app:1", where)
+        mounting.do("detach", where)
+    assert mounting.leftovers() == []
+
+
+@pytest.mark.parametrize("at", ["losetup", "mount", "nbdfuse"])
+def test_an_attach_that_fails_half_way_leaves_nothing(mounting: Host, at: str) -> None:
+    mounting.serve()
+    (where,) = directories(mounting, "mnt")
+    (bin,) = directories(mounting, "bin")
+    (bin / at).write_text("#!/bin/sh\necho it is broken >&2; exit 32\n")
+    (bin / at).chmod(0o755)
+    mounting.environment["PATH"] = f"{bin}:{mounting.environment['PATH']}"
+    done = mounting.run("attach", "app:1", where)
+    assert done.returncode == 1
+    assert "it is broken" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert mounting.leftovers() == []
+    assert json.loads(mounting.do("status", "--json"))["exports"] == []
+
+
+def test_interrupting_it_leaves_nothing(mounting: Host) -> None:
+    mounting.serve()
+    (where,) = directories(mounting, "mnt")
+    (bin,) = directories(mounting, "bin")
+    (bin / "mount").write_text(f"#!/bin/sh\ntouch {bin}/reached; exec sleep 60\n")
+    (bin / "mount").chmod(0o755)
+    mounting.environment["PATH"] = f"{bin}:{mounting.environment['PATH']}"
+    process = mounting.start("attach", "app:1", where)
+    wait_until((bin / "reached").exists)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.strip()) == (130, "blockmap: interrupted")
+    assert mounting.leftovers() == []
+
+
+def test_missing_tools_are_named_with_their_package(mounting: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(tools, "SEARCH", "")
+    with pytest.raises(HostError, match="nbdkit-plugin-python"):
+        tools.find("nbdkit")
+    with pytest.raises(HostError, match="apt-get install fuse3"):
+        tools.find("fusermount3")
+
+
+class Refuses:
+    """An attacher that cannot."""
+
+    def attach(self, nbd_socket: Path, export: str, directory: Path) -> Device:
+        (directory / "half").write_text("done")
+        raise HostError("no")
+
+    def detach(self, device: Device) -> None:
+        pass
+
+    def alive(self, device: Device) -> bool:
+        return False
+
+
+def test_records(tmp_path: Path, need_root: None) -> None:
+    attachments = Attachments(tmp_path / "state", Refuses(), lambda text: None)
+    assert attachments.list() == []
+    assert not (tmp_path / "state").exists()  # who only looks makes nothing
+    with pytest.raises(HostError, match="no"):
+        attachments.attach(tmp_path / "nbd.sock", "app@sha256:00", "app", tmp_path)
+    assert list((tmp_path / "state/devices").iterdir()) == []
+    with pytest.raises(UsageError, match="nothing is attached"):
+        attachments.detach(tmp_path)
+    (tmp_path / "state/attachments.db").write_bytes(b"x" * 4096)
+    with pytest.raises(HostError, match="is damaged"):
+        attachments.detach(tmp_path)
+    with pytest.raises(HostError, match="cannot be read"):
+        attachments.list()
+
+
+@pytest.mark.parametrize("command", [["attach", "app:1", "/mnt"], ["detach", "/mnt"], ["run", "app:1"]])
+def test_without_root_it_says_so(host: Host, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    done = CliRunner().invoke(program, command, env=host.environment)
+    assert isinstance(done.exception, HostError)
+    assert "needs root: run it with sudo" in str(done.exception)
