@@ -1,14 +1,15 @@
 """Images as `docker save` writes them: a tar archive with manifest.json, a configuration, and archives of layers."""
 
-import gzip
 import io
 import json
 import os
 import shutil
 import tarfile
-import zlib
+import tempfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
+
+from isal import igzip, igzip_lib
 
 from blockmap.errors import ImageError, UsageError
 from blockmap.image.layer import BlobLayer, chain_ids
@@ -16,6 +17,12 @@ from blockmap.image.member import Layer
 from blockmap.image.oci import config_diff_ids
 
 _MAX_DOCUMENT = 8 << 20
+_MAX_SYMLINKS = 8
+# tarfile lets the errors of its own parsing through where a header is made up.
+_DAMAGED = (
+    OSError, EOFError, tarfile.TarError, ValueError, OverflowError, RecursionError,
+    cast(type[Exception], igzip_lib.IsalError),
+)  # fmt: skip
 
 
 class DockerArchive:
@@ -25,22 +32,50 @@ class DockerArchive:
     index: bytes | None = None
 
     def __init__(self, path: Path, reference: str | None, work: Path) -> None:
-        self._path = _plain(path, work)
+        self._name = path
+        self._path = path
+        self._copy: Path | None = None
+        try:
+            self._unpack(work)
+            self._open_image(reference)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._copy is not None:
+            self._copy.unlink(missing_ok=True)
+
+    def _unpack(self, work: Path) -> None:
+        """Makes a plain copy of a gzipped archive: layers are read in the order of the manifest, which may be any."""
+        try:
+            with open(self._name, "rb") as file:
+                if file.read(2) != b"\x1f\x8b":
+                    return
+            descriptor, name = tempfile.mkstemp(prefix="docker-archive-", dir=work)
+            self._path = self._copy = Path(name)
+            with open(descriptor, "wb") as out, igzip.open(self._name, "rb") as packed:  # type: ignore[no-untyped-call]
+                shutil.copyfileobj(packed, out, 1 << 20)
+        except _DAMAGED as error:
+            raise ImageError(f"cannot read {self._name}: {error}") from error
+
+    def _open_image(self, reference: str | None) -> None:
         try:
             with tarfile.open(self._path, "r:") as archive:
                 self._members = {os.path.normpath(member.name): member for member in archive}
-        except (OSError, tarfile.TarError) as error:
-            raise ImageError(f"{path} is not a docker archive, or is truncated: {error}") from error
-        described = self._choose(reference, path)
-        try:
-            self.config = self._read(str(described["Config"]))
-            names = list(map(str, described["Layers"]))
-        except (KeyError, TypeError) as error:
-            raise ImageError(f"the manifest.json of {path} lacks {error}") from error
+        except _DAMAGED as error:
+            raise ImageError(f"{self._name} is not a docker archive, or is truncated: {error}") from error
+        if "manifest.json" not in self._members:
+            raise ImageError(f"{self._name} is not a docker archive: it has no manifest.json")
+        described = self._choose(reference)
+        config, names = described.get("Config"), described.get("Layers") or []
+        if not isinstance(config, str) or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise ImageError(f"the manifest.json of {self._name} names no configuration, or no layers: it is damaged")
+        self.config = self._read(config)
         diff_ids = config_diff_ids(self.config)
         if len(diff_ids) != len(names):
             raise ImageError(
-                f"{path} has {len(names)} layers, but its configuration lists {len(diff_ids)}: it is damaged"
+                f"{self._name} has {len(names)} layers, but its configuration lists {len(diff_ids)}: it is damaged"
             )
         self.layers: list[Layer] = []
         for name, diff_id, chain in zip(names, diff_ids, chain_ids(diff_ids), strict=True):
@@ -49,50 +84,65 @@ class DockerArchive:
                 BlobLayer(name, lambda member=member: self._open(member), member.size, None, diff_id, chain)  # type: ignore[misc]
             )
 
-    def close(self) -> None:
-        """Nothing is open between layers."""
-
-    def _choose(self, reference: str | None, path: Path) -> Any:
+    def _choose(self, reference: str | None) -> dict[str, Any]:
         try:
             images = json.loads(self._read("manifest.json"))
-        except ValueError as error:
-            raise ImageError(f"the manifest.json of {path} is not JSON: {error}") from error
-        if not isinstance(images, list) or not all(
-            isinstance(image, dict) and isinstance(image.get("RepoTags") or [], list) for image in images
-        ):
-            raise ImageError(f"the manifest.json of {path} lists no images")
-        tagged = [(image, list(map(str, image.get("RepoTags") or []))) for image in images]
-        tags = [tag for _, own in tagged for tag in own]
+        except (ValueError, RecursionError) as error:
+            raise ImageError(f"the manifest.json of {self._name} is not JSON: {error}") from error
+        if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
+            raise ImageError(f"the manifest.json of {self._name} lists no images")
+        tags = [_tags(image) for image in images]
+        found = images
         if reference is not None:
-            images = [image for image, own in tagged if reference in own]
-        if len(images) != 1:
+            wanted = _full(reference)
+            found = [image for image, own in zip(images, tags, strict=True) if wanted in (_full(tag) for tag in own)]
+        if len(found) != 1:
+            called = "" if reference is None else f" called {reference!r}"
+            known = ", ".join(sorted(tag for own in tags for tag in own)) or "none"
             raise UsageError(
-                f"{path} has {len(images)} images{f' called {reference}' if reference else ''}, "
-                f"tags: {', '.join(tags) or 'none'}; name one as docker-archive:FILE:REPO:TAG"
+                f"{self._name} has {len(found)} images{called}; its tags: {known}; name one as docker-archive:FILE:REPO:TAG"
             )
-        return images[0]
+        image: dict[str, Any] = found[0]
+        return image
 
     def _find(self, name: str) -> tarfile.TarInfo:
-        for _ in range(8):
-            member = self._members.get(os.path.normpath(name))
+        at = name
+        for _ in range(_MAX_SYMLINKS):
+            member = self._members.get(os.path.normpath(at))
             if member is None:
-                raise ImageError(f"{self._path} lacks {name}: it is truncated or damaged, get it again")
-            if not member.issym():
+                raise ImageError(f"{self._name} lacks {name}: it is truncated or damaged, get it again")
+            if member.isfile() and not member.issparse():
                 return member
-            name = os.path.join(os.path.dirname(member.name), member.linkname)
-        raise ImageError(f"{self._path}: {name} leads through too many symlinks")
+            if not member.issym():
+                raise ImageError(f"{self._name}: {name} is not an ordinary file: the archive is damaged")
+            at = os.path.join(os.path.dirname(member.name), member.linkname)
+        raise ImageError(f"{self._name}: {name} leads through more than {_MAX_SYMLINKS} symlinks")
 
     def _read(self, name: str) -> bytes:
         member = self._find(name)
         if member.size > _MAX_DOCUMENT:
             raise ImageError(
-                f"{name} of {self._path} is too long for a document: {_MAX_DOCUMENT} bytes at most are read"
+                f"{name} of {self._name} is too long for a document: {_MAX_DOCUMENT} bytes at most are read"
             )
-        with self._open(member) as part:
-            return part.read()
+        try:
+            with self._open(member) as part:
+                return part.read()
+        except OSError as error:
+            raise ImageError(f"cannot read {self._name}: {error}") from error
 
     def _open(self, member: tarfile.TarInfo) -> BinaryIO:
         return io.BufferedReader(_Part(self._path, member.offset_data, member.size))
+
+
+def _tags(image: dict[str, Any]) -> list[str]:
+    tags = image.get("RepoTags") or []
+    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+
+
+def _full(reference: str) -> str:
+    """A reference as docker fills it up, so that `redis` finds `docker.io/library/redis:latest`."""
+    name = reference.removeprefix("docker.io/").removeprefix("library/")
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
 class _Part(io.RawIOBase):
@@ -115,17 +165,3 @@ class _Part(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-def _plain(path: Path, work: Path) -> Path:
-    """The archive itself, or a decompressed copy of a gzipped one: layers are read in the order of the manifest."""
-    try:
-        with open(path, "rb") as file:
-            if file.read(2) != b"\x1f\x8b":
-                return path
-        copy = work / "docker-archive.tar"
-        with gzip.open(path, "rb") as packed, open(copy, "wb") as out:
-            shutil.copyfileobj(packed, out, 1 << 20)
-        return copy
-    except (OSError, EOFError, zlib.error) as error:
-        raise ImageError(f"cannot read {path}: {error}") from error

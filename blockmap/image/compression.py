@@ -1,21 +1,29 @@
-"""A layer's blob as the bytes of its archive: decompressed in a thread of its own, both digests taken on the way."""
+"""A layer's blob as the bytes of its archive: decompressed in a thread of its own, both digests taken on the way.
+
+Memory is bounded whatever the blob holds: pieces of 1 MiB, a short queue, and zstd's window of at most 128 MiB.
+"""
 
 import io
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import zstandard
-from isal import igzip
+from isal import igzip, igzip_lib
 
 from blockmap.errors import ImageError
 
 _PIECE_BYTES = 1 << 20
 _QUEUED_PIECES = 4
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+"""A frame of metadata, which zstd streams may begin with (RFC 8878, 3.1.2)."""
+
+_DAMAGED = (EOFError, OSError, cast(type[Exception], igzip_lib.IsalError), zstandard.ZstdError)
 
 
 class _Counted(io.RawIOBase):
@@ -48,6 +56,8 @@ def archive(
     """The archive in a blob, in pieces; gzip, zstd and plain are told apart by their first bytes.
 
     At the end both digests are compared, where they are known; ImageError names the layer `name`, and what was expected.
+    They are what proves the media type right: engines go by the first bytes too, and mislabelled layers exist.
+    The thread ends with this generator: at its end, at an error, or when it is closed.
     `progress` gets the stored bytes as they are read, `took` the thread's processor seconds.
     """
     pieces: queue.Queue[bytes | BaseException | None] = queue.Queue(_QUEUED_PIECES)
@@ -63,7 +73,7 @@ def archive(
 
     def run() -> None:
         try:
-            with open_blob() as raw:
+            with _opened(open_blob, name) as raw:
                 _decompress(raw, name, digest, diff_id, progress, put, stop)
         except BaseException as error:
             put(error)
@@ -83,12 +93,19 @@ def archive(
         thread.join()
 
 
+def _opened(open_blob: Callable[[], BinaryIO], name: str) -> BinaryIO:
+    try:
+        return open_blob()
+    except OSError as error:
+        raise ImageError(f"layer {name} cannot be opened: {error.strerror or error}; get the image again") from error
+
+
 def decompressor(blob: Any) -> Any:
     """The archive in a blob (an io.BufferedReader) as a file, by the blob's first bytes."""
     magic = blob.peek(4)[:4]
     if magic[:2] == _GZIP:
         return igzip.IGzipFile(fileobj=blob, mode="rb")  # type: ignore[no-untyped-call]
-    if magic == _ZSTD:
+    if magic == _ZSTD or _ZSTD_SKIPPABLE.match(magic):
         return zstandard.ZstdDecompressor().stream_reader(blob, read_across_frames=True, closefd=False)
     return blob
 
@@ -112,7 +129,7 @@ def _decompress(
             put(piece)
         while not stop.is_set() and buffered.read(_PIECE_BYTES):
             pass
-    except (EOFError, OSError, zstandard.ZstdError) as error:
+    except _DAMAGED as error:
         raise ImageError(
             f"layer {name} cannot be decompressed: {error}; it is truncated or damaged, get it again"
         ) from error
@@ -121,6 +138,6 @@ def _decompress(
     for what, found, expected in (("blob", counted.digest, digest), ("archive", content, diff_id)):
         if expected is not None and found.digest() != expected:
             raise ImageError(
-                f"layer {name} is damaged: its {what} has the digest sha256:{found.hexdigest()}, and sha256:{expected.hex()} "
-                "is expected; get it again"
+                f"layer {name} is damaged or truncated: its {what} has the digest sha256:{found.hexdigest()}, and "
+                f"sha256:{expected.hex()} is expected; get it again"
             )

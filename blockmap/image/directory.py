@@ -1,5 +1,7 @@
-"""A plain directory as an image of one layer."""
+"""A plain directory as an image of one layer: the archive that a canonical tar of it would be."""
 
+import errno
+import heapq
 import json
 import os
 import stat
@@ -9,6 +11,7 @@ from pathlib import Path
 
 from blockmap.errors import ImageError
 from blockmap.image.member import Kind, Layer, Member, Members
+from blockmap.image.pax import BLOCK, header
 from blockmap.image.platforms import parse_platform
 
 _PIECE_BYTES = 1 << 20
@@ -16,76 +19,96 @@ _KINDS = {
     stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIR, stat.S_IFLNK: Kind.SYMLINK, stat.S_IFCHR: Kind.CHAR,
     stat.S_IFBLK: Kind.BLOCK, stat.S_IFIFO: Kind.FIFO,
 }  # fmt: skip
+_NO_XATTRS = (errno.EOPNOTSUPP, errno.ENOSYS)
+_HIDDEN_XATTR = (errno.EPERM, errno.EACCES, errno.ENODATA)
+"""What getxattr answers for an attribute that only root may read, or that has just gone."""
+_LEFT_OUT = b"security.selinux"
+"""The label of this host's policy, not of the files."""
+_WHITEOUT = b".wh."
 
 
 class Directory:
-    """A directory (a Source); it has no manifest, and a configuration that says no more than the platform."""
+    """A directory (a Source); it has no manifest, and a configuration that says no more than platform and diff_id."""
 
     manifest: bytes | None = None
     index: bytes | None = None
 
     def __init__(self, path: Path) -> None:
-        platform = parse_platform(None)
-        self.config = json.dumps(
-            {
-                "architecture": platform.architecture,
-                "config": {},
-                "os": platform.os,
-                "rootfs": {"diff_ids": [], "type": "layers"},
-            },
-            sort_keys=True,
-            separators=(",", ":"),
-        ).encode()
-        self.layers: list[Layer] = [DirectoryLayer(path)]
+        self.config = _configuration([])
+        """Lists the layer's diff_id once all members have been read."""
+        self.notes: list[str] = []
+        """What was left out, fit for a person."""
+        self.layers: list[Layer] = [DirectoryLayer(path, self._finished, self.notes.append)]
 
     def close(self) -> None:
         """Nothing is open between members."""
+
+    def _finished(self, diff_id: bytes) -> None:
+        self.config = _configuration([diff_id])
 
 
 class DirectoryLayer:
     """The files below a directory, entries sorted by the bytes of their paths."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, finished: Callable[[bytes], None], note: Callable[[str], None]) -> None:
         self.size = 0
         self.chain = bytes(32)
-        """Taken over attributes and contents: known when all members have been read."""
+        """The SHA-256 of headers and contents as a tar archive, so the diff_id: known when all members have been read."""
         self.progress: Callable[[int], None] = lambda count: None
         self.cpu_seconds = 0.0
         self._root = os.fsencode(path)
+        self._finished = finished
+        self._note = note
 
     def members(self, headers: Callable[[bytes], None]) -> Members:
-        state = sha256(b"blockmap directory 1\n")
+        """The members; of a file with several names the first in order is the file, the others are hard links."""
+        state = sha256()
+
+        def put(data: bytes) -> None:
+            state.update(data)
+            headers(data)
+
         seen: dict[tuple[int, int], bytes] = {}
         for path, status in self._walk():
             kind = _KINDS.get(stat.S_IFMT(status.st_mode))
             if kind is None:
-                continue  # a socket is made by the program that listens on it
+                self._note(f"{os.fsdecode(self._full(path))} is a socket: left out, the program that listens makes it")
+                continue
+            if os.path.basename(path).startswith(_WHITEOUT):
+                raise ImageError(
+                    f"{os.fsdecode(self._full(path))} has the name of a whiteout, which no image can hold as a file: "
+                    "rename or remove it"
+                )
             member = self._member(path, status, kind, seen)
-            line = _describe(member)
-            state.update(line)
-            headers(line)
-            yield member, self._contents(member, state.update)
+            put(header(member))
+            contents = self._contents(member, status, state.update)
+            yield member, contents
+            for _ in contents:
+                pass
+            if padding := -member.size % BLOCK:
+                put(bytes(padding))
+        put(bytes(2 * BLOCK))
         self.chain = state.digest()
+        self._finished(self.chain)
+
+    def _full(self, path: bytes) -> bytes:
+        return os.path.join(self._root, path) if path else self._root
 
     def _walk(self) -> Iterator[tuple[bytes, os.stat_result]]:
+        waiting = [b""]  # a heap: what is below a directory sorts behind it, not always right behind
         try:
-            yield b"", os.stat(self._root)
-            waiting = [b""]
             while waiting:
-                above = waiting.pop()
-                below = []
-                for name in sorted(os.listdir(os.path.join(self._root, above)), reverse=False):
-                    path = os.path.join(above, name)
-                    status = os.lstat(os.path.join(self._root, path))
-                    yield path, status
-                    if stat.S_ISDIR(status.st_mode):
-                        below.append(path)
-                waiting.extend(reversed(below))
+                path = heapq.heappop(waiting)
+                status = os.lstat(self._full(path)) if path else os.stat(self._root)
+                yield path, status
+                if stat.S_ISDIR(status.st_mode):
+                    for name in os.listdir(self._full(path)):
+                        heapq.heappush(waiting, os.path.join(path, name))
         except OSError as error:
-            raise ImageError(f"cannot read {os.fsdecode(error.filename or self._root)}: {error.strerror}") from error
+            raise _unreadable(os.fsencode(error.filename or self._root), error) from error
 
     def _member(self, path: bytes, status: os.stat_result, kind: Kind, seen: dict[tuple[int, int], bytes]) -> Member:
-        full = os.path.join(self._root, path)
+        full = self._full(path)
         seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
         mode, uid, gid = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
         if kind is not Kind.DIR and status.st_nlink > 1:
@@ -94,44 +117,67 @@ class DirectoryLayer:
                 return Member(path, Kind.HARDLINK, mode, uid, gid, seconds, nanoseconds, target=first)
         try:
             target = os.readlink(full) if kind is Kind.SYMLINK else b""
-            names = [os.fsencode(name) for name in os.listxattr(full, follow_symlinks=False)]
-            xattrs = {
-                name: os.getxattr(full, name, follow_symlinks=False)
-                for name in sorted(names)
-                if name != b"security.selinux"
-            }
+            xattrs = _xattrs(full)
         except OSError as error:
-            raise ImageError(f"cannot read {os.fsdecode(full)}: {error.strerror}") from error
+            raise _unreadable(full, error) from error
         device = kind is Kind.CHAR or kind is Kind.BLOCK
         major, minor = (os.major(status.st_rdev), os.minor(status.st_rdev)) if device else (0, 0)
         size = status.st_size if kind is Kind.FILE else 0
         return Member(path, kind, mode, uid, gid, seconds, nanoseconds, size, target, major, minor, xattrs)
 
-    def _contents(self, member: Member, digest: Callable[[bytes], None]) -> Iterator[bytes]:
+    def _contents(self, member: Member, status: os.stat_result, digest: Callable[[bytes], None]) -> Iterator[bytes]:
         if member.kind is not Kind.FILE:
             return
-        full = os.path.join(self._root, member.path)
+        full = self._full(member.path)
         left = member.size
         try:
-            with open(full, "rb") as file:
-                while data := file.read(_PIECE_BYTES):
+            # Whatever has been put in its place since: no link is followed, and no fifo waited for.
+            with open(os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                while left and (data := file.read(min(left, _PIECE_BYTES))):
                     left -= len(data)
-                    if left < 0:
-                        break
                     digest(data)
                     self.progress(len(data))
                     yield data
+                now = os.fstat(file.fileno())
         except OSError as error:
-            raise ImageError(f"cannot read {os.fsdecode(full)}: {error.strerror}") from error
-        if left:
+            raise _unreadable(full, error) from error
+        if left or _identity(now) != _identity(status):
             raise ImageError(f"{os.fsdecode(full)} changed while it was read: import a directory that nobody writes to")
 
 
-def _describe(member: Member) -> bytes:
-    """A member without its contents, as one unambiguous line."""
-    fields: list[object] = [
-        member.path.hex(), member.kind.value, member.mode, member.uid, member.gid, member.mtime_s, member.mtime_ns,
-        member.size, member.target.hex(), member.major, member.minor,
-        sorted((name.hex(), value.hex()) for name, value in member.xattrs.items()),
-    ]  # fmt: skip
-    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _xattrs(full: bytes) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    try:
+        names = sorted(os.fsencode(name) for name in os.listxattr(full, follow_symlinks=False))
+    except OSError as error:
+        if error.errno in _NO_XATTRS:
+            return found
+        raise
+    for name in names:
+        if name == _LEFT_OUT:
+            continue
+        try:
+            found[name] = os.getxattr(full, name, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _HIDDEN_XATTR:
+                raise
+    return found
+
+
+def _configuration(diff_ids: list[bytes]) -> bytes:
+    platform = parse_platform(None)
+    document = {
+        "architecture": platform.architecture,
+        "config": {},
+        "os": platform.os,
+        "rootfs": {"diff_ids": [f"sha256:{diff_id.hex()}" for diff_id in diff_ids], "type": "layers"},
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _unreadable(full: bytes, error: OSError) -> ImageError:
+    return ImageError(f"cannot read {os.fsdecode(full)}: {error.strerror or error}")

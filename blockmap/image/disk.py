@@ -1,16 +1,37 @@
-"""Disk images as they are: raw files, and what qemu-img can read."""
+"""Disk images as they are: raw files, and what qemu-img can read.
+
+A disk image may come from anybody, and several formats can name other files: those of this host would be read into the
+store. So what names any is refused, before qemu-img is let near it where we know the format, and the format once found is
+stated in every further call.
+"""
 
 import errno
 import json
 import os
 import shutil
+import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from blockmap.errors import HostError, ImageError
+from blockmap.errors import HostError, ImageError, UsageError
 
 _PIECE_BYTES = 1 << 20
+_QCOW2 = b"QFI\xfb"
+_EXTERNAL_DATA = 1 << 2
+"""Of a qcow2's incompatible features (qemu, docs/interop/qcow2.txt)."""
+_REFERRING = ("vmdk",)
+"""Formats whose files name their parts, as a rule: qemu-img does not say which."""
+_ARCHIVES = (
+    (0, b"\x1f\x8b"),
+    (0, b"\x28\xb5\x2f\xfd"),
+    (0, b"\xfd7zXZ\0"),
+    (0, b"BZh"),
+    (0, b"PK\3\4"),
+    (257, b"ustar"),
+)
 
 
 class DiskSource:
@@ -21,31 +42,48 @@ class DiskSource:
         self._copy: Path | None = None
         kind = _probe(path)
         if kind != "raw":
-            self._copy = self._path = work / "disk.raw"
-            _qemu_img("convert", "-f", kind, "-O", "raw", str(path), str(self._copy))
+            descriptor, name = tempfile.mkstemp(prefix="disk-", suffix=".raw", dir=work)
+            os.close(descriptor)
+            self._path = self._copy = Path(name)
+            try:
+                _qemu_img("convert", "-f", kind, "-O", "raw", os.path.abspath(path), name)
+            except BaseException:
+                self.close()
+                raise
         self.size = os.stat(self._path).st_size
         """Bytes."""
         if self.size == 0:
+            self.close()
             raise ImageError(f"{path} is empty: a disk image is expected")
 
     def extents(self) -> Iterator[tuple[int, bytes]]:
         """The data of the disk, ascending, each piece with its offset in bytes; holes are left out."""
-        with open(self._path, "rb") as file:
-            at = 0
-            while at < self.size:
-                try:
-                    start = os.lseek(file.fileno(), at, os.SEEK_DATA)
-                except OSError as error:
-                    if error.errno == errno.ENXIO:
-                        return
-                    raise ImageError(f"cannot read {self._path}: {error.strerror}") from error
-                end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
-                for offset in range(start, end, _PIECE_BYTES):
-                    data = os.pread(file.fileno(), min(_PIECE_BYTES, end - offset), offset)
-                    if not data:
-                        raise ImageError(f"{self._path} changed while it was read: import a disk that nobody writes to")
-                    yield offset, data
-                at = end
+        try:
+            with open(self._path, "rb") as file:
+                yield from self._pieces(file.fileno())
+        except OSError as error:
+            raise ImageError(f"cannot read {self._path}: {error.strerror or error}") from error
+
+    def _pieces(self, fd: int) -> Iterator[tuple[int, bytes]]:
+        at = 0
+        while at < self.size:
+            try:
+                at = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break
+            end = min(os.lseek(fd, at, os.SEEK_HOLE), self.size)
+            while at < end:
+                data = os.pread(fd, min(_PIECE_BYTES, end - at), at)
+                if not data:
+                    break
+                yield at, data
+                at += len(data)
+            if at < end:
+                break
+        if os.fstat(fd).st_size != self.size:
+            raise ImageError(f"{self._path} changed its size while it was read: import a disk that nobody writes to")
 
     def close(self) -> None:
         if self._copy is not None:
@@ -53,20 +91,51 @@ class DiskSource:
 
 
 def _probe(path: Path) -> str:
-    """The format of a disk image; ImageError where it refers to other files."""
+    """The format of a disk image; ImageError where it refers to other files, UsageError for an archive."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror}") from error
+    if any(head.startswith(magic, at) for at, magic in _ARCHIVES):
+        raise UsageError(
+            f"{path} is an archive, not a disk image: say docker-archive:{path} for what docker save wrote, "
+            "or unpack it and import the directory or the disk image"
+        )
+    if head.startswith(_QCOW2):
+        _check_qcow2(head, path)
     if shutil.which("qemu-img") is None:
         raise HostError(f"qemu-img is needed to read {path} and is not installed: apt-get install qemu-utils")
-    found = json.loads(_qemu_img("info", "--output=json", str(path)))
+    found: dict[str, Any] = json.loads(_qemu_img("info", "--output=json", os.path.abspath(path)))
+    kind = str(found["format"])
     specific = found.get("format-specific", {}).get("data", {})
-    if found.get("backing-filename") or specific.get("data-file") or found["format"] in ("vmdk",):
-        raise ImageError(
-            f"{path} refers to other files: make it whole with `qemu-img convert -O qcow2`, then import that"
-        )
-    return str(found["format"])
+    if found.get("backing-filename") or specific.get("data-file") or kind in _REFERRING:
+        raise _refers(path, kind)
+    if found.get("encrypted"):
+        raise ImageError(f"{path} is encrypted: decrypt it with qemu-img convert, then import that")
+    return kind
+
+
+def _check_qcow2(head: bytes, path: Path) -> None:
+    """Refuses other files by the header alone: qemu-img info itself may open an external data file."""
+    if len(head) < 104:
+        raise ImageError(f"{path} is a qcow2 image that ends in its header: it is truncated, get it again")
+    version, backing = struct.unpack_from(">IQ", head, 4)
+    (incompatible,) = struct.unpack_from(">Q", head, 72) if version >= 3 else (0,)
+    if backing or incompatible & _EXTERNAL_DATA:
+        raise _refers(path, "qcow2")
+
+
+def _refers(path: Path, kind: str) -> ImageError:
+    return ImageError(
+        f"{path} is a {kind} image that refers to other files, or may do so: they would be read from this host; "
+        "if you trust it, make it whole with `qemu-img convert -O qcow2`, then import that"
+    )
 
 
 def _qemu_img(*arguments: str) -> str:
-    done = subprocess.run(["qemu-img", *arguments], capture_output=True, text=True, check=False)
+    """Runs qemu-img; file names must be absolute, so that none is taken for a protocol or an option."""
+    done = subprocess.run(["qemu-img", *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
-        raise ImageError(f"qemu-img {arguments[0]} failed: {done.stderr.strip()}")
-    return done.stdout
+        raise ImageError(f"qemu-img {arguments[0]} failed: {done.stderr.decode('utf-8', 'replace').strip()}")
+    return done.stdout.decode("utf-8", "replace")

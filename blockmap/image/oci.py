@@ -40,8 +40,8 @@ class Descriptor:
     media: str
     digest: str
     """`sha256:HEX`."""
-    size: int
-    """Bytes."""
+    size: int | None
+    """Bytes; None where it is not stated, since the digest proves the content anyway."""
     platform: dict[str, Any] | None
     tag: str | None
 
@@ -76,6 +76,8 @@ def open_layout(directory: Path, tag: str | None, platform: Platform) -> OciImag
         raise ImageError(f"{directory} is not an OCI image layout: it has no file oci-layout")
     top = parse(_read(directory / "index.json"), f"{directory}/index.json")
     everything = describe_all(top.get("manifests"))
+    if not everything:
+        raise ImageError(f"{directory} holds no image: its index.json lists none")
     found = [descriptor for descriptor in everything if tag is None or descriptor.tag == tag]
     if len(found) > 1 and all(d.platform is not None and d.tag == found[0].tag for d in found):
         found = [choose(found, platform)]
@@ -122,13 +124,14 @@ def choose(descriptors: list[Descriptor], platform: Platform) -> Descriptor:
     """The descriptor of an index that fits a platform; ImageError lists what there is."""
     if len(descriptors) == 1 and descriptors[0].platform is None:
         return descriptors[0]
-    offered = []
     for descriptor in descriptors:
-        own = descriptor.platform or {}
-        if platform.fits(own):
+        if platform.fits(descriptor.platform or {}):
             return descriptor
-        if descriptor.media in _INDEXES and not own:
+    for descriptor in descriptors:
+        if descriptor.media in _INDEXES and descriptor.platform is None:
             return descriptor
+    offered = []
+    for own in (descriptor.platform or {} for descriptor in descriptors):
         offered.append(
             "/".join(str(own[key]) for key in ("os", "architecture", "variant") if own.get(key)) or "unknown"
         )
@@ -146,7 +149,7 @@ def describe(value: object) -> Descriptor:
     tag = annotations.get(_REF_NAME) if isinstance(annotations, dict) else None
     digest = value.get("digest")
     digest_hex(digest)
-    if not isinstance(media, str) or not isinstance(size, int) or size < 0:
+    if not isinstance(media, str) or not (size is None or (isinstance(size, int) and size >= 0)):
         raise ImageError(
             f"the image is damaged: the descriptor of {digest} has the type {media!r} and the size {size!r}"
         )
@@ -183,7 +186,7 @@ def read_blob(blob: BlobPath, descriptor: Descriptor) -> bytes:
 
 def check(data: bytes, descriptor: Descriptor) -> None:
     """Raises ImageError for a document that is not the one described."""
-    if "sha256:" + sha256(data).hexdigest() != descriptor.digest or descriptor.size != len(data):
+    if "sha256:" + sha256(data).hexdigest() != descriptor.digest or descriptor.size not in (None, len(data)):
         raise ImageError(
             f"the document {descriptor.digest} is damaged: its content has another digest or size; get the image again"
         )
@@ -224,7 +227,7 @@ def _layer(blob: BlobPath, descriptor: Descriptor, diff_id: bytes, chain: bytes)
         size = os.stat(path).st_size
     except OSError as error:
         raise ImageError(f"layer {digest} is missing from the image: {error.strerror}; get it again") from error
-    if descriptor.size != size:
+    if descriptor.size not in (None, size):
         raise ImageError(
             f"layer {digest} has {size} bytes where {descriptor.size} are expected: it is truncated, get it again"
         )

@@ -1,35 +1,83 @@
-"""Images that skopeo brings: from registries, with its credentials, and from a docker daemon."""
+"""Images that skopeo brings: from registries, with its credentials, and from a docker daemon.
 
+They are copied to skopeo's own kind of directory rather than to an OCI layout, for which it would rewrite docker's
+manifests: the digest that people know would be lost.
+"""
+
+import re
 import shutil
 import subprocess
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 
 from blockmap.errors import HostError, ImageError
-from blockmap.image.oci import OciImage, digest_hex
+from blockmap.image.oci import Descriptor, OciImage, check, digest_hex, select
 from blockmap.image.platforms import Platform
+
+_REGISTRY = "docker://"
+_MESSAGE = re.compile(r'\bmsg="((?:[^"\\]|\\.)*)"')
 
 
 def open_remote(reference: str, platform: Platform, work: Path) -> OciImage:
-    """Copies an image into a directory below `work` as it is, and opens it; the copy ends with the image."""
+    """Copies an image into a directory below `work` as it is, and opens it; the copy ends with the image.
+
+    Raises HostError without skopeo, ImageError where it fails or nothing fits the platform.
+    """
     if shutil.which("skopeo") is None:
         raise HostError(f"skopeo is needed to read {reference} and is not installed: apt-get install skopeo")
     directory = Path(tempfile.mkdtemp(prefix="image-", dir=work))
     try:
-        command = ["skopeo", "copy", "--quiet", "--override-os", platform.os, "--override-arch", platform.architecture]
-        if platform.variant:
-            command += ["--override-variant", platform.variant]
-        done = subprocess.run([*command, reference, f"dir:{directory}"], capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines()
-            reason = lines[-1] if lines else f"exit status {done.returncode}"
-            raise ImageError(f"skopeo could not read {reference}: {reason}")
+        manifest, index, exact = None, None, reference
+        if reference.startswith(_REGISTRY):
+            manifest, index = _look_up(reference, platform, work)
+            exact = _by_digest(reference, "sha256:" + sha256(manifest).hexdigest())
+        _skopeo(work, "copy", "--quiet", exact, f"dir:{directory}", about=reference)
 
         def blob(digest: str) -> Path:
             return directory / digest_hex(digest)
 
-        manifest = (directory / "manifest.json").read_bytes()
-        return OciImage(blob, manifest, None, lambda: shutil.rmtree(directory, ignore_errors=True))
+        copied = (directory / "manifest.json").read_bytes()
+        if manifest is not None and copied != manifest:
+            raise ImageError(f"{reference} changed while it was copied: try again")
+        return OciImage(blob, copied, index, lambda: shutil.rmtree(directory, ignore_errors=True))
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
+
+
+def _look_up(reference: str, platform: Platform, work: Path) -> tuple[bytes, bytes | None]:
+    """The manifest for a platform, and the index that it is in: skopeo's own choice would leave the index behind."""
+
+    def read(descriptor: Descriptor) -> bytes:
+        exact = _by_digest(reference, descriptor.digest)
+        data = _skopeo(work, "inspect", "--raw", exact, about=reference)
+        check(data, descriptor)
+        return data
+
+    return select(_skopeo(work, "inspect", "--raw", reference, about=reference), "", read, platform)
+
+
+def _by_digest(reference: str, digest: str) -> str:
+    """A registry's reference with a digest in place of its tag or digest; a port is no tag."""
+    name = reference.removeprefix(_REGISTRY).partition("@")[0]
+    host, slash, last = name.rpartition("/")
+    return f"{_REGISTRY}{host}{slash}{last.partition(':')[0]}@{digest}"
+
+
+def _skopeo(work: Path, *arguments: str, about: str) -> bytes:
+    done = subprocess.run(
+        ["skopeo", "--tmpdir", str(work), *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    if done.returncode:
+        raise ImageError(f"skopeo could not read {about}: {_reason(done.stderr, done.returncode)}")
+    return done.stdout
+
+
+def _reason(stderr: bytes, status: int) -> str:
+    """The last thing that skopeo said, without time and level."""
+    lines = stderr.decode("utf-8", "replace").strip().splitlines()
+    if not lines:
+        return f"exit status {status}"
+    message = _MESSAGE.search(lines[-1])
+    return re.sub(r"\\(.)", r"\1", message[1]) if message else lines[-1]

@@ -8,7 +8,7 @@ from blockmap.image.directory import Directory
 from blockmap.image.disk import DiskSource
 from blockmap.image.member import Source
 from blockmap.image.oci import open_layout
-from blockmap.image.platforms import parse_platform
+from blockmap.image.platforms import Platform, parse_platform
 from blockmap.image.skopeo import open_remote
 
 FORMS = "oci:DIR[:TAG], docker-archive:FILE[:REF], docker-daemon:REF, docker://REF, a directory, or a disk image"
@@ -17,40 +17,46 @@ FORMS = "oci:DIR[:TAG], docker-archive:FILE[:REF], docker-daemon:REF, docker://R
 def open_source(text: str, *, platform: str | None, work: Path) -> Source | DiskSource:
     """The image that `text` names; temporary files go below `work` until it is closed. UsageError, ImageError, HostError."""
     chosen = parse_platform(platform)
+    try:
+        return _open(text, chosen, work)
+    except OSError as error:  # a path that cannot even be looked at
+        raise ImageError(f"cannot read {text[:200]!r}: {error.strerror or error}") from error
+
+
+def _open(text: str, platform: Platform, work: Path) -> Source | DiskSource:
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "oci":
-        directory, tag = _split(rest)
-        return open_layout(directory, tag, chosen)
+        return open_layout(*_split(rest), platform)
     if colon and scheme == "docker-archive":
-        file, reference = _split(rest)
-        return DockerArchive(file, reference, work)
-    if colon and scheme in ("docker-daemon", "docker"):
+        return DockerArchive(*_split(rest), work)
+    if text.startswith("docker://") or (colon and scheme == "docker-daemon"):
         if not rest.strip("/"):
             raise UsageError(f"{text!r} names no image: {FORMS} are understood")
-        return open_remote(text, chosen, work)
-    if not text:
-        raise UsageError(f"the source is empty: {FORMS} are understood")
+        return open_remote(text, platform, work)
     path = Path(text)
+    if not text or "\0" in text or (colon and not path.exists()):
+        raise UsageError(f"{text!r} is not understood as a source, and no such file exists: {FORMS} are understood")
     if path.is_dir():
         if (path / "oci-layout").is_file():
             raise UsageError(f"{text} is an OCI image layout: to import an image of it, say oci:{text}")
         return Directory(path)
     if path.is_file():
         return DiskSource(path, work)
-    if path.exists():
-        raise UsageError(f"{text} is neither a directory nor a file: {FORMS} are understood")
-    if colon:
-        raise UsageError(f"{text!r} is not understood as a source, and no such file exists: {FORMS} are understood")
-    raise ImageError(f"there is no {text}: {FORMS} are understood")
+    if not path.exists():
+        raise ImageError(f"there is no {text}: {FORMS} are understood")
+    raise UsageError(f"{text} is neither a directory nor a file: {FORMS} are understood")
 
 
 def _split(text: str) -> tuple[Path, str | None]:
-    """A path and what follows its first colon; a path that exists may have colons of its own."""
-    if text and Path(text).exists():
-        return Path(text), None
-    path, colon, rest = text.partition(":")
-    if not path:
+    """A path and what follows it after a colon: the longest path that exists, which may have colons of its own."""
+    if not text or "\0" in text:
         raise UsageError(f"{text!r} names no file: {FORMS} are understood")
-    if not Path(path).exists():
-        raise ImageError(f"there is no {path}: {FORMS} are understood")
-    return Path(path), rest if colon else None
+    path, rest = text, None
+    while not Path(path).exists():
+        path, colon, _ = path.rpartition(":")
+        if not path:
+            raise ImageError(f"there is no {text}: {FORMS} are understood")
+        rest = text[len(path) + len(colon) :]
+    if rest == "":
+        raise UsageError(f"{text!r} ends in a colon: a tag is missing, or the colon is one too many")
+    return Path(path), rest
