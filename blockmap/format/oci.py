@@ -17,7 +17,10 @@ def encode(version: Digest, number: int) -> bytes:
 
 def decode(data: bytes) -> tuple[Digest, int]:
     """The version's name and the number of its record; FormatError."""
-    value = record.decode(record.unseal(data)[0])
+    lines = record.unseal(data)
+    if len(lines) != 1:
+        raise FormatError(f"the record of an OCI document has {len(lines)} lines where 1 is expected")
+    value = record.decode(lines[0])
     try:
         if value["format"] != FORMAT or type(value["number"]) is not int or value["number"] < 1:
             raise FormatError("the object says nothing about a version in a format known to this release")

@@ -96,18 +96,22 @@ def decode(data: bytes, expected: Digest) -> Version:
                 f"version format {value['format']!r} is not known to this release of blockmap: upgrade it"
             )
         size = value["size"]
-        if not isinstance(size, int) or not 0 < size <= MAX_BLOCKS:
+        if type(size) is not int or not 0 < size <= MAX_BLOCKS:
             raise FormatError(f"a volume of {size!r} blocks is out of range")
+        layout = [value["layout"][key] for key in ("writer", "threshold")]
+        texts = [value[key] for key in ("author", "message", "created")]
+        if any(type(number) is not int for number in layout) or any(type(text) is not str for text in texts):
+            raise FormatError("a field of the version record has the wrong type")
         return Version(
             root=_root(value["root"], size, places["root"]),
             extra=_root(value["extra"], size, places["extra"]),
-            layout=Layout(int(value["layout"]["writer"]), int(value["layout"]["threshold"])),
+            layout=Layout(*layout),
             manifest=_decode(value["manifest"]),
             config=_decode(value["config"]),
             parents=tuple(from_hex(parent) for parent in value["parents"]),
-            author=str(value["author"]),
-            message=str(value["message"]),
-            created=str(value["created"]),
+            author=texts[0],
+            message=texts[1],
+            created=texts[2],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"the version record lacks a field, or one has the wrong type: {error}") from error
