@@ -4,6 +4,7 @@ Members are taken in the order of the archive. A whiteout acts on what lower lay
 stands. Parents may lead through symlinks, which are followed inside the root; those that are missing are made.
 """
 
+import re
 from collections.abc import Iterator
 
 from blockmap.errors import ImageError
@@ -13,7 +14,11 @@ WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
 MAX_NAME = 255
 MAX_TARGET = 4095
+MAX_PATH = 4095
+"""Bytes of a path that a system call takes; bounds what an archive of ever deeper directories costs."""
 _MAX_SYMLINKS = 40
+_NO_NAME = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)|\0")
+"""In a path: a component that is empty, "." or "..", or a zero byte."""
 
 
 class Inode:
@@ -83,15 +88,13 @@ class Tree:
             self.root.describe(member)
             self.touched[self.root] = None
             return None
+        _check_path(member.path, member.path)
         above, _, name = member.path.rpartition(b"/")
-        if len(name) > MAX_NAME:
-            raise ImageError(f"{_text(member.path)}: its name has {len(name)} bytes, ext4 allows {MAX_NAME}")
-        if name in (b"..", b"."):
-            raise ImageError(f"{_text(member.path)}: a path must not climb out of the root")
         parent = self._directory(above, member.path)
         if name.startswith(WHITEOUT):
-            self._whiteout(parent, name)
+            self._whiteout(parent, name, member.path)
             return None
+        _check_name(name, member.path)
         if member.kind is Kind.HARDLINK:
             self._link(parent, name, member)
             return None
@@ -102,27 +105,22 @@ class Tree:
             parent.layers[name] = self.layer
             self.touched[old] = None
             return None
-        if member.kind is Kind.SYMLINK and not 0 < len(member.target) <= MAX_TARGET:
+        if member.kind is Kind.SYMLINK and (not 0 < len(member.target) <= MAX_TARGET or b"\0" in member.target):
             raise ImageError(
-                f"{_text(member.path)}: a symlink's target has 1 to {MAX_TARGET} bytes, this {len(member.target)}"
+                f"{_text(member.path)}: a symlink's target has 1 to {MAX_TARGET} bytes that are not zero, this has "
+                f"{len(member.target)}: {_text(member.target[:80])}"
             )
         inode = self.make(parent, name, member.kind)
         inode.describe(member)
         return inode if member.kind is Kind.FILE else None
 
-    def find(self, path: bytes) -> Inode | None:
-        """What is at a path, a symlink at its end not followed."""
-        above, _, name = path.rpartition(b"/")
-        if not path:
-            return self.root
-        parent = self._directory(above, path)
-        return parent.children.get(name)
-
     def walk(self) -> Iterator[tuple[bytes, Inode]]:
-        """Every path with its inode, parents first, sorted by name within a directory."""
+        """Every path with its inode, parents first, sorted by name within a directory; ImageError if one is too long."""
         waiting: list[tuple[bytes, Inode]] = [(b"", self.root)]
         while waiting:
             path, inode = waiting.pop()
+            if len(path) > MAX_PATH:
+                raise ImageError(f"{_text(path[:80])}...: its path has {len(path)} bytes, {MAX_PATH} are allowed")
             yield path, inode
             if inode.children:
                 prefix = path + b"/" if path else b""
@@ -143,7 +141,7 @@ class Tree:
         inode.links += 1
         if old is not None:
             self._release(old)
-        if old is not None or inode.kind is Kind.SYMLINK:
+        if inode.kind is Kind.SYMLINK or (old is not None and old.kind in (Kind.DIR, Kind.SYMLINK)):
             self._parents.clear()
         parent.children[name] = inode
         parent.layers[name] = self.layer
@@ -153,7 +151,8 @@ class Tree:
         inode = parent.children.pop(name)
         del parent.layers[name]
         self.touched[parent] = None
-        self._parents.clear()
+        if inode.kind in (Kind.DIR, Kind.SYMLINK):
+            self._parents.clear()
         self._release(inode)
 
     def _release(self, inode: Inode) -> None:
@@ -166,33 +165,40 @@ class Tree:
                 waiting.extend(gone.children.values())
                 gone.children, gone.layers = {}, {}
 
-    def _whiteout(self, parent: Inode, name: bytes) -> None:
+    def _whiteout(self, parent: Inode, name: bytes, path: bytes) -> None:
         if name == OPAQUE:
-            for child in list(parent.children):
-                self._prune(parent, child)
+            self._prune(parent, list(parent.children))
             return
         hidden = name[len(WHITEOUT) :]
         if hidden in (b"", b".", b".."):
-            raise ImageError(f"{_text(name)}: a whiteout must name what it removes")
+            raise ImageError(f"{_text(path)}: a whiteout must name what it removes")
+        _check_name(hidden, path)
         if hidden in parent.children:
-            self._prune(parent, hidden)
+            self._prune(parent, [hidden])
 
-    def _prune(self, parent: Inode, name: bytes) -> None:
-        """Removes what lower layers brought at a name and below it; what this layer brought stays."""
-        inode, own = parent.children[name], parent.layers[name] == self.layer
-        if inode.kind is Kind.DIR:
-            for child in list(inode.children):
-                self._prune(inode, child)
-            if not own and inode.children:
+    def _prune(self, directory: Inode, names: list[bytes]) -> None:
+        """Removes what lower layers brought at names and below them; what this layer brought stays."""
+        # Not recursive: archives nest deeper than Python's stack. True: what is below has been done.
+        waiting = [(directory, name, False) for name in names]
+        while waiting:
+            parent, name, done = waiting.pop()
+            inode = parent.children[name]
+            if inode.children and not done:
+                waiting.append((parent, name, True))
+                waiting.extend((inode, child, False) for child in inode.children)
+            elif parent.layers[name] == self.layer:
+                continue
+            elif inode.children:
                 inode.reset()
                 parent.layers[name] = self.layer
                 self.touched[inode] = None
-                return
-        if not own:
-            self._remove(parent, name)
+            else:
+                self._remove(parent, name)
 
     def _link(self, parent: Inode, name: bytes, member: Member) -> None:
-        target = self.find(member.target)
+        _check_path(member.target, member.path)
+        above, _, last = member.target.rpartition(b"/")
+        target = self._directory(above, member.path).children.get(last)
         if target is None:
             raise ImageError(f"{_text(member.path)}: is a hard link to {_text(member.target)}, which does not exist")
         if target.kind is Kind.DIR:
@@ -223,6 +229,7 @@ class Tree:
                 continue
             below = at.children.get(part)
             if below is None:
+                _check_name(part, of)
                 below = self.make(at, part, Kind.DIR)
             if below.kind is Kind.SYMLINK:
                 followed += 1
@@ -236,6 +243,20 @@ class Tree:
                 raise ImageError(f"{_text(of)}: {_text(part)} on its path is a {below.kind.value}, not a directory")
             at = below
         return at
+
+
+def _check_path(path: bytes, of: bytes) -> None:
+    if len(path) > MAX_PATH:
+        raise ImageError(f"{_text(of[:80])}...: its path has {len(path)} bytes, {MAX_PATH} are allowed")
+    if _NO_NAME.search(path):
+        raise ImageError(
+            f"{_text(of)}: {_text(path)} is refused as a path: it climbs with '..', or holds '.', an empty name or a zero byte"
+        )
+
+
+def _check_name(name: bytes, of: bytes) -> None:
+    if len(name) > MAX_NAME:
+        raise ImageError(f"{_text(of)}: {_text(name)} is a name of {len(name)} bytes, ext4 allows {MAX_NAME}")
 
 
 def _text(path: bytes) -> str:

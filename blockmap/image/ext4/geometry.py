@@ -78,6 +78,17 @@ def fixed_used(groups: int) -> Iterator[tuple[int, int]]:
         yield inode_table(group), TABLE_BLOCKS
 
 
+def as_ranges(runs: Runs) -> list[tuple[int, int]]:
+    """Half-open ranges that cover what `runs` cover, ascending, neighbours joined."""
+    joined: list[tuple[int, int]] = []
+    for start, length in sorted(runs):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], start + length)
+        else:
+            joined.append((start, start + length))
+    return joined
+
+
 class Cursor:
     """Gives out blocks in ascending order, and steps over fixed ranges."""
 

@@ -12,7 +12,6 @@ from blockmap.image.ext4.geometry import (
     GROUP_BLOCKS,
     GROUP_INODES,
     INODE_BYTES,
-    Runs,
     block_bitmap,
     copies,
     fixed_used,
@@ -68,6 +67,9 @@ class Metadata:
     def use(self, start: int, length: int) -> None:
         """Marks blocks as used."""
         self._used.reshape(-1)[start : start + length] = True
+
+    def used_blocks(self) -> int:
+        return int(self._used.sum())
 
     def inode(self, number: int, data: bytes, directory: bool = False) -> None:
         """Puts an inode into its table, and marks it as used."""
@@ -197,14 +199,3 @@ class Metadata:
             listed = [group * GROUP_BLOCKS + 1 + at for group in twins]
             yield 1 + at, struct.pack(f"<{len(listed)}I", *listed).ljust(4096, b"\0")
         yield self._pointers, struct.pack("<1024I", *pointers)
-
-
-def used_ranges(runs: Runs) -> Runs:
-    """Ascending runs with neighbours joined, as half-open ranges."""
-    joined: Runs = []
-    for start, length in sorted(runs):
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], start + length)
-        else:
-            joined.append((start, start + length))
-    return joined

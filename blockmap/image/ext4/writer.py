@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from blockmap.errors import ImageError
 from blockmap.image.ext4 import directory, inode, xattr
-from blockmap.image.ext4.geometry import GROUP_BLOCKS, GROUP_INODES, MAX_GROUPS, Cursor, Runs
-from blockmap.image.ext4.metadata import FIRST_INODE, JOURNAL_BLOCKS, Metadata, used_ranges
+from blockmap.image.ext4.geometry import GROUP_BLOCKS, GROUP_INODES, MAX_GROUPS, Cursor, Runs, as_ranges
+from blockmap.image.ext4.metadata import FIRST_INODE, JOURNAL_BLOCKS, Metadata
 from blockmap.image.member import Kind, Members
 from blockmap.image.merge import Inode, Tree
 from blockmap.image.sink import BlockSink
@@ -30,13 +30,16 @@ class Volume:
     """A volume that was written."""
 
     size_blocks: int
-    hidden: Runs
+    hidden: list[tuple[int, int]]
     """Half-open ranges of contents that upper layers hide, ascending: written, but free in the file system."""
     files: list[tuple[bytes, int, Runs]]
     """Path, bytes, and (start, length) in blocks of every name of a regular file, sorted by path."""
+    used_blocks: int
+    """In use as the file system counts them, fixed metadata included."""
     inodes: int
-    layers: list[tuple[int, int]]
-    """Half-open range of blocks that each layer took, its directory part included."""
+    """Of the image: files, directories and others; lost+found is one of them."""
+    layer_blocks: list[tuple[int, int]]
+    """Half-open range of blocks that each layer's contents lie in, with the fixed ranges that they step over."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +68,7 @@ class Writer:
         self._cursor = Cursor()
         self._parts: list[_Part] = []
         self._contents: list[Inode] = []
-        self._layers: list[tuple[int, int]] = []
+        self._layer_blocks: list[tuple[int, int]] = []
         ((self._journal, _),) = self._cursor.take(JOURNAL_BLOCKS)
         ((self._pointers, _),) = self._cursor.take(1)
         self._next = FIRST_INODE + 1
@@ -87,8 +90,8 @@ class Writer:
                     self._contents.append(owner)
                     self._stream(place.runs, member.size, contents)
         sink.cut()
+        self._layer_blocks.append((start, self._cursor.block))
         self._end_layer()
-        self._layers.append((start, self._cursor.block))
 
     def finish(self, uuid: bytes) -> Volume:
         """Renders all metadata; ImageError where the image is too big."""
@@ -117,7 +120,8 @@ class Writer:
             metadata.inode(_place(node).number, self._inode(node, path), node.kind is Kind.DIR)
         metadata.write(self._sink)
         hidden = [run for node in self._contents if not node.links for run in _place(node).runs]
-        return Volume(groups * GROUP_BLOCKS, used_ranges(hidden), files, len(paths), self._layers)
+        size, used = groups * GROUP_BLOCKS, metadata.used_blocks()
+        return Volume(size, as_ranges(hidden), files, used, len(paths), self._layer_blocks)
 
     def _begin(self) -> None:
         """The root, and the lost+found that e2fsck looks for."""

@@ -1,4 +1,4 @@
-"""Extended attributes as ext4 stores them: in the inode where they fit, else in a block of their own."""
+"""Extended attributes as ext4 stores them: in the inode where they fit, else in a block of their own, else in both."""
 
 import struct
 
@@ -8,8 +8,12 @@ MAGIC = 0xEA020000
 INLINE_BYTES = 96
 """Of an inode of 256 bytes with 32 bytes of extra fields."""
 
-_PREFIXES = ((b"user.", 1), (b"trusted.", 4), (b"security.", 6), (b"system.", 7))
+_PREFIXES = ((b"user.", 1), (b"trusted.", 4), (b"security.", 6))
+"""Without "system." (7): but for ACLs the kernel has nothing that reads it, and "system.data" would be inline data."""
 _ACLS = {b"system.posix_acl_access": 2, b"system.posix_acl_default": 3}
+_ACL_TAGS = (1, 2, 4, 8, 16, 32)
+"""Owner, named user, group, named group, mask, others."""
+_NAMED_TAGS = (2, 8)
 _ENTRY = struct.Struct("<BBHIII")
 _MASK = 0xFFFFFFFF
 
@@ -20,7 +24,7 @@ Attribute = tuple[int, bytes, bytes]
 def encode(xattrs: dict[bytes, bytes], path: object) -> tuple[bytes, bytes]:
     """The attributes inside the inode (96 bytes or none) and those in a block (4096 bytes or none).
 
-    ImageError names `path` where they fit in neither, or one is of an unknown kind.
+    ImageError names `path` where they do not fit in both together, or one is of an unknown kind.
     """
     if not xattrs:
         return b"", b""
@@ -28,13 +32,30 @@ def encode(xattrs: dict[bytes, bytes], path: object) -> tuple[bytes, bytes]:
     inline = _pack(attributes, INLINE_BYTES - 4, 0)
     if inline is not None:
         return struct.pack("<I", MAGIC) + inline, b""
-    body = _pack(attributes, 4096 - 32, 32)
+    head, body = b"", _pack(attributes, 4096 - 32, 32)
     if body is None:
-        raise ImageError(f"{path}: its extended attributes take more than the one block that ext4 has for them")
+        inside, attributes = _divide(attributes)
+        body = _pack(attributes, 4096 - 32, 32)
+        if inside:
+            head = struct.pack("<I", MAGIC) + (_pack(inside, INLINE_BYTES - 4, 0) or b"")
+    if body is None:
+        raise ImageError(
+            f"{path}: its extended attributes take more than ext4 has for them, {INLINE_BYTES} bytes in the inode and a block"
+        )
     block_hash = 0
     for attribute in attributes:
         block_hash = ((block_hash << 16 | block_hash >> 16) & _MASK) ^ _hash(attribute)
-    return b"", struct.pack("<IIIIIIII", MAGIC, 1, 1, block_hash, 0, 0, 0, 0) + body
+    return head, struct.pack("<IIIIIIII", MAGIC, 1, 1, block_hash, 0, 0, 0, 0) + body
+
+
+def _divide(attributes: list[Attribute]) -> tuple[list[Attribute], list[Attribute]]:
+    """Those that the inode has room for, taken in order, and the rest."""
+    inside: list[Attribute] = []
+    outside: list[Attribute] = []
+    for attribute in attributes:
+        fits = _need([*inside, attribute]) <= INLINE_BYTES - 4
+        (inside if fits else outside).append(attribute)
+    return inside, outside
 
 
 def _attribute(name: bytes, value: bytes, path: object) -> Attribute:
@@ -53,16 +74,22 @@ def _acl(value: bytes, path: object) -> bytes:
         raise ImageError(f"{path}: its POSIX ACL is damaged")
     out = [struct.pack("<I", 1)]
     for tag, permissions, owner in struct.iter_unpack("<HHI", value[4:]):
+        if tag not in _ACL_TAGS or permissions > 7:
+            raise ImageError(f"{path}: its POSIX ACL has an entry of tag {tag:#x} and permissions {permissions:#o}")
         out.append(struct.pack("<HH", tag, permissions))
-        if tag in (2, 8):
+        if tag in _NAMED_TAGS:
             out.append(struct.pack("<I", owner))
     return b"".join(out)
 
 
+def _need(attributes: list[Attribute]) -> int:
+    """Bytes that entries, their end and values take."""
+    return 4 + sum(_ENTRY.size + (len(name) + 3 & ~3) + (len(value) + 3 & ~3) for _, name, value in attributes)
+
+
 def _pack(attributes: list[Attribute], room: int, base: int) -> bytes | None:
     """Entries from the front, values from the back; offsets count from `base` before. None where they do not fit."""
-    need = 4 + sum(_ENTRY.size + (len(name) + 3 & ~3) + (len(value) + 3 & ~3) for _, name, value in attributes)
-    if need > room:
+    if _need(attributes) > room:
         return None
     data = bytearray(room)
     front, back = 0, room

@@ -1,0 +1,164 @@
+"""The simplest model of layers on layers: a dict of paths, and the set of those that the present layer brought."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from hashlib import sha256
+
+from blockmap.errors import ImageError
+from blockmap.image.member import Kind, Member, Members
+
+Layer = list[tuple[Member, bytes]]
+"""Members with their contents."""
+
+
+def file(path: bytes, data: bytes = b"", mode: int = 0o644, **fields: object) -> tuple[Member, bytes]:
+    return replace(Member(path, Kind.FILE, mode, size=len(data)), **fields), data  # type: ignore[arg-type]
+
+
+def entry(path: bytes, kind: Kind = Kind.DIR, mode: int = 0o755, **fields: object) -> tuple[Member, bytes]:
+    return replace(Member(path, kind, mode), **fields), b""  # type: ignore[arg-type]
+
+
+def symlink(path: bytes, target: bytes) -> tuple[Member, bytes]:
+    return Member(path, Kind.SYMLINK, 0o777, target=target), b""
+
+
+def hardlink(path: bytes, target: bytes) -> tuple[Member, bytes]:
+    return Member(path, Kind.HARDLINK, 0, target=target), b""
+
+
+def members(layer: Iterable[tuple[Member, bytes]], piece: int = 1 << 20) -> Members:
+    """A layer as the writer takes it, contents in pieces of `piece` bytes."""
+    for member, data in layer:
+        yield member, (data[at : at + piece] for at in range(0, len(data), piece))
+
+
+@dataclass(eq=False)
+class Thing:
+    """What paths lead to; hard links share one."""
+
+    member: Member
+    content: bytes
+    """SHA-256 of a regular file."""
+
+
+class Model:
+    """Works on paths as wholes, so every step is a scan."""
+
+    def __init__(self) -> None:
+        self.paths: dict[bytes, Thing] = {b"": self._directory(b"")}
+        self.own: set[bytes] = set()
+
+    def layer(self, members: Members) -> None:
+        self.own = set()
+        for member, contents in members:
+            state = sha256()
+            for piece in contents:
+                state.update(piece)
+            self.add(member, state.digest())
+
+    def add(self, member: Member, content: bytes = b"") -> None:
+        if not member.path:
+            if member.kind is not Kind.DIR:
+                raise ImageError("root")
+            self.paths[b""] = Thing(member, b"")
+            return
+        above, _, name = member.path.rpartition(b"/")
+        parent = self._follow(above)
+        path = parent + b"/" + name if parent else name
+        if name == b".wh..wh..opq":
+            self._hide(parent, below_only=True)
+        elif name.startswith(b".wh."):
+            hidden = name[4:]
+            if hidden in (b"", b".", b".."):
+                raise ImageError("whiteout")
+            self._hide(parent + b"/" + hidden if parent else hidden)
+        elif member.kind is Kind.HARDLINK:
+            above, _, name = member.target.rpartition(b"/")
+            at = self._follow(above)
+            target = self.paths.get(at + b"/" + name if at else name)
+            if target is None or target.member.kind is Kind.DIR:
+                raise ImageError("hard link")
+            self._put(path, target)
+        else:
+            old = self.paths.get(path)
+            if old is None or old.member.kind is not Kind.DIR or member.kind is not Kind.DIR:
+                self._put(path, Thing(member, content))
+            else:
+                self.paths[path] = Thing(member, b"")
+                self.own.add(path)
+
+    def groups(self) -> set[frozenset[bytes]]:
+        """Paths that are one file."""
+        of: dict[int, set[bytes]] = {}
+        for path, thing in self.paths.items():
+            of.setdefault(id(thing), set()).add(path)
+        return {frozenset(paths) for paths in of.values()}
+
+    def _put(self, path: bytes, thing: Thing) -> None:
+        for below in self._below(path):
+            del self.paths[below]
+            self.own.discard(below)
+        self.paths[path] = thing
+        self.own.add(path)
+
+    def _hide(self, path: bytes, below_only: bool = False) -> None:
+        if path in self.paths and not below_only:
+            self._hide_one(path)
+        for below in sorted(self._below(path), key=len, reverse=True):
+            self._hide_one(below)
+        if path in self.paths and not below_only:
+            self._hide_one(path)
+
+    def _hide_one(self, path: bytes) -> None:
+        if path in self.own:
+            return
+        if not any(below in self.own for below in self._below(path)):
+            for below in [path, *self._below(path)]:
+                del self.paths[below]
+        elif path in self.paths:
+            self.paths[path] = self._directory(path)
+            self.own.add(path)
+
+    def _below(self, path: bytes) -> list[bytes]:
+        prefix = path + b"/" if path else b""
+        return [each for each in self.paths if each.startswith(prefix) and each != path]
+
+    def _follow(self, path: bytes) -> bytes:
+        at: list[bytes] = []
+        todo = path.split(b"/")
+        links = 0
+        while todo:
+            part = todo.pop(0)
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                at = at[:-1]
+                continue
+            here = b"/".join([*at, part])
+            thing = self.paths.get(here)
+            if thing is None:
+                thing = self.paths[here] = self._directory(here)
+                self.own.add(here)
+            if thing.member.kind is Kind.SYMLINK:
+                links += 1
+                if links > 40:
+                    raise ImageError("symlinks")
+                target = thing.member.target
+                at, todo = [] if target.startswith(b"/") else at, target.split(b"/") + todo
+            elif thing.member.kind is not Kind.DIR:
+                raise ImageError("not a directory")
+            else:
+                at.append(part)
+        return b"/".join(at)
+
+    @staticmethod
+    def _directory(path: bytes) -> Thing:
+        return Thing(Member(path, Kind.DIR, 0o755), b"")
+
+
+def unpacked(layers: Iterable[Layer]) -> Model:
+    model = Model()
+    for layer in layers:
+        model.layer(members(layer))
+    return model
