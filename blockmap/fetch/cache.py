@@ -27,8 +27,6 @@ _MAX_POSITION = 1 << 43
 """Bytes of the data file, half of what ext4 allows; where it would grow beyond, the cache begins anew, empty."""
 _SAY_AGAIN_SECONDS = 60.0
 
-_MASK = (1 << 64) - 1
-
 
 def default_cap(directory: Path) -> int:
     """Bytes that a cache in `directory` may take: 20 GB, or a quarter of the disk that is free or the cache's own."""
@@ -95,13 +93,11 @@ class Cache:
     def get(self, digest: bytes) -> bytes | None:
         """The whole content, checked; None where it is absent or held in part."""
         slot = self.lookup(digest)
-        if (
-            slot < 0
-            or not self.check(slot, digest)
-            or self._table.mask[slot] != slots.whole_mask(self._table.length[slot])
-        ):
+        if slot < 0 or not self.check(slot, digest):
             return None
-        length = self._table.length[slot]
+        length = self.length(slot)
+        if self.mask(slot) != slots.whole_mask(length):
+            return None
         try:
             data = self._data.read(self.data_position(slot), length)
         except OSError as error:
@@ -136,7 +132,7 @@ class Cache:
                 return slot
 
     def pin(self, slot: int) -> None:
-        """Keeps a slot from being evicted until `unpin`, however often it was pinned before."""
+        """Keeps a slot from being evicted until `unpin`, once for each call; a slot that replaces it is not pinned."""
         with self._lock:
             self._table.pin(slot)
 
@@ -199,25 +195,13 @@ class Cache:
         self._data.close()
 
     def _load(self) -> None:
-        file_end = self._data.end()
-        end = lost = 0
-        for position, digest, length, signed in self._journal.load():
-            header = slots.header_bytes(length)
-            if position < end or digest in self._table.index or position + header > file_end:
-                self._journal.remove(position)
-                lost += 1
-                continue
-            if position > end:
-                self._data.punch(end, position - end)
-            # Beyond the end of a file that was cut short, so that a slot which lost its end and one put later never meet.
-            end = position + header + slots.blocks_of(length) * BLOCK
-            slot = self._table.add(position, digest, length, signed & _MASK)
-            self._table.bytes += self._table.size(slot)
+        gaps, lost, self._end = self._table.load(self._journal.load(), self._data.end())
+        for position in lost:
+            self._journal.remove(position)
         if lost:
-            _log.warning("%d chunks and nodes that the cache %s had are lost", lost, self.directory)
-        if file_end > end:
-            self._data.punch(end, file_end - end)
-        self._end = max(end, file_end)
+            _log.warning("%d chunks and nodes that the cache %s had are lost", len(lost), self.directory)
+        for start, end in gaps:
+            self._data.punch(start, end - start)
         with self._room:
             self._make_room(0)
 
@@ -329,22 +313,15 @@ class Cache:
 
     def _verified(self, slot: int, digest: bytes) -> bytes | None:
         """Reads a slot and holds it against its header and checksums; None, and dropped, where it is bad."""
-        length, position = self._table.length[slot], self._table.position[slot]
-        head_bytes = slots.header_bytes(length)
         try:
-            raw = self._data.read(position, head_bytes + slots.blocks_of(length) * BLOCK)
+            raw = self._data.read(self._table.position[slot], self._table.span(slot))
         except OSError as error:
             self._say("read", error)
             raw = b""
         if self.dead[slot]:
             return None
-        header = slots.decode_header(raw[:head_bytes])
-        content = raw[head_bytes:]
-        if (
-            header is not None
-            and (header.digest, header.length, header.mask) == (digest, length, self._table.mask[slot])
-            and slots.intact(header, content)
-        ):
+        content = slots.verified(raw, digest, self._table.length[slot], self._table.mask[slot])
+        if content is not None:
             self._table.checked[slot] = 1
             return content
         with self._lock:

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from blockmap.fetch.slot import MAX_BYTES
+from blockmap.fetch.slot import MAX_BYTES, Row
 from blockmap.format import BLOCK
 from blockmap.format.digest import DIGEST_BYTES
 
@@ -30,13 +30,10 @@ _STATEMENT_ROWS = 500
 _WAIT_SECONDS = 10.0
 """For another process that has the database open: nobody but a curious person."""
 
-Row = tuple[int, bytes, int, int]
-"""Position of the slot's header, digest, length in bytes, mask."""
-
 # A damaged database may hold anything at all: what is not a row is left out.
 _SELECT = f"""
 SELECT pos, digest, length, mask FROM slots
-WHERE pos >= 0 AND pos % {BLOCK} = 0 AND typeof(digest) = 'blob' AND length(digest) = {DIGEST_BYTES}
+WHERE pos BETWEEN 0 AND {1 << 44} AND pos % {BLOCK} = 0 AND typeof(digest) = 'blob' AND length(digest) = {DIGEST_BYTES}
   AND typeof(length) = 'integer' AND length BETWEEN 0 AND {MAX_BYTES} AND typeof(mask) = 'integer'
 ORDER BY pos
 """

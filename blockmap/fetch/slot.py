@@ -16,7 +16,10 @@ The header takes whole blocks of 4096 bytes; block i of the content follows at (
 
 import struct
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from blockmap.format import BLOCK
@@ -25,16 +28,22 @@ MAGIC = b"bmcs"
 FORMAT = 1
 MAX_BYTES = 1 << 24
 """Of content: chunks and nodes are far smaller, and a damaged index must not ask for more memory than this."""
+Row = tuple[int, bytes, int, int]
+"""A slot on record: position of its header, digest, length in bytes, mask (64 bits, signed in SQLite's way or not)."""
+
 _HEAD = struct.Struct("<4sB3s32sQII")
 _SUM = struct.Struct("<Q")
 
 
-def blocks_of(length: int) -> int:
+_Number = TypeVar("_Number", int, NDArray[np.int64])
+
+
+def blocks_of(length: _Number) -> _Number:
     """Blocks of content."""
     return -(-length // BLOCK)
 
 
-def header_bytes(length: int) -> int:
+def header_bytes(length: _Number) -> _Number:
     """Bytes of the header of a slot for `length` bytes of content: whole blocks."""
     return blocks_of(_HEAD.size + (blocks_of(length) + 1) * _SUM.size) * BLOCK
 
@@ -98,9 +107,18 @@ def decode_header(data: bytes) -> Header | None:
     return Header(digest, mask, length, struct.unpack_from(f"<{blocks_of(length)}Q", data, _HEAD.size))
 
 
-def intact(header: Header, content: bytes) -> bool:
-    """Whether every block that is present is there with its checksum; `content` is what follows the header, and may be
-    shorter where the last blocks are absent."""
+def verified(raw: bytes, digest: bytes, length: int, mask: int) -> bytes | None:
+    """The content of a slot whose bytes are `raw`; None where it is not what it should be, or was damaged."""
+    head_bytes = header_bytes(length)
+    header = decode_header(raw[:head_bytes])
+    if header is None or (header.digest, header.length, header.mask) != (digest, length, mask):
+        return None
+    content = raw[head_bytes:]
+    return content if _intact(header, content) else None
+
+
+def _intact(header: Header, content: bytes) -> bool:
+    """Whether every block that is present is there with its checksum; absent ones may be missing at the end."""
     view = memoryview(content)
     for block, expected in enumerate(header.sums):
         if has(header.mask, block):

@@ -3,8 +3,13 @@
 from array import array
 from collections import deque
 
+import numpy as np
+
 from blockmap.fetch import slot as slots
+from blockmap.fetch.slot import Row
 from blockmap.format import BLOCK
+
+_ALL = (1 << 64) - 1
 
 
 class Table:
@@ -31,6 +36,46 @@ class Table:
         """Allocated in the data file, or about to be, or not punched yet."""
         self.pinned_bytes = 0
         self._queue: deque[int] = deque()  # slots in the order in which eviction looks at them
+
+    def load(self, rows: list[Row], file_end: int) -> tuple[list[tuple[int, int]], list[int], int]:
+        """Takes over the slots on record, sorted by position, into an empty table.
+
+        Returns the ranges [start, end) of the file that belong to no slot, the positions of rows that overlap with one
+        before them, repeat a digest or are beyond the end of the file, and where the next slot may begin. In columns, as
+        there may be a million.
+        """
+        position = np.array([row[0] for row in rows], np.int64)
+        length = np.array([row[2] for row in rows], np.int64)
+        header = slots.header_bytes(length)
+        end = position + header + slots.blocks_of(length) * BLOCK
+        before = np.concatenate(([0], np.maximum.accumulate(end)[:-1])) if rows else end
+        keep = (position >= before) & (position + header <= file_end)
+        for i in np.flatnonzero(keep).tolist():
+            digest = rows[i][1]
+            if digest in self.index:
+                keep[i] = False
+            else:
+                self.index[digest] = len(self.index)
+        lost = position[~keep].tolist()
+        masks = [rows[i][3] & _ALL for i in np.flatnonzero(keep).tolist()]
+        position, length, end = position[keep], length[keep], end[keep]
+        count = len(masks)
+        self.names = list(self.index)
+        self.position.frombytes(position.tobytes())
+        self.length.frombytes(length.astype(np.uint32).tobytes())
+        self.mask.extend(masks)
+        for marks in (self.dead, self.used, self.checked):
+            marks.extend(bytes(count))
+        self._queue.extend(self.index.values())
+        blocks = slots.blocks_of(length)
+        there = np.where(blocks <= 64, np.array([mask.bit_count() for mask in masks], np.int64), blocks)
+        self.bytes = int((slots.header_bytes(length) + there * BLOCK).sum())
+        starts = np.concatenate(([0], end))
+        # Beyond the end of a file that was cut short, so that a slot which lost its content and a new one never meet.
+        last = max(file_end, int(starts[-1]))
+        ends = np.concatenate((position, [last]))
+        gaps = np.flatnonzero(starts < ends)
+        return list(zip(starts[gaps].tolist(), ends[gaps].tolist(), strict=True)), lost, last
 
     def add(self, position: int, digest: bytes, length: int, mask: int) -> int:
         """A new slot for a digest that has none; its bytes are accounted for already."""
