@@ -26,6 +26,9 @@ from blockmap.store.repository import Repository
 from blockmap.volume.content import check_version, stored_reader, usage
 from blockmap.volume.opening import find_version
 
+_UNBOUNDED = 10_000
+"""Columns: wider than any table."""
+
 
 @click.command()
 @click.argument("url", required=False)
@@ -132,13 +135,17 @@ def images(store: str | None, as_json: bool) -> None:
         click.echo(json.dumps(rows))
         return
     table = Table(box=None, pad_edge=False)
-    for title in ("NAME", "DIGEST", "MOVED", "DATA", "VOLUME"):
+    table.add_column("NAME", overflow="fold")
+    for title in ("DIGEST", "MOVED", "DATA", "VOLUME"):
         table.add_column(title, justify="right" if title in ("DATA", "VOLUME") else "left", no_wrap=True)
     for row in rows:
         moved = datetime.fromtimestamp(int(str(row["time"])), UTC).strftime("%Y-%m-%d %H:%M")
         data, volume_size = size(float(str(row["data_bytes"]))), size(float(str(row["volume_bytes"])))
         table.add_row(str(row["name"]), str(row["digest"])[:12], moved, data, volume_size)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = _UNBOUNDED  # a pipe gets every name in one piece
+    console.print(table)
 
 
 @click.command()

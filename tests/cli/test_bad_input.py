@@ -467,3 +467,12 @@ def test_a_folder_that_cannot_be_archived_at_once(run: Run, store: Path, tmp_pat
     with tarfile.open(tmp_path / "plain.tar", "w") as out:
         out.add(tmp_path / "good" / "oci-layout", "a")
     refused(run("import", f"docker-archive:{tmp_path / 'plain.tar'}", "a:1", "--store", store), "manifest.json")
+
+
+def test_a_long_name_is_listed_in_one_piece(run: Run, store: Path, tmp_path: Path) -> None:
+    """Into a pipe, however narrow the terminal is."""
+    name = "registry.example.org/a/rather/long/name/of/an/image/with/many/parts:with-a-long-tag-2024-01-01"
+    assert run("import", f"oci:{tmp_path / 'good'}", name, "--store", store, "--quiet").code == 0
+    lines = run("images", "--store", store, COLUMNS="40").out.splitlines()
+    assert [line.split()[0] for line in lines] == ["NAME", "good:1", name]
+    assert all(len(line.split()) == len(lines[1].split()) for line in lines[1:])
