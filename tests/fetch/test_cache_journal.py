@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from blockmap.fetch import journal as journal_module
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.journal import Journal
+from blockmap.fetch.slot import Row
 from blockmap.format import BLOCK
 
 from .contents import content, name
@@ -131,20 +131,24 @@ def test_flipped_bytes_never_fail_a_start_nor_a_read(filled: Path) -> None:
         held(filled)
 
 
-def test_a_journal_under_constant_load_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_BATCH_SECONDS", 0.01)
+class Endless:
+    """A queue that always has one more row."""
+
+    def __init__(self) -> None:
+        self.position = 0
+
+    def get(self, timeout: float | None = None) -> Row:
+        self.position += 1
+        assert self.position < 1_000_000, "a batch does not end"
+        return self.position * BLOCK, name(1), BLOCK, 1
+
+
+def test_a_batch_ends_however_fast_more_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path / "index.db")
-    assert journal.load() == []
-    seen = 0
-    position = 0
-    with closing(sqlite3.connect(tmp_path / "index.db")) as connection:
-        while not seen:
-            for _ in range(1000):
-                journal.add((position * BLOCK, name(1), BLOCK, 1))
-                position += 1
-            assert position < 10_000_000
-            seen = connection.execute("SELECT count(*) FROM slots").fetchone()[0]
-    journal.close()
+    monkeypatch.setattr(journal, "_queue", Endless())
+    items, waiting, ended = journal._batch()
+    assert 0 < len(items) < 1_000_000
+    assert (waiting, ended) == ([], False)
 
 
 def test_what_a_full_disk_kept_from_the_journal_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

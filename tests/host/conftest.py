@@ -129,11 +129,16 @@ class Host:
 
     def end(self) -> None:
         """Takes all apart that a failed test may have left."""
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()[::-1]:
-            if (point := line.split()[4]).startswith(str(self.where)):
-                subprocess.run(["umount", "-l", point], check=False)
-                for loop in mounts.loops_of(f"{point}/nbd"):
-                    subprocess.run(["losetup", "-d", loop], check=False)
+        for container in self.state.glob("runs/run-*/runc/*"):
+            command = ["runc", "--root", str(container.parent), "delete", "--force", container.name]
+            subprocess.run(command, check=False)
+        points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        points = [point for point in points if point.startswith(f"{self.where}/")]
+        loops = [loop for point in points for loop in mounts.loops_of(f"{point}/nbd")]  # while the path is known
+        for point in points[::-1]:
+            subprocess.run(["umount", "-l", point], check=False)
+        for loop in loops:
+            subprocess.run(["losetup", "-d", loop], check=False)
         if self.server is not None:
             self.stop()
         with contextlib.suppress(HostError):  # one that `attach` or `run` started

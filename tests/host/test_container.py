@@ -1,0 +1,100 @@
+"""What the runtime is told to run, from what the image says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockmap.errors import ImageError, UsageError
+from blockmap.host.container import runtime_config, user_ids
+from tests.host.conftest import GROUP, PASSWD
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_bytes(PASSWD + b"# a note\nshort:x\nbad:x:one:two:::\n77:x:500:501::/named:\n")
+    (tmp_path / "etc/group").write_bytes(GROUP)
+    return tmp_path
+
+
+def made(root: Path, own: dict[str, Any], command: list[str], entrypoint: str | None = None) -> dict[str, Any]:
+    image = json.dumps({"config": own}).encode()
+    return runtime_config(image, command, entrypoint, root, "host", terminal=False, supervised=True)
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ("", (0, 0, [], "/root")),
+        ("root", (0, 0, [], "/root")),
+        ("app", (1234, 1235, [1236], "/home/app")),
+        ("1234", (1234, 1235, [1236], "/home/app")),
+        ("app:extra", (1234, 1236, [], "/home/app")),
+        ("app:42", (1234, 42, [], "/home/app")),
+        ("4321", (4321, 0, [], "/")),
+        ("4321:app", (4321, 1235, [], "/")),
+        (":app", (0, 1235, [], "/root")),
+        ("77", (500, 501, [], "/named")),  # a name goes before a number
+    ],
+)
+def test_users(root: Path, user: str, expected: tuple[int, int, list[int], str]) -> None:
+    assert user_ids(root, user) == expected
+
+
+@pytest.mark.parametrize("user", ["nobody", "short", "bad", "app:nobody", "-1"])
+def test_users_that_the_image_does_not_have(root: Path, user: str) -> None:
+    with pytest.raises(ImageError, match="does not have"):
+        user_ids(root, user)
+
+
+def test_files_of_users_are_the_images_own(root: Path, tmp_path: Path) -> None:
+    (root / "etc/passwd").unlink()
+    (root / "etc/passwd").symlink_to("/etc/../../../private/passwd")
+    assert user_ids(root, "") == (0, 0, [], "/")  # not the host's, and none here
+    (root / "private").mkdir()
+    (root / "private/passwd").write_text("app:x:5:6::/h:\n")
+    assert user_ids(root, "app") == (5, 6, [1236], "/h")
+    (root / "etc/group").unlink()
+    (root / "etc/group").symlink_to("group")
+    assert user_ids(root, "app") == (5, 6, [], "/h")
+
+
+@pytest.mark.parametrize(
+    ("own", "command", "entrypoint", "expected"),
+    [
+        ({"Cmd": ["a", "b"]}, [], None, ["a", "b"]),
+        ({"Cmd": ["a", "b"]}, ["c"], None, ["c"]),
+        ({"Entrypoint": ["e"], "Cmd": ["a"]}, [], None, ["e", "a"]),
+        ({"Entrypoint": ["e"], "Cmd": ["a"]}, ["c"], None, ["e", "c"]),
+        ({"Entrypoint": ["e"]}, ["c"], None, ["e", "c"]),
+        ({"Entrypoint": ["e"], "Cmd": ["a"]}, ["c"], "x", ["x", "c"]),
+        ({"Entrypoint": ["e"], "Cmd": ["a"]}, [], "x", ["x"]),
+        ({"Entrypoint": ["e"], "Cmd": ["a"]}, ["c", "d"], "", ["c", "d"]),
+    ],
+)
+def test_arguments_as_docker_takes_them(
+    root: Path, own: dict[str, Any], command: list[str], entrypoint: str | None, expected: list[str]
+) -> None:
+    assert made(root, own, command, entrypoint)["process"]["args"] == expected
+
+
+def test_nothing_to_run(root: Path) -> None:
+    for own in ({}, {"Cmd": None, "Entrypoint": None}):
+        with pytest.raises(UsageError, match="names no program"):
+            made(root, own, [])
+    with pytest.raises(ImageError, match="damaged"):
+        runtime_config(b"{", [], None, root, "host", terminal=False, supervised=True)
+
+
+def test_environment_and_directory(root: Path) -> None:
+    process = made(root, {"Cmd": ["a"], "Env": ["PATH=/x", "A="], "User": "app", "WorkingDir": "work"}, [])["process"]
+    assert process["env"] == ["PATH=/x", "A=", "HOME=/home/app", "HOSTNAME=host"]
+    assert process["cwd"] == "/work"
+    assert process["user"] == {"uid": 1234, "gid": 1235, "additionalGids": [1236]}
+    assert process["capabilities"]["effective"] == []
+    plain = made(root, {"Cmd": ["a"]}, [])["process"]
+    assert plain["cwd"] == "/"
+    assert plain["env"][0].startswith("PATH=/usr/local/sbin:")
+    assert "CAP_CHOWN" in plain["capabilities"]["effective"]

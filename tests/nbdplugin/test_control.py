@@ -1,0 +1,119 @@
+"""The control socket's answers, whatever the question."""
+
+import json
+import os
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from blockmap.errors import NotFound, StoreUnavailable
+from nbdplugin.control import Control
+
+
+class Served:
+    """What a server serves; one store that is away, and one that is broken."""
+
+    def status(self) -> dict[str, object]:
+        return {"store": "/s", "exports": [], "opened": 3}
+
+    def names(self) -> list[tuple[str, str]]:
+        return [("app:1", "an image")]
+
+    def resolve(self, export: str) -> str:
+        if export == "away:1":
+            raise StoreUnavailable("the store does not answer")
+        if export == "broken:1":
+            raise ZeroDivisionError("oops")
+        if export != "app:1":
+            raise NotFound(f"there is no {export}")
+        return "app@sha256:00"
+
+    def config(self, export: str) -> bytes:
+        return b'{"config": {}}\xff'
+
+
+@pytest.fixture
+def control() -> Control:
+    return Control(socket.socket(), Served())  # type: ignore[arg-type]
+
+
+def ask(control: Control, **request: object) -> dict[str, Any]:
+    return control.answer(json.dumps(request).encode() + b"\n")
+
+
+def test_answers(control: Control) -> None:
+    first = ask(control, v=1, op="status")
+    assert (first["ok"], first["v"], first["pid"], first["asked"]) == (True, 1, os.getpid(), 0)
+    assert ask(control, v=1, op="names")["names"] == [("app:1", "an image")]
+    assert ask(control, v=1, op="resolve", export="app:1")["export"] == "app@sha256:00"
+    assert ask(control, v=1, op="config", export="app:1")["config"].startswith('{"config": {}}')
+    assert ask(control, v=1, op="status")["asked"] == 3
+
+
+def test_errors_keep_their_kind(control: Control, caplog: pytest.LogCaptureFixture) -> None:
+    for export, kind, text in (
+        ("no:1", "NotFound", "there is no no:1"),
+        ("away:1", "StoreUnavailable", "does not answer"),
+        ("broken:1", "HostError", "ZeroDivisionError"),
+    ):
+        answer = ask(control, v=1, op="resolve", export=export)
+        assert (answer["ok"], answer["kind"]) == (False, kind)
+        assert text in answer["error"]
+    assert "a control request failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\n",
+        b"{}\n",
+        b"[]\n",
+        b"null\n",
+        b"\xff\xfe\n",
+        b'{"v":2,"op":"status"}\n',
+        b'{"v":1}\n',
+        b'{"v":1,"op":["status"]}\n',
+        b'{"v":1,"op":"resolve","export":{"a":1}}\n',
+        b"[" * 60_000 + b"\n",
+        b'{"v":1,"op":"status"}',
+    ],
+)
+def test_nonsense_is_a_usage_error(control: Control, line: bytes) -> None:
+    answer = control.answer(line)
+    assert (answer["ok"], answer["kind"]) == (False, "UsageError")
+    assert answer["error"]
+
+
+def exchange(control: Control, sent: bytes) -> list[dict[str, Any]]:
+    """All answers to what one client sends."""
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=control.serve, args=(theirs,))
+    thread.start()
+    with ours:
+        ours.sendall(sent)
+        ours.shutdown(socket.SHUT_WR)
+        with ours.makefile("rb") as lines:
+            answers = [json.loads(line) for line in lines]
+    thread.join(30)
+    assert not thread.is_alive()
+    return answers
+
+
+def test_many_requests_on_one_connection(control: Control) -> None:
+    status = b'{"v":1,"op":"status"}\n'
+    answers = exchange(control, status + b"nonsense\n" + status)
+    assert [answer["ok"] for answer in answers] == [True, False, True]
+
+
+def test_a_line_without_an_end_is_not_waited_for(control: Control) -> None:
+    answers = exchange(control, b"x" * (1 << 16))
+    assert [answer["ok"] for answer in answers] == [False]
+
+
+def test_another_user_is_not_answered(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root is answered by everybody's server")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert exchange(control, b'{"v":1,"op":"status"}\n') == []

@@ -1,0 +1,88 @@
+"""A small NBD client, for what well-behaved ones never send (protocol: NetworkBlockDevice/nbd, doc/proto.md)."""
+
+import socket
+import struct
+from pathlib import Path
+
+OPT_GO, OPT_STRUCTURED_REPLY, OPT_SET_META_CONTEXT = 7, 8, 10
+REPLY_ACK = 1
+CMD_READ, CMD_DISC, CMD_BLOCK_STATUS = 0, 2, 7
+
+
+class RefusedError(Exception):
+    """The server has no such export."""
+
+
+class Nbd:
+    """One connection."""
+
+    def __init__(self, path: Path, export: str, structured: bool = False) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(30)
+        self.socket.connect(str(path))
+        assert self.take(16) == b"NBDMAGICIHAVEOPT"
+        (flags,) = struct.unpack(">H", self.take(2))
+        self.socket.sendall(struct.pack(">I", flags & 3))
+        self.structured = structured
+        if structured:
+            self.option(OPT_STRUCTURED_REPLY, b"")
+            context = b"base:allocation"
+            name = export.encode()
+            body = struct.pack(">I", len(name)) + name + struct.pack(">II", 1, len(context)) + context
+            self.option(OPT_SET_META_CONTEXT, body)
+        name = export.encode()
+        replies = self.option(OPT_GO, struct.pack(">I", len(name)) + name + struct.pack(">H", 0))
+        self.size = next(struct.unpack(">Q", body[2:10])[0] for body in replies if body[:2] == b"\0\0")
+
+    def option(self, number: int, body: bytes) -> list[bytes]:
+        self.socket.sendall(b"IHAVEOPT" + struct.pack(">II", number, len(body)) + body)
+        found = []
+        while True:
+            _, _, kind, length = struct.unpack(">QIII", self.take(20))
+            data = self.take(length)
+            if kind & 1 << 31:
+                self.socket.close()
+                raise RefusedError(data.decode())
+            if kind == REPLY_ACK:
+                return found
+            found.append(data)
+
+    def send(self, command: int, offset: int, length: int, handle: int = 1) -> None:
+        self.socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, command, handle, offset, length))
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes, by a simple reply; OSError with the server's errno."""
+        self.send(CMD_READ, offset, length)
+        magic, code, _ = struct.unpack(">IIQ", self.take(16))
+        assert magic == 0x67446698
+        if code:
+            raise OSError(code, "the server answered with an error")
+        return self.take(length)
+
+    def status(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """(length, flags) of extents; OSError with the server's errno."""
+        assert self.structured
+        self.send(CMD_BLOCK_STATUS, offset, length)
+        found: list[tuple[int, int]] = []
+        while True:
+            magic, flags, kind, _, size = struct.unpack(">IHHQI", self.take(20))
+            assert magic == 0x668E33EF
+            data = self.take(size)
+            if kind & 1 << 15:
+                raise OSError(struct.unpack(">I", data[:4])[0], "the server answered with an error")
+            if kind == 5:
+                found += [(n, f) for n, f in struct.iter_unpack(">II", data[4:])]
+            if flags & 1:
+                return found
+
+    def take(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            more = self.socket.recv(count - len(data))
+            if not more:
+                raise ConnectionError("the server hung up")
+            data += more
+        return data
+
+    def close(self) -> None:
+        self.socket.close()
