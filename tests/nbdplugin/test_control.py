@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -35,8 +36,9 @@ class Served:
 
 
 @pytest.fixture
-def control() -> Control:
-    return Control(socket.socket(), Served())  # type: ignore[arg-type]
+def control() -> Iterator[Control]:
+    with socket.socket() as listening:
+        yield Control(listening, Served())  # type: ignore[arg-type]
 
 
 def ask(control: Control, **request: object) -> dict[str, Any]:

@@ -19,6 +19,13 @@ class Nbd:
     def __init__(self, path: Path, export: str, structured: bool = False) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(30)
+        try:
+            self._negotiate(path, export, structured)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def _negotiate(self, path: Path, export: str, structured: bool) -> None:
         self.socket.connect(str(path))
         assert self.take(16) == b"NBDMAGICIHAVEOPT"
         (flags,) = struct.unpack(">H", self.take(2))
@@ -41,7 +48,6 @@ class Nbd:
             _, _, kind, length = struct.unpack(">QIII", self.take(20))
             data = self.take(length)
             if kind & 1 << 31:
-                self.socket.close()
                 raise RefusedError(data.decode())
             if kind == REPLY_ACK:
                 return found
@@ -86,3 +92,9 @@ class Nbd:
 
     def close(self) -> None:
         self.socket.close()
+
+    def __enter__(self) -> "Nbd":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
