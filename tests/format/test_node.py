@@ -110,6 +110,26 @@ def test_what_is_not_stored_cannot_be_encoded() -> None:
         encode(made.with_placements([None]))
 
 
+def test_the_layout_of_a_leaf_is_frozen() -> None:
+    (one, blocks), (two, others) = CHUNKS[8], CHUNKS[9]
+    made = made_leaf([Extent(3, 2, one, blocks, 0), Extent(9, 1, two, others, 6), Extent(4095, 1, one, blocks, 63)])
+    made = made.with_placements([Placement(PACK, 1, 5, 6, 7), Placement(ABSENT, 0, 8, 9, 10)])
+    content = struct.pack("<HHH HHH HHH BBB", 3, 9, 4095, 2, 1, 1, 0, 1, 0, 0, 6, 63) + one + two + bytes([63, 6])
+    head = struct.pack("<4sBBBBII", b"bmap", 2, 1, 0, 0, 3, 0)
+    tail = struct.pack("<I", 2) + PACK + ABSENT + struct.pack("<HBBIII HBBIII", 0, 1, 0, 5, 6, 7, 1, 0, 0, 8, 9, 10)
+    assert encode(made) == head + content + tail
+    assert made.digest == hashlib.sha256(head + content).digest()
+
+
+def test_the_layout_of_an_inner_node_is_frozen() -> None:
+    made = Inner(2, [1, 255], [CHUNKS[1][0], CHUNKS[0][0]], [Placement(PACK, 1, 5, 6, 7), Placement(PACK, 0, 8, 9, 10)])
+    content = bytes([1, 255]) + CHUNKS[1][0] + CHUNKS[0][0]
+    head = struct.pack("<4sBBBBII", b"bmap", 2, 1, 2, 0, 2, 0)
+    tail = struct.pack("<I", 1) + PACK + struct.pack("<HBBIII HBBIII", 0, 1, 0, 5, 6, 7, 0, 0, 0, 8, 9, 10)
+    assert encode(made) == head + content + tail
+    assert made.digest == hashlib.sha256(head + content).digest()
+
+
 # --- check
 
 ONE, TWO = CHUNKS[8], CHUNKS[9]  # 64 and 7 blocks
