@@ -141,8 +141,8 @@ class Leaf:
         seen = np.maximum.accumulate(index)
         if index[0] != 0 or (seen[1:] - seen[:-1] > 1).any() or seen[-1] + 1 != chunks:
             raise FormatError("the chunks of a leaf are not in order of first use")
-        if len(set(self.chunks)) != chunks:
-            raise FormatError("a leaf lists a chunk twice")
+        if len(set(self.chunks)) != chunks or ABSENT in self.chunks:
+            raise FormatError("a leaf lists a chunk twice, or an absent one")
         joined = (starts[1:] == ends[:-1]) & (index[1:] == index[:-1]) & (first[1:] == first[:-1] + lengths[:-1])
         if joined.any():
             raise FormatError("neighbouring extents of a leaf are not coalesced")

@@ -24,7 +24,7 @@ from tests.image.builder import Full, bulk, docker_archive, import_image, listin
 from tests.image.layouts import archive, compress_gzip, compress_zstd, directory, file, hardlink, layout, symlink
 
 GOLDEN_ROOT = "e362c36f2b87c9a3b3e08b3f90f1a68f6a157fa177ae7f38dc58f6f7a02c875b"
-GOLDEN_VERSION = ""
+GOLDEN_VERSION = "00a3436034973c8e80e3113d970dbefd1c268ed83143f46f5228b2d25b0b1e44"
 
 TINY = [
     directory("etc"),
