@@ -264,8 +264,6 @@ def _decode_leaf(frame: bytes, level: int, count: int) -> tuple[int, Node]:
         raise FormatError(f"a leaf of {chunks} chunks does not fit in {len(frame)} bytes")
     digests = _digests(frame, at, chunks)
     blocks = np.frombuffer(frame, "u1", chunks, at + DIGEST_BYTES * chunks)
-    if blocks.max() >= MAX_BLOCKS:
-        raise FormatError("a chunk of the leaf has more blocks than the format allows")
     return end, Leaf(starts, lengths, index, first, digests, blocks + np.uint8(1), [None] * chunks)
 
 

@@ -178,6 +178,14 @@ def test_check_of_a_leaf(at: str, value: list[Any]) -> None:
         changed(at, value).check()
 
 
+def test_check_wants_chunks_in_order_of_first_use() -> None:
+    made = made_leaf([Extent(9 * at, 1, *CHUNKS[at], 0) for at in range(3)])
+    made.check()
+    made.index = np.array([0, 2, 1], dtype=np.uint16)
+    with pytest.raises(FormatError, match="order of first use"):
+        made.check()
+
+
 def test_check_wants_neighbours_coalesced() -> None:
     cut = leaf([Extent(0, 5, *ONE, 0), Extent(5, 2, *ONE, 5)], 0, {})
     assert cut is not None

@@ -49,13 +49,17 @@ def maps(draw: st.DrawFn, size: int, most: int = 12, with_zeros: bool = True) ->
         else:
             chunk, blocks = draw(st.sampled_from(CHUNKS))
             first = draw(st.integers(0, blocks - 1))
+            if draw(st.booleans()):  # where it lies in every map, so that pieces meet again
+                start = start // 64 * 64 + first
             pieces.append(Extent(start, draw(st.integers(1, blocks - first)), chunk, blocks, first))
     found: list[Extent] = []
     at = 0
     for piece in sorted(pieces, key=lambda piece: piece.start):
         end = min(piece.end, size)
-        if max(at, piece.start) < end:
-            found.append(piece.piece(max(at, piece.start), end))
+        start = max(at, piece.start)
+        if start < end:
+            cut = draw(st.integers(start + 1, end))
+            found += [piece.piece(start, cut)] + ([piece.piece(cut, end)] if cut < end else [])
             at = end
     return found
 
