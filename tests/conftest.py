@@ -46,6 +46,9 @@ PACKAGES = {
     "getfacl": "acl",
     "zstd": "zstd",
     "losetup": "mount",
+    "nginx": "nginx-light",
+    "radosgw": "ceph-mon ceph-osd radosgw ceph-common",
+    "ip": "iproute2",
 }
 PASSED = pytest.StashKey[bool]()
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -24,7 +24,8 @@ _TIMES = re.compile(r" in [\d.]+(?:[mnµ]?s)\b(?:, after \d+ retries, max_retrie
 _MAX_CHARACTERS = 300
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationFailure")
 _PARTIAL = ("Range request not supported", "non-partial response")
-_METADATA_SERVICE = "169.254.169.254"
+_ROLES = re.compile("/latest/api/token|/latest/meta-data|/metadata/identity|/computeMetadata/")
+"""Where obstore looks for the role of a cloud's machine when nothing else says who it is."""
 
 
 def status(error: Exception) -> int:
@@ -45,7 +46,7 @@ def explain(error: Exception, url: str, key: str, *, writing: bool = False) -> B
         )
     if isinstance(error, FileNotFoundError) and not writing:
         return NotFound(f"there is no {key} in {url}")
-    if _METADATA_SERVICE in text:
+    if _ROLES.search(text):
         return StoreUnavailable(
             f"no credentials were found for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_ACCOUNT_KEY "
             "or GOOGLE_APPLICATION_CREDENTIALS, or AWS_SKIP_SIGNATURE=true for a bucket that anybody may read"

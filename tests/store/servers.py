@@ -20,6 +20,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 KEY, SECRET = "testkey", "testsecret"
+READ_KEY, READ_SECRET = "readkey", "readsecret"
+"""May only read and list, where a server can tell the two apart."""
 START_S = 60.0
 _VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")
 
@@ -94,6 +96,7 @@ class S3:
     """A server that speaks S3, with one bucket; each store in it has a prefix of its own."""
 
     def __init__(self, port: int, host: str = "127.0.0.1", bucket: str = "tests") -> None:
+        self.port = port
         self.endpoint = f"http://{host}:{port}"
         self.bucket = bucket
         self.environment = {
@@ -137,7 +140,7 @@ def seaweedfs(where: Path, host: str = "127.0.0.1") -> Iterator[S3]:
     }
     reader = {
         "name": "reader",
-        "credentials": [{"accessKey": "readkey", "secretKey": "readsecret"}],
+        "credentials": [{"accessKey": READ_KEY, "secretKey": READ_SECRET}],
         "actions": ["Read", "List"],
     }
     (where / "data").mkdir()
