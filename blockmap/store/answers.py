@@ -89,6 +89,8 @@ def _cause(debug: str) -> str:
     """The innermost reason, which only the debugging text has."""
     if "kind: Timeout" in debug:
         return "no answer in time"
+    if "InvalidCertificate" in debug:
+        return "its certificate is not trusted: SSL_CERT_FILE can name a file of authorities"
     if said := _SAID.findall(debug):
         return str(said[-1])
     return "the connection broke" if "Incomplete" in debug else ""
