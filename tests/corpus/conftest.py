@@ -3,7 +3,6 @@
 BLOCKMAP_CORPUS names a folder with an OCI layout for each repository.
 """
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.conftest import Server
+from tests.serve.conftest import Server, bare_server
 
 IMAGES = ["debian-slim:1", "redis:1", "python:1", "postgres:1", "python-ml:1"]
 
@@ -54,15 +53,12 @@ def served(
 ) -> Iterator[Served]:
     need("nbdkit", "nbdcopy")
     folder = tmp_path_factory.mktemp("corpus")
-    server = Server(folder)
-    image = Served(request.param, f"{corpus}/{request.param}", server, folder / "copy.raw")
     try:
-        server.run("import", f"oci:{image.layout}", image.name, "--quiet")
-        server.start()
-        subprocess.run(["nbdcopy", image.uri, image.copy], check=True)
-        yield image
+        with bare_server(folder) as server:
+            image = Served(request.param, f"{corpus}/{request.param}", server, folder / "copy.raw")
+            server.run("import", f"oci:{image.layout}", image.name, "--quiet")
+            server.start()
+            subprocess.run(["nbdcopy", image.uri, image.copy], check=True)
+            yield image
     finally:
-        if server.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                server.stop()
         shutil.rmtree(folder)
