@@ -17,16 +17,14 @@ import nbdkit
 from blockmap.errors import BlockmapError, UsageError
 from blockmap.store.opening import location
 from blockmap.volume.exports import Exports
-from blockmap.volume.reads import SAMPLE
 from nbdplugin.control import Control
 from nbdplugin.failures import Failures
+from nbdplugin.metrics import MetricsServer
 from nbdplugin.session import Session, Sessions
 from nbdplugin.sockets import hang_up_on_idle, peer
 from nbdplugin.threads import here, keep
 
 API_VERSION = 2
-
-_UNMEASURED = SAMPLE - 1
 
 _SWITCH_SECONDS = 1e-4
 """With Python's 5 ms a background thread that computes cuts reads from 20,000 to 128 a second."""
@@ -48,9 +46,11 @@ class RequestFailed(Exception):
 
 
 def config(key: str, value: str) -> None:
-    if key not in ("store", "cache", "cache_bytes", "control_fd"):
-        raise UsageError(f"{key}= is not a parameter of this plugin: store, cache, cache_bytes and control_fd are")
-    if key in ("cache_bytes", "control_fd") and not value.isdecimal():
+    if key not in ("store", "cache", "cache_bytes", "control_fd", "metrics_fd"):
+        raise UsageError(
+            f"{key}= is not a parameter of this plugin: store, cache, cache_bytes, control_fd and metrics_fd are"
+        )
+    if key in ("cache_bytes", "control_fd", "metrics_fd") and not value.isdecimal():
         raise UsageError(f"{key}={value} is not a number")
     _settings[key] = value
 
@@ -85,6 +85,8 @@ def after_fork() -> None:
     _sessions = Sessions(_exports)
     if "control_fd" in _settings:
         Control(socket.socket(fileno=int(_settings["control_fd"])), _exports, _sessions.status).start()
+    if "metrics_fd" in _settings:
+        MetricsServer(socket.socket(fileno=int(_settings["metrics_fd"])), _sessions.status).start()
     threading.Thread(target=_watch, name="watch", daemon=True).start()
 
 
@@ -171,7 +173,7 @@ def pread(h: Session, buf: memoryview, offset: int, flags: int) -> None:
     except AttributeError:
         tally = keep(h.tally())
     try:
-        slow = h.read(buf, offset) if tally.hits & _UNMEASURED else h.read_timed(buf, offset, tally)
+        slow = h.read(buf, offset) if tally.hits != tally.measure_at else h.read_timed(buf, offset, tally)
         if slow is None:
             tally.hits += 1
             tally.hit_bytes += len(buf)

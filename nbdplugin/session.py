@@ -37,7 +37,7 @@ class Session:
         began = time.perf_counter()
         slow = self.read(buf, offset)
         if slow is None:
-            tally.sampled(time.perf_counter() - began)
+            tally.hit_took(time.perf_counter() - began)
         return slow
 
     def add_to(self, total: Tally) -> None:

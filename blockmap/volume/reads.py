@@ -1,7 +1,7 @@
 """What was read from a volume, by where it came from.
 
-A tally belongs to one thread, so that counting costs a read no lock. Its sums are exact; the latency of reads on the hit
-path is measured for one in SAMPLE, and counted as that many.
+A tally belongs to one thread, so that counting costs a read no lock. Its sums are exact; of the reads on the hit path, the
+latency is measured of the first few, then of ever fewer down to one in MOST, each counted for those since the last.
 """
 
 from enum import IntEnum
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from blockmap.volume.histogram import Histogram
 
-SAMPLE = 64
-"""A power of two: hits & (SAMPLE - 1) says whether to measure."""
+MOST = 64
+"""Hits that one measured hit stands for, at most."""
 
 
 class Source(IntEnum):
@@ -39,18 +39,23 @@ class _Served:
 class Tally:
     """Reads of one thread, or the sum of many."""
 
-    __slots__ = ("errors", "hit_bytes", "hits", "served")
+    __slots__ = ("errors", "hit_bytes", "hits", "measure_at", "measured", "served")
 
     def __init__(self) -> None:
         self.hits = self.hit_bytes = 0
         """Reads on the hit path."""
+        self.measured = self.measure_at = 0
+        """Hits whose latency is told, and how many there are when the next is to be measured."""
         self.errors = 0
         self.served = tuple(_Served() for _ in Source)
         """All others, by source; and the latency of hits with that of other reads from the cache."""
 
-    def sampled(self, seconds: float) -> None:
-        """One hit out of SAMPLE was measured."""
-        self.served[Source.CACHE].latency.add(seconds, SAMPLE)
+    def hit_took(self, seconds: float) -> None:
+        """A hit was measured that is yet to be counted."""
+        hits = self.hits + 1
+        self.served[Source.CACHE].latency.add(seconds, hits - self.measured)
+        self.measured = hits
+        self.measure_at = hits + min(hits // 4, MOST - 1)
 
     def slow(self, slow: Slow, count: int) -> None:
         """A read of `count` bytes that took more than the hit path."""

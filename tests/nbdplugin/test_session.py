@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from blockmap.volume.reads import SAMPLE, Slow, Source, Tally
+from blockmap.volume.reads import MOST, Slow, Source, Tally
 from nbdplugin import session
 from nbdplugin.session import OTHER, Sessions
 
@@ -101,15 +101,24 @@ def test_counts_outlive_connections(sessions: Sessions) -> None:
     assert reads(sessions, "a")["cache"] == 7
 
 
-def test_a_timed_hit_stands_for_many(sessions: Sessions) -> None:
+def test_a_measured_hit_stands_for_those_before_it(sessions: Sessions) -> None:
     one = sessions.open("a")
-    tally = one.tally()
-    assert one.read_timed(memoryview(bytearray(1)), 0, tally) is None
-    assert sum(tally.served[Source.CACHE].latency.counts) == SAMPLE
-    slow = Slow(Source.ZEROS, 0.1)
+    tally, buf = one.tally(), memoryview(bytearray(1))
+    timed = 0
+    for hits in range(10_000):
+        if tally.hits == tally.measure_at:
+            assert one.read_timed(buf, 0, tally) is None
+            timed += 1
+        tally.hits += 1
+        told = sum(tally.served[Source.CACHE].latency.counts)
+        assert told <= tally.hits < told + MOST
+        assert hits > 3 or timed == tally.hits
+    assert 10_000 / MOST < timed < 10_000 / MOST + 40
+    tally.hits = tally.measure_at
+    slow, told = Slow(Source.ZEROS, 0.1), sum(tally.served[Source.CACHE].latency.counts)
     one.read = lambda buf, offset: slow
-    assert one.read_timed(memoryview(bytearray(1)), 0, tally) is slow
-    assert sum(tally.served[Source.CACHE].latency.counts) == SAMPLE, "a slow read is measured once"
+    assert one.read_timed(buf, 0, tally) is slow
+    assert sum(tally.served[Source.CACHE].latency.counts) == told, "whoever answers a slow read notes it"
 
 
 def test_exports_closed_long_ago_are_told_together(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
