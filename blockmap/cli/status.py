@@ -18,6 +18,7 @@ from blockmap.host.control import Client
 from blockmap.host.paths import default_socket
 
 _WIDE = 1000
+_CLOSED_SHOWN = 10
 
 
 @click.command()
@@ -54,7 +55,9 @@ def _tell(answer: dict[str, Any]) -> None:
     table.add_column("EXPORT", overflow="fold")
     for title in ("SIZE", "CONNECTIONS", "READS", "BYTES", "HITS", "P50", "P99", "WAITING", "ERRORS"):
         table.add_column(title, justify="right")
-    listed = exports(answer)
+    found = exports(answer)
+    closed = [each for each in found if each.size is None]
+    listed = [*(each for each in found if each.size is not None), *closed[-_CLOSED_SHOWN:]]
     for each in listed:
         reads = each.reads
         table.add_row(
@@ -71,6 +74,8 @@ def _tell(answer: dict[str, Any]) -> None:
         )
     if listed:
         console.print(table)
+    if len(closed) > _CLOSED_SHOWN:
+        console.print(f"and {len(closed) - _CLOSED_SHOWN} that were closed before: --json shows them")
     mounts = Table("ATTACHED AT", "NAME", "DEVICE", box=None, pad_edge=False)
     try:
         attached = attachments().list()

@@ -1,9 +1,8 @@
-"""What was asked of the store: counted, the latest remembered one by one, and what it means: round trips and money."""
+"""What was asked of the store: counted, the latest remembered one by one, and how many were made one after the other."""
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import islice
 
 from blockmap.store.observed import Call
@@ -85,23 +84,3 @@ def serial_steps(calls: Iterable[Call]) -> int:
         if call.start_s >= free_at:
             steps, free_at = steps + 1, call.start_s + call.seconds
     return steps
-
-
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """What an engine asks for, in one currency. Preset: S3 Standard, US East, dollars, read within the region."""
-
-    get_per_1000: float = 0.0004
-    list_per_1000: float = 0.005
-    per_gb: float = 0.0
-    """Of 10**9 bytes that leave the store."""
-
-
-def cost(calls: Sequence[Call], prices: Prices) -> float:
-    """What calls cost; those that failed are paid for as well, as most engines have it."""
-    lists = sum(call.op == "list" for call in calls)
-    return (
-        lists * prices.list_per_1000 / 1000
-        + (len(calls) - lists) * prices.get_per_1000 / 1000
-        + sum(call.bytes for call in calls) * prices.per_gb / 1e9
-    )

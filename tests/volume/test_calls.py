@@ -1,4 +1,4 @@
-"""What the log of remote calls says: counts, the latest one by one, round trips, money."""
+"""What the log of remote calls says: counts, the latest one by one, round trips."""
 
 import itertools
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockmap.store.observed import Call
-from blockmap.volume.calls import CallLog, Prices, cost, serial_steps
+from blockmap.volume.calls import CallLog, serial_steps
 from blockmap.volume.histogram import BOUNDS_S, Histogram, quantile
 
 
@@ -73,12 +73,6 @@ def test_the_latest_calls_by_number() -> None:
     assert log.since(5, 2) == (5, calls[5:7])
     assert log.since(8, 10) == (8, [])
     assert log.since(100, 10) == (8, [])
-
-
-def test_cost() -> None:
-    calls = [call(0, 1, count=500_000_000), call(0, 1, "get_range", count=500_000_000), call(0, 1, "list")]
-    assert cost(calls, Prices(get_per_1000=1.0, list_per_1000=10.0, per_gb=3.0)) == pytest.approx(0.002 + 0.01 + 3.0)
-    assert cost(calls, Prices()) == pytest.approx(2 * 0.0004 / 1000 + 0.005 / 1000)
 
 
 def test_histogram_and_quantiles() -> None:
