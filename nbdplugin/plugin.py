@@ -15,6 +15,7 @@ from pathlib import Path
 import nbdkit
 
 from blockmap.errors import BlockmapError, UsageError
+from blockmap.fetch.patience import Patience, parse_option
 from blockmap.store.opening import open_store
 from blockmap.volume.exports import Exports
 from blockmap.volume.view import View
@@ -34,6 +35,7 @@ _MAX_EXPORTS_LISTED = 10_000
 _log = logging.getLogger("blockmap")
 _libnbdkit = ctypes.CDLL(None)
 _settings: dict[str, str] = {}
+_outages: dict[str, Patience] = {}
 _failures = Failures(_log, time.monotonic)
 _stopping = threading.Event()
 _exports: Exports | None = None
@@ -44,8 +46,13 @@ class RequestFailed(Exception):
 
 
 def config(key: str, value: str) -> None:
+    if key == "outage":
+        _outages.update([parse_option(value)])
+        return
     if key not in ("store", "cache", "cache_bytes", "control_fd"):
-        raise UsageError(f"{key}= is not a parameter of this plugin: store, cache, cache_bytes and control_fd are")
+        raise UsageError(
+            f"{key}= is not a parameter of this plugin: store, cache, cache_bytes, outage and control_fd are"
+        )
     if key in ("cache_bytes", "control_fd") and not value.isdecimal():
         raise UsageError(f"{key}={value} is not a number")
     _settings[key] = value
@@ -74,7 +81,7 @@ def after_fork() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     cap = _settings.get("cache_bytes")
     try:
-        _exports = Exports(_settings["store"], Path(_settings["cache"]), int(cap) if cap else None)
+        _exports = Exports(_settings["store"], Path(_settings["cache"]), int(cap) if cap else None, _outages)
     except BlockmapError as error:
         _log.error("%s", error)
         raise
@@ -210,4 +217,6 @@ def _watch() -> None:
     while _libnbdkit.nbdkit_nanosleep(3600, 0) == 0:
         pass
     _stopping.set()
+    if _exports is not None:
+        _exports.stop()
     hang_up_on_idle()

@@ -14,6 +14,7 @@ from rich.table import Table
 from blockmap.cli.options import cache_option, need_store, socket_option, store_option
 from blockmap.cli.units import size
 from blockmap.errors import HostError
+from blockmap.fetch.patience import parse_option
 from blockmap.host import runner, tools
 from blockmap.host.attachments import Attachments
 from blockmap.host.control import Client
@@ -37,6 +38,14 @@ _WIDE = 1000
     metavar="BYTES",
     help="Of the cache; 20 GB or a quarter of the free disk by default.",
 )
+@click.option(
+    "--outage",
+    "outages",
+    multiple=True,
+    metavar="[EXPORT=]wait=SECONDS|fail",
+    help="While the store is away, reads that need it wait, then fail, or fail at once; wait=60 by default. Once for all "
+    "exports, and once for each that differs.",
+)
 @click.option("--idle-exit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", hidden=True)
 def serve(
     store: str | None,
@@ -44,13 +53,16 @@ def serve(
     socket: Path | None,
     listen: str | None,
     cache_size: int | None,
+    outages: tuple[str, ...],
     idle_exit: float | None,
 ) -> None:
     """Serve every image of the store over NBD."""
+    for each in outages:
+        parse_option(each)
     url = _absolute(need_store(store))
     open_store(url)
     where = (socket or default_socket()).absolute()
-    Supervisor(url, (cache or default_cache()).absolute(), cache_size, where, listen, idle_exit, _log).run()
+    Supervisor(url, (cache or default_cache()).absolute(), cache_size, outages, where, listen, idle_exit, _log).run()
 
 
 @click.command()

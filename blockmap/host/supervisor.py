@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -50,12 +50,14 @@ class Supervisor:
         store: str,
         cache: Path,
         cache_bytes: int | None,
+        outages: Sequence[str],
         nbd_socket: Path,
         listen: str | None,
         idle_seconds: float | None,
         say: Callable[[str], None],
     ) -> None:
         self._store, self._cache, self._cache_bytes = store, cache, cache_bytes
+        self._outages = outages
         self._socket = nbd_socket
         self._idle_seconds = idle_seconds
         self._say = say
@@ -111,7 +113,7 @@ class Supervisor:
             select.select([self._wake], [], [], delay)
 
     def _start(self, sockets: list[socket.socket], control: socket.socket) -> Process:
-        arguments = nbdkit.command(self._store, self._cache, self._cache_bytes, FIRST_FD + len(sockets))
+        arguments = nbdkit.command(self._store, self._cache, self._cache_bytes, self._outages, FIRST_FD + len(sockets))
         environment = {**nbdkit.environment(), "LISTEN_FDS": str(len(sockets))}
         return Process(arguments, environment, [each.fileno() for each in (*sockets, control)], _to_stderr)
 
