@@ -1,8 +1,9 @@
 """Whether the store answers, and what readers do while it does not.
 
-A request that fails is tried again after a short pause. When a reader's attempts have all failed and nobody's has
-succeeded meanwhile, the store counts as away: nobody asks it then but one probe, with pauses that grow, and readers wait
-for the probe's success as long as each of them has patience. It is back with the first answer, of whatever request.
+A request that fails while others succeed is tried again after a short pause. Where nobody's has succeeded since it was
+sent (the engine has tried a few times by then), the store counts as away: nobody asks it but one probe, with pauses that
+grow, and readers wait for the probe's success as long as each of them has patience. It is back with the first answer, of
+whatever request.
 """
 
 import logging
@@ -17,6 +18,7 @@ from blockmap.fetch.patience import Patience
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+"""Of a reader without patience, while others are answered."""
 _PAUSE_S = 0.05
 _MAX_PAUSE_S = 1.0
 _PROBE_PAUSE_S = 0.1
@@ -31,7 +33,7 @@ class Trial:
     def __init__(self, now: float, patience: Patience) -> None:
         self.deadline = now + patience.wait_s
         self.since = now
-        """When the present series of attempts began."""
+        """When the present attempt began."""
         self.attempts = 0
 
 
@@ -60,6 +62,7 @@ class Line:
         if self.away:
             with self._changed:
                 self._await(trial)
+            trial.since = self._clock()
 
     def answered(self) -> None:
         """A request succeeded, whoever made it."""
@@ -74,15 +77,13 @@ class Line:
     def failed(self, trial: Trial, error: StoreUnavailable) -> None:
         """An attempt failed: returns when there is reason to make another, else raises StoreUnavailable."""
         with self._changed:
+            trial.attempts += 1
+            if self._away is None and self._answered <= trial.since:
+                self._go_away(error)
+            trial.since = self._clock()
             if self._away is None:
-                trial.attempts += 1
-                if trial.attempts % _ATTEMPTS == 0:
-                    if self._answered <= trial.since:
-                        self._go_away(error)
-                    elif self._clock() >= trial.deadline:
-                        raise error  # others are answered: it is about what this reader wants
-                    trial.since = self._clock()
-            if self._away is None:
+                if trial.attempts >= _ATTEMPTS and self._clock() >= trial.deadline:
+                    raise error  # others are answered: it is about what this reader wants
                 self._retries += 1
                 pause = min(_PAUSE_S * 2.0 ** (trial.attempts - 1), _MAX_PAUSE_S) * random.uniform(0.5, 1.0)
                 self._changed.wait_for(lambda: self.away, pause)
