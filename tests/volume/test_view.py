@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from blockmap.errors import Corrupt, StoreUnavailable
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.fetcher import Fetcher
+from blockmap.fetch.patience import Patience
 from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
 from blockmap.format.tree import Root
@@ -35,7 +36,7 @@ def viewed(store: Reader, root: Root, directory: Path, cap_bytes: int = BIG) -> 
     cache = Cache(directory, cap_bytes)
     fetcher = Fetcher(Repository(store), cache)
     try:
-        yield View("a@sha256:0", root, fetcher, lambda: None)
+        yield View("a@sha256:0", root, fetcher, lambda: None, Patience(0))
     finally:
         fetcher.close()
         cache.close()
