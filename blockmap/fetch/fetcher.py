@@ -238,21 +238,19 @@ class Fetcher:
         return next(each for each in requests(items.values(), 2 * window) if own in each)
 
     def _send_for(self, near: list[Wanted]) -> None:
-        """Before the reader's own request goes out: the helper's follows it at once."""
-        if not near:
-            return
-        with self._lock:
-            self._queued += 1
-
-        def bring() -> None:
+        """Before the reader's own request goes out: the helpers' follow it at once."""
+        for request in requests(near, MAX_WINDOW_BYTES):
             with self._lock:
-                self._queued -= 1
-                calm = self._is_calm()
-            for request in requests(self._missing(near) if calm else (), MAX_WINDOW_BYTES):
-                self._bring(request)
+                self._queued += 1
+            with suppress(RuntimeError):  # closed
+                self._neighbours.submit(self._bring_soon, request)
 
-        with suppress(RuntimeError):  # closed
-            self._neighbours.submit(bring)
+    def _bring_soon(self, request: Request) -> None:
+        with self._lock:
+            self._queued -= 1
+            calm = self._is_calm()
+        if calm:
+            self._bring(request)
 
     def _first_range(self, own: Wanted, request: Request) -> tuple[memoryview, int]:
         """What a range holds, or its own part alone where the whole cannot be had; and where that begins."""

@@ -12,9 +12,10 @@ _ASSUMED_BYTES_PER_S = 32e6
 """Until a request was long enough to tell: a start has too few requests to begin with small ones."""
 _SMALL_BYTES = 64 << 10
 """Up to here a request tells of the round trip, above of the rate."""
-_ROUND_TRIPS = 32
+_RTT_S = 60.0
+"""How long the least time counts: while the link is full, every time has its queue in it."""
 _RATES = 16
-_TRANSFERS = 64
+_TRANSFERS = 128
 _MIN_TRANSFER_S = 0.2e-3
 
 
@@ -40,7 +41,8 @@ class Link:
     """
 
     def __init__(self) -> None:
-        self._times: deque[float] = deque(maxlen=_ROUND_TRIPS)
+        self._times: deque[tuple[float, float]] = deque()
+        """When, and how long, ascending in both: what a later and lesser time has not made useless."""
         self._rates: deque[float] = deque(maxlen=_RATES)
         self._transfers: deque[_Transfer] = deque(maxlen=_TRANSFERS)
         self.rtt_s = 0.0
@@ -56,8 +58,7 @@ class Link:
         if end <= start:
             return
         if count <= _SMALL_BYTES:
-            self._times.append(end - start)
-            self.rtt_s = min(self._times)
+            self._note_time(end, end - start)
         transfer = _Transfer(end - max(end - start - self.rtt_s, _MIN_TRANSFER_S), end, count)
         self._transfers.append(transfer)
         if count <= _SMALL_BYTES:
@@ -66,3 +67,11 @@ class Link:
         self._rates.append(came / (end - transfer.start))
         ordered = sorted(self._rates)
         self.bytes_per_s = ordered[len(ordered) * 3 // 4]
+
+    def _note_time(self, now: float, took: float) -> None:
+        while self._times and self._times[-1][1] >= took:
+            self._times.pop()
+        self._times.append((now, took))
+        while self._times[0][0] < now - _RTT_S:
+            self._times.popleft()
+        self.rtt_s = self._times[0][1]
