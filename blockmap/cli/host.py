@@ -9,6 +9,7 @@ import click
 from blockmap.cli.attached import attachments, state
 from blockmap.cli.options import cache_option, need_store, socket_option, store_option
 from blockmap.errors import HostError
+from blockmap.fetch.patience import parse_option
 from blockmap.host import runner, tools
 from blockmap.host.control import Client
 from blockmap.host.paths import default_cache, default_socket
@@ -30,6 +31,14 @@ _IDLE_SECONDS = 60.0
     metavar="BYTES",
     help="Of the cache; 20 GB or a quarter of the free disk by default.",
 )
+@click.option(
+    "--outage",
+    "outages",
+    multiple=True,
+    metavar="[EXPORT=]wait=SECONDS|fail",
+    help="While the store is away, reads that need it wait, then fail, or fail at once; wait=60 by default. Once for all "
+    "exports, and once for each that differs.",
+)
 @click.option("--idle-exit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", hidden=True)
 def serve(
     store: str | None,
@@ -38,13 +47,17 @@ def serve(
     listen: str | None,
     metrics: str | None,
     cache_size: int | None,
+    outages: tuple[str, ...],
     idle_exit: float | None,
 ) -> None:
     """Serve every image of the store over NBD."""
+    for each in outages:
+        parse_option(each)
     url = location(need_store(store))
     open_store(url)
     where = (socket or default_socket()).absolute()
-    Supervisor(url, (cache or default_cache()).absolute(), cache_size, where, listen, idle_exit, _log, metrics).run()
+    cache = (cache or default_cache()).absolute()
+    Supervisor(url, cache, cache_size, outages, where, listen, idle_exit, _log, metrics).run()
 
 
 @click.command()

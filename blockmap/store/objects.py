@@ -44,6 +44,8 @@ Engine = S3Store | AzureStore | GCSStore | HTTPStore
 class ObjectReader:
     """Reads objects through obstore."""
 
+    local = False
+
     def __init__(self, url: str, engine: Engine) -> None:
         self.url = url
         self._engine = engine
