@@ -23,7 +23,7 @@ from blockmap.volume.content import stored_reader
 from tests.image.builder import bulk
 
 SIZE = 200
-contents = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 30)), min_size=1, max_size=4)
+contents = st.lists(st.tuples(st.integers(1, 2), st.integers(1, 6) | st.just(30)), min_size=1, max_size=3)
 """Of a volume: seeds and blocks, with a zero block between."""
 picks = st.integers(0, 1 << 30)
 
@@ -51,7 +51,9 @@ class Stored(RuleBasedStateMachine):
         if self.damaged():
             return
         known = KnownChunks()
-        known.add(self.repository, [record.root for record, _, _ in self.volumes.values()])
+        known.add(
+            self.repository, [root for record, _, _ in self.volumes.values() for root in (record.root, record.extra)]
+        )
         publication, at = Publication(self.store), 0
         whole = bytearray(SIZE * BLOCK)
         with ChunkWriter(publication.put_pack, known.placement, Parameters(), Stages()) as chunks:
