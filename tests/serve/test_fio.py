@@ -56,3 +56,20 @@ def test_fio_says_where_a_checksum_is_wrong(written: tuple[Server, Path], tmp_pa
     server.run("import", disk, "disk:2", "--quiet")
     with pytest.raises(AssertionError, match="verify"):
         fio(tmp_path, "--ioengine=nbd", f"--uri={server.uri('disk:2')}", "--rw=read")
+
+
+@pytest.mark.long
+def test_a_minute_with_a_cache_that_holds_a_tenth(written: tuple[Server, Path], tmp_path: Path) -> None:
+    """Two readers, 16 reads each at once, while nearly every miss evicts: fio checks every block."""
+    server, _ = written
+    server.stop()
+    server.start("--cache-size", str((64 << 20) // 10))
+    job = fio(
+        tmp_path, "--ioengine=nbd", f"--uri={server.uri('disk:1')}", "--rw=randread", "--iodepth=16", "--numjobs=2",
+        "--group_reporting", "--time_based", "--runtime=60", "--randseed=1",
+    )  # fmt: skip
+    assert job["error"] == 0
+    cache = server.client.request("status")["cache"]
+    assert cache["bytes"] <= cache["cap_bytes"] <= (64 << 20) // 10
+    assert cache["evicted"] > 1000
+    assert cache["bad"] == cache["failed"] == 0
