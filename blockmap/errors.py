@@ -13,6 +13,7 @@
         StoreRefused        the engine does not keep a promise that blockmap depends on
         StoreReadOnly       the engine, or its credentials, cannot write
         StoreUnavailable    the engine did not answer, or has no room
+        CannotList          the engine cannot list
       ImageError            an image that cannot be imported: damaged, hostile or unsupported
       HostError             this host lacks something: a tool, root, a device, a running server
 
@@ -69,6 +70,10 @@ class StoreReadOnly(StoreError):
 
 
 class StoreUnavailable(StoreError):
+    pass
+
+
+class CannotList(StoreError):
     pass
 
 

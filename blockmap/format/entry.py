@@ -6,7 +6,7 @@ that an open should read), `oci` (SHA-256 of the manifest), `previous` (SHA-256 
 `nonce`, `time` (seconds since 1970), `host`, `message`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -14,12 +14,15 @@ from blockmap.errors import FormatError
 from blockmap.format import record
 from blockmap.format.digest import Digest, from_hex
 from blockmap.format.node import Placement
-from blockmap.format.version import decode_placement, encode_placement
+from blockmap.format.tree import Root
+from blockmap.format.version import Version, decode_placement, encode_placement
 
 FORMAT = 1
 MAX_BYTES = 1 << 20
 MAX_NUMBER = 10**16 - 1
 """Of an entry, and of a version's record: what 16 decimal digits hold."""
+MAX_RUN_BYTES = 1 << 20
+"""Writers make runs of 256 KiB at most; a hint that names more is not believed in."""
 MAX_TIME = 253402300799
 """The last second of the year 9999, which is the last that calendars of Python know."""
 
@@ -111,11 +114,16 @@ def digest(data: bytes) -> bytes:
     return sha256(data).digest()
 
 
+def root_of(entry: Entry, version: Version) -> Root:
+    """The root of the volume of an entry's version, placed where the entry says: in the pack of its run."""
+    return replace(version.root, placement=entry.root) if entry.root is not None else version.root
+
+
 def _run(value: Any) -> Run | None:
     if value is None:
         return None
     run = Run(from_hex(value["pack"]), _integer(value["start"], 1 << 32), _integer(value["end"], 1 << 32))
-    if not run.start < run.end:
+    if not 0 < run.end - run.start <= MAX_RUN_BYTES:
         raise FormatError(f"the run [{run.start}, {run.end}) of an entry makes no sense")
     return run
 
