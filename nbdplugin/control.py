@@ -4,7 +4,8 @@ A request has `v` (1) and `op`; the answer has `ok`, and what was asked for or `
 are answered.
 
     op        more in the request   more in the answer
-    status                          pid, seconds (since the start), asked, store, exports, opened, fetch, cache
+    status                          pid, seconds (since the start), asked, store, exports, opened,
+                                    unconfirmed (opens while the store did not answer), fetch, cache
     names                           names: [export, description]
     resolve   export                export: the name by digest of the version that it stands for now
     config    export                config: the OCI image configuration, as text

@@ -15,7 +15,6 @@ from pathlib import Path
 import nbdkit
 
 from blockmap.errors import BlockmapError, UsageError
-from blockmap.store.opening import open_store
 from blockmap.volume.exports import Exports
 from blockmap.volume.view import View
 from nbdplugin.control import Control
@@ -59,11 +58,6 @@ def config_complete() -> None:
 
 def thread_model() -> int:
     return int(nbdkit.THREAD_MODEL_PARALLEL)
-
-
-def get_ready() -> None:
-    """The last moment at which an error stops a server that goes into the background."""
-    open_store(_settings["store"])
 
 
 def after_fork() -> None:

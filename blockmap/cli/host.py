@@ -14,13 +14,14 @@ from rich.table import Table
 from blockmap.cli.options import cache_option, need_store, socket_option, store_option
 from blockmap.cli.units import size
 from blockmap.errors import HostError
+from blockmap.fetch.known import open_served
 from blockmap.host import runner, tools
 from blockmap.host.attachments import Attachments
 from blockmap.host.control import Client
 from blockmap.host.nbdfuse import NbdFuse
 from blockmap.host.paths import default_cache, default_socket, default_state
 from blockmap.host.supervisor import Supervisor, spawn
-from blockmap.store.opening import open_store
+from blockmap.volume.opener import ANSWER_SECONDS
 
 _IDLE_SECONDS = 60.0
 _WIDE = 1000
@@ -48,9 +49,10 @@ def serve(
 ) -> None:
     """Serve every image of the store over NBD."""
     url = _absolute(need_store(store))
-    open_store(url)
+    directory = (cache or default_cache()).absolute()
+    open_served(url, directory, ANSWER_SECONDS)
     where = (socket or default_socket()).absolute()
-    Supervisor(url, (cache or default_cache()).absolute(), cache_size, where, listen, idle_exit, _log).run()
+    Supervisor(url, directory, cache_size, where, listen, idle_exit, _log).run()
 
 
 @click.command()
@@ -152,8 +154,9 @@ def _server(store: str | None, cache: Path | None, socket: Path | None) -> Clien
         _check_store(client, store)
     else:
         url = _absolute(need_store(store))
-        open_store(url)
-        spawn(url, (cache or default_cache()).absolute(), where, _IDLE_SECONDS)
+        directory = (cache or default_cache()).absolute()
+        open_served(url, directory, ANSWER_SECONDS)
+        spawn(url, directory, where, _IDLE_SECONDS)
     return client
 
 

@@ -17,7 +17,9 @@ from blockmap.fetch.cache import Cache
 from blockmap.fetch.plan import MIN_REQUEST_BYTES, Wanted, joined
 from blockmap.format import node as nodes
 from blockmap.format.digest import Digest
-from blockmap.format.node import Node, Placement
+from blockmap.format.entry import Run
+from blockmap.format.node import Inner, Node, Placement
+from blockmap.format.tree import Root
 from blockmap.store.repository import Repository, open_chunk, open_node
 
 _log = logging.getLogger(__name__)
@@ -92,6 +94,32 @@ class Fetcher:
             node, frame = open_node(name, place, self._again(place))
         self.cache.put(key, frame)
         return node
+
+    def has_node(self, name: Digest, place: Placement | None) -> bool:
+        """Whether the cache has a node, which is not checked."""
+        return place is not None and self.cache.lookup(_frame_key(name, place)) >= 0
+
+    def prime(self, run: Run, root: Callable[[], Root]) -> None:
+        """Reads a run in one range and keeps the nodes of a tree that it holds; `root` is asked for meanwhile.
+
+        Advice: what is not in it, or damaged, is fetched when it is needed. Raises what reading the range raises.
+        """
+        whole = Placement(run.pack, 0, run.start, run.end - run.start, 0)
+        stored = memoryview(self._range(run.pack, whole, whole))
+        top = root()
+        waiting: list[tuple[Digest, Placement | None]] = [(top.digest, top.placement)]
+        for name, place in waiting:
+            if place is None or place.pack != run.pack or not run.start <= place.offset <= run.end - place.stored:
+                continue
+            at = place.offset - run.start
+            try:
+                node, frame = open_node(name, place, stored[at : at + place.stored])
+            except Corrupt as error:
+                _log.warning("%s; it will be fetched again when it is needed", error)
+                continue
+            self.cache.put(_frame_key(name, place), frame)
+            if isinstance(node, Inner):
+                waiting.extend(zip(node.children, node.placements, strict=True))
 
     def status(self) -> dict[str, int]:
         with self._lock:

@@ -16,6 +16,7 @@ import zstandard
 from blockmap.errors import BlockmapError
 from blockmap.format import BLOCK, codec, filemap, keys, layer, oci
 from blockmap.format.digest import Digest
+from blockmap.format.entry import root_of
 from blockmap.format.filemap import File
 from blockmap.format.version import Layout, Version
 from blockmap.image.disk import DiskSource
@@ -154,7 +155,9 @@ class Importer:
                 if entry.version is None or (entry.version, entry.number) in named:
                     continue
                 version = publication.version(entry.version, entry.number)
-                known.add(publication, (version.root, version.extra))
+                known.add(publication, (root_of(entry, version), version.extra))
+                if entry.run is not None:
+                    known.runs[version.root.digest] = entry.run
                 named.add((entry.version, entry.number))
             except BlockmapError as error:
                 self._warn(f"not deduplicating against {repo}:{tag}: {error}")

@@ -13,6 +13,8 @@ Buffer = bytes | bytearray | memoryview
 class Reader(Protocol):
     url: str
     """Where the store is, for messages: holds no secrets."""
+    local: bool
+    """Whether asking it costs next to nothing."""
 
     def get(self, key: str) -> bytes:
         """The whole object; NotFound."""

@@ -45,9 +45,14 @@ class Format:
     """False where writing needs a feature that this release does not know."""
 
 
+def reach(url: str) -> Pruner:
+    """The store at `url`, which is not asked anything yet; UsageError."""
+    return DirectoryStore(_directory(url))
+
+
 def open_store(url: str) -> tuple[Pruner, Format]:
     """The store at `url`; UsageError, NotAStore, StoreTooNew, StoreUnavailable."""
-    store = DirectoryStore(_directory(url))
+    store = reach(url)
     try:
         text = store.get(keys.FORMAT)
     except NotFound:

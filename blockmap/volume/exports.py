@@ -1,62 +1,43 @@
 """Everything that one server serves: exports by name, each version opened once however many clients it has."""
 
-import logging
 import threading
-import time
 from pathlib import Path
 
-from blockmap.errors import Corrupt, NotFound
+from blockmap.errors import NotFound
 from blockmap.fetch.cache import Cache, default_cap
 from blockmap.fetch.fetcher import Fetcher
+from blockmap.fetch.known import Known, open_served
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
-from blockmap.store.names import NameReader
-from blockmap.store.opening import open_store
+from blockmap.store.names import NameLog
 from blockmap.store.repository import Repository
-from blockmap.volume.opening import Found, find_version
+from blockmap.volume.listing import Listing
+from blockmap.volume.opener import ANSWER_SECONDS, Opener
+from blockmap.volume.opening import Found
 from blockmap.volume.view import View
-
-_log = logging.getLogger(__name__)
-
-CATALOGUE_SECONDS = 1.0
-"""How old a listing of names may be; an open by name always asks the store."""
 
 
 class Exports:
     """The exports of one store through one cache; safe to share between threads."""
 
     def __init__(self, store_url: str, cache_directory: Path, cache_bytes: int | None = None) -> None:
-        store, _ = open_store(store_url)
+        store, form = open_served(store_url, cache_directory, ANSWER_SECONDS)
         self._repository = Repository(store)
         cap = default_cap(cache_directory) if cache_bytes is None else cache_bytes
         self._cache = Cache(cache_directory, cap)
+        self._known = Known(cache_directory, store.url)
+        self._known.meet(store, form)
         self._fetcher = Fetcher(self._repository, self._cache)
+        self._opener = Opener(store, self._known, self._fetcher, NameLog(store))
+        self._listing = Listing(store, self._known, ANSWER_SECONDS)
         self._lock = threading.Lock()  # guards what follows; not held across I/O
         self._views: dict[Digest, View] = {}
         self._open: dict[Digest, int] = {}
-        self._names: list[tuple[str, str]] = []
-        self._names_at = float("-inf")
         self._opened = 0
 
     def names(self) -> list[tuple[str, str]]:
-        """The catalogue: export names, each with a description; raises StoreUnavailable."""
-        now = time.monotonic()
-        with self._lock:
-            if now - self._names_at < CATALOGUE_SECONDS:
-                return self._names
-        reader = NameReader(self._repository.store)
-        found = []
-        for (repo, tag), n in sorted(reader.catalogue().items()):
-            try:
-                entry = reader.entry(repo, tag, n)[0]
-            except Corrupt as error:
-                _log.warning("%s:%s is left out of the catalogue: %s", repo, tag, error)
-                continue
-            if entry.version is not None:
-                found.append((f"{repo}:{tag}", f"version {entry.version.hex()[:12]}, entry {n}"))
-        with self._lock:
-            self._names, self._names_at = found, now
-        return found
+        """The catalogue: export names, each with a description; raises StoreError where nothing is known of it."""
+        return self._listing.names()
 
     def open(self, export: str) -> View:
         """The volume that an export name stands for now; call its `close` once. NotFound, UsageError, StoreError, Corrupt."""
@@ -64,7 +45,7 @@ class Exports:
         with self._lock:
             view = self._views.get(found.name)
             if view is None:
-                view = View(found.pinned, found.version.root, self._fetcher, lambda: self._closed(found.name))
+                view = View(found.pinned, found.root, self._fetcher, lambda: self._closed(found.name))
                 self._views[found.name] = view
             self._open[found.name] = self._open.get(found.name, 0) + 1
             self._opened += 1
@@ -93,6 +74,7 @@ class Exports:
             "store": self._repository.store.url,
             "exports": exports,
             "opened": opened,
+            "unconfirmed": self._opener.unconfirmed,
             "fetch": self._fetcher.status(),
             "cache": self._cache.status(),
         }
@@ -100,9 +82,10 @@ class Exports:
     def close(self) -> None:
         self._fetcher.close()
         self._cache.close()
+        self._known.close()
 
     def _find(self, export: str) -> Found:
-        return find_version(self._repository, parse_reference(export))
+        return self._opener.find(parse_reference(export))
 
     def _closed(self, name: Digest) -> None:
         with self._lock:
