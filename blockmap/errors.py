@@ -11,9 +11,9 @@
         NotAStore           the location holds something else, or nothing
         StoreTooNew         the store needs a feature that this release does not know
         StoreRefused        the engine does not keep a promise that blockmap depends on
+        CannotList          the engine has no listings, as web servers have none
         StoreReadOnly       the engine, or its credentials, cannot write
         StoreUnavailable    the engine did not answer, or has no room
-        CannotList          the engine cannot list
       ImageError            an image that cannot be imported: damaged, hostile or unsupported
       HostError             this host lacks something: a tool, root, a device, a running server
 
@@ -65,15 +65,15 @@ class StoreRefused(StoreError):
     pass
 
 
+class CannotList(StoreError):
+    pass
+
+
 class StoreReadOnly(StoreError):
     pass
 
 
 class StoreUnavailable(StoreError):
-    pass
-
-
-class CannotList(StoreError):
     pass
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import nbdkit
 
 from blockmap.errors import BlockmapError, UsageError
+from blockmap.store.opening import location
 from blockmap.volume.exports import Exports
 from blockmap.volume.view import View
 from nbdplugin.control import Control
@@ -58,6 +59,11 @@ def config_complete() -> None:
 
 def thread_model() -> int:
     return int(nbdkit.THREAD_MODEL_PARALLEL)
+
+
+def get_ready() -> None:
+    """The last moment at which an error stops a server that goes into the background; too early for asking the store."""
+    location(_settings["store"])
 
 
 def after_fork() -> None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from blockmap.errors import BlockmapError, FormatError, NotAStore, StoreUnavailable
 from blockmap.format import keys, record
-from blockmap.store.base import Pruner, Reader
+from blockmap.store.base import Reader
 from blockmap.store.calls import begin
 from blockmap.store.opening import Format, open_store, parse_format, reach
 
@@ -125,7 +125,7 @@ class KnownReader:
         return data
 
 
-def open_served(url: str, directory: Path, answer_seconds: float) -> tuple[Pruner, Format]:
+def open_served(url: str, directory: Path, answer_seconds: float) -> tuple[Reader, Format]:
     """The store at `url`; where it does not answer in time, and this host has served it before, as it was then.
 
     Raises what `open_store` raises where the host does not know the store.

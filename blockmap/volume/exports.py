@@ -9,6 +9,7 @@ from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.known import Known, open_served
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
+from blockmap.store.base import Writer
 from blockmap.store.names import NameLog
 from blockmap.store.repository import Repository
 from blockmap.volume.listing import Listing
@@ -28,7 +29,7 @@ class Exports:
         self._known = Known(cache_directory, store.url)
         self._known.meet(store, form)
         self._fetcher = Fetcher(self._repository, self._cache)
-        self._opener = Opener(store, self._known, self._fetcher, NameLog(store))
+        self._opener = Opener(store, self._known, self._fetcher, NameLog(store) if isinstance(store, Writer) else None)
         self._listing = Listing(store, self._known, ANSWER_SECONDS)
         self._lock = threading.Lock()  # guards what follows; not held across I/O
         self._views: dict[Digest, View] = {}

@@ -2,9 +2,9 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from blockmap.store.base import Buffer, Pruner
+from blockmap.store.base import Buffer
 
 _T = TypeVar("_T")
 
@@ -19,7 +19,7 @@ class Steps:
 
     local = False
 
-    def __init__(self, inner: Pruner, *sizes: int) -> None:
+    def __init__(self, inner: Any, *sizes: int) -> None:
         self.inner, self.url = inner, inner.url
         self.serial: list[list[str]] = []
         """What each step asked for, sorted."""

@@ -27,13 +27,16 @@ from blockmap.format.tree import build
 from blockmap.format.version import Version
 from blockmap.publish.nodes import store_nodes
 from blockmap.store.base import Pruner
+from blockmap.store.http import open_http
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import NameLog, NameReader
+from blockmap.store.opening import create_store
 from blockmap.store.repository import Publication
 from blockmap.volume.opener import Opener
 from blockmap.volume.opening import Found
 from blockmap.volume.view import View
 from tests.image.builder import bulk
+from tests.store import servers
 from tests.store.faulty import Faulty
 from tests.store.steps import Steps
 from tests.volume.building import name, publish_trees
@@ -253,20 +256,26 @@ PLACE = Placement(Digest(b"\7" * 32), 0, 0, BLOCK, BLOCK)
     [(20 * 10**9, 100), pytest.param(1 << 40, 2, marks=pytest.mark.long)],
     ids=["20 GB", "1 TiB"],
 )
-def test_large_volumes_open_in_three_steps_and_a_megabyte(store: Pruner, host: Hosts, size: int, of: int) -> None:
+def test_large_volumes_open_over_http_in_three_steps_and_a_megabyte(
+    host: Hosts, need: Callable[..., None], tmp_path: Path, size: int, of: int
+) -> None:
     """Every 16 MiB of the volume has data, in chunks that are made up: an open reads none."""
+    need("nginx")
     chosen = random.Random(1)
     extents = [
         Extent(span * SPAN + 40 * at, 1, Digest(chosen.randbytes(32)), 1, 0)
         for span in range(size // BLOCK // SPAN)
         for at in range(of)
     ]
-    made = store_nodes([build(extents, size // BLOCK, {})], lambda _: PLACE, Publication(store).put_pack)
-    name(store, made.roots[0], "a", "1", run=made.run)
-    steps = Steps(store, 1, 3)
-    here = host(steps)
-    view = View("a", here.find().root, here.fetcher, lambda: None)
-    assert view.extents(0, BLOCK) == [(0, BLOCK, False)]
+    directory, _ = create_store(str(tmp_path / "store"))
+    made = store_nodes([build(extents, size // BLOCK, {})], lambda _: PLACE, Publication(directory).put_pack)
+    name(directory, made.roots[0], "a", "1", run=made.run)
+    (tmp_path / "nginx").mkdir()
+    with servers.nginx(tmp_path / "nginx", tmp_path / "store") as url:
+        steps = Steps(open_http(url), 1, 3)
+        here = host(steps)
+        view = View("a", here.find().root, here.fetcher, lambda: None)
+        assert view.extents(0, BLOCK) == [(0, BLOCK, False)]
     assert len(steps.serial) <= 3
     assert steps.bytes < 10**6
 
