@@ -17,9 +17,9 @@ from blockmap.fetch.cache import Cache
 from blockmap.fetch.plan import MIN_REQUEST_BYTES, Wanted, joined
 from blockmap.format import node as nodes
 from blockmap.format.digest import Digest
-from blockmap.format.entry import Run
 from blockmap.format.node import Inner, Node, Placement
 from blockmap.format.tree import Root
+from blockmap.format.version import Run
 from blockmap.store.repository import Repository, open_chunk, open_node
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from blockmap.errors import BlockmapError, FormatError, NotAStore, StoreUnavailable
+from blockmap.errors import BlockmapError, FormatError, NotAStore, StoreError, StoreUnavailable
 from blockmap.format import keys, record
 from blockmap.store.base import Reader
 from blockmap.store.calls import begin
@@ -72,8 +72,7 @@ class Known:
 
     def meet(self, store: Reader, form: Format) -> None:
         """Keeps what the store says about itself; forgets all of another that was at this URL before."""
-        text = self.record(keys.FORMAT)
-        if text is not None and parse_format(text, self._url) == form:
+        if _parsed(self.record(keys.FORMAT), self._url) == form:
             return
         for table in ("records", "names"):
             self._change(f"DELETE FROM {table} WHERE store = ?")
@@ -130,21 +129,29 @@ def open_served(url: str, directory: Path, answer_seconds: float) -> tuple[Reade
 
     Raises what `open_store` raises where the host does not know the store.
     """
-    text = _recall(directory, reach(url).url)
-    if text is None:
+    known = _recall(directory, reach(url).url)
+    if known is None:
         return open_store(url)
     try:
         return begin(lambda: open_store(url)).result(answer_seconds)
     except (TimeoutError, StoreUnavailable, NotAStore) as error:
         _log.warning("the store is away, what this host knows of it serves: %s", error or f"{url} does not answer")
-        return reach(url), parse_format(text, url)
+        return reach(url), known
 
 
-def _recall(directory: Path, url: str) -> bytes | None:
-    """The object `format` of a store, as kept by the server that owns, or owned, the directory."""
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{(directory / _FILE).as_uri()}?mode=ro", uri=True)) as db:
+def _recall(directory: Path, url: str) -> Format | None:
+    """What a store said about itself, as kept by the server that owns, or owned, the directory."""
+    where = f"{(directory.absolute() / _FILE).as_uri()}?mode=ro"
+    with suppress(sqlite3.Error), closing(sqlite3.connect(where, uri=True)) as db:
         row = db.execute("SELECT data FROM records WHERE store = ? AND key = ?", (url, keys.FORMAT)).fetchone()
-        return row[0] if row and isinstance(row[0], bytes) else None
+        return _parsed(row[0] if row else None, url)
+    return None
+
+
+def _parsed(text: object, url: str) -> Format | None:
+    if isinstance(text, bytes):
+        with suppress(StoreError):
+            return parse_format(text, url)
     return None
 
 

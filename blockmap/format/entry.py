@@ -15,25 +15,14 @@ from blockmap.format import record
 from blockmap.format.digest import Digest, from_hex
 from blockmap.format.node import Placement
 from blockmap.format.tree import Root
-from blockmap.format.version import Version, decode_placement, encode_placement
+from blockmap.format.version import Run, Version, decode_placement, decode_run, encode_placement, encode_run
 
 FORMAT = 1
 MAX_BYTES = 1 << 20
 MAX_NUMBER = 10**16 - 1
 """Of an entry, and of a version's record: what 16 decimal digits hold."""
-MAX_RUN_BYTES = 1 << 20
-"""Writers make runs of 256 KiB at most; a hint that names more is not believed in."""
 MAX_TIME = 253402300799
 """The last second of the year 9999, which is the last that calendars of Python know."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Bytes of a pack of nodes that an open should read in one go: root, inner nodes, first leaves."""
-
-    pack: Digest
-    start: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +46,6 @@ class Entry:
 
 def encode(entry: Entry) -> bytes:
     """The object as stored."""
-    run = entry.run
     value = {
         "format": FORMAT,
         "host": entry.host,
@@ -70,7 +58,7 @@ def encode(entry: Entry) -> bytes:
         "oci": None if entry.oci is None else entry.oci.hex(),
         "previous": None if entry.previous is None else entry.previous.hex(),
         "root": encode_placement(entry.root),
-        "run": None if run is None else {"end": run.end, "pack": run.pack.hex(), "start": run.start},
+        "run": encode_run(entry.run),
         "time": entry.time,
         "version": None if entry.version is None else entry.version.hex(),
     }
@@ -97,7 +85,7 @@ def decode(data: bytes, key: str) -> Entry:
             version=None if value["version"] is None else from_hex(value["version"]),
             number=_integer(value["number"], MAX_NUMBER),
             root=decode_placement(value["root"]),
-            run=_run(value["run"]),
+            run=decode_run(value["run"]),
             oci=None if value["oci"] is None else from_hex(value["oci"]),
             previous=None if value["previous"] is None else from_hex(value["previous"]),
             nonce=_text(value["nonce"]),
@@ -117,15 +105,6 @@ def digest(data: bytes) -> bytes:
 def root_of(entry: Entry, version: Version) -> Root:
     """The root of the volume of an entry's version, placed where the entry says: in the pack of its run."""
     return replace(version.root, placement=entry.root) if entry.root is not None else version.root
-
-
-def _run(value: Any) -> Run | None:
-    if value is None:
-        return None
-    run = Run(from_hex(value["pack"]), _integer(value["start"], 1 << 32), _integer(value["end"], 1 << 32))
-    if not 0 < run.end - run.start <= MAX_RUN_BYTES:
-        raise FormatError(f"the run [{run.start}, {run.end}) of an entry makes no sense")
-    return run
 
 
 def _integer(value: Any, most: int) -> int:

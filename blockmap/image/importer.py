@@ -16,7 +16,6 @@ import zstandard
 from blockmap.errors import BlockmapError
 from blockmap.format import BLOCK, codec, filemap, keys, layer, oci
 from blockmap.format.digest import Digest
-from blockmap.format.entry import root_of
 from blockmap.format.filemap import File
 from blockmap.format.version import Layout, Version
 from blockmap.image.disk import DiskSource
@@ -155,9 +154,9 @@ class Importer:
                 if entry.version is None or (entry.version, entry.number) in named:
                     continue
                 version = publication.version(entry.version, entry.number)
-                known.add(publication, (root_of(entry, version), version.extra))
-                if entry.run is not None:
-                    known.runs[version.root.digest] = entry.run
+                known.add(publication, (version.root, version.extra))
+                if version.run is not None:
+                    known.runs[version.root.digest] = version.run
                 named.add((entry.version, entry.number))
             except BlockmapError as error:
                 self._warn(f"not deduplicating against {repo}:{tag}: {error}")
@@ -219,7 +218,7 @@ def _uuid(source: Source) -> bytes:
 
 def _version(source: Source | DiskSource, trees: Trees, layout: Layout) -> Version:
     if isinstance(source, DiskSource):
-        return Version(trees.root, trees.extra, layout)
+        return Version(trees.root, trees.extra, layout, run=trees.run)
     try:
         created = json.loads(source.config).get("created")
     except (ValueError, AttributeError):
@@ -231,4 +230,5 @@ def _version(source: Source | DiskSource, trees: Trees, layout: Layout) -> Versi
         manifest=source.manifest,
         config=source.config,
         created=created if isinstance(created, str) else "",
+        run=trees.run,
     )

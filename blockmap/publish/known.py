@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from blockmap.format.digest import ABSENT, Digest
-from blockmap.format.entry import Run
 from blockmap.format.node import Leaf, Placement
 from blockmap.format.tree import Root
+from blockmap.format.version import Run
 from blockmap.publish.table import ChunkTable
 from blockmap.store.repository import Repository
 

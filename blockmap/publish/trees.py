@@ -4,10 +4,10 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from blockmap.format.chunker import SPAN
-from blockmap.format.entry import Run
 from blockmap.format.extent import coalesce, within
 from blockmap.format.node import Leaf, leaf
 from blockmap.format.tree import Draft, Root, assemble
+from blockmap.format.version import Run
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.known import KnownChunks
 from blockmap.publish.nodes import store_nodes

@@ -27,9 +27,10 @@ from blockmap.errors import (
 from blockmap.format import catalogue, hint, keys
 from blockmap.format import entry as entries
 from blockmap.format.digest import Digest
-from blockmap.format.entry import Entry, Run
+from blockmap.format.entry import Entry
 from blockmap.format.hint import Hint
 from blockmap.format.node import Placement
+from blockmap.format.version import Run
 from blockmap.store.base import Reader, Writer
 from blockmap.store.calls import begin
 

@@ -23,7 +23,8 @@ from blockmap.format import version as versions
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry, root_of
 from blockmap.format.refs import Reference
-from blockmap.format.version import Version
+from blockmap.format.tree import Root
+from blockmap.format.version import Run, Version
 from blockmap.store.base import Reader
 from blockmap.store.calls import begin
 from blockmap.store.names import NameLog, NameReader, Seen
@@ -96,10 +97,18 @@ class Opener:
     def find(self, reference: Reference) -> Found:
         """The version that `reference` stands for; NotFound, Corrupt, StoreError where neither store nor disk knows."""
         if reference.digest is not None:
-            return self._kept_digest(reference) or by_digest(self._records, reference, Digest(reference.digest))
+            return self._by_digest(reference, Digest(reference.digest))
         assert reference.tag is not None
         seen = self._kept(reference.repo, reference.tag)
         return self._look(reference, 0) if seen is None else self._again(reference, seen)
+
+    def _by_digest(self, reference: Reference, digest: Digest) -> Found:
+        kept = self._kept_digest(reference, digest)
+        found = kept or by_digest(self._records, reference, digest)
+        primed = self._bring(reference, found.version.run, found.root, lambda: found.root)
+        if kept is None:  # else the store may be away
+            primed.result()
+        return found
 
     def _again(self, reference: Reference, seen: Seen) -> Found:
         """Opens a name that this host knows."""
@@ -155,18 +164,24 @@ class Opener:
             return _Started(reference, entry, _failed(no_image(reference, self._store)), _done(None))
         record = self._at_hand(name, number) or self._from_hint(name, number, hinted)
         version = _done(record) if record is not None else begin(lambda: self._records.version(name, number))
-        run, primed = entry.run, _done(None)
         root = root_of(entry, record) if record is not None else None
-        if run is not None and not (root is not None and self._fetcher.has_node(root.digest, root.placement)):
-            primed = begin(lambda: self._prime(reference, entry, version))
+        primed = self._bring(reference, entry.run, root, lambda: root_of(entry, version.result()))
         return _Started(reference, entry, version, primed)
 
-    def _prime(self, reference: Reference, entry: Entry, version: Future[Version]) -> None:
-        assert entry.run is not None
-        try:
-            self._fetcher.prime(entry.run, lambda: root_of(entry, version.result()))
-        except BlockmapError as error:
-            _log.warning("the nodes of %s are fetched one by one: %s", reference, error)
+    def _bring(
+        self, reference: Reference, run: Run | None, root: Root | None, wait_root: Callable[[], Root]
+    ) -> Future[None]:
+        """Begins to read a run of nodes, unless the cache has the root, where it is known already."""
+        if run is None or (root is not None and self._fetcher.has_node(root.digest, root.placement)):
+            return _done(None)
+
+        def prime() -> None:
+            try:
+                self._fetcher.prime(run, wait_root)
+            except BlockmapError as error:
+                _log.warning("the nodes of %s are fetched one by one: %s", reference, error)
+
+        return begin(prime)
 
     def _kept(self, repo: str, tag: str) -> Seen | None:
         """What a name stood for when this host last asked."""
@@ -181,11 +196,10 @@ class Opener:
             self._known.forget_name(repo, tag)
             return None
 
-    def _kept_digest(self, reference: Reference) -> Found | None:
+    def _kept_digest(self, reference: Reference, digest: Digest) -> Found | None:
         """A version that this host has the record of."""
-        assert reference.digest is not None
-        wanted = [(Digest(reference.digest), number) for number in range(1, VERSION_ATTEMPTS + 1)]
-        told = self._known.record(keys.oci(reference.digest))
+        wanted = [(digest, number) for number in range(1, VERSION_ATTEMPTS + 1)]
+        told = self._known.record(keys.oci(digest))
         if told is not None:
             with suppress(FormatError):
                 wanted.append(oci.decode(told))

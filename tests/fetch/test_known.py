@@ -168,3 +168,16 @@ def test_a_store_of_a_newer_format_is_refused_though_it_was_served(tmp_path: Pat
     path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
     with pytest.raises(StoreTooNew):
         served(url, cache)
+
+
+def test_what_a_host_knows_of_a_store_may_be_damaged(tmp_path: Path) -> None:
+    url, cache = tmp_path / "store", tmp_path / "cache"
+    cache.mkdir()
+    form = create_store(str(url))[1]
+    for damage in (b"", b"{}", b"\xff"):
+        known = Known(cache, str(url))
+        known.keep(keys.FORMAT, damage)
+        known.close()
+        assert served(url, cache) == form.store
+    (cache / "names.db").write_bytes(b"no database")
+    assert served(url, cache) == form.store

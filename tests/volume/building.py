@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from blockmap.errors import StoreUnavailable
 from blockmap.format import BLOCK
 from blockmap.format.chunker import Parameters
-from blockmap.format.entry import Run
 from blockmap.format.tree import Root
-from blockmap.format.version import Layout, Version
+from blockmap.format.version import Layout, Run, Version
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.known import KnownChunks
 from blockmap.publish.stages import Stages
@@ -34,7 +33,7 @@ def publish_trees(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int)
 
 def name(store: Pruner, root: Root, repo: str, tag: str, message: str = "", run: Run | None = None) -> Version:
     """Makes a name stand for a volume."""
-    version = Version(root, Root(bytes(32), root.size), Layout(0, 0), message=message)  # type: ignore[arg-type]
+    version = Version(root, Root(bytes(32), root.size), Layout(0, 0), message=message, run=run)  # type: ignore[arg-type]
     number = Publication(store).put_version(version, set())
     NameLog(store).set(repo, tag, version.name, number, root.placement, run, None)
     return version

@@ -19,12 +19,11 @@ from blockmap.format import entry as entries
 from blockmap.format import version as versions
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
-from blockmap.format.entry import Run
 from blockmap.format.extent import Extent
 from blockmap.format.node import Placement
 from blockmap.format.refs import parse_reference
 from blockmap.format.tree import build
-from blockmap.format.version import Version
+from blockmap.format.version import Run, Version
 from blockmap.publish.nodes import store_nodes
 from blockmap.store.base import Pruner
 from blockmap.store.http import open_http
@@ -205,26 +204,29 @@ def test_a_name_that_moved_is_found_by_its_hint(store: Pruner, host: Hosts, move
     assert steps.serial[1] == [f"get {HINT}"]
 
 
-def test_a_digest_asks_for_no_name(store: Pruner, host: Hosts) -> None:
+def test_a_digest_takes_two_steps_and_asks_for_no_name(store: Pruner, host: Hosts) -> None:
     made = volume(store, 1)
+    assert made.root.placement is not None
     steps = Steps(store, 2)
     here = host(steps)
     export = f"a@sha256:{made.name.hex()}"
     found = here.find(export)
-    assert steps.serial == [sorted([f"get {keys.oci(made.name)}", f"get {keys.version(made.name, 1)}"])]
+    nodes = f"range {keys.pack(made.root.placement.pack)}"
+    assert steps.serial == [sorted([f"get {keys.oci(made.name)}", f"get {keys.version(made.name, 1)}"]), [nodes]]
     assert here.first(found) == block(1)
+    assert len(steps.serial) == 4, "only the two chunks are fetched"
     here = host(steps := Steps(store))
     assert here.first(here.find(export)) == block(1)
     assert steps.serial == [], "what never changes is on the disk"
 
 
-def test_the_digest_of_a_document_takes_two_steps(store: Pruner, host: Hosts) -> None:
+def test_the_digest_of_a_document_takes_one_more(store: Pruner, host: Hosts) -> None:
     made = volume(store, 1)
     document = Digest(hashlib.sha256(b"manifest").digest())
     store.create(keys.oci(document), [oci.encode(made.name, 1)])
-    steps = Steps(store, 2, 1)
+    steps = Steps(store, 2, 1, 1)
     found = host(steps).find(f"a@sha256:{document.hex()}")
-    assert (found.name, len(steps.serial)) == (made.name, 2)
+    assert (found.name, len(steps.serial)) == (made.name, 3)
     steps = Steps(store)
     found = host(steps).find(f"a@sha256:{document.hex()}")
     assert (found.name, steps.serial) == (made.name, [])
