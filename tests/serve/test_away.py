@@ -2,12 +2,15 @@
 
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from tests.serve.conftest import Server
 from tests.serve.nbd import Nbd, RefusedError
 from tests.serve.test_serve import stored
+from tests.store import servers
 
 STEP = 4 << 20
 END = 60 << 20
@@ -66,3 +69,28 @@ def test_an_empty_mount_point_is_a_store_that_is_away(server: Server) -> None:
     server.start()
     assert read_all(server, "small:1") == good
     assert list(server.store.iterdir()) == []
+
+
+def test_a_web_server_that_ends_is_a_store_that_is_away(
+    need: Callable[..., None], images: Path, tmp_path: Path
+) -> None:
+    need("nbdkit", "nbdinfo", "nginx")
+    writer = Server(tmp_path / "writer")
+    writer.run("import", f"oci:{images}/1:1", "small:1", "--platform", "linux/amd64")
+    (tmp_path / "nginx").mkdir()
+    with ExitStack() as stack:
+        url = stack.enter_context(servers.nginx(tmp_path / "nginx", writer.store))
+        server = Server(tmp_path / "server", url)
+        server.start()
+        try:
+            good = read_all(server, "small:1")
+            assert 'export="small:1"' in listed(server), "web servers cannot list, the catalogue is an object"
+            stack.close()
+            assert read_all(server, "small:1") == good
+            assert server.stop() == 0
+            server.start()
+            assert read_all(server, "small:1") == good
+            assert server.client.request("status")["unconfirmed"] == 1
+            assert 'export="small:1"' in listed(server)
+        finally:
+            assert server.stop() == 0
