@@ -9,12 +9,14 @@ import click
 from blockmap.cli.attached import attachments, state
 from blockmap.cli.options import cache_option, need_store, socket_option, store_option
 from blockmap.errors import HostError
+from blockmap.fetch.known import open_served
 from blockmap.fetch.patience import parse_option
 from blockmap.host import runner, tools
 from blockmap.host.control import Client
 from blockmap.host.paths import default_cache, default_socket
 from blockmap.host.supervisor import Supervisor, spawn
-from blockmap.store.opening import location, open_store
+from blockmap.store.opening import location
+from blockmap.volume.opener import ANSWER_SECONDS
 
 _IDLE_SECONDS = 60.0
 
@@ -54,10 +56,10 @@ def serve(
     for each in outages:
         parse_option(each)
     url = location(need_store(store))
-    open_store(url)
+    directory = (cache or default_cache()).absolute()
+    open_served(url, directory, ANSWER_SECONDS)
     where = (socket or default_socket()).absolute()
-    cache = (cache or default_cache()).absolute()
-    Supervisor(url, cache, cache_size, outages, where, listen, idle_exit, _log, metrics).run()
+    Supervisor(url, directory, cache_size, outages, where, listen, idle_exit, _log, metrics).run()
 
 
 @click.command()
@@ -116,8 +118,9 @@ def _server(store: str | None, cache: Path | None, socket: Path | None) -> Clien
         _check_store(client, store)
     else:
         url = location(need_store(store))
-        open_store(url)
-        spawn(url, (cache or default_cache()).absolute(), where, _IDLE_SECONDS)
+        directory = (cache or default_cache()).absolute()
+        open_served(url, directory, ANSWER_SECONDS)
+        spawn(url, directory, where, _IDLE_SECONDS)
     return client
 
 

@@ -120,6 +120,18 @@ def test_a_second_import_stores_nothing_and_moves_no_name(tmp_path: Path) -> Non
     assert (other.version, other.number) == (first.version, 1)
 
 
+def test_another_name_of_a_volume_has_its_run_of_nodes(tmp_path: Path) -> None:
+    image = layout(tmp_path / "image", [archive([file("a", b"1" * 5000)])])
+    for name in ("a:1", "b:1"):
+        import_image(tmp_path / "store", f"oci:{image}", name, tmp_path)
+    reader = NameReader(open_store(str(tmp_path / "store"))[0])
+    first, second = reader.newest("a", "1"), reader.newest("b", "1")
+    assert first is not None
+    assert second is not None
+    assert first.run is not None
+    assert (second.run, second.root) == (first.run, first.root)
+
+
 def test_a_known_base_layer_is_not_stored_again(tmp_path: Path) -> None:
     store = tmp_path / "store"
     base = import_image(store, f"oci:{layout(tmp_path / 'base', [archive(BASE)])}", "base:1", tmp_path)
