@@ -13,6 +13,8 @@ Buffer = bytes | bytearray | memoryview
 class Reader(Protocol):
     url: str
     """Where the store is, for messages: holds no secrets."""
+    local: bool
+    """Whether it is on this host or looks so: no connections to keep."""
 
     def get(self, key: str) -> bytes:
         """The whole object; NotFound."""

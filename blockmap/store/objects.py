@@ -44,6 +44,8 @@ Engine = S3Store | AzureStore | GCSStore | HTTPStore
 class ObjectReader:
     """Reads objects through obstore. Its errors are replaced, not chained: their texts may hold signed URLs."""
 
+    local = False
+
     def __init__(self, url: str, engine: Engine) -> None:
         self.url = url
         self._engine = engine

@@ -132,9 +132,10 @@ class Publication(Repository):
         """
         name = record.name
         for number in range(1, VERSION_ATTEMPTS + 1):
-            key = keys.version(name, number)
             if (name, number) in named:
                 return number
+        for number in range(1, VERSION_ATTEMPTS + 1):
+            key = keys.version(name, number)
             if self.put(key, [version.encode(record)]):
                 self._version_key = key
                 return number

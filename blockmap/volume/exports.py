@@ -3,16 +3,21 @@
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from blockmap.errors import Corrupt, NotFound
 from blockmap.fetch.cache import Cache, default_cap
 from blockmap.fetch.fetcher import Fetcher
+from blockmap.fetch.patience import DEFAULT, Patience
+from blockmap.fetch.warmth import Warmth
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
 from blockmap.store.names import NameReader
+from blockmap.store.observed import Observed
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
+from blockmap.volume.calls import CallLog
 from blockmap.volume.opening import Found, find_version
 from blockmap.volume.view import View
 
@@ -21,19 +26,34 @@ _log = logging.getLogger(__name__)
 CATALOGUE_SECONDS = 1.0
 """How old a listing of names may be; an open by name always asks the store."""
 
+_Key = tuple[Digest, Patience]
+"""A version, and how patient its readers are."""
+
 
 class Exports:
-    """The exports of one store through one cache; safe to share between threads."""
+    """The exports of one store through one cache; safe to share between threads.
 
-    def __init__(self, store_url: str, cache_directory: Path, cache_bytes: int | None = None) -> None:
+    `outages` has the patience of exports by name, that of all others by the empty name.
+    """
+
+    def __init__(
+        self,
+        store_url: str,
+        cache_directory: Path,
+        cache_bytes: int | None = None,
+        outages: Mapping[str, Patience] | None = None,
+    ) -> None:
         store, _ = open_store(store_url)
-        self._repository = Repository(store)
+        self.calls = CallLog()
+        self._repository = Repository(Observed(store, self.calls.note))
         cap = default_cap(cache_directory) if cache_bytes is None else cache_bytes
         self._cache = Cache(cache_directory, cap)
         self._fetcher = Fetcher(self._repository, self._cache)
+        self._warmth = None if store.local else Warmth(self._fetcher.ping)
         self._lock = threading.Lock()  # guards what follows; not held across I/O
-        self._views: dict[Digest, View] = {}
-        self._open: dict[Digest, int] = {}
+        self._outages = {"": DEFAULT, **(outages or {})}
+        self._views: dict[_Key, View] = {}
+        self._open: dict[_Key, int] = {}
         self._names: list[tuple[str, str]] = []
         self._names_at = float("-inf")
         self._opened = 0
@@ -62,17 +82,23 @@ class Exports:
         """The volume that an export name stands for now; call its `close` once. NotFound, UsageError, StoreError, Corrupt."""
         found = self._find(export)
         with self._lock:
-            view = self._views.get(found.name)
+            patience = self._outages.get(export, self._outages[""])
+            key = found.name, patience
+            view = self._views.get(key)
             if view is None:
-                view = View(found.pinned, found.version.root, self._fetcher, lambda: self._closed(found.name))
-                self._views[found.name] = view
-            self._open[found.name] = self._open.get(found.name, 0) + 1
+                view = View(found.pinned, found.version.root, self._fetcher, lambda: self._closed(key), patience)
+                self._views[key] = view
+            self._open[key] = self._open.get(key, 0) + 1
             self._opened += 1
         return view
 
     def resolve(self, export: str) -> str:
-        """The export name by digest of the version that `export` stands for now."""
-        return self._find(export).pinned
+        """The export name by digest of the version that `export` stands for now; it is as patient as `export` is."""
+        pinned = self._find(export).pinned
+        with self._lock:
+            if export in self._outages:
+                self._outages.setdefault(pinned, self._outages[export])
+        return pinned
 
     def config(self, export: str) -> bytes:
         """The OCI image configuration of an export; NotFound where it has none."""
@@ -85,27 +111,34 @@ class Exports:
         """Counters, for people and machines."""
         with self._lock:
             exports = [
-                {"export": self._views[name].name, "connections": count, "size": self._views[name].size}
-                for name, count in self._open.items()
+                {"export": view.name, "connections": self._open[key], "size": view.size, "waiting": view.waiting}
+                for key, view in self._views.items()
             ]
             opened = self._opened
         return {
             "store": self._repository.store.url,
             "exports": exports,
             "opened": opened,
+            "remote": self.calls.status(),
             "fetch": self._fetcher.status(),
             "cache": self._cache.status(),
         }
 
+    def stop(self) -> None:
+        """Ends all waiting for the store, with StoreUnavailable."""
+        self._fetcher.stop()
+
     def close(self) -> None:
+        if self._warmth is not None:
+            self._warmth.close()
         self._fetcher.close()
         self._cache.close()
 
     def _find(self, export: str) -> Found:
         return find_version(self._repository, parse_reference(export))
 
-    def _closed(self, name: Digest) -> None:
+    def _closed(self, key: _Key) -> None:
         with self._lock:
-            self._open[name] -= 1
-            if not self._open[name]:
-                del self._open[name], self._views[name]
+            self._open[key] -= 1
+            if not self._open[key]:
+                del self._open[key], self._views[key]

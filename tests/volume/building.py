@@ -47,9 +47,10 @@ class Watched:
     """A store that counts the ranges read from it, damages or refuses them, and lets a test hold them up."""
 
     def __init__(self, inner: Pruner) -> None:
-        self.inner, self.url = inner, inner.url
+        self.inner, self.url, self.local = inner, inner.url, inner.local
         self.ranges: list[tuple[str, int, int]] = []
-        self.damage: Callable[[bytes], bytes] = lambda data: data
+        self.damage: Callable[[bytes, int], bytes] = lambda data, start: data
+        """What becomes of a range of a pack that begins so many bytes from its beginning."""
         self.down = False
         self.gate = threading.Event()
         """Ranges wait for it."""
@@ -60,7 +61,8 @@ class Watched:
         assert self.gate.wait(30)
         if self.down:
             raise StoreUnavailable("no answer")
-        return self.damage(self.inner.get_range(key, start, end))
+        data = self.inner.get_range(key, start, end)
+        return self.damage(data, start) if key.startswith("packs/") else data
 
     def get(self, key: str) -> bytes:
         return self.inner.get(key)
