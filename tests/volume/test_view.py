@@ -325,9 +325,10 @@ def test_a_read_says_where_its_bytes_came_from(tmp_path: Path) -> None:
         assert slow is None or 0 < slow.seconds < 30
         return slow and slow.source.name
 
-    with viewed(store, root, tmp_path) as view:
+    with viewed(store, root, tmp_path / "one") as view:
         assert source(view, SPAN - 1, 2) == "FETCHED"  # zeros, too
         assert source(view, 50, 20) == "ZEROS"
+    with viewed(store, root, tmp_path / "two") as view:
         assert source(view, 0, 1) == "FETCHED"
         assert source(view, 0, 1) == "CACHE"  # where in the cache was not known yet
         assert source(view, 0, 1) is None
