@@ -129,6 +129,16 @@ def test_heads_that_do_not_add_up_are_refused(changes: dict[str, Any]) -> None:
         parse_head(data, name)
 
 
+def test_entries_may_be_in_another_order_than_frames() -> None:
+    data = stored(seal(PackKind.CHUNKS, SAMPLE, SALT))
+    entries = [data[at : at + 44] for at in range(32, 32 + 44 * 3, 44)]
+    length = head_bytes(3)
+    swapped = data[:32] + b"".join(reversed(entries)) + data[32 + 44 * 3 :]
+    head = parse_head(swapped, Digest(sha256(swapped[:length]).digest()))
+    assert head.end == len(data)
+    assert [name for name, _ in head.entries] == [frame.digest for frame in reversed(SAMPLE)]
+
+
 def test_counts_cost_nothing() -> None:
     data, _ = forged(entries=0x7FFFFFFF, frames=0x7FFFFFFF)
     most = (TARGET_BYTES - 32) // 60
