@@ -31,7 +31,11 @@ from blockmap.store.opening import Format
 from blockmap.store.repository import Publication
 
 THRESHOLD_BLOCKS = 32
-"""Files from this size on are cut at their edges; decided by `blockmap bench dedup`."""
+"""Files from this size on are cut at their edges.
+
+By `blockmap bench dedup` over 13 images of Debian (3.5 GB): none 1.878, 32 blocks 1.884 with 4 % more chunks, 16 blocks 1.889
+with 8 %, 8 blocks 1.893 with 15 %, 2 blocks 1.900 with 50 %; the block-level limit is 2.03.
+"""
 
 
 @dataclass(frozen=True, slots=True)
