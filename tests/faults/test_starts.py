@@ -19,16 +19,15 @@ from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.volume.content import stored_reader
 from blockmap.volume.opening import find_version
-from tests.host.conftest import Host, wait_until
+from tests.faults.links import need_shared, netshape
+from tests.host.conftest import BLOCKMAP, Host, wait_until
 from tests.serve.nbd import Nbd
-from tests.store.servers import free_ports, listens, nginx
+from tests.store.servers import nginx
 
 pytestmark = [pytest.mark.long, pytest.mark.root]
 
-SHARED = Path(os.environ.get("BLOCKMAP_SHARED") or Path(__file__).resolve().parents[3] / "shared")
 CORPUS = Path(os.environ.get("BLOCKMAP_CORPUS") or "/nonexistent")
 IMAGES = ("redis", "postgres", "python-flask")
-LINK = ("--rtt-ms", "20", "--mbit", "1000")
 FAULTS = {
     "1 % of requests fail": ("--fail-rate", "0.01", "--fail-mode", "mix", "--stall-s", "5", "--seed", "7"),
     "reset every 256 KiB": ("--drop-after", "262144"),
@@ -42,27 +41,13 @@ START_S = 600
 @pytest.fixture(scope="session")
 def corpus_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory store with the images."""
-    if not (SHARED / "netshape").exists() or not (SHARED / "corpus" / "run-startup").exists():
-        pytest.skip(f"netshape and corpus/run-startup are not in {SHARED}: name their folder in BLOCKMAP_SHARED")
+    need_shared("corpus/run-startup")
     if not all((CORPUS / name).exists() for name in IMAGES):
         pytest.skip(f"the corpus is not in {CORPUS}: name its folder in BLOCKMAP_CORPUS")
     host = Host(tmp_path_factory.mktemp("corpus"))
     for name in IMAGES:
         host.do("import", f"oci:{CORPUS}/{name}:1", f"{name}:1")
     return host.store
-
-
-@contextmanager
-def netshape(upstream: int, *arguments: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    (port,) = free_ports(1)
-    command = [str(SHARED / "netshape"), "--listen", f"127.0.0.1:{port}", "--to", f"127.0.0.1:{upstream}"]
-    process = subprocess.Popen([*command, *LINK, *arguments], stderr=subprocess.DEVNULL)
-    try:
-        wait_until(lambda: listens(port))
-        yield port, process
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @contextmanager
@@ -77,7 +62,7 @@ def serving(where: Path, store: Path, relay: tuple[str, ...], *options: str) -> 
         host.environment["BLOCKMAP_STORE"] = f"http://127.0.0.1:{port}"
         host.serve(*options)
         stack.callback(host.stop)
-        yield host, process.pid
+        yield host, process
 
 
 def start(host: Host, name: str, meanwhile: Callable[[], object] = lambda: None) -> float:
@@ -88,7 +73,7 @@ def start(host: Host, name: str, meanwhile: Callable[[], object] = lambda: None)
     began = time.monotonic()
     with ExitStack() as stack:
         done = subprocess.run(
-            [*_blockmap(), "attach", f"{name}:1", str(mount)], env=host.environment, capture_output=True, text=True
+            [*BLOCKMAP, "attach", f"{name}:1", str(mount)], env=host.environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr + host.said()
         stack.callback(host.do, "detach", mount)
@@ -103,7 +88,7 @@ def start(host: Host, name: str, meanwhile: Callable[[], object] = lambda: None)
             subprocess.run(command, check=True)
             if command[0] == "mount":
                 stack.callback(subprocess.run, ["umount", command[-1]], check=True)
-        command = [str(SHARED / "corpus" / "run-startup"), "--timeout", str(START_S), "--since", str(began)]
+        command = [str(need_shared("corpus/run-startup")), "--timeout", str(START_S), "--since", str(began)]
         with subprocess.Popen([*command, f"{name}:1", str(root)], stdout=subprocess.PIPE, text=True) as program:
             meanwhile()
             assert program.stdout is not None
@@ -121,12 +106,6 @@ def check_bytes(host: Host, store: Path, name: str) -> None:
         for _ in range(60):
             offset = chosen.randrange(80 << 20)
             assert nbd.read(offset, 200_000) == read(offset, 200_000)
-
-
-def _blockmap() -> list[str]:
-    from tests.host.conftest import BLOCKMAP
-
-    return BLOCKMAP
 
 
 @pytest.mark.parametrize("name", IMAGES)
