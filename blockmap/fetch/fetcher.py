@@ -23,10 +23,13 @@ from blockmap.fetch.cache import Cache
 from blockmap.fetch.line import Line, Trial
 from blockmap.fetch.link import MAX_WINDOW_BYTES, Link
 from blockmap.fetch.patience import Patience
-from blockmap.fetch.plan import MAX_REQUEST_BYTES, Request, Wanted, requests
+from blockmap.fetch.plan import MAX_REQUEST_BYTES, Request, Wanted, node_at, requests
 from blockmap.format import keys
 from blockmap.format import node as nodes
-from blockmap.format.node import Node
+from blockmap.format.digest import Digest
+from blockmap.format.node import Inner, Node, Placement
+from blockmap.format.tree import Root
+from blockmap.format.version import Run
 from blockmap.store.repository import Repository, open_chunk, open_node
 
 _log = logging.getLogger(__name__)
@@ -152,6 +155,31 @@ class Fetcher:
         with self._lock:
             self._link.note(start, time.monotonic(), 1)
         self.line.answered()
+
+    def has_node(self, name: Digest, place: Placement | None) -> bool:
+        """Whether the cache has a node, which is not checked."""
+        return place is not None and self.cache.lookup(node_at(name, place).key) >= 0
+
+    def prime(self, run: Run, root: Callable[[], Root]) -> None:
+        """Reads a run in one range and keeps the nodes of a tree that it holds; `root` is asked for meanwhile.
+
+        Advice: what is not in it, or damaged, is fetched when it is needed. Raises what reading the range raises.
+        """
+        stored = self._read(run.pack, run.start, run.end, demand=True)
+        top = root()
+        waiting: list[tuple[Digest, Placement | None]] = [(top.digest, top.placement)]
+        for name, place in waiting:
+            if place is None or place.pack != run.pack or not run.start <= place.offset <= run.end - place.stored:
+                continue
+            at = place.offset - run.start
+            try:
+                node, frame = open_node(name, place, stored[at : at + place.stored])
+            except Corrupt as error:
+                _log.warning("%s; it will be fetched again when it is needed", error)
+                continue
+            self.cache.put(node_at(name, place).key, frame)
+            if isinstance(node, Inner):
+                waiting.extend(zip(node.children, node.placements, strict=True))
 
     def status(self) -> dict[str, int]:
         with self._lock:
@@ -355,15 +383,18 @@ class Fetcher:
 
     def _range(self, request: Request, demand: bool) -> memoryview:
         """The bytes from the first of a request to the last; Corrupt, NotFound, StoreUnavailable."""
-        first, last = request[0], request[-1]
-        count = last.end - first.place.offset
-        start = time.monotonic()
+        first = request[0].place
+        return self._read(first.pack, first.offset, request[-1].end, demand)
+
+    def _read(self, pack: Digest, start: int, end: int, demand: bool) -> memoryview:
+        """The bytes [start, end) of a pack; Corrupt, NotFound, StoreUnavailable."""
+        count = end - start
+        began = time.monotonic()
         with self._lock:
             self._requests += 1
             self._demand_bytes += count * demand
         try:
-            key = keys.pack(first.place.pack)
-            stored = self._repository.store.get_range(key, first.place.offset, last.end)
+            stored = self._repository.store.get_range(keys.pack(pack), start, end)
         finally:
             with self._lock:
                 if demand:
@@ -371,7 +402,7 @@ class Fetcher:
                     self._calm.notify_all()
         with self._lock:
             self._bytes += count
-            self._link.note(start, time.monotonic(), count)
+            self._link.note(began, time.monotonic(), count)
         self.line.answered()
         return memoryview(stored)
 

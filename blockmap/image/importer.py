@@ -31,7 +31,11 @@ from blockmap.store.opening import Format
 from blockmap.store.repository import Publication
 
 THRESHOLD_BLOCKS = 32
-"""Files from this size on are cut at their edges; decided by `blockmap bench dedup`."""
+"""Files from this size on are cut at their edges.
+
+By `blockmap bench dedup` over 13 images of Debian (3.5 GB): none 1.878, 32 blocks 1.884 with 4 % more chunks, 16 blocks 1.889
+with 8 %, 8 blocks 1.893 with 15 %, 2 blocks 1.900 with 50 %; the block-level limit is 2.03.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,8 @@ class Importer:
                     continue
                 version = publication.version(entry.version, entry.number)
                 known.add(publication, (version.root, version.extra))
+                if version.run is not None:
+                    known.runs[version.root.digest] = version.run
                 named.add((entry.version, entry.number))
             except BlockmapError as error:
                 self._warn(f"not deduplicating against {repo}:{tag}: {error}")
@@ -216,7 +222,7 @@ def _uuid(source: Source) -> bytes:
 
 def _version(source: Source | DiskSource, trees: Trees, layout: Layout) -> Version:
     if isinstance(source, DiskSource):
-        return Version(trees.root, trees.extra, layout)
+        return Version(trees.root, trees.extra, layout, run=trees.run)
     try:
         created = json.loads(source.config).get("created")
     except (ValueError, AttributeError):
@@ -228,4 +234,5 @@ def _version(source: Source | DiskSource, trees: Trees, layout: Layout) -> Versi
         manifest=source.manifest,
         config=source.config,
         created=created if isinstance(created, str) else "",
+        run=trees.run,
     )

@@ -27,7 +27,7 @@ KEY, SECRET = "testkey", "testsecret"
 AZURITE = "3.37.0"
 READ_KEY, READ_SECRET = "readkey", "readsecret"
 """May only read and list, where a server can tell the two apart."""
-START_S = 60.0
+START_S = 120.0
 REMOTE = ["seaweedfs", *(pytest.param(name, marks=pytest.mark.long) for name in ("ceph", "azurite"))]
 """Fixtures of tests/conftest.py that give a Server."""
 _VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")

@@ -7,11 +7,11 @@ from blockmap.errors import StoreUnavailable
 from blockmap.format import BLOCK
 from blockmap.format.chunker import Parameters
 from blockmap.format.tree import Root
-from blockmap.format.version import Layout, Version
+from blockmap.format.version import Layout, Run, Version
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.known import KnownChunks
 from blockmap.publish.stages import Stages
-from blockmap.publish.trees import store_trees
+from blockmap.publish.trees import Trees, store_trees
 from blockmap.store.base import Buffer, Pruner
 from blockmap.store.names import NameLog
 from blockmap.store.repository import Publication
@@ -19,19 +19,23 @@ from blockmap.store.repository import Publication
 
 def publish(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int) -> Root:
     """Stores a volume of `size` blocks with whole blocks of data at the given blocks."""
+    return publish_trees(store, pieces, size).root
+
+
+def publish_trees(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int) -> Trees:
     publication = Publication(store)
     with ChunkWriter(publication.put_pack, lambda name: None, Parameters(), Stages()) as chunks:
         for block, data in pieces:
             chunks.write(block, data)
         chunks.finish()
-        return store_trees(chunks, size, [], KnownChunks(), publication).root
+        return store_trees(chunks, size, [], KnownChunks(), publication)
 
 
-def name(store: Pruner, root: Root, repo: str, tag: str, message: str = "") -> Version:
+def name(store: Pruner, root: Root, repo: str, tag: str, message: str = "", run: Run | None = None) -> Version:
     """Makes a name stand for a volume."""
-    version = Version(root, Root(bytes(32), root.size), Layout(0, 0), message=message)  # type: ignore[arg-type]
+    version = Version(root, Root(bytes(32), root.size), Layout(0, 0), message=message, run=run)  # type: ignore[arg-type]
     number = Publication(store).put_version(version, set())
-    NameLog(store).set(repo, tag, version.name, number, root.placement, None, None)
+    NameLog(store).set(repo, tag, version.name, number, root.placement, run, None)
     return version
 
 
