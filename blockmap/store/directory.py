@@ -40,12 +40,16 @@ class DirectoryStore:
         self._open: OrderedDict[str, _File] = OrderedDict()
         self._settled: set[Path] = set()
         """Directories whose names are known to be durable; adding to a set needs no lock."""
+        self._seen = False
+        """Whether a store was here: where it is not any more, its file system is not mounted, or was moved away."""
 
     def get(self, key: str) -> bytes:
         try:
-            return self._path(key).read_bytes()
+            data = self._path(key).read_bytes()
         except OSError as error:
             raise self._explain(key, error) from error
+        self._seen = self._seen or key == keys.FORMAT
+        return data
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
         try:
@@ -76,7 +80,9 @@ class DirectoryStore:
     def exists(self, key: str) -> bool:
         try:
             return stat.S_ISREG(os.stat(self._path(key)).st_mode)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if self._is_gone():
+                raise self._explain(key, error) from error
             return False
         except OSError as error:
             raise self._explain(key, error) from error
@@ -140,10 +146,17 @@ class DirectoryStore:
 
     def _explain(self, key: str, error: OSError) -> Exception:
         if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+            if self._is_gone():
+                with self._lock:
+                    self._open.clear()  # they would answer still
+                return StoreUnavailable(f"the store {self.url} is not there any more: check that it is mounted")
             return NotFound(f"there is no {key} in {self.url}")
         return StoreUnavailable(
             f"cannot read {self.url}/{key}: {error.strerror}; check that the store is mounted, and its permissions"
         )
+
+    def _is_gone(self) -> bool:
+        return self._seen and not os.path.exists(self._root / keys.FORMAT)
 
 
 def _unless_absent(error: OSError) -> None:

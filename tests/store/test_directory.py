@@ -9,6 +9,7 @@ import pytest
 from blockmap import disk
 from blockmap.errors import NotFound, StoreUnavailable
 from blockmap.store.directory import DirectoryStore
+from blockmap.store.opening import create_store
 
 
 def descriptors(top: Path) -> list[str]:
@@ -96,3 +97,27 @@ def test_a_directory_that_vanished_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "packs/ab").rmdir()
     store.create("packs/ab/one", [b"again"])
     assert store.get("packs/ab/one") == b"again"
+
+
+def test_a_store_that_is_not_mounted_any_more_is_away_and_comes_back(tmp_path: Path) -> None:
+    store, _ = create_store(str(tmp_path / "store"))
+    store.create("packs/a", [b"content"])
+    assert store.get_range("packs/a", 0, 3) == b"con"
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    for _ in range(2):
+        for missing in (
+            lambda: store.get("packs/b"),
+            lambda: store.get_range("packs/b", 0, 1),
+            lambda: store.exists("packs/a"),
+            lambda: store.get_range("format", 0, 1),
+            lambda: store.get_range("packs/a", 0, 1),
+        ):
+            with pytest.raises(StoreUnavailable, match="mounted"):
+                missing()
+        (tmp_path / "store").mkdir(exist_ok=True)  # the bare mount point
+    (tmp_path / "store").rmdir()
+    (tmp_path / "elsewhere").rename(tmp_path / "store")
+    assert store.get_range("packs/a", 0, 3) == b"con"
+    assert not store.exists("packs/b")
+    with pytest.raises(NotFound):
+        store.get("packs/b")
