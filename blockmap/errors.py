@@ -11,6 +11,7 @@
         NotAStore           the location holds something else, or nothing
         StoreTooNew         the store needs a feature that this release does not know
         StoreRefused        the engine does not keep a promise that blockmap depends on
+        CannotList          the engine has no listings, as web servers have none
         StoreReadOnly       the engine, or its credentials, cannot write
         StoreUnavailable    the engine did not answer, or has no room
       ImageError            an image that cannot be imported: damaged, hostile or unsupported
@@ -61,6 +62,10 @@ class StoreTooNew(StoreError):
 
 
 class StoreRefused(StoreError):
+    pass
+
+
+class CannotList(StoreError):
     pass
 
 

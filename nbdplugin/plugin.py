@@ -15,7 +15,7 @@ from pathlib import Path
 import nbdkit
 
 from blockmap.errors import BlockmapError, UsageError
-from blockmap.store.opening import open_store
+from blockmap.store.opening import location
 from blockmap.volume.exports import Exports
 from blockmap.volume.view import View
 from nbdplugin.control import Control
@@ -62,8 +62,8 @@ def thread_model() -> int:
 
 
 def get_ready() -> None:
-    """The last moment at which an error stops a server that goes into the background."""
-    open_store(_settings["store"])
+    """The last moment at which an error stops a server that goes into the background; too early for asking the store."""
+    location(_settings["store"])
 
 
 def after_fork() -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.store import servers
+
 # Where Debian has the programs that tests call.
 PACKAGES = {
     "nbdkit": "nbdkit",
@@ -143,6 +145,16 @@ def sample_image(need: Callable[..., None], tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp("sample") / "image"
     subprocess.run([CHECKOUT / "tools" / "sample-image", out], check=True)
     return out
+
+
+# --- object stores
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(need: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S3]:
+    need("weed")
+    with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
 
 
 # --- nothing is left behind

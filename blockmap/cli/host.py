@@ -20,7 +20,7 @@ from blockmap.host.control import Client
 from blockmap.host.nbdfuse import NbdFuse
 from blockmap.host.paths import default_cache, default_socket, default_state
 from blockmap.host.supervisor import Supervisor, spawn
-from blockmap.store.opening import open_store
+from blockmap.store.opening import location, open_store
 
 _IDLE_SECONDS = 60.0
 _WIDE = 1000
@@ -47,7 +47,7 @@ def serve(
     idle_exit: float | None,
 ) -> None:
     """Serve every image of the store over NBD."""
-    url = _absolute(need_store(store))
+    url = location(need_store(store))
     open_store(url)
     where = (socket or default_socket()).absolute()
     Supervisor(url, (cache or default_cache()).absolute(), cache_size, where, listen, idle_exit, _log).run()
@@ -151,7 +151,7 @@ def _server(store: str | None, cache: Path | None, socket: Path | None) -> Clien
     if client.answers():
         _check_store(client, store)
     else:
-        url = _absolute(need_store(store))
+        url = location(need_store(store))
         open_store(url)
         spawn(url, (cache or default_cache()).absolute(), where, _IDLE_SECONDS)
     return client
@@ -160,9 +160,9 @@ def _server(store: str | None, cache: Path | None, socket: Path | None) -> Clien
 def _check_store(client: Client, store: str | None) -> None:
     """HostError where the server that answers serves another store than the one that was asked for."""
     served = str(client.request("status")["store"])
-    if store and _absolute(store).removeprefix("file://") != served:
+    if store and (asked := location(store)) != served:
         raise HostError(
-            f"the server at {client.nbd_socket} serves {served}, not {store}: name another server with --socket, which is "
+            f"the server at {client.nbd_socket} serves {served}, not {asked}: name another server with --socket, which is "
             "started if need be"
         )
 
@@ -173,11 +173,6 @@ def _attachments() -> Attachments:
 
 def _state() -> Path:
     return Path(os.environ.get("BLOCKMAP_STATE") or default_state())
-
-
-def _absolute(url: str) -> str:
-    """A store's URL that means the same in any working directory."""
-    return url if "://" in url else os.path.abspath(url)
 
 
 def _log(text: str) -> None:

@@ -34,10 +34,9 @@ _UNBOUNDED = 10_000
 @click.argument("url", required=False)
 @store_option
 def create(url: str | None, store: str | None) -> None:
-    """Make a store in the directory URL (else --store), which must be absent or empty."""
-    where = need_store(url or store)
-    _, form = create_store(where)
-    click.echo(f"made store {form.store} in {where}")
+    """Make a store in URL (else --store): a directory, or a prefix in a bucket that exists, where nothing is yet."""
+    made, form = create_store(need_store(url or store))
+    click.echo(f"made store {form.store} in {made.url}")
 
 
 @click.command("import")

@@ -17,7 +17,8 @@ def store_option(command: Command) -> Command:
         "--store",
         envvar="BLOCKMAP_STORE",
         metavar="URL",
-        help="The store: a directory. [env BLOCKMAP_STORE]",
+        help="The store: a directory, s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX, or http(s)://HOST/PATH "
+        "to read. [env BLOCKMAP_STORE]",
     )(command)
 
 
@@ -46,5 +47,5 @@ def socket_option(command: Command) -> Command:
 def need_store(url: str | None) -> str:
     """The store's URL; UsageError where there is none."""
     if not url:
-        raise UsageError("no store is given: add --store DIRECTORY, or set BLOCKMAP_STORE")
+        raise UsageError("no store is given: add --store URL (a directory will do), or set BLOCKMAP_STORE")
     return url

@@ -12,6 +12,9 @@ from blockmap.host import tools
 
 ABORTS_BELOW = (1, 34)
 """nbdkit 1.32.4 and 1.32.5 end for all clients when one hangs up with replies pending."""
+_ENGINES = ("AWS_", "AZURE_", "GOOGLE_")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_KEPT = ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", *_PROXIES)
 
 
 def version() -> tuple[int, int]:
@@ -44,8 +47,8 @@ def check_python() -> None:
 
 
 def environment() -> dict[str, str]:
-    """A clean environment in which nbdkit's Python finds the packages of this one."""
-    kept = {key: value for key, value in os.environ.items() if key in ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")}
+    """A clean environment in which nbdkit's Python finds the packages of this one, and the store's engine its settings."""
+    kept = {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith(_ENGINES)}
     return {**kept, "PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "PYTHONNOUSERSITE": "1"}
 
 

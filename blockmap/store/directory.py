@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blockmap import disk
-from blockmap.errors import Corrupt, NotFound, StoreUnavailable
+from blockmap.errors import Corrupt, NotAStore, NotFound, StoreUnavailable, UsageError
 from blockmap.format import keys
 from blockmap.store.base import Buffer
 
@@ -94,6 +94,17 @@ class DirectoryStore:
         disk.remove(self._path(key))
         self._forget(key)
 
+    def contents(self) -> Sequence[str]:
+        """The names at the top of the directory; none where it is absent. NotAStore where it is a file."""
+        try:
+            return sorted(os.listdir(self._root))
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError:
+            raise NotAStore(f"{self.url} is a file: name a directory that is absent or empty") from None
+        except OSError as error:
+            raise StoreUnavailable(f"cannot list {self.url}: {error.strerror}; check its permissions") from error
+
     def _path(self, key: str) -> Path:
         keys.check(key)
         return self._root / key
@@ -137,3 +148,13 @@ def _unless_absent(error: OSError) -> None:
     """A prefix without objects has no directory, or lost it just now; an object has nothing below it."""
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         raise error
+
+
+def open_directory(url: str) -> DirectoryStore:
+    """The store in the directory that a path or file:///DIRECTORY names; UsageError."""
+    scheme, colon, rest = url.partition("://")
+    if not colon:
+        return DirectoryStore(Path(os.path.abspath(url)))
+    if scheme == "file" and rest.startswith("/"):
+        return DirectoryStore(Path(rest))
+    raise UsageError(f"{url} is not a directory's URL: write file:///DIRECTORY, or the path alone")

@@ -1,14 +1,10 @@
 """Opens and creates stores by URL."""
 
 import json
-import os
-import secrets
-import threading
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from blockmap import disk
 from blockmap.errors import (
@@ -17,21 +13,25 @@ from blockmap.errors import (
     NotAStore,
     NotFound,
     StoreReadOnly,
-    StoreRefused,
     StoreTooNew,
-    StoreUnavailable,
     UsageError,
 )
 from blockmap.format import keys
 from blockmap.format.chunker import Parameters
-from blockmap.store.base import Pruner
-from blockmap.store.directory import DirectoryStore
+from blockmap.store import http, objects, probe
+from blockmap.store.base import Pruner, Reader
+from blockmap.store.directory import open_directory
 
 VERSION = 1
-_CREATORS = 8
-_PROBE = "probe-"
-_NOTHING = (_PROBE, disk.TEMPORARY, "lost+found")
-"""A directory is empty where all names begin so: an attempt that was broken off leaves some, a new file system one."""
+_NOTHING = (probe.PREFIX, disk.TEMPORARY, "lost+found")
+"""A place is empty where all names begin so: an attempt that was broken off leaves some, a new file system one."""
+
+
+class Place(Pruner, Protocol):
+    """Where a store is or could be made."""
+
+    def contents(self) -> Sequence[str]:
+        """Names at the top: all, or some of very many; none where the place is absent or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +45,25 @@ class Format:
     """False where writing needs a feature that this release does not know."""
 
 
-def open_store(url: str) -> tuple[Pruner, Format]:
-    """The store at `url`; UsageError, NotAStore, StoreTooNew, StoreUnavailable."""
-    store = DirectoryStore(_directory(url))
-    try:
-        text = store.get(keys.FORMAT)
-    except NotFound:
-        raise NotAStore(
-            f"{url} is not a blockmap store: make one with `blockmap create {url}`, or correct --store"
-        ) from None
-    return store, parse_format(text, url)
+def open_store(url: str) -> tuple[Reader, Format]:
+    """The store at `url`, to read; UsageError, NotAStore, StoreTooNew, StoreUnavailable."""
+    store = _reader(url)
+    return store, _format(store)
 
 
 def create_store(url: str) -> tuple[Pruner, Format]:
     """Probes the engine at `url` and makes a store there; UsageError, NotAStore, StoreRefused, StoreReadOnly."""
-    path = _directory(url)
-    store = DirectoryStore(path)
-    found = _contents(path)
+    store = _place(url)
+    found = _contents(store)
     if keys.FORMAT in found:
-        raise UsageError(f"{url} is a blockmap store already: use it as it is")
+        raise UsageError(f"{store.url} is a blockmap store already: use it as it is")
     if found:
         seen = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
         raise NotAStore(
-            f"{url} is neither empty nor a store, it holds {seen}: name a directory that is absent or empty"
+            f"{store.url} is neither empty nor a store, it holds {seen}: name a directory, or a prefix of a bucket, "
+            "that is absent or empty"
         )
-    probe(store)
+    probe.check(store)
     parameters = Parameters()
     value = {
         "chunker": {"bits": parameters.bits, "hash": "xxh3-64", "max": parameters.max, "min": parameters.min},
@@ -81,21 +75,29 @@ def create_store(url: str) -> tuple[Pruner, Format]:
     try:
         store.create(keys.FORMAT, [json.dumps(value, indent=1).encode() + b"\n"])
     except AlreadyExists:
-        raise UsageError(f"{url} was made a blockmap store by somebody else just now: use it as it is") from None
-    return store, parse_format(store.get(keys.FORMAT), url)
+        raise UsageError(f"{store.url} was made a blockmap store by somebody else just now: use it as it is") from None
+    return store, _format(store)
 
 
 def open_or_create(url: str) -> tuple[Pruner, Format]:
-    """The store at `url` for a writer, made where the directory is absent or empty; as both, and StoreReadOnly."""
-    if not _contents(_directory(url)):
+    """The store at `url` for a writer, made where nothing is there yet; as both, and StoreReadOnly."""
+    store = _place(url)
+    if not _contents(store):
         try:
             return create_store(url)
         except UsageError:
             pass  # another writer was faster: its store is as good
-    store, form = open_store(url)
+    form = _format(store)
     if not form.writable:
-        raise StoreReadOnly(f"the store {url} has features that this release can read but not write: upgrade blockmap")
+        raise StoreReadOnly(
+            f"the store {store.url} has features that this release can read but not write: upgrade blockmap"
+        )
     return store, form
+
+
+def location(url: str) -> str:
+    """The one form of a store's URL, which means the same in any working directory and holds no secrets; UsageError."""
+    return _reader(url).url
 
 
 def parse_format(text: bytes, url: str) -> Format:
@@ -121,49 +123,46 @@ def parse_format(text: bytes, url: str) -> Format:
         raise NotAStore(f"{url} is no blockmap store, or its object `format` is damaged: {error}") from error
 
 
-def probe(store: Pruner) -> None:
-    """Checks that an engine keeps the promises that blockmap depends on; StoreRefused names the one it breaks."""
-    key = f"{_PROBE}{secrets.token_hex(8)}"
-    start = threading.Barrier(_CREATORS)
-
-    def create(number: int) -> bool:
-        start.wait()
-        try:
-            store.create(key, [bytes([number]) * 4096])
-        except AlreadyExists:
-            return False
-        return True
-
-    try:
-        with ThreadPoolExecutor(_CREATORS) as pool:
-            winners = [number for number, won in enumerate(pool.map(create, range(_CREATORS))) if won]
-        if len(winners) != 1:
-            raise StoreRefused(
-                f"{store.url} let {len(winners)} of {_CREATORS} parallel writers create one object where exactly one may: "
-                "blockmap would lose updates on it; use another engine"
-            )
-        if store.get_range(key, 100, 300) != bytes([winners[0]]) * 200:
-            raise StoreRefused(f"{store.url} does not answer a range with its bytes: use another engine")
-    finally:
-        store.delete(key)
+def _reader(url: str) -> Reader:
+    return http.open_http(url) if _scheme(url) in http.SCHEMES else _place(url)
 
 
-def _directory(url: str) -> Path:
+def _place(url: str) -> Place:
+    scheme = _scheme(url)
+    if scheme in http.SCHEMES:
+        raise StoreReadOnly(f"{url} is read through a web server: write to the store behind it instead")
+    if scheme in objects.SCHEMES:
+        return objects.open_objects(url)
+    if scheme in ("", "file"):
+        return open_directory(url)
+    raise UsageError(
+        f"{scheme}:// is not a kind of store that is known: a directory is, file:///DIRECTORY, s3://BUCKET/PREFIX, "
+        "az://CONTAINER/PREFIX, gs://BUCKET/PREFIX, and http(s)://HOST/PATH to read"
+    )
+
+
+def _scheme(url: str) -> str:
+    """What kind of URL it is, "" for a path; UsageError where it may hold secrets, which the message leaves out."""
     scheme, colon, rest = url.partition("://")
     if not colon:
-        return Path(url).absolute()
-    if scheme == "file" and rest.startswith("/"):
-        return Path(rest)
-    raise UsageError(f"{scheme}:// is not a kind of store that is known: a directory is, or file:///DIRECTORY")
+        return ""
+    if scheme != "file" and any(mark in rest for mark in "@?#"):
+        raise UsageError(
+            f"a store's {scheme}:// URL has no user, password, query or fragment, since it is logged and shown: leave out what "
+            "goes with @, ? and #, and give credentials in the environment, as the README says"
+        )
+    return scheme
 
 
-def _contents(path: Path) -> list[str]:
-    """What a directory holds, as far as it counts; nothing where it is absent."""
+def _contents(place: Place) -> list[str]:
+    return [name for name in place.contents() if not name.startswith(_NOTHING)]
+
+
+def _format(store: Reader) -> Format:
     try:
-        return sorted(name for name in os.listdir(path) if not name.startswith(_NOTHING))
-    except FileNotFoundError:
-        return []
-    except NotADirectoryError:
-        raise NotAStore(f"{path} is a file: name a directory that is absent or empty") from None
-    except OSError as error:
-        raise StoreUnavailable(f"cannot list {path}: {error.strerror}; check its permissions") from error
+        text = store.get(keys.FORMAT)
+    except NotFound:
+        raise NotAStore(
+            f"{store.url} is not a blockmap store: make one with `blockmap create {store.url}`, or correct --store"
+        ) from None
+    return parse_format(text, store.url)

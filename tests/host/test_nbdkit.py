@@ -1,6 +1,7 @@
 """Which nbdkit there is, and what its Python sees."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,14 +47,39 @@ def test_the_packages_import_inside_nbdkit(need: Callable[..., None], tmp_path: 
     assert found["file"] == blockmap.__file__
 
 
+ENGINES = ("AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AZURE_STORAGE_ACCOUNT_KEY", "GOOGLE_APPLICATION_CREDENTIALS")
+NETWORK = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE")
+
+
 def test_the_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PYTHONHOME", "PYTHONSTARTUP", "PYTHONPATH", "AWS_SECRET_ACCESS_KEY", "LISTEN_FDS", "LD_PRELOAD"):
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    for name in (
+        "PYTHONHOME",
+        "PYTHONSTARTUP",
+        "PYTHONPATH",
+        "LISTEN_FDS",
+        "LD_PRELOAD",
+        "XAWS_",
+        "PATH",
+        "BLOCKMAP_STORE",
+    ):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("TZ", "Europe/Berlin")
+    assert nbdkit.environment() == {
+        "TZ": "Europe/Berlin",
+        "PATH": f"{sys.prefix}/bin:/usr/bin:/bin",
+        "PYTHONNOUSERSITE": "1",
+    }
+
+
+def test_an_engine_finds_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", *ENGINES, *NETWORK):
+        monkeypatch.setenv(name, f"of {name}")
     made = nbdkit.environment()
-    assert set(made) <= {"HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PATH", "PYTHONNOUSERSITE"}
-    assert made["TZ"] == "Europe/Berlin"
-    assert made["PATH"].startswith(f"{sys.prefix}/bin:")
+    assert {name: made[name] for name in ("HOME", *ENGINES, *NETWORK)} == {
+        name: f"of {name}" for name in ("HOME", *ENGINES, *NETWORK)
+    }
 
 
 def fake(bin: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

@@ -7,10 +7,27 @@ import pytest
 from blockmap.store.base import Pruner
 from blockmap.store.directory import DirectoryStore
 from blockmap.store.memory import MemoryStore
+from blockmap.store.objects import open_objects
+from tests.store.servers import use
+
+REMOTE = ["seaweedfs", *(pytest.param(name, marks=pytest.mark.long) for name in ("ceph", "azurite"))]
+"""Fixtures of servers with an `environment`, and a `url` for each new store."""
 
 
-@pytest.fixture(params=["memory", "directory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Pruner:
+@pytest.fixture(params=["memory", "directory", *REMOTE])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pruner:
     if request.param == "memory":
         return MemoryStore()
-    return DirectoryStore(tmp_path / "store")
+    if request.param == "directory":
+        return DirectoryStore(tmp_path / "store")
+    server = request.getfixturevalue(request.param)
+    use(server, monkeypatch)
+    return open_objects(server.url())
+
+
+@pytest.fixture(params=REMOTE)
+def remote(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a place in an object store, where nothing is yet."""
+    server = request.getfixturevalue(request.param)
+    use(server, monkeypatch)
+    return str(server.url())

@@ -1,0 +1,99 @@
+"""What obstore's errors mean: the kind, and one line of their pages of text, without what may be secret."""
+
+import re
+
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+
+from blockmap.errors import AlreadyExists, BlockmapError, NotFound, StoreReadOnly, StoreRefused, StoreUnavailable
+
+ERRORS = (BaseError, OSError, ValueError, NotImplementedError)
+"""What calls of obstore raise: its own errors, and FileNotFoundError and others for some."""
+
+_STATUS = re.compile(r"status code: (\d{3})( \w[\w -]*)?")
+_CODE = re.compile(r"<Code>([^<]{1,100})</Code>|\(code: (\w{1,100})\)")
+_MESSAGE = re.compile(r"<Message>([^<]{1,300})")
+_SAID = re.compile(r'(?:message|error): "([^"\n]{1,200})')
+_QUERY = re.compile(r"\?[^\s,)]*")  # a signature may be in it
+_TIMES = re.compile(r" in [\d.]+(?:[mnµ]?s)\b(?:, after \d+ retries, max_retries: \d+, retry_timeout: \w+)? *")
+_MAX_CHARACTERS = 300
+_DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationFailure")
+_PARTIAL = ("Range request not supported", "non-partial response")
+_METADATA_SERVICE = "169.254.169.254"
+
+
+def status(error: Exception) -> int:
+    """The HTTP status that an error is about; 0 where there was none."""
+    found = _STATUS.search(str(error))
+    return int(found[1]) if found else 0
+
+
+def explain(error: Exception, url: str, key: str, *, writing: bool = False) -> BlockmapError:
+    """The error to raise when a call for `key` failed; a write whose outcome is unknown gives StoreUnavailable."""
+    what = f"{url}/{key}" if key else url
+    text = str(error)
+    if isinstance(error, AlreadyExistsError):
+        return AlreadyExists(f"{what} exists already")
+    if "NoSuchBucket" in text or "ContainerNotFound" in text:
+        return StoreUnavailable(
+            f"the bucket of {url} does not exist: make it with your provider's tools, or correct the URL"
+        )
+    if isinstance(error, FileNotFoundError) and not writing:
+        return NotFound(f"there is no {key} in {url}")
+    if _METADATA_SERVICE in text:
+        return StoreUnavailable(
+            f"no credentials were found for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_ACCOUNT_KEY "
+            "or GOOGLE_APPLICATION_CREDENTIALS, or AWS_SKIP_SIGNATURE=true for a bucket that anybody may read"
+        )
+    said = one_line(error)
+    if (
+        isinstance(error, (PermissionDeniedError, UnauthenticatedError))
+        or status(error) in (401, 403)
+        or _is_denial(text)
+    ):
+        if writing:
+            return StoreReadOnly(f"cannot write {what}: {said}; check that the credentials are right and may write")
+        return StoreUnavailable(
+            f"may not read {what}: {said}; check the credentials in the environment, which must allow reading and listing"
+        )
+    if any(words in text for words in _PARTIAL):
+        return StoreRefused(f"{url} answers a range with the whole object (200 instead of 206): use another server")
+    if isinstance(error, (NotSupportedError, NotImplementedError)) or status(error) == 501:
+        return StoreRefused(f"{url} cannot do what blockmap needs: {said}; use another engine")
+    return StoreUnavailable(f"cannot {'write' if writing else 'read'} {what}: {said}")
+
+
+def one_line(error: Exception) -> str:
+    """What a person can use of an error's text."""
+    text = str(error)
+    head, _, debug = text.partition("\n\nDebug source")
+    code, message, found = _CODE.search(head), _MESSAGE.search(head), _STATUS.search(head)
+    if found or code:
+        parts = [f"the server answered {found[1]}{found[2] or ''}".rstrip()] if found else []
+        parts += [code[1] or code[2]] if code else []
+        parts += [message[1].rstrip(".")] if message else []
+        line = ": ".join(parts)
+    else:
+        line = _TIMES.sub(" ", head.split("\n")[0]).removeprefix("Generic ").partition(" error: ")[2] or head
+        if cause := _cause(debug):
+            line += f" ({cause})"
+    return " ".join(_QUERY.sub("", line).split())[:_MAX_CHARACTERS]
+
+
+def _cause(debug: str) -> str:
+    """The innermost reason, which only the debugging text has."""
+    if "kind: Timeout" in debug:
+        return "no answer in time"
+    if said := _SAID.findall(debug):
+        return str(said[-1])
+    return "the connection broke" if "Incomplete" in debug else ""
+
+
+def _is_denial(text: str) -> bool:
+    found = _CODE.search(text)
+    return found is not None and (found[1] or found[2]) in _DENIED

@@ -1,0 +1,25 @@
+"""A store behind a web server, read-only: the files of a directory store, or a cache in front of a bucket."""
+
+from obstore.store import HTTPStore
+
+from blockmap.errors import CannotList, UsageError
+from blockmap.store import answers
+from blockmap.store.objects import CLIENT, RETRIES, ObjectReader
+
+SCHEMES = ("http", "https")
+
+
+class HttpStore(ObjectReader):
+    """Reads objects by GET and HEAD; a web server says nothing that could be relied on about what else there is."""
+
+    def list(self, prefix: str) -> list[str]:
+        raise CannotList(f"{self.url} cannot list what it holds: use the store behind it for this")
+
+
+def open_http(url: str) -> HttpStore:
+    """The store at http(s)://HOST/PATH; makes no call. UsageError."""
+    where = url.rstrip("/")
+    try:
+        return HttpStore(where, HTTPStore(where, client_options=CLIENT, retry_config=RETRIES))
+    except answers.ERRORS as error:
+        raise UsageError(f"{url} is not the URL of a store: {answers.one_line(error)}") from error

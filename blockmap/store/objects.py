@@ -1,0 +1,168 @@
+"""A store in a bucket of an object store: S3 and what is compatible with it, Azure Blob, Google Cloud Storage.
+
+Speaks through obstore's blocking calls, which let other threads run. Its threads start at the first call, and do not
+survive a fork: make the first call after it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
+
+from blockmap.errors import Corrupt, NotFound, UsageError
+from blockmap.format import keys
+from blockmap.store import answers, aws
+from blockmap.store.base import Buffer
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+SCHEMES = ("s3", "az", "gs")
+
+CLIENT: "ClientConfig" = {
+    # Whether the connection is encrypted is said by the endpoint that the user names.
+    "allow_http": True,
+    "connect_timeout": timedelta(seconds=3),
+    "read_timeout": timedelta(seconds=10),
+    "timeout": timedelta(seconds=120),
+    "pool_max_idle_per_host": "64",
+}
+RETRIES: "RetryConfig" = {
+    # What a moment cures. Waiting for a server that is away is the fetcher's business.
+    "max_retries": 4,
+    "retry_timeout": timedelta(seconds=3),
+    "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=1), "base": 2},
+}
+_PAGE = 1000
+
+Engine = S3Store | AzureStore | GCSStore | HTTPStore
+
+
+class ObjectReader:
+    """Reads objects through obstore."""
+
+    def __init__(self, url: str, engine: Engine) -> None:
+        self.url = url
+        self._engine = engine
+
+    def get(self, key: str) -> bytes:
+        keys.check(key)
+        with self._explained(key):
+            return bytes(obstore.get(self._engine, key).bytes())
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        keys.check(key)
+        if start == end:  # obstore refuses it
+            self._check_end(key, end)
+            return b""
+        try:
+            data = bytes(obstore.get_range(self._engine, key, start=start, end=end))
+        except answers.ERRORS as error:
+            if answers.status(error) == 416:
+                self._check_end(key, end)
+            raise answers.explain(error, self.url, key) from error
+        if len(data) > end - start:
+            raise Corrupt(f"{self.url}/{key}: {len(data)} bytes came where {end - start} were asked for")
+        if len(data) < end - start:
+            raise Corrupt(f"{self.url}/{key} ends at byte {start + len(data)}, before byte {end}")
+        return data
+
+    def list(self, prefix: str) -> list[str]:
+        with self._explained(prefix):
+            pages = obstore.list(self._engine, prefix or None, chunk_size=_PAGE)
+            return sorted(each["path"] for page in pages for each in page)
+
+    def exists(self, key: str) -> bool:
+        try:
+            self._size(key)
+        except NotFound:
+            return False
+        return True
+
+    def _size(self, key: str) -> int:
+        keys.check(key)
+        with self._explained(key):
+            return int(obstore.head(self._engine, key)["size"])
+
+    def _check_end(self, key: str, end: int) -> None:
+        size = self._size(key)
+        if size < end:
+            raise Corrupt(f"{self.url}/{key} ends at byte {size}, before byte {end}")
+
+    @contextmanager
+    def _explained(self, key: str, *, writing: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except answers.ERRORS as error:
+            raise answers.explain(error, self.url, key, writing=writing) from error
+
+
+class ObjectStore(ObjectReader):
+    """Objects of a bucket below a prefix; create-only by a conditional put, durable when a call returns."""
+
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        """StoreUnavailable leaves open whether the object was created: the answer may be what was lost."""
+        self._put(key, b"".join(parts), create=True)
+
+    def replace(self, key: str, data: bytes) -> None:
+        self._put(key, data, create=False)
+
+    def delete(self, key: str) -> None:
+        keys.check(key)
+        try:
+            obstore.delete(self._engine, key)
+        except FileNotFoundError:
+            pass  # S3 does not mind, Azure does
+        except answers.ERRORS as error:
+            raise answers.explain(error, self.url, key, writing=True) from error
+
+    def contents(self) -> Sequence[str]:
+        """Some of the names at the top of the store; nothing where it is empty."""
+        with self._explained(""):
+            page = next(iter(obstore.list(self._engine, chunk_size=_PAGE)), [])
+            return sorted({each["path"].partition("/")[0] for each in page})
+
+    def _put(self, key: str, data: bytes, *, create: bool) -> None:
+        keys.check(key)
+        with self._explained(key, writing=True):
+            # In one piece: conditions on multipart uploads are ignored by some servers.
+            obstore.put(self._engine, key, data, mode="create" if create else "overwrite", use_multipart=False)
+
+
+def open_objects(url: str) -> ObjectStore:
+    """The store at s3://BUCKET/PREFIX, az://CONTAINER/PREFIX or gs://BUCKET/PREFIX; makes no call. UsageError.
+
+    Endpoint and credentials are taken from the environment, by obstore and, for AWS's files, by `aws`.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    prefix = prefix.rstrip("/")
+    if not bucket:
+        raise UsageError(f"{url} names no bucket: write {scheme}://BUCKET/PREFIX")
+    if prefix:
+        keys.check(prefix)
+    try:
+        engine = _engine(scheme, bucket, prefix or None)
+    except answers.ERRORS as error:
+        raise UsageError(f"{url} cannot be used: {answers.one_line(error)}; the README has its settings") from error
+    return ObjectStore(f"{scheme}://{bucket}" + (f"/{prefix}" if prefix else ""), engine)
+
+
+def _engine(scheme: str, bucket: str, prefix: str | None) -> Engine:
+    if scheme == "az":
+        return AzureStore(bucket, prefix=prefix, client_options=CLIENT, retry_config=RETRIES)
+    if scheme == "gs":
+        return GCSStore(bucket, prefix=prefix, client_options=CLIENT, retry_config=RETRIES)
+    found = aws.profile()
+    settings = found.settings if found else None
+    return S3Store(
+        bucket,
+        prefix=prefix,
+        config=settings,
+        client_options=CLIENT,
+        retry_config=RETRIES,
+        credential_provider=found,
+    )

@@ -1,0 +1,218 @@
+"""Real object stores on loopback, each a process with a folder and ports of its own."""
+
+import base64
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+KEY, SECRET = "testkey", "testsecret"
+START_S = 60.0
+_VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        found = []
+        for _ in range(count):
+            each = stack.enter_context(socket.socket())
+            each.bind(("127.0.0.1", 0))
+            found.append(int(each.getsockname()[1]))
+        return found
+
+
+def until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Polls until a server answers; fails with its log when it ended or the time is up."""
+    deadline = time.monotonic() + START_S
+    while not ready():
+        assert process.poll() is None, log.read_text(errors="replace")
+        assert time.monotonic() < deadline, log.read_text(errors="replace")
+        time.sleep(0.05)
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def clean(environment: dict[str, str]) -> dict[str, str]:
+    """An environment without anybody's credentials."""
+    return {key: value for key, value in environment.items() if not key.startswith(_VARIABLES)}
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path, ready: Callable[[], bool], **variables: str) -> Iterator[None]:
+    """A server in a process; killed at the end, since SeaweedFS does not end by SIGTERM."""
+    with open(log, "wb") as out:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**clean(dict(os.environ)), **variables}
+        )
+    try:
+        until(ready, process, log)
+        yield
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+class Server(Protocol):
+    environment: dict[str, str]
+    """What makes blockmap find it."""
+
+    def url(self) -> str:
+        """Of a place where nothing is yet."""
+
+
+def use(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes this process find a server, and nothing else."""
+    for key in list(os.environ):
+        if key.startswith(_VARIABLES):
+            monkeypatch.delenv(key)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    for key, value in server.environment.items():
+        monkeypatch.setenv(key, value)
+
+
+class S3:
+    """A server that speaks S3, with one bucket; each store in it has a prefix of its own."""
+
+    def __init__(self, port: int, host: str = "127.0.0.1", bucket: str = "tests") -> None:
+        self.endpoint = f"http://{host}:{port}"
+        self.bucket = bucket
+        self.environment = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_REGION": "us-east-1",
+        }
+
+    def url(self) -> str:
+        return f"s3://{self.bucket}/{secrets.token_hex(6)}"
+
+    def make_bucket(self) -> bool:
+        """Whether the bucket is there and answers a put and a get: the port does before."""
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+            region_name="us-east-1",
+            config=Config(connect_timeout=2, read_timeout=10, retries={"max_attempts": 0}),
+        )
+        try:
+            with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+                client.create_bucket(Bucket=self.bucket)
+            client.put_object(Bucket=self.bucket, Key="ready", Body=b"1")
+            return bool(client.get_object(Bucket=self.bucket, Key="ready")["Body"].read() == b"1")
+        except (BotoCoreError, ClientError):
+            return False
+        finally:
+            client.close()
+
+
+@contextlib.contextmanager
+def seaweedfs(where: Path, host: str = "127.0.0.1") -> Iterator[S3]:
+    """SeaweedFS, all in one process; `host` is the address it listens on."""
+    identity = {
+        "name": "test",
+        "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    reader = {
+        "name": "reader",
+        "credentials": [{"accessKey": "readkey", "secretKey": "readsecret"}],
+        "actions": ["Read", "List"],
+    }
+    (where / "data").mkdir()
+    (where / "s3.json").write_text(json.dumps({"identities": [identity, reader]}))
+    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
+             "s3.port", "s3.port.grpc")  # fmt: skip
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    server = S3(ports["s3.port"], host)
+    command = [
+        "weed", "-logtostderr=true", "server", f"-dir={where}/data", f"-ip={host}", f"-ip.bind={host}",
+        "-master.peers=none", "-master.telemetry=false", "-master.volumeSizeLimitMB=1024", "-volume.max=32",
+        "-volume.preStopSeconds=0", "-filer", "-s3", f"-s3.config={where}/s3.json", "-s3.iam=false",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
+        *(f"-{name}={port}" for name, port in ports.items()),
+    ]  # fmt: skip
+    try:
+        with running(command, where / "log", server.make_bucket):
+            yield server
+    finally:
+        for port in ports.values():  # sockets of its own, which being killed it leaves behind
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink()
+
+
+@contextlib.contextmanager
+def rclone(where: Path) -> Iterator[S3]:
+    """A server that lies: it ignores conditions, and answers a range with 200."""
+    (where / "data").mkdir()
+    (port,) = free_ports(1)
+    server = S3(port)
+    command = [
+        "rclone", "--config", "/dev/null", "serve", "s3", f"{where}/data", "--addr", f"127.0.0.1:{port}",
+        "--auth-key", f"{KEY},{SECRET}", "--vfs-cache-mode", "off",
+    ]  # fmt: skip
+    with running(command, where / "log", server.make_bucket):
+        yield server
+
+
+_NGINX = """daemon off; pid {where}/pid; error_log {where}/err.log warn; {user} worker_processes 1;
+events {{ worker_connections 256; }}
+http {{
+  access_log {where}/access.log; default_type application/octet-stream; keepalive_requests 1000000;
+  client_body_temp_path {where}/t1; proxy_temp_path {where}/t2; fastcgi_temp_path {where}/t3;
+  uwsgi_temp_path {where}/t4; scgi_temp_path {where}/t5;
+  server {{ listen 127.0.0.1:{port}; root {root}; location / {{ {more} }} }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def nginx(where: Path, root: Path, more: str = "") -> Iterator[str]:
+    """nginx over a directory; gives its URL. `more` goes into its one location."""
+    (port,) = free_ports(1)
+    user = "user root;" if os.geteuid() == 0 else ""
+    (where / "nginx.conf").write_text(_NGINX.format(where=where, root=root, port=port, user=user, more=more))
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    with open(where / "log", "wb") as out:
+        process = subprocess.Popen([program, "-c", f"{where}/nginx.conf"], stdout=out, stderr=out)
+    try:
+        until(lambda: listens(port), process, where / "log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)  # ends its workers too
+        process.wait()
+
+
+class Azure:
+    """A server that speaks Azure Blob, with one container."""
+
+    def __init__(self, port: int) -> None:
+        self.environment = {
+            "AZURE_STORAGE_ACCOUNT_NAME": "acct1",
+            "AZURE_STORAGE_ACCOUNT_KEY": base64.b64encode(SECRET.encode()).decode(),
+            "AZURE_STORAGE_ENDPOINT": f"http://127.0.0.1:{port}/acct1",
+        }
+
+    def url(self) -> str:
+        return f"az://tests/{secrets.token_hex(6)}"
