@@ -8,6 +8,7 @@ import click
 
 from blockmap.cli.bench import Report, json_option, show
 from blockmap.cli.bench.coldstart import plot as plots
+from blockmap.cli.bench.coldstart.engine import ENGINES
 from blockmap.cli.bench.coldstart.images import Prepared, prepare
 from blockmap.cli.bench.coldstart.link import Shape
 from blockmap.cli.bench.coldstart.opening import openings
@@ -44,6 +45,7 @@ def parse_rtts(text: str) -> list[float]:
 @click.option(
     "--row", "rows", multiple=True, type=click.Choice(_ROWS), help="Only these ways; may be given several times."
 )
+@click.option("--engine", default="http", show_default=True, type=click.Choice(ENGINES), help="Of blockmap's store.")
 @click.option("--idle", default=120.0, show_default=True, help="Seconds before opening alone is timed again; 0: not.")
 @click.option("--timeout", default=600.0, show_default=True, help="Seconds after which a start has failed.")
 @click.option("--price-per-1000-requests", default=0.0004, show_default=True, help="$; GET of S3 Standard, us-east-1.")
@@ -68,6 +70,7 @@ def coldstart(
     mbit: float,
     rounds: int,
     rows: tuple[str, ...],
+    engine: str,
     idle: float,
     timeout: float,
     price_per_1000_requests: float,
@@ -91,14 +94,14 @@ def coldstart(
             raise UsageError(f"--plot {plot}: a name that ends in .svg or .png is expected")
     found = find_shared(shared, corpus)
     tools.need_root("bench coldstart")
-    need_programs()
+    need_programs(engine)
     layouts = {image: need_image(found, image) for image in images}
     with calm() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="blockmap-bench-", dir=work)))
-        origin = stack.enter_context(serving(folder))
-        bench = Bench(folder, origin, Shape(found.netshape, mbit), found.run_startup, timeout)
+        origin = stack.enter_context(serving(folder, engine))
+        bench = Bench(folder, origin, engine, Shape(found.netshape, mbit), found.run_startup, timeout)
         _say(f"preparing {', '.join(images)}")
-        prepared = [prepare(image, layout, origin, folder) for image, layout in layouts.items()]
+        prepared = [prepare(image, layout, origin, engine, folder) for image, layout in layouts.items()]
         starts = _starts(bench, prepared, rows or _ROWS, rtts, rounds)
         opened = _openings(bench, prepared, rtts, rounds, idle) if not rows or "resident" in rows else []
     if plot is not None:
@@ -110,6 +113,7 @@ def coldstart(
         "rows": [row(each, rtts, prices) for each in figures],
         "summary": [failure for each in figures for failure in each.failures],
         "details": [details(each) for each in figures],
+        "engine": engine,
         "mbit": mbit,
         "rounds": rounds,
         "prices": {"per_1000_requests": price_per_1000_requests, "per_gb": price_per_gb},

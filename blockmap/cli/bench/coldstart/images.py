@@ -1,20 +1,18 @@
 """The same image in every form that a row needs: in a store, in a registry, as a raw and a qcow2 disk, on a local disk."""
 
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from blockmap.cli.bench.coldstart.engine import Store, to_write
 from blockmap.cli.bench.coldstart.origin import Origin
-from blockmap.cli.bench.coldstart.serve import served
+from blockmap.cli.bench.coldstart.serve import BLOCKMAP, served
+from blockmap.errors import HostError
 from blockmap.format.refs import parse_name
 from blockmap.host import tools
-from blockmap.image.disk import DiskSource
-from blockmap.image.importer import Importer
-from blockmap.image.sources import open_source
-from blockmap.store.opening import open_or_create
 
-STORE = "store"
 _SLACK_BYTES = 64 << 20
 
 
@@ -29,22 +27,17 @@ class Prepared:
     """A disk image on this host, for the floor."""
 
 
-def prepare(image: str, layout: Path, origin: Origin, work: Path) -> Prepared:
-    """Imports, converts, pushes and unpacks an image; HostError, ImageError, UsageError."""
+def prepare(image: str, layout: Path, origin: Origin, engine: str, work: Path) -> Prepared:
+    """Imports, converts, pushes and unpacks an image; HostError, UsageError."""
     repo, tag = parse_name(image)
     folder = work / f"{repo}-{tag}"
-    folder.mkdir(parents=True)
-    store = origin.files / STORE
-    source = open_source(f"oci:{layout}:{tag}", platform=None, work=folder)
-    assert not isinstance(source, DiskSource)
-    try:
-        opened, form = open_or_create(str(store))
-        Importer(opened, form, lambda _: None).run(source, repo, tag)
-    finally:
-        source.close()
+    folder.mkdir()
+    far = f"http://127.0.0.1:{origin.port}"
+    store = to_write(engine, far, origin.files)
+    _import(f"oci:{layout}:{tag}", image, store)
     volume = f"{repo}-{tag}"
     raw, qcow2 = (origin.files / f"{volume}{ending}" for ending in (".raw", ".qcow2"))
-    with served(str(store), folder / "cache", folder) as socket:
+    with served(store, folder / "cache", folder) as socket:
         uri = f"nbd+unix:///{quote(image, safe='')}?socket={quote(str(socket))}"
         tools.run("qemu-img", "convert", "-f", "raw", "-O", "raw", uri, str(raw))
     tools.run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(qcow2))
@@ -53,6 +46,15 @@ def prepare(image: str, layout: Path, origin: Origin, work: Path) -> Prepared:
         f"docker://127.0.0.1:{origin.port}/{repo}:{tag}",
     )  # fmt: skip
     return Prepared(image, volume, _local_disk(layout, tag, folder))
+
+
+def _import(source: str, image: str, store: Store) -> None:
+    command = [*BLOCKMAP, "import", source, image, "--store", store.url, "--quiet"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=store.environment
+    )
+    if done.returncode:
+        raise HostError(f"{source} could not be imported: {done.stderr.strip()}")
 
 
 def _local_disk(layout: Path, tag: str, folder: Path) -> Path:

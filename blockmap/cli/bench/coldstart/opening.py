@@ -25,6 +25,8 @@ class Opening:
     rtt_ms: float
     seconds: float
     """With the start of the program that opens it, some 20 ms."""
+    before: list[Request]
+    """What was asked of the far side since the server was started: also to keep connections alive."""
     requests: list[Request]
 
 
@@ -49,7 +51,7 @@ def openings(bench: Bench, images: Sequence[Prepared], rtts_ms: Sequence[float],
     found = []
     for place, rtt_ms, wall, seconds in timed:
         own = [request for request in requests if place.url == f"http://{request.host}"]
-        found.append(Opening(place.image.name, rtt_ms, seconds, split(own, wall, wall + seconds)[1]))
+        found.append(Opening(place.image.name, rtt_ms, seconds, *split(own, wall, wall + seconds)))
     return found
 
 

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from blockmap.cli.bench.coldstart.engine import BUCKET, seaweedfs
 from blockmap.cli.bench.coldstart.processes import answers, free_port, mounted, running, wait_ready
 from blockmap.cli.bench.coldstart.requests import LOG_FORMAT, Request, parse
 from blockmap.errors import HostError
@@ -33,11 +34,10 @@ http {{
     listen 127.0.0.1:{port};
     location / {{ root {files}; autoindex on; }}
     location = /connections {{ stub_status; access_log off; }}
-    location /v2/ {{
-      proxy_pass http://127.0.0.1:{registry};
-      proxy_set_header Host $http_host; proxy_http_version 1.1; proxy_set_header Connection "";
-      proxy_buffering off; proxy_request_buffering off;
-    }}
+    proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $http_host;
+    proxy_buffering off; proxy_request_buffering off;
+    location /v2/ {{ proxy_pass http://127.0.0.1:{registry}; }}
+    {more}
   }}
 }}
 """
@@ -80,16 +80,20 @@ class Origin:
 
 
 @contextlib.contextmanager
-def serving(work: Path) -> Iterator[Origin]:
-    """Starts the far side, its files in a file system in memory."""
+def serving(work: Path, engine: str) -> Iterator[Origin]:
+    """Starts the far side with blockmap's store in an engine, all files in a file system in memory."""
     port, registry = free_port(), free_port()
     log = work / "access.log"
     with contextlib.ExitStack() as stack:
         files = stack.enter_context(
             mounted(work / "origin", "-t", "tmpfs", "-o", "mode=755,size=80%", "blockmap-bench")
         )
+        more = ""
+        if engine == "s3":
+            s3 = stack.enter_context(seaweedfs(work, files))
+            more = f"location /{BUCKET} {{ proxy_pass http://127.0.0.1:{s3}; }}"
         values = {
-            "work": work, "port": port, "registry": registry, "files": files, "log": log, "format": LOG_FORMAT
+            "work": work, "files": files, "log": log, "format": LOG_FORMAT, "port": port, "registry": registry, "more": more,
         }  # fmt: skip
         (work / "nginx.conf").write_text(_NGINX.format(**values))
         (work / "registry.yml").write_text(_REGISTRY.format(**values))

@@ -20,7 +20,10 @@ _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def running(
-    command: list[str], log: Path, environment: Mapping[str, str] | None = None
+    command: list[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    end: signal.Signals = signal.SIGTERM,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process whose messages go to `log`. In a session of its own: what is typed at the terminal is for the benchmark."""
     with open(log, "ab") as out:
@@ -30,7 +33,7 @@ def running(
     try:
         yield process
     finally:
-        process.terminate()
+        process.send_signal(end)
         try:
             process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:

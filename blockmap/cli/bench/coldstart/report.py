@@ -63,6 +63,7 @@ def of_openings(way: str, openings: Sequence[Opening]) -> list[Figures]:
     found: dict[str, Figures] = {}
     for opening in openings:
         each = found.setdefault(opening.image, Figures(opening.image, way, {}, {}, [], []))
+        each.before.append(len(opening.before))
         each.ready_s.setdefault(opening.rtt_ms, []).append(opening.seconds)
         each.requests.setdefault(opening.rtt_ms, []).append(opening.requests)
     return list(found.values())

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from blockmap.cli.bench.coldstart.images import STORE, Prepared
+from blockmap.cli.bench.coldstart.engine import Store
+from blockmap.cli.bench.coldstart.images import Prepared
 from blockmap.cli.bench.coldstart.processes import mounted, running, wait_ready
-from blockmap.cli.bench.coldstart.serve import PROGRAM, served
+from blockmap.cli.bench.coldstart.serve import BLOCKMAP, served
 from blockmap.host import tools
 from blockmap.host.control import Client
 from blockmap.host.nbdfuse import NbdFuse
@@ -29,6 +30,8 @@ class Place:
     """Empty, on disk."""
     url: str
     """Of the far side, through the link."""
+    store: Store
+    """blockmap's, through the link."""
     stack: contextlib.ExitStack
     """Takes apart what the row makes."""
 
@@ -53,7 +56,7 @@ class Blockmap:
 
     remote = True
     programs: Sequence[Sequence[str]] = (
-        (*PROGRAM, "--help"),
+        (*BLOCKMAP, "serve", "--help"),
         (sys.executable, "-c", "import obstore, numpy, xxhash, zstandard, sortedcontainers, isal"),
         ("nbdkit", "python", "--dump-plugin"),
         *_ATTACHING,
@@ -73,7 +76,7 @@ class Blockmap:
         return _attach(place, socket, str(Client(socket).request("resolve", export=place.image.name)["export"]))
 
     def _serve(self, place: Place) -> Path:
-        return place.stack.enter_context(served(f"{place.url}/{STORE}", place.folder / "cache", place.folder))
+        return place.stack.enter_context(served(place.store, place.folder / "cache", place.folder))
 
 
 def socket_of(place: Place) -> Path:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockmap.cli.bench.coldstart.engine import to_read
 from blockmap.cli.bench.coldstart.images import Prepared
 from blockmap.cli.bench.coldstart.link import Shape, shaped
 from blockmap.cli.bench.coldstart.origin import Origin
@@ -24,6 +25,7 @@ class Bench:
 
     work: Path
     origin: Origin
+    engine: str
     shape: Shape
     run_startup: Path
     timeout_s: float
@@ -83,7 +85,8 @@ def place_for(bench: Bench, image: Prepared, rtt_ms: float | None) -> Iterator[P
         port = bench.origin.port
         if rtt_ms is not None:
             port = stack.enter_context(shaped(bench.shape, rtt_ms, port, folder))
-        yield Place(image, folder, f"http://127.0.0.1:{port}", stack)
+        url = f"http://127.0.0.1:{port}"
+        yield Place(image, folder, url, to_read(bench.engine, url), stack)
 
 
 def empty_caches(programs: Sequence[Sequence[str]]) -> None:

