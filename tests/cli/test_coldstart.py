@@ -5,9 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
 from random import Random
@@ -190,8 +191,10 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         need_image(find_shared(tmp_path, tmp_path), "redis:1")
 
 
-def test_options_that_make_no_sense_are_refused_before_anything_is_made() -> None:
-    for arguments in (["--rounds", "0"], ["--plot", "figure.gif"], ["--idle", "-1"], ["--rtt", "x"]):
+def test_options_that_make_no_sense_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    long = str(tmp_path / ("x" * 60))
+    Path(long).mkdir()
+    for arguments in (["--rounds", "0"], ["--plot", "figure.gif"], ["--idle", "-1"], ["--rtt", "x"], ["--work", long]):
         result = CliRunner().invoke(coldstart, ["redis:1", *arguments])
         assert isinstance(result.exception, UsageError), arguments
         assert arguments[0] in str(result.exception)
@@ -212,7 +215,7 @@ def test_a_signal_waits_until_all_is_taken_apart() -> None:
 
 
 @pytest.fixture
-def environment(need: Callable[..., None], need_root: None, tmp_path: Path) -> dict[str, str]:
+def environment(need: Callable[..., None], need_root: None) -> dict[str, str]:
     shared = Path(os.environ.get("BLOCKMAP_SHARED") or CHECKOUT.parent / "shared")
     corpus = os.environ.get("BLOCKMAP_CORPUS")
     if not (shared / "netshape").exists():
@@ -220,7 +223,14 @@ def environment(need: Callable[..., None], need_root: None, tmp_path: Path) -> d
     if not corpus or not (Path(corpus) / "redis").exists():
         pytest.skip("the corpus's images are not there: build redis, and set BLOCKMAP_CORPUS")
     need("nginx", "docker-registry", "qemu-nbd", "nbdkit", "nbdfuse", "skopeo", "umoci")
-    return {**os.environ, "BLOCKMAP_SHARED": str(shared), "TMPDIR": str(tmp_path)}
+    return {**os.environ, "BLOCKMAP_SHARED": str(shared)}
+
+
+@pytest.fixture
+def work() -> Iterator[Path]:
+    """A short path: sockets lie below it."""
+    with tempfile.TemporaryDirectory(prefix="cold-", dir="/var/tmp") as folder:
+        yield Path(folder)
 
 
 def command(work: Path, *arguments: str) -> list[str]:
@@ -238,11 +248,11 @@ def left(work: Path) -> list[str]:
 
 @pytest.mark.long
 @pytest.mark.root
-def test_all_rows_become_ready_and_nothing_is_left(environment: dict[str, str], tmp_path: Path) -> None:
+def test_all_rows_become_ready_and_nothing_is_left(environment: dict[str, str], work: Path, tmp_path: Path) -> None:
     plot = tmp_path / "plot.svg"
     arguments = ["--rtt", "0,20", "--rounds", "1", "--idle", "1", "--json", "--plot", str(plot)]
     done = subprocess.run(
-        command(tmp_path, *arguments), env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        command(work, *arguments), env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -261,14 +271,14 @@ def test_all_rows_become_ready_and_nothing_is_left(environment: dict[str, str], 
             assert each["MB"] > 0.001
     assert rows["nbdkit curl"]["slope"] > 20
     assert plot.read_text().startswith("<?xml")
-    assert left(tmp_path) == []
+    assert left(work) == []
 
 
 @pytest.mark.long
 @pytest.mark.root
-def test_an_interrupted_benchmark_leaves_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+def test_an_interrupted_benchmark_leaves_nothing(environment: dict[str, str], work: Path) -> None:
     process = subprocess.Popen(
-        command(tmp_path, "--rtt", "200", "--rounds", "1", "--row", "curl"),
+        command(work, "--rtt", "200", "--rounds", "1", "--row", "curl"),
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -276,13 +286,13 @@ def test_an_interrupted_benchmark_leaves_nothing(environment: dict[str, str], tm
     )
     try:
         deadline = time.monotonic() + LIMIT_S
-        while not any("/image ext4" in line for line in left(tmp_path)):
+        while not any("/image ext4" in line for line in left(work)):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         assert process.wait(LIMIT_S) == 130
-        assert left(tmp_path) == []
+        assert left(work) == []
     finally:
         process.kill()
         process.communicate()

@@ -24,6 +24,7 @@ from blockmap.errors import UsageError
 from blockmap.host import tools
 
 _ROWS = tuple(all_rows())
+_MAX_WORK_PATH = 50
 
 
 def parse_rtts(text: str) -> list[float]:
@@ -88,6 +89,11 @@ def coldstart(
     rtts = parse_rtts(rtt)
     if rounds < 1 or mbit < 0 or idle < 0:
         raise UsageError("--rounds is at least 1, --mbit and --idle at least 0")
+    if len(str(work.absolute())) > _MAX_WORK_PATH:
+        raise UsageError(
+            f"--work {work}: sockets lie below it, and their paths have a limit: name a folder of at most {_MAX_WORK_PATH} "
+            "characters"
+        )
     if plot is not None:
         plots.need_matplotlib()
         if plot.suffix not in (".svg", ".png"):
