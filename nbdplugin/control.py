@@ -4,12 +4,16 @@ A request has `v` (1) and `op`; the answer has `ok`, and what was asked for or `
 are answered.
 
     op        more in the request   more in the answer
-    status                          pid, seconds (since the start), asked, store, exports, opened, fetch, cache
+    status                          pid, started (Unix time), seconds (since then), asked, store, exports, opened, reads,
+                                    remote, fetch, cache
+    calls     since                 first, calls: what was asked of the store from call number `since` on, in the order in
+                                    which it ended, each [op, key, start, seconds, bytes, error]; number of the first
+                                    (more than `since` where calls are forgotten); start by the monotonic clock
     names                           names: [export, description]
     resolve   export                export: the name by digest of the version that it stands for now
     config    export                config: the OCI image configuration, as text
 
-`asked` counts requests other than status: whoever resolves a name is about to open it.
+`asked` counts requests other than these two: whoever resolves a name is about to open it.
 """
 
 import json
@@ -18,7 +22,8 @@ import os
 import socket
 import struct
 import threading
-import time
+from collections.abc import Callable
+from dataclasses import astuple
 from typing import Any
 
 from blockmap.errors import BlockmapError, UsageError
@@ -27,16 +32,18 @@ from blockmap.volume.exports import Exports
 VERSION = 1
 _MAX_LINE = 1 << 16
 _IDLE_SECONDS = 60
+_CALLS_AT_ONCE = 2048
+"""Some 300 kB: it is made in one go, in which no read gets on."""
 _log = logging.getLogger("blockmap")
 
 
 class Control:
     """Answers on a listening Unix socket, each client in a thread of its own."""
 
-    def __init__(self, listening: socket.socket, exports: Exports) -> None:
+    def __init__(self, listening: socket.socket, exports: Exports, status: Callable[[], dict[str, object]]) -> None:
         self._listening = listening
         self._exports = exports
-        self._started = time.monotonic()
+        self._status = status
         self._lock = threading.Lock()  # guards _asked
         self._asked = 0
 
@@ -91,8 +98,9 @@ class Control:
     def _do(self, request: dict[str, Any]) -> dict[str, Any]:
         op, export = request.get("op"), request.get("export", "")
         if op == "status":
-            seconds = time.monotonic() - self._started
-            return {"pid": os.getpid(), "seconds": seconds, "asked": self._asked, **self._exports.status()}
+            return {"asked": self._asked, **self._status()}
+        if op == "calls":
+            return self._calls(request.get("since", 0))
         with self._lock:
             self._asked += 1
         if not isinstance(export, str):
@@ -103,7 +111,13 @@ class Control:
             return {"export": self._exports.resolve(export)}
         if op == "config":
             return {"config": self._exports.config(export).decode("utf-8", "replace")}
-        raise UsageError(f"{op!r} is not an operation of this server: status, names, resolve and config are")
+        raise UsageError(f"{op!r} is not an operation of this server: status, calls, names, resolve and config are")
+
+    def _calls(self, since: object) -> dict[str, Any]:
+        if type(since) is not int or since < 0:
+            raise UsageError(f"since is the number of a call, not {since!r}")
+        first, calls = self._exports.calls.since(since, _CALLS_AT_ONCE)
+        return {"first": first, "calls": [astuple(call) for call in calls]}
 
 
 def _parse(line: bytes) -> dict[str, Any]:

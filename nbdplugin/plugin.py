@@ -17,9 +17,10 @@ import nbdkit
 from blockmap.errors import BlockmapError, UsageError
 from blockmap.store.opening import location
 from blockmap.volume.exports import Exports
-from blockmap.volume.view import View
 from nbdplugin.control import Control
 from nbdplugin.failures import Failures
+from nbdplugin.metrics import MetricsServer
+from nbdplugin.session import Session, Sessions
 from nbdplugin.sockets import hang_up_on_idle, peer
 from nbdplugin.threads import here, keep
 
@@ -37,6 +38,7 @@ _settings: dict[str, str] = {}
 _failures = Failures(_log, time.monotonic)
 _stopping = threading.Event()
 _exports: Exports | None = None
+_sessions: Sessions | None = None
 
 
 class RequestFailed(Exception):
@@ -44,9 +46,11 @@ class RequestFailed(Exception):
 
 
 def config(key: str, value: str) -> None:
-    if key not in ("store", "cache", "cache_bytes", "control_fd"):
-        raise UsageError(f"{key}= is not a parameter of this plugin: store, cache, cache_bytes and control_fd are")
-    if key in ("cache_bytes", "control_fd") and not value.isdecimal():
+    if key not in ("store", "cache", "cache_bytes", "control_fd", "metrics_fd"):
+        raise UsageError(
+            f"{key}= is not a parameter of this plugin: store, cache, cache_bytes, control_fd and metrics_fd are"
+        )
+    if key in ("cache_bytes", "control_fd", "metrics_fd") and not value.isdecimal():
         raise UsageError(f"{key}={value} is not a number")
     _settings[key] = value
 
@@ -67,7 +71,7 @@ def get_ready() -> None:
 
 
 def after_fork() -> None:
-    global _exports
+    global _exports, _sessions
     sys.setswitchinterval(_SWITCH_SECONDS)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -78,8 +82,11 @@ def after_fork() -> None:
     except BlockmapError as error:
         _log.error("%s", error)
         raise
+    _sessions = Sessions(_exports)
     if "control_fd" in _settings:
-        Control(socket.socket(fileno=int(_settings["control_fd"])), _exports).start()
+        Control(socket.socket(fileno=int(_settings["control_fd"])), _exports, _sessions.status).start()
+    if "metrics_fd" in _settings:
+        MetricsServer(socket.socket(fileno=int(_settings["metrics_fd"])), _sessions.status).start()
     threading.Thread(target=_watch, name="watch", daemon=True).start()
 
 
@@ -108,75 +115,82 @@ def default_export(readonly: bool, is_tls: bool) -> str:
     return names[0][0] if len(names) == 1 else ""
 
 
-def open(readonly: bool) -> View:
-    assert _exports is not None
+def open(readonly: bool) -> Session:
+    assert _sessions is not None
     name, who = nbdkit.export_name(), peer()
     try:
         if not name:
             raise UsageError(
                 "the client named no export, and there is more than one or none: name one, as in nbd://HOST/redis:7"
             )
-        view = _exports.open(name)
+        session = _sessions.open(name)
     except BlockmapError as error:
         _log.error("export %r was refused: %s (asked for by %s)", name, error, who)
         raise
-    _log.info("export %s opened by %s: %s", name, who, view.name)
-    return view
+    _log.info("export %s opened by %s: %s", name, who, session.view.name)
+    return session
 
 
-def close(h: View) -> None:
-    h.close()
-    _log.info("export %s closed", h.name)
+def close(h: Session) -> None:
+    assert _sessions is not None
+    _sessions.close(h)
+    _log.info("export %s closed", h.view.name)
 
 
-def get_size(h: View) -> int:
-    return h.size
+def get_size(h: Session) -> int:
+    return h.view.size
 
 
-def block_size(h: View) -> tuple[int, int, int]:
+def block_size(h: Session) -> tuple[int, int, int]:
     """Least, preferred, most. Any alignment is served, as nbdkit passes any on: 4096 advertised as the least would only
     make clients that keep to it read around what they want."""
     return 1, 4096, _MAX_BLOCK_BYTES
 
 
-def can_write(h: View) -> bool:
+def can_write(h: Session) -> bool:
     return False
 
 
-def can_multi_conn(h: View) -> bool:
+def can_multi_conn(h: Session) -> bool:
     return True
 
 
-def can_extents(h: View) -> bool:
+def can_extents(h: Session) -> bool:
     return True
 
 
-def can_cache(h: View) -> int:
+def can_cache(h: Session) -> int:
     return int(nbdkit.CACHE_NATIVE)
 
 
-def is_rotational(h: View) -> bool:
+def is_rotational(h: Session) -> bool:
     return False
 
 
-def pread(h: View, buf: memoryview, offset: int, flags: int) -> None:
+def pread(h: Session, buf: memoryview, offset: int, flags: int) -> None:
     try:
-        here.kept  # noqa: B018 - the cheapest question of whether it is there
+        tally = here.tally
     except AttributeError:
-        keep()
+        tally = keep(h.tally())
     try:
-        h.read(buf, offset)
+        slow = h.read(buf, offset) if tally.hits != tally.measure_at else h.read_timed(buf, offset, tally)
+        if slow is None:
+            tally.hits += 1
+            tally.hit_bytes += len(buf)
+        else:
+            tally.slow(slow, len(buf))
         return
     except BaseException as error:
+        tally.errors += 1
         failed = _failed("read", h, len(buf), offset, error)
     raise failed
 
 
-def extents(h: View, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
-    if not hasattr(here, "kept"):
-        keep()
+def extents(h: Session, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
+    if not hasattr(here, "tally"):
+        keep(h.tally())
     try:
-        found = h.extents(offset, count)
+        found = h.view.extents(offset, count)
         hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
         return [(start, length, hole if empty else 0) for start, length, empty in found]
     except BaseException as error:
@@ -184,22 +198,22 @@ def extents(h: View, count: int, offset: int, flags: int) -> list[tuple[int, int
     raise failed
 
 
-def cache(h: View, count: int, offset: int, flags: int) -> None:
-    if not hasattr(here, "kept"):
-        keep()
+def cache(h: Session, count: int, offset: int, flags: int) -> None:
+    if not hasattr(here, "tally"):
+        keep(h.tally())
     try:
-        h.want(offset, count)
+        h.view.want(offset, count)
         return
     except BaseException as error:
         failed = _failed("prefetch", h, count, offset, error)
     raise failed
 
 
-def _failed(what: str, h: View, count: int, offset: int, error: BaseException) -> RequestFailed:
+def _failed(what: str, h: Session, count: int, offset: int, error: BaseException) -> RequestFailed:
     """Sets the errno that the client gets, and says why. To be raised outside of the handler, so that the error, with
     all that its frames hold, is not its context."""
     nbdkit.set_error(errno.ESHUTDOWN if _stopping.is_set() else errno.EIO)
-    text = f"{what} of {count} bytes at {offset} of {h.name} failed: "
+    text = f"{what} of {count} bytes at {offset} of {h.view.name} failed: "
     text += str(error) if isinstance(error, BlockmapError) else repr(error)
     _failures.note(type(error).__name__, text)
     return RequestFailed(text)

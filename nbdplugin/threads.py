@@ -4,6 +4,8 @@ nbdkit makes and destroys a thread state around each callback, which costs a map
 GIL, and empties `threading.local`. One more PyGILState_Ensure keeps the state alive; a destructor that runs when the
 thread ends takes it back. C++ thread destructors run before pthread's, so Python's own key is still there then.
 
+What a thread keeps with its state is the tally of what it reads: a worker thread belongs to one connection.
+
 Where libc has no __cxa_thread_atexit_impl (it is glibc's), states are not kept, and reads are slower.
 """
 
@@ -11,8 +13,10 @@ import contextlib
 import ctypes
 import threading
 
+from blockmap.volume.reads import Tally
+
 here = threading.local()
-"""Has `kept` in a thread whose state is kept."""
+"""Has `tally` in a thread whose state is kept."""
 
 _ensure = ctypes.pythonapi.PyGILState_Ensure
 _release = ctypes.pythonapi.PyGILState_Release
@@ -32,10 +36,11 @@ with contextlib.suppress(AttributeError):
     _at_thread_exit.argtypes = [ctypes.c_void_p] * 3
 
 
-def keep() -> None:
-    """Keeps the state of the calling thread; for worker threads, once each."""
-    here.kept = True
+def keep(tally: Tally) -> Tally:
+    """Keeps the state of the calling thread, and its tally; for worker threads, once each."""
+    here.tally = tally
     if _at_thread_exit is not None:
         _ensure()
         # The third argument must not be NULL: glibc looks an object file up by it.
         _at_thread_exit(ctypes.cast(_destructor, ctypes.c_void_p), None, ctypes.cast(_ensure, ctypes.c_void_p))
+    return tally

@@ -1,29 +1,21 @@
-"""Commands about this host: serve, attach, detach, run, status."""
+"""Commands that do something on this host: serve, attach, detach, run."""
 
-import json
-import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from blockmap.cli.attached import attachments, state
 from blockmap.cli.options import cache_option, need_store, socket_option, store_option
-from blockmap.cli.units import size
 from blockmap.errors import HostError
 from blockmap.host import runner, tools
-from blockmap.host.attachments import Attachments
 from blockmap.host.control import Client
-from blockmap.host.nbdfuse import NbdFuse
-from blockmap.host.paths import default_cache, default_socket, default_state
+from blockmap.host.paths import default_cache, default_socket
 from blockmap.host.supervisor import Supervisor, spawn
 from blockmap.store.opening import location, open_store
 
 _IDLE_SECONDS = 60.0
-_WIDE = 1000
 
 
 @click.command()
@@ -31,6 +23,7 @@ _WIDE = 1000
 @cache_option
 @socket_option
 @click.option("--listen", metavar="HOST:PORT", help="Also serve on TCP, without authentication.")
+@click.option("--metrics", metavar="PATH|HOST:PORT", help="Also answer Prometheus, on a Unix socket or TCP.")
 @click.option(
     "--cache-size",
     type=click.IntRange(min=0),
@@ -43,6 +36,7 @@ def serve(
     cache: Path | None,
     socket: Path | None,
     listen: str | None,
+    metrics: str | None,
     cache_size: int | None,
     idle_exit: float | None,
 ) -> None:
@@ -50,7 +44,7 @@ def serve(
     url = location(need_store(store))
     open_store(url)
     where = (socket or default_socket()).absolute()
-    Supervisor(url, (cache or default_cache()).absolute(), cache_size, where, listen, idle_exit, _log).run()
+    Supervisor(url, (cache or default_cache()).absolute(), cache_size, where, listen, idle_exit, _log, metrics).run()
 
 
 @click.command()
@@ -64,7 +58,7 @@ def attach(name: str, directory: Path, store: str | None, cache: Path | None, so
     tools.need_root("attach")
     client = _server(store, cache, socket)
     export = str(client.request("resolve", export=name)["export"])
-    _attachments().attach(client.nbd_socket, export, name, directory)
+    attachments().attach(client.nbd_socket, export, name, directory)
     click.echo(f"{export} is at {directory}")
 
 
@@ -72,7 +66,7 @@ def attach(name: str, directory: Path, store: str | None, cache: Path | None, so
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 def detach(directory: Path) -> None:
     """Unmount what is attached at DIR."""
-    _attachments().detach(directory)
+    attachments().detach(directory)
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -98,50 +92,7 @@ def run(
     client = _server(store, cache, socket)
     # What follows NAME is the program's, options and all; the first -- only says so once more.
     words = list(command[1:] if command[:1] == ("--",) else command)
-    sys.exit(runner.run(client, _attachments(), _state(), name, words, entrypoint, runner.is_terminal()))
-
-
-@click.command()
-@socket_option
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-def status(socket: Path | None, as_json: bool) -> None:
-    """Show what the server does, and what is attached."""
-    answer = Client((socket or default_socket()).absolute()).request("status")
-    if as_json:
-        click.echo(json.dumps(answer))
-        return
-    _tell(answer)
-
-
-def _tell(answer: dict[str, Any]) -> None:
-    fetch, cache = answer["fetch"], answer["cache"]
-    click.echo(f"server    process {answer['pid']}, up {answer['seconds']:.0f} s, store {answer['store']}")
-    click.echo(
-        f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}, {cache['slots']:,} chunks and nodes, "
-        f"{cache['evicted']:,} evicted, {cache['bad']:,} found damaged"
-    )
-    click.echo(
-        f"fetched   {size(fetch['bytes'])} in {fetch['requests']:,} requests, {fetch['chunks']:,} chunks, "
-        f"{fetch['damaged']:,} damaged on arrival, {fetch['failed']:,} failed"
-    )
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDE  # what a program reads is not cut to fit a window
-    table = Table("EXPORT", "SIZE", "CONNECTIONS", box=None, pad_edge=False)
-    for export in answer["exports"]:
-        repo, mark, digest = export["export"].partition("@sha256:")
-        table.add_row(f"{repo}{mark}{digest[:12]}", size(export["size"]), str(export["connections"]))
-    if answer["exports"]:
-        console.print(table)
-    mounts = Table("ATTACHED AT", "NAME", "DEVICE", box=None, pad_edge=False)
-    try:
-        attached = _attachments().list()
-    except HostError:
-        attached = []
-    for each in attached:
-        mounts.add_row(each.directory, each.name, each.device)
-    if attached:
-        console.print(mounts)
+    sys.exit(runner.run(client, attachments(), state(), name, words, entrypoint, runner.is_terminal()))
 
 
 def _server(store: str | None, cache: Path | None, socket: Path | None) -> Client:
@@ -167,16 +118,8 @@ def _check_store(client: Client, store: str | None) -> None:
         )
 
 
-def _attachments() -> Attachments:
-    return Attachments(_state(), NbdFuse(), lambda text: click.echo(f"blockmap: {text}", err=True))
-
-
-def _state() -> Path:
-    return Path(os.environ.get("BLOCKMAP_STATE") or default_state())
-
-
 def _log(text: str) -> None:
     click.echo(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}", err=True)
 
 
-commands = [serve, attach, detach, run, status]
+commands = [serve, attach, detach, run]

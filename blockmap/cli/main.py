@@ -10,6 +10,8 @@ import click
 from blockmap import __version__
 from blockmap.cli import host, images
 from blockmap.cli.bench.command import bench
+from blockmap.cli.status import status
+from blockmap.cli.top import top
 from blockmap.errors import BlockmapError, UsageError
 
 
@@ -19,7 +21,7 @@ def program() -> None:
     """Container images as network block devices that start before they are pulled."""
 
 
-for command in (*images.commands, *host.commands, bench):
+for command in (*images.commands, *host.commands, status, top, bench):
     program.add_command(command)
 
 

@@ -8,3 +8,18 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds with a unit: 12 us, 3.4 ms; a dash where there is none."""
+    if seconds is None:
+        return "-"
+    value, unit = next(
+        (seconds * n, unit) for n, unit in ((1e6, "us"), (1e3, "ms"), (1, "s")) if seconds * n < 1000 or n == 1
+    )
+    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+
+
+def share(ratio: float | None) -> str:
+    """A ratio in percent; a dash where there is none."""
+    return "-" if ratio is None else f"{ratio * 100:.1f} %"

@@ -75,6 +75,12 @@ def parse_reference(text: str) -> Reference:
     return Reference(repo, tag, digest, label if plus else None)
 
 
+def short_export(export: str) -> str:
+    """An export by digest with as much of it as people compare: `repo@HEX12`."""
+    repo, mark, digest = export.partition("@sha256:")
+    return f"{repo}@{digest[:12]}" if mark else export
+
+
 def to_component(repo: str) -> str:
     """A repository or label as one component of a key."""
     return repo.replace("/", "~").replace(":", "=")

@@ -47,12 +47,12 @@ def is_owned(nbd_socket: Path) -> bool:
 
 
 @contextlib.contextmanager
-def unix_socket(path: Path, mode: int) -> Iterator[socket.socket]:
+def unix_socket(path: Path, mode: int, option: str = "--socket") -> Iterator[socket.socket]:
     """Listens at a path; what a server that was killed left there is replaced. HostError."""
     if path.exists() and not path.is_socket():
-        raise HostError(f"{path} is there and is not a socket: remove it, or name another with --socket")
+        raise HostError(f"{path} is there and is not a socket: remove it, or name another with {option}")
     if _answers(path):
-        raise HostError(f"another program listens at {path}: end it, or name another socket with --socket")
+        raise HostError(f"another program listens at {path}: end it, or name another socket with {option}")
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     bound = False
@@ -63,7 +63,7 @@ def unix_socket(path: Path, mode: int) -> Iterator[socket.socket]:
             bound = True
         except OSError as error:
             raise HostError(
-                f"cannot listen at {path}: {error.strerror or error}; name another with --socket"
+                f"cannot listen at {path}: {error.strerror or error}; name another with {option}"
             ) from error
         finally:
             os.umask(old)
@@ -76,13 +76,13 @@ def unix_socket(path: Path, mode: int) -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def tcp_socket(host: str, port: int) -> Iterator[socket.socket]:
+def tcp_socket(host: str, port: int, option: str = "--listen") -> Iterator[socket.socket]:
     """Listens on TCP; HostError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise HostError(f"cannot listen on {host}:{port}: {error.strerror or error}; change --listen") from error
+        raise HostError(f"cannot listen on {host}:{port}: {error.strerror or error}; change {option}") from error
     with listening:
         # Connections inherit it. Without, one whose client vanished stays until a send to it fails.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -95,6 +95,15 @@ def parse_listen(text: str) -> tuple[str, int]:
     if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"{text!r} is not HOST:PORT, for example 127.0.0.1:10809")
     return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def parse_place(text: str) -> Path | tuple[str, int]:
+    """A path, which has a slash, or HOST:PORT; UsageError."""
+    return Path(text).absolute() if "/" in text else parse_listen(text)
+
+
+def is_loopback(host: str) -> bool:
+    return host.startswith("127.") or host in ("localhost", "::1")
 
 
 def _lock_of(nbd_socket: Path) -> Path:

@@ -21,7 +21,15 @@ from types import FrameType
 from blockmap.errors import HostError
 from blockmap.host import nbdkit
 from blockmap.host.control import Client
-from blockmap.host.listening import is_owned, owned, parse_listen, tcp_socket, unix_socket
+from blockmap.host.listening import (
+    is_loopback,
+    is_owned,
+    owned,
+    parse_listen,
+    parse_place,
+    tcp_socket,
+    unix_socket,
+)
 from blockmap.host.paths import control_socket
 from blockmap.host.process import FIRST_FD, Process
 
@@ -54,6 +62,7 @@ class Supervisor:
         listen: str | None,
         idle_seconds: float | None,
         say: Callable[[str], None],
+        metrics: str | None = None,
     ) -> None:
         self._store, self._cache, self._cache_bytes = store, cache, cache_bytes
         self._socket = nbd_socket
@@ -61,6 +70,7 @@ class Supervisor:
         self._say = say
         self._stop = False
         self._listen = parse_listen(listen) if listen else None
+        self._metrics = parse_place(metrics) if metrics else None
         self._wake, self._woken = -1, -1
 
     def run(self) -> None:
@@ -75,14 +85,22 @@ class Supervisor:
             if self._listen is not None:
                 sockets.append(stack.enter_context(tcp_socket(*self._listen)))
             control = stack.enter_context(unix_socket(control_socket(self._socket), 0o600))
-            self._keep_running(sockets, control)
+            self._keep_running(sockets, [control, *self._listen_for_metrics(stack)])
 
-    def _keep_running(self, sockets: list[socket.socket], control: socket.socket) -> None:
+    def _listen_for_metrics(self, stack: contextlib.ExitStack) -> list[socket.socket]:
+        if self._metrics is None:
+            return []
+        if isinstance(self._metrics, Path):
+            return [stack.enter_context(unix_socket(self._metrics, 0o660, "--metrics"))]
+        return [stack.enter_context(tcp_socket(*self._metrics, "--metrics"))]
+
+    def _keep_running(self, sockets: list[socket.socket], own: list[socket.socket]) -> None:
+        """Serves NBD on `sockets`; `own` are for control and, if asked for, for metrics."""
         failed_starts = quick_deaths = 0
         served = False
         while not self._stop:
             began = time.monotonic()
-            process = self._start(sockets, control)
+            process = self._start(sockets, own)
             try:
                 ready = self._wait_ready(process)
                 if ready:
@@ -110,10 +128,12 @@ class Supervisor:
             )
             select.select([self._wake], [], [], delay)
 
-    def _start(self, sockets: list[socket.socket], control: socket.socket) -> Process:
+    def _start(self, sockets: list[socket.socket], own: list[socket.socket]) -> Process:
         arguments = nbdkit.command(self._store, self._cache, self._cache_bytes, FIRST_FD + len(sockets))
+        if self._metrics is not None:
+            arguments.append(f"metrics_fd={FIRST_FD + len(sockets) + 1}")
         environment = {**nbdkit.environment(), "LISTEN_FDS": str(len(sockets))}
-        return Process(arguments, environment, [each.fileno() for each in (*sockets, control)], _to_stderr)
+        return Process(arguments, environment, [each.fileno() for each in (*sockets, *own)], _to_stderr)
 
     def _say_ready(self, process: Process) -> None:
         where = [str(self._socket)]
@@ -156,6 +176,11 @@ class Supervisor:
                 self._stop = True
 
     def _warn(self, version: tuple[int, int]) -> None:
+        if isinstance(self._metrics, tuple) and not is_loopback(self._metrics[0]):
+            self._say(
+                f"warning: whoever reaches {self._metrics[0]}:{self._metrics[1]} learns which images are read: there is "
+                "no authentication"
+            )
         if self._listen is None:
             return
         if version < nbdkit.ABORTS_BELOW:
@@ -163,7 +188,7 @@ class Supervisor:
                 f"warning: nbdkit {version[0]}.{version[1]} ends for all clients when one hangs up with replies pending "
                 "(fixed in 1.34): it is started again at once, but let only clients that you trust reach --listen"
             )
-        if not self._listen[0].startswith("127.") and self._listen[0] not in ("localhost", "::1"):
+        if not is_loopback(self._listen[0]):
             self._say(
                 f"warning: whoever reaches {self._listen[0]}:{self._listen[1]} can read every image: there is no authentication"
             )

@@ -11,8 +11,10 @@ from blockmap.fetch.fetcher import Fetcher
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
 from blockmap.store.names import NameReader
+from blockmap.store.observed import Observed
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
+from blockmap.volume.calls import CallLog
 from blockmap.volume.opening import Found, find_version
 from blockmap.volume.view import View
 
@@ -27,7 +29,8 @@ class Exports:
 
     def __init__(self, store_url: str, cache_directory: Path, cache_bytes: int | None = None) -> None:
         store, _ = open_store(store_url)
-        self._repository = Repository(store)
+        self.calls = CallLog()
+        self._repository = Repository(Observed(store, self.calls.note))
         cap = default_cap(cache_directory) if cache_bytes is None else cache_bytes
         self._cache = Cache(cache_directory, cap)
         self._fetcher = Fetcher(self._repository, self._cache)
@@ -85,14 +88,15 @@ class Exports:
         """Counters, for people and machines."""
         with self._lock:
             exports = [
-                {"export": self._views[name].name, "connections": count, "size": self._views[name].size}
-                for name, count in self._open.items()
+                {"export": view.name, "connections": self._open[name], "size": view.size, "waiting": view.waiting}
+                for name, view in self._views.items()
             ]
             opened = self._opened
         return {
             "store": self._repository.store.url,
             "exports": exports,
             "opened": opened,
+            "remote": self.calls.status(),
             "fetch": self._fetcher.status(),
             "cache": self._cache.status(),
         }

@@ -8,6 +8,7 @@ alive during it. Everything else (several extents, zeros, misses, leaves not in 
 import logging
 import os
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
 from blockmap.format.tree import Root
+from blockmap.volume.reads import Slow, Source
 
 _log = logging.getLogger(__name__)
 
@@ -60,16 +62,18 @@ class View:
         self._inner: dict[Digest, Inner] = {}
         self._leaves: dict[int, tuple[Leaf | None, _Hot]] = {}
         self._hot: dict[int, _Hot] = {}
+        self._waiting: set[int] = set()
+        """Threads in `_read_slowly`."""
         self.read = self._bind_read()
 
-    def _bind_read(self) -> Callable[[memoryview, int], None]:
+    def _bind_read(self) -> Callable[[memoryview, int], Slow | None]:
         hot_of, slowly = self._hot.get, self._read_slowly
         dead, used, fd = self._cache.dead, self._cache.used, self._cache.fd
         preadv, bisect = os.preadv, bisect_right
         mask = _SPAN_BYTES - 1
 
-        def read(buf: memoryview, offset: int) -> None:
-            """Fills `buf` with the bytes at `offset`; raises Corrupt, NotFound, StoreUnavailable."""
+        def read(buf: memoryview, offset: int) -> Slow | None:
+            """Fills `buf` with the bytes at `offset`; None from the hit path. Raises Corrupt, NotFound, StoreUnavailable."""
             hot = hot_of(offset >> _SPAN_SHIFT)
             if hot is not None:
                 starts, ends, places = hot
@@ -79,8 +83,8 @@ class View:
                     base, slot = places[i]
                     if slot >= 0 and preadv(fd, (buf,), base + at) == len(buf) and not dead[slot]:
                         used[slot] = 1
-                        return
-            slowly(buf, offset)
+                        return None
+            return slowly(buf, offset)
 
         return read
 
@@ -128,16 +132,30 @@ class View:
             if leaf is not None and wanted:
                 self._fetcher.want(self._wanted(leaf, wanted[0], wanted[-1] + 1))
 
-    def _read_slowly(self, buf: memoryview, offset: int) -> None:
-        done, length = 0, len(buf)
-        while done < length:
-            span, at = divmod(offset + done, _SPAN_BYTES)
-            here = min(length - done, _SPAN_BYTES - at)
-            self._read_span(buf[done : done + here], span, at)
-            done += here
+    @property
+    def waiting(self) -> int:
+        """Reads that are under way off the hit path, which all that wait for the store are."""
+        return len(self._waiting)
 
-    def _read_span(self, buf: memoryview, span: int, at: int) -> None:
+    def _read_slowly(self, buf: memoryview, offset: int) -> Slow:
+        began = time.perf_counter()
+        thread = threading.get_ident()
+        self._waiting.add(thread)
+        source = Source.ZEROS
+        done, length = 0, len(buf)
+        try:
+            while done < length:
+                span, at = divmod(offset + done, _SPAN_BYTES)
+                here = min(length - done, _SPAN_BYTES - at)
+                source = max(source, self._read_span(buf[done : done + here], span, at))
+                done += here
+        finally:
+            self._waiting.discard(thread)
+        return Slow(source, time.perf_counter() - began)
+
+    def _read_span(self, buf: memoryview, span: int, at: int) -> Source:
         """Fills `buf` with the bytes at `at` within a span."""
+        source = Source.ZEROS
         leaf, (starts, ends, places) = self._load(span)
         dead, used, fd = self._cache.dead, self._cache.used, self._cache.fd
         end = at + len(buf)
@@ -149,7 +167,7 @@ class View:
                 i += 1
             if i == count or starts[i] >= end:
                 _fill_zeros(buf[done:])
-                return
+                return source
             if starts[i] > at:
                 gap = starts[i] - at
                 _fill_zeros(buf[done : done + gap])
@@ -159,14 +177,16 @@ class View:
             base, slot = places[i]
             if slot >= 0 and os.preadv(fd, (piece,), base + at) == length and not dead[slot]:
                 used[slot] = 1
+                source = max(source, Source.CACHE)
             else:
                 assert leaf is not None
-                self._read_miss(piece, leaf, starts[i], places, i, at)
+                source = max(source, self._read_miss(piece, leaf, starts[i], places, i, at))
             done, at = done + length, at + length
+        return source
 
     def _read_miss(
         self, piece: memoryview, leaf: Leaf, extent_start: int, places: list[tuple[int, int]], i: int, at: int
-    ) -> None:
+    ) -> Source:
         """Fills `piece` from extent `i`, whose place in the cache is not known, or no longer."""
         cache = self._cache
         number = int(leaf.index[i])
@@ -179,13 +199,14 @@ class View:
             if os.preadv(cache.fd, (piece,), position + start) == len(piece) and not cache.dead[slot]:
                 cache.used[slot] = 1
                 places[i] = (position + int(leaf.first[i]) * BLOCK - extent_start, slot)
-                return
+                return Source.CACHE
         places[i] = _NOWHERE
         data = self._fetcher.chunk(lambda: self._wanted(leaf, i, i + _NEIGHBOURS), name)
         place = leaf.placements[number]
         if len(data) < start + len(piece):
             raise Corrupt(f"chunk {name.hex()} in pack {place.pack.hex() if place else '?'} is shorter than its extent")
         piece[:] = memoryview(data)[start : start + len(piece)]
+        return Source.FETCHED
 
     def _wanted(self, leaf: Leaf, first: int, end: int) -> list[Wanted]:
         """The chunks of the extents [first, end), each once, in volume order."""

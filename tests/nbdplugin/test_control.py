@@ -10,14 +10,21 @@ from typing import Any
 import pytest
 
 from blockmap.errors import NotFound, StoreUnavailable
+from blockmap.store.observed import Call
+from blockmap.volume.calls import CallLog
 from nbdplugin.control import Control
 
 
 class Served:
     """What a server serves; one store that is away, and one that is broken."""
 
+    def __init__(self) -> None:
+        self.calls = CallLog(10)
+        for number in range(15):
+            self.calls.note(Call("get", f"key {number}", float(number), 0.5, 100, None))
+
     def status(self) -> dict[str, object]:
-        return {"store": "/s", "exports": [], "opened": 3}
+        return {"pid": os.getpid(), "store": "/s", "exports": [], "opened": 3}
 
     def names(self) -> list[tuple[str, str]]:
         return [("app:1", "an image")]
@@ -38,7 +45,8 @@ class Served:
 @pytest.fixture
 def control() -> Iterator[Control]:
     with socket.socket() as listening:
-        yield Control(listening, Served())  # type: ignore[arg-type]
+        served = Served()
+        yield Control(listening, served, served.status)  # type: ignore[arg-type]
 
 
 def ask(control: Control, **request: object) -> dict[str, Any]:
@@ -52,6 +60,16 @@ def test_answers(control: Control) -> None:
     assert ask(control, v=1, op="resolve", export="app:1")["export"] == "app@sha256:00"
     assert ask(control, v=1, op="config", export="app:1")["config"].startswith('{"config": {}}')
     assert ask(control, v=1, op="status")["asked"] == 3
+
+
+def test_calls_since_a_number(control: Control) -> None:
+    answer = ask(control, v=1, op="calls", since=13)
+    assert answer["first"] == 13
+    assert answer["calls"] == [("get", f"key {n}", float(n), 0.5, 100, None) for n in (13, 14)]
+    forgotten = ask(control, v=1, op="calls")
+    assert (forgotten["first"], len(forgotten["calls"])) == (5, 10)
+    assert ask(control, v=1, op="calls", since=99) == {"ok": True, "v": 1, "first": 15, "calls": []}
+    assert ask(control, v=1, op="status")["asked"] == 0, "who watches does not use"
 
 
 def test_errors_keep_their_kind(control: Control, caplog: pytest.LogCaptureFixture) -> None:
@@ -78,6 +96,8 @@ def test_errors_keep_their_kind(control: Control, caplog: pytest.LogCaptureFixtu
         b'{"v":1}\n',
         b'{"v":1,"op":["status"]}\n',
         b'{"v":1,"op":"resolve","export":{"a":1}}\n',
+        b'{"v":1,"op":"calls","since":-1}\n',
+        b'{"v":1,"op":"calls","since":"0"}\n',
         b"[" * 60_000 + b"\n",
         b'{"v":1,"op":"status"}',
     ],

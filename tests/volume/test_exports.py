@@ -63,7 +63,7 @@ def test_a_version_is_opened_once_however_many_ask(exports: Exports, store: Prun
     volume(store, 1)
     one, two, three = exports.open("a:1"), exports.open("a:1"), exports.open(exports.resolve("a:1"))
     assert one is two is three
-    assert exports.status()["exports"] == [{"export": one.name, "connections": 3, "size": 100 * BLOCK}]
+    assert exports.status()["exports"] == [{"export": one.name, "connections": 3, "size": 100 * BLOCK, "waiting": 0}]
     one.close()
     two.close()
     assert exports.open("a:1") is one

@@ -5,6 +5,7 @@ import os
 import random
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -307,3 +308,47 @@ def test_want_brings_a_range_and_does_not_wait(tmp_path: Path) -> None:
         assert read(view, (SPAN + 7) * BLOCK, 9 * BLOCK) == data[: 9 * BLOCK]
         assert len(store.ranges) == asked
         view.want(0, view.size)  # after the end, too
+
+
+# --- what a read says of itself
+
+
+def test_a_read_says_where_its_bytes_came_from(tmp_path: Path) -> None:
+    store = MemoryStore()
+    root = publish(store, [(0, bulk(1, 10 * BLOCK)), (SPAN, bulk(2, BLOCK))], 2 * SPAN)
+
+    def source(view: View, block: int, blocks: int) -> str | None:
+        slow = view.read(memoryview(bytearray(blocks * BLOCK)), block * BLOCK)
+        assert slow is None or 0 < slow.seconds < 30
+        return slow and slow.source.name
+
+    with viewed(store, root, tmp_path) as view:
+        assert source(view, SPAN - 1, 2) == "FETCHED"  # zeros, too
+        assert source(view, 50, 20) == "ZEROS"
+        assert source(view, 0, 1) == "FETCHED"
+        assert source(view, 0, 1) == "CACHE"  # where in the cache was not known yet
+        assert source(view, 0, 1) is None
+        assert source(view, 0, 20) == "CACHE"  # zeros, too
+        assert view.waiting == 0
+
+
+def test_reads_that_wait_for_the_store_are_counted(tmp_path: Path) -> None:
+    store = Watched(MemoryStore())
+    root = publish(store, [(0, bulk(1, 10 * BLOCK))], SPAN)
+    with viewed(store, root, tmp_path) as view, ThreadPoolExecutor(3) as pool:
+        store.gate.clear()
+        reads = [pool.submit(read, view, 0, BLOCK) for _ in range(3)]
+        try:
+            end = time.monotonic() + 30
+            while view.waiting < 3 and time.monotonic() < end:
+                os.sched_yield()
+            assert view.waiting == 3
+        finally:
+            store.gate.set()
+        assert {each.result() for each in reads} == {bulk(1, BLOCK)}
+        assert view.waiting == 0
+        store.down = True
+        view._fetcher.cache.clear()
+        with pytest.raises(StoreUnavailable):
+            read(view, 0, BLOCK)
+        assert view.waiting == 0

@@ -1,0 +1,19 @@
+"""What is attached on this host, as commands find it."""
+
+import os
+from pathlib import Path
+
+import click
+
+from blockmap.host.attachments import Attachments
+from blockmap.host.nbdfuse import NbdFuse
+from blockmap.host.paths import default_state
+
+
+def attachments() -> Attachments:
+    return Attachments(state(), NbdFuse(), lambda text: click.echo(f"blockmap: {text}", err=True))
+
+
+def state() -> Path:
+    """Where this host keeps what is attached, and what containers write: BLOCKMAP_STATE, where it is set."""
+    return Path(os.environ.get("BLOCKMAP_STATE") or default_state())

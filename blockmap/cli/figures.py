@@ -1,0 +1,107 @@
+"""What a server's status says in numbers that can be subtracted, so that two of them give a rate."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from blockmap.volume.histogram import quantile
+
+Status = dict[str, Any]
+"""An answer to the control socket's `status`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Reads of an export, or calls of the store."""
+
+    count: int
+    bytes: int
+    errors: int
+    cached: int
+    """Of the reads of data; of calls, none."""
+    fetched: int
+    bounds_s: tuple[float, ...]
+    latency: tuple[int, ...]
+    """Counts in buckets with these upper ends, and one more."""
+
+    def since(self, before: "Figures | None") -> "Figures":
+        """What came after `before`, where there was a before."""
+        if before is None or not before.latency:
+            return self
+        return Figures(
+            self.count - before.count,
+            self.bytes - before.bytes,
+            self.errors - before.errors,
+            self.cached - before.cached,
+            self.fetched - before.fetched,
+            self.bounds_s,
+            tuple(now - then for now, then in zip(self.latency, before.latency, strict=True)),
+        )
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """The share of reads that the cache answered, reads of zeros left out; None where there were none."""
+        data = self.cached + self.fetched
+        return self.cached / data if data else None
+
+    def latency_s(self, q: float) -> float | None:
+        return quantile(self.bounds_s, self.latency, q)
+
+
+_NOTHING = Figures(0, 0, 0, 0, 0, (), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An export that is open, or was."""
+
+    name: str
+    size: int | None
+    """Bytes; None where it is not open."""
+    connections: int
+    waiting: int
+    reads: Figures
+
+
+def exports(status: Status) -> list[Export]:
+    """All exports, those that are open first."""
+    reads = {each["export"]: _reads(each) for each in status["reads"]}
+    found = {}
+    for each in status["exports"]:
+        # A version may be open more than once, under terms that differ.
+        same = [other for other in status["exports"] if other["export"] == each["export"]]
+        found[each["export"]] = Export(
+            each["export"],
+            each["size"],
+            sum(other["connections"] for other in same),
+            sum(other["waiting"] for other in same),
+            reads.pop(each["export"], _NOTHING),
+        )
+    return [*found.values(), *(Export(name, None, 0, 0, figures) for name, figures in reads.items())]
+
+
+def remote(status: Status) -> Figures:
+    """Calls of the store."""
+    sums = status["remote"]
+    latency = [op["latency"] for op in sums["ops"].values()]
+    return Figures(sums["requests"], sums["bytes"], sums["errors"], 0, 0, *_added(latency))
+
+
+def _reads(each: Status) -> Figures:
+    sources = each["sources"]
+    return Figures(
+        sum(source["reads"] for source in sources.values()),
+        sum(source["bytes"] for source in sources.values()),
+        each["errors"],
+        sources["cache"]["reads"],
+        sources["fetched"]["reads"],
+        *_added(source["latency"] for source in sources.values()),
+    )
+
+
+def _added(latencies: Iterable[Status]) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Bounds and sums of histograms, which all have the same bounds."""
+    found = list(latencies)
+    if not found:
+        return (), ()
+    return tuple(found[0]["bounds_s"]), tuple(map(sum, zip(*(each["counts"] for each in found), strict=True)))

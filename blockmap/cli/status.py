@@ -1,0 +1,87 @@
+"""`blockmap status`: what the server did since it started, and what is attached."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from blockmap.cli.attached import attachments
+from blockmap.cli.figures import exports, remote
+from blockmap.cli.options import socket_option
+from blockmap.cli.units import duration, share, size
+from blockmap.errors import HostError
+from blockmap.format.refs import short_export
+from blockmap.host.control import Client
+from blockmap.host.paths import default_socket
+
+_WIDE = 1000
+_CLOSED_SHOWN = 10
+
+
+@click.command()
+@socket_option
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def status(socket: Path | None, as_json: bool) -> None:
+    """Show what the server does, and what is attached."""
+    answer = Client((socket or default_socket()).absolute()).request("status")
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    _tell(answer)
+
+
+def _tell(answer: dict[str, Any]) -> None:
+    fetch, cache, calls = answer["fetch"], answer["cache"], remote(answer)
+    click.echo(f"server    process {answer['pid']}, up {answer['seconds']:.0f} s, store {answer['store']}")
+    click.echo(
+        f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}, {cache['slots']:,} chunks and nodes, "
+        f"{cache['evicted']:,} evicted, {cache['bad']:,} found damaged"
+    )
+    click.echo(
+        f"fetched   {size(fetch['bytes'])} in {fetch['requests']:,} requests, {fetch['chunks']:,} chunks, "
+        f"{fetch['damaged']:,} damaged on arrival, {fetch['failed']:,} failed"
+    )
+    click.echo(
+        f"remote    {calls.count:,} requests, {size(calls.bytes)}, {calls.errors:,} errors, "
+        f"p50 {duration(calls.latency_s(0.5))}, p99 {duration(calls.latency_s(0.99))}"
+    )
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDE  # what a program reads is not cut to fit a window
+    table = Table(box=None, pad_edge=False)
+    table.add_column("EXPORT", overflow="fold")
+    for title in ("SIZE", "CONNECTIONS", "READS", "BYTES", "HITS", "P50", "P99", "WAITING", "ERRORS"):
+        table.add_column(title, justify="right")
+    found = exports(answer)
+    closed = [each for each in found if each.size is None]
+    listed = [*(each for each in found if each.size is not None), *closed[-_CLOSED_SHOWN:]]
+    for each in listed:
+        reads = each.reads
+        table.add_row(
+            short_export(each.name),
+            "closed" if each.size is None else size(each.size),
+            str(each.connections),
+            f"{reads.count:,}",
+            size(reads.bytes),
+            share(reads.hit_ratio),
+            duration(reads.latency_s(0.5)),
+            duration(reads.latency_s(0.99)),
+            str(each.waiting),
+            f"{reads.errors:,}",
+        )
+    if listed:
+        console.print(table)
+    if len(closed) > _CLOSED_SHOWN:
+        console.print(f"and {len(closed) - _CLOSED_SHOWN} that were closed before: --json shows them")
+    mounts = Table("ATTACHED AT", "NAME", "DEVICE", box=None, pad_edge=False)
+    try:
+        attached = attachments().list()
+    except HostError:
+        attached = []
+    for mounted in attached:
+        mounts.add_row(mounted.directory, mounted.name, mounted.device)
+    if attached:
+        console.print(mounts)

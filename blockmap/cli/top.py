@@ -1,0 +1,129 @@
+"""`blockmap top`: what the server does now, by the differences between one answer and the next."""
+
+import contextlib
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from blockmap.cli.figures import Export, Figures, Status, exports, remote
+from blockmap.cli.options import socket_option
+from blockmap.cli.units import duration, share, size
+from blockmap.errors import HostError, UsageError
+from blockmap.format.refs import short_export
+from blockmap.host.control import Client
+from blockmap.host.paths import default_socket
+
+_REFRESH_SECONDS = 1.0
+_ANSWER_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A status, and when it was."""
+
+    at_s: float
+    status: Status
+
+
+@click.command()
+@socket_option
+def top(socket: Path | None) -> None:
+    """Show live what the server does; q ends it."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("top draws on a terminal: for a program, there is `blockmap status --json`")
+    client = Client((socket or default_socket()).absolute(), _ANSWER_SECONDS)
+    before: Sample | None = None
+    with contextlib.suppress(KeyboardInterrupt), _keys(), Live(screen=True, auto_refresh=False) as live:
+        while True:
+            now, shown = _look(client, before)
+            live.update(shown, refresh=True)
+            before = now
+            if _quits(_REFRESH_SECONDS):
+                return
+
+
+def _look(client: Client, before: Sample | None) -> tuple[Sample | None, RenderableType]:
+    """What the server says now, and how it is shown."""
+    try:
+        status = client.request("status")
+    except HostError as error:
+        return None, Text(f"waiting for the server: {error}")
+    now = Sample(time.monotonic(), status)
+    if before is not None and before.status["pid"] != status["pid"]:
+        before = None  # another process, which began to count anew
+    return now, render(now, before)
+
+
+def render(now: Sample, before: Sample | None) -> RenderableType:
+    """What went on between two samples; with one, since the server's start."""
+    status = now.status
+    seconds = max(now.at_s - before.at_s if before else status["seconds"], 1e-3)
+    cache = status["cache"]
+    calls = remote(status).since(remote(before.status) if before else None)
+    lines = [
+        f"blockmap  process {status['pid']}, up {status['seconds']:.0f} s, store {status['store']}",
+        f"remote    {calls.count / seconds:,.0f} requests/s, {size(calls.bytes / seconds)}/s, {calls.errors:,} errors, "
+        f"p50 {duration(calls.latency_s(0.5))}, p99 {duration(calls.latency_s(0.99))}",
+        f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}, {cache['slots']:,} chunks and nodes, "
+        f"{cache['evicted']:,} evicted",
+        "",
+    ]
+    earlier = {each.name: each.reads for each in exports(before.status)} if before else {}
+    rows = [(each, each.reads.since(earlier.get(each.name))) for each in exports(status) if each.size is not None]
+    if not rows:
+        return Group(*map(Text, lines), Text("nothing is open"))
+    return Group(*map(Text, lines), _table(sorted(rows, key=lambda row: -row[1].count), seconds))
+
+
+def _table(rows: list[tuple[Export, Figures]], seconds: float) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("EXPORT", no_wrap=True)
+    for title in ("CONNECTIONS", "READS/S", "BYTES/S", "HITS", "P50", "P99", "WAITING", "ERRORS"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for each, reads in rows:
+        table.add_row(
+            short_export(each.name),
+            str(each.connections),
+            f"{reads.count / seconds:,.0f}",
+            size(reads.bytes / seconds),
+            share(reads.hit_ratio),
+            duration(reads.latency_s(0.5)),
+            duration(reads.latency_s(0.99)),
+            str(each.waiting),
+            f"{reads.errors:,}",
+        )
+    return table
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[None]:
+    """The terminal gives each key at once, and does not show it."""
+    old = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, old)
+
+
+def _quits(seconds: float) -> bool:
+    """Whether q is typed, or the terminal is gone, in so many seconds."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if select.select([sys.stdin], [], [], left)[0]:
+            typed = os.read(sys.stdin.fileno(), 64)
+            if not typed or b"q" in typed.lower():
+                return True
+    return False

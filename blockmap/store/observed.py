@@ -1,0 +1,63 @@
+"""Times every call of a store, for whoever counts them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from blockmap.store.base import Reader
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a store, and how it ended."""
+
+    op: str
+    """The method: get, get_range, list, exists."""
+    key: str
+    """What was asked for; of a listing, the prefix."""
+    start_s: float
+    """By the monotonic clock, which is the same for all processes of a host."""
+    seconds: float
+    bytes: int
+    """Of content that came."""
+    error: str | None
+    """The class of the error, None where the call was answered."""
+
+
+class Observed:
+    """Passes calls on to `inner`, and tells `note` of each that has ended; as safe to share as both are."""
+
+    def __init__(
+        self, inner: Reader, note: Callable[[Call], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.url = inner.url
+        self._inner = inner
+        self._note = note
+        self._clock = clock
+
+    def get(self, key: str) -> bytes:
+        return self._timed("get", key, lambda: self._inner.get(key), len)
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        return self._timed("get_range", key, lambda: self._inner.get_range(key, start, end), len)
+
+    def list(self, prefix: str) -> list[str]:
+        return self._timed("list", prefix, lambda: self._inner.list(prefix), lambda _: 0)
+
+    def exists(self, key: str) -> bool:
+        return self._timed("exists", key, lambda: self._inner.exists(key), lambda _: 0)
+
+    def _timed(self, op: str, key: str, act: Callable[[], Result], size: Callable[[Result], int]) -> Result:
+        start, count, kind = self._clock(), 0, None
+        try:
+            result = act()
+            count = size(result)
+            return result
+        except BaseException as error:
+            kind = type(error).__name__
+            raise
+        finally:
+            self._note(Call(op, key, start, self._clock() - start, count, kind))

@@ -1,0 +1,86 @@
+"""What was read from a volume, by where it came from.
+
+A tally belongs to one thread, so that counting costs a read no lock. Its sums are exact; of the reads on the hit path, the
+latency is measured of the first few, then of ever fewer down to one in MOST, each counted for those since the last.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from blockmap.volume.histogram import Histogram
+
+MOST = 64
+"""Hits that one measured hit stands for, at most."""
+
+
+class Source(IntEnum):
+    """Where a read's bytes came from; where from several, the slowest, which is the highest."""
+
+    ZEROS = 0
+    CACHE = 1
+    FETCHED = 2
+
+
+class Slow(NamedTuple):
+    """A read that took more than the hit path."""
+
+    source: Source
+    seconds: float
+
+
+class _Served:
+    __slots__ = ("bytes", "latency", "reads")
+
+    def __init__(self) -> None:
+        self.reads = self.bytes = 0
+        self.latency = Histogram()
+
+
+class Tally:
+    """Reads of one thread, or the sum of many."""
+
+    __slots__ = ("errors", "hit_bytes", "hits", "measure_at", "measured", "served")
+
+    def __init__(self) -> None:
+        self.hits = self.hit_bytes = 0
+        """Reads on the hit path."""
+        self.measured = self.measure_at = 0
+        """Hits whose latency is told, and how many there are when the next is to be measured."""
+        self.errors = 0
+        self.served = tuple(_Served() for _ in Source)
+        """All others, by source; and the latency of hits with that of other reads from the cache."""
+
+    def hit_took(self, seconds: float) -> None:
+        """A hit was measured that is yet to be counted."""
+        hits = self.hits + 1
+        self.served[Source.CACHE].latency.add(seconds, hits - self.measured)
+        self.measured = hits
+        self.measure_at = hits + min(hits // 4, MOST - 1)
+
+    def slow(self, slow: Slow, count: int) -> None:
+        """A read of `count` bytes that took more than the hit path."""
+        served = self.served[slow.source]
+        served.reads += 1
+        served.bytes += count
+        served.latency.add(slow.seconds)
+
+    def merge(self, other: "Tally") -> None:
+        self.hits += other.hits
+        self.hit_bytes += other.hit_bytes
+        self.errors += other.errors
+        for own, its in zip(self.served, other.served, strict=True):
+            own.reads += its.reads
+            own.bytes += its.bytes
+            own.latency.merge(its.latency)
+
+    def status(self) -> dict[str, object]:
+        """Errors; and by source, reads, bytes and latency."""
+        sources = {
+            source.name.lower(): {
+                "reads": served.reads + (self.hits if source is Source.CACHE else 0),
+                "bytes": served.bytes + (self.hit_bytes if source is Source.CACHE else 0),
+                "latency": served.latency.status(),
+            }
+            for source, served in zip(Source, self.served, strict=True)
+        }
+        return {"errors": self.errors, "sources": sources}

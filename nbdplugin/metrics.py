@@ -1,0 +1,171 @@
+"""What Prometheus gets: the server's status, told in its format when it asks, over HTTP on a socket that is passed in."""
+
+import logging
+import socket
+import socketserver
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from itertools import accumulate
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from blockmap.format.refs import short_export
+
+_IDLE_SECONDS = 30
+_NO_POLL_SECONDS = 3600.0
+_log = logging.getLogger("blockmap")
+
+_LEVELS = {
+    "cache": {"bytes", "cap_bytes", "pinned_bytes", "slots"},
+    "fetch": {"away", "bytes_per_s", "rtt_us"},
+}
+"""Of a part's numbers, which go up and down; all others only grow."""
+_PARTS = {
+    "cache": "the host's cache: its slots hold chunks and nodes; stored, evicted, bad (dropped as damaged) and failed",
+    "fetch": "fetching: requests and bytes of ranges, chunks, damaged on arrival, failed, and what else it counts",
+}
+
+
+class StatusCollector(Collector):
+    """Renders a status at each scrape."""
+
+    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status()
+        yield GaugeMetricFamily(
+            "blockmap_start_time_seconds", "When the server started, in Unix time", value=status["started"]
+        )
+        yield CounterMetricFamily("blockmap_opens", "Opens of exports by clients", value=status["opened"])
+        yield from _open_exports(status["exports"])
+        yield from _reads(status["reads"])
+        yield from _remote(status["remote"])
+        for part, about in _PARTS.items():
+            yield from _numbers(part, about, status[part])
+
+
+def _open_exports(exports: list[dict[str, Any]]) -> Iterator[Metric]:
+    # A version may be open more than once, under terms that differ.
+    connections = GaugeMetricFamily("blockmap_connections", "Open connections", labels=["export"])
+    waiting = GaugeMetricFamily(
+        "blockmap_reads_waiting", "Reads under way that the hit path did not answer", labels=["export"]
+    )
+    size = GaugeMetricFamily("blockmap_export_size", "Of an open export", labels=["export"], unit="bytes")
+    for name in dict.fromkeys(each["export"] for each in exports):
+        same = [each for each in exports if each["export"] == name]
+        label = [short_export(name)]
+        connections.add_metric(label, sum(each["connections"] for each in same))
+        waiting.add_metric(label, sum(each["waiting"] for each in same))
+        size.add_metric(label, same[0]["size"])
+    yield from (connections, waiting, size)
+
+
+def _reads(reads: list[dict[str, Any]]) -> Iterator[Metric]:
+    labels = ["export", "source"]
+    count = CounterMetricFamily("blockmap_reads", "Reads answered, by where the bytes came from", labels=labels)
+    size = CounterMetricFamily("blockmap_read_bytes", "Bytes of reads answered", labels=labels)
+    latency = HistogramMetricFamily(
+        "blockmap_read",
+        "Time in the server; most cache hits are told by one of 64 that is measured",
+        labels=labels,
+        unit="seconds",
+    )
+    errors = CounterMetricFamily("blockmap_read_errors", "Reads answered with an error", labels=["export"])
+    for each in reads:
+        export = short_export(each["export"])
+        errors.add_metric([export], each["errors"])
+        for source, served in each["sources"].items():
+            count.add_metric([export, source], served["reads"])
+            size.add_metric([export, source], served["bytes"])
+            latency.add_metric([export, source], *_histogram(served["latency"]))
+    yield from (count, size, latency, errors)
+
+
+def _remote(remote: dict[str, Any]) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "blockmap_remote_requests", "Calls of the store that ended, by outcome", labels=["op", "outcome"]
+    )
+    size = CounterMetricFamily("blockmap_remote_bytes", "Content that came from the store", labels=["op"])
+    latency = HistogramMetricFamily("blockmap_remote", "Time of calls of the store", labels=["op"], unit="seconds")
+    for op, each in remote["ops"].items():
+        for outcome, number in each["outcomes"].items():
+            requests.add_metric([op, outcome], number)
+        size.add_metric([op], each["bytes"])
+        latency.add_metric([op], *_histogram(each["latency"]))
+    yield from (requests, size, latency)
+
+
+def _numbers(part: str, about: str, numbers: dict[str, object]) -> Iterator[Metric]:
+    for name, value in numbers.items():
+        if not isinstance(value, int | float):
+            continue
+        kind = GaugeMetricFamily if name in _LEVELS[part] else CounterMetricFamily
+        yield kind(f"blockmap_{part}_{name}", f"Of {about}", value=value)
+
+
+def _histogram(latency: dict[str, Any]) -> tuple[list[tuple[str, float]], float]:
+    """Cumulative buckets with their upper ends, and the sum."""
+    ends = [*map(str, latency["bounds_s"]), "+Inf"]
+    return list(zip(ends, accumulate(latency["counts"]), strict=True)), latency["seconds"]
+
+
+class MetricsServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
+    """Answers HTTP on a listening socket, Unix or TCP; each client in a thread that nothing waits for."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, listening: socket.socket, status: Callable[[], dict[str, Any]]) -> None:
+        super().__init__(listening.getsockname(), _Handler)
+        self._listening = listening
+        listening.setblocking(True)
+        self.registry = CollectorRegistry()
+        self.registry.register(StatusCollector(status))
+        ProcessCollector(registry=self.registry)
+
+    def start(self) -> None:
+        threading.Thread(target=self.serve_forever, args=(_NO_POLL_SECONDS,), name="metrics", daemon=True).start()
+
+    def fileno(self) -> int:
+        return self._listening.fileno()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        return self._listening.accept()
+
+    def shutdown_request(self, request: Any) -> None:
+        request.close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # the client's end
+            _log.warning("a request for metrics failed", exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = _IDLE_SECONDS
+
+    def do_GET(self) -> None:
+        """The metrics, whatever the path: Prometheus asks for /metrics, a person may not."""
+        assert isinstance(self.server, MetricsServer)
+        encode, kind = choose_encoder(self.headers.get("Accept", ""))
+        try:
+            body = encode(self.server.registry)
+        except Exception:
+            _log.exception("the metrics cannot be told")
+            self.send_error(500)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Scrapes are not logged."""

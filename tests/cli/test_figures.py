@@ -1,0 +1,94 @@
+"""What people are shown of a status: figures, rates, and units."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from blockmap.cli.figures import exports, remote
+from blockmap.cli.top import Sample, render
+from blockmap.cli.units import duration, share
+from blockmap.store.observed import Call
+from blockmap.volume.calls import CallLog
+from blockmap.volume.reads import Slow, Source, Tally
+
+APP, OLD = "app@sha256:" + "ab" * 32, "old@sha256:" + "cd" * 32
+
+
+def status(hits: int, fetched: int, calls: int = 0, pid: int = 1) -> dict[str, Any]:
+    tally, log = Tally(), CallLog()
+    tally.slow(Slow(Source.ZEROS, 1e-5), 4096)
+    for _ in range(fetched):
+        tally.slow(Slow(Source.FETCHED, 0.02), 4096)
+    tally.hits, tally.hit_bytes = hits, hits * 4096
+    for _ in range(calls):
+        log.note(Call("get_range", "key", 0.0, 0.04, 1000, None))
+    return {
+        "pid": pid,
+        "seconds": 10.0,
+        "store": "/s",
+        "exports": [{"export": APP, "connections": 2, "size": 1 << 30, "waiting": 3}],
+        "reads": [{"export": OLD, **Tally().status()}, {"export": APP, **tally.status()}],
+        "remote": log.status(),
+        "cache": {"bytes": 10, "cap_bytes": 100, "slots": 5, "evicted": 0},
+    }
+
+
+def shown(now: Sample, before: Sample | None) -> str:
+    console = Console(file=io.StringIO(), width=150)
+    console.print(render(now, before))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_exports_with_their_reads() -> None:
+    app, old = exports(status(hits=98, fetched=2))
+    assert (app.name, app.size, app.connections, app.waiting) == (APP, 1 << 30, 2, 3)
+    assert (app.reads.count, app.reads.bytes, app.reads.hit_ratio) == (101, 101 * 4096, 0.98)
+    assert (old.size, old.reads.count, old.reads.hit_ratio, old.reads.latency_s(0.5)) == (None, 0, None, None)
+
+
+def test_an_export_that_nobody_has_read_yet_and_a_store_that_nobody_asked() -> None:
+    fresh = {**status(0, 0), "reads": []}
+    (app,) = exports(fresh)
+    assert app.reads.count == 0
+    assert remote(fresh).count == 0
+    assert remote(fresh).latency_s(0.99) is None
+    assert remote(status(0, 0, calls=3)).since(remote(fresh)).count == 3
+
+
+def test_rates_are_differences_over_time() -> None:
+    now = Sample(103.0, status(hits=6098, fetched=2, calls=5))
+    text = shown(now, Sample(100.0, status(hits=98, fetched=2, calls=2)))
+    (row,) = (line for line in text.splitlines() if line.startswith("app@abababababab"))
+    assert row.split() == ["app@abababababab", "2", "2,000", "8.2", "MB", "100.0", "%", "-", "-", "3", "0"]
+    assert "1 requests/s, 1.0 kB/s" in text
+    assert "old@" not in text, "it is closed"
+
+
+def test_the_first_sample_shows_the_whole_time() -> None:
+    text = shown(Sample(5.0, status(hits=997, fetched=2, calls=20)), None)
+    assert "2 requests/s, 2.0 kB/s, 0 errors, p50 38 ms, p99 50 ms" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("app@abababababab"))
+    assert row.split()[2] == "100"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0, "0.0 us"),
+        (4.23e-6, "4.2 us"),
+        (0.00123, "1.2 ms"),
+        (0.0999, "100 ms"),
+        (2.5, "2.5 s"),
+        (5000, "5000 s"),
+    ],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_shares() -> None:
+    assert [share(ratio) for ratio in (None, 0.0, 0.9876, 1.0)] == ["-", "0.0 %", "98.8 %", "100.0 %"]

@@ -1,0 +1,82 @@
+"""What Prometheus is told of a status."""
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from blockmap.volume.calls import CallLog
+from blockmap.volume.histogram import BOUNDS_S
+from blockmap.volume.reads import Slow, Source, Tally
+from nbdplugin.metrics import StatusCollector
+
+DIGEST = "ab" * 32
+
+
+def status() -> dict[str, Any]:
+    tally = Tally()
+    tally.hits, tally.hit_bytes, tally.errors = 10, 40_960, 2
+    tally.slow(Slow(Source.FETCHED, 0.02), 4096)
+    tally.slow(Slow(Source.FETCHED, 99.0), 4096)
+    return {
+        "pid": 7,
+        "started": 1e9,
+        "seconds": 5.0,
+        "opened": 3,
+        "store": "/s",
+        "exports": [
+            {"export": f"team/app@sha256:{DIGEST}", "connections": 2, "size": 4096, "waiting": 1},
+            {"export": f"team/app@sha256:{DIGEST}", "connections": 1, "size": 4096, "waiting": 0},
+        ],
+        "reads": [
+            {"export": f"team/app@sha256:{DIGEST}", **tally.status()},
+            {"export": "other", **Tally().status()},
+        ],
+        "remote": CallLog().status(),
+        "cache": {"bytes": 5, "cap_bytes": 10, "evicted": 4},
+        "fetch": {"retries": 6, "away": 1, "bytes": 7, "last": "a text"},
+    }
+
+
+def told(status: dict[str, Any]) -> dict[tuple[str, ...], float]:
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(lambda: status))
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for sample in family.samples
+    }
+
+
+def test_names_labels_and_kinds() -> None:
+    found, export = told(status()), "team/app@" + DIGEST[:12]
+    assert found["blockmap_start_time_seconds",] == 1e9
+    assert found["blockmap_opens_total",] == 3
+    assert found["blockmap_connections", export] == 3  # a version that is open under two terms is one export
+    assert found["blockmap_reads_waiting", export] == 1
+    assert found["blockmap_export_size_bytes", export] == 4096
+    assert found["blockmap_reads_total", export, "cache"] == 10
+    assert found["blockmap_reads_total", export, "fetched"] == 2
+    assert found["blockmap_read_bytes_total", export, "cache"] == 40_960
+    assert found["blockmap_read_errors_total", export] == 2
+    assert found["blockmap_reads_total", "other", "cache"] == 0
+    assert found["blockmap_cache_cap_bytes",] == 10
+    assert found["blockmap_cache_evicted_total",] == 4
+    assert found["blockmap_fetch_retries_total",] == 6
+    assert found["blockmap_fetch_bytes_total",] == 7
+    assert found["blockmap_fetch_away",] == 1
+    assert not [key for key in found if "last" in key[0]]
+
+
+def test_buckets_are_cumulative_and_the_last_has_all() -> None:
+    found, export = told(status()), "team/app@" + DIGEST[:12]
+    buckets = {
+        float(key[2]): value
+        for key, value in found.items()
+        if key[:2] == ("blockmap_read_seconds_bucket", export) and key[3] == "fetched"
+    }
+    assert sorted(buckets) == [*BOUNDS_S, float("inf")]
+    assert buckets[0.01] == 0
+    assert buckets[0.025] == buckets[50.0] == 1
+    assert buckets[float("inf")] == found["blockmap_read_seconds_count", export, "fetched"] == 2
+    assert found["blockmap_read_seconds_sum", export, "fetched"] == 99.02
