@@ -46,6 +46,11 @@ PACKAGES = {
     "getfacl": "acl",
     "zstd": "zstd",
     "losetup": "mount",
+    "nginx": "nginx-light",
+    "ceph": "ceph-common",
+    "npm": "npm",
+    "node": "nodejs",
+    "ip": "iproute2",
 }
 PASSED = pytest.StashKey[bool]()
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -155,6 +160,30 @@ def seaweedfs(need: Callable[..., None], tmp_path_factory: pytest.TempPathFactor
     need("weed")
     with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def ceph(need: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S3]:
+    need("ceph-mon", "ceph-osd", "radosgw", "ceph")
+    if os.geteuid() != 0:
+        pytest.skip("needs root: Ceph's daemons")
+    with servers.ceph(tmp_path_factory.mktemp("ceph")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite(need: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Azure]:
+    need("npm", "node")
+    with servers.azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
+@pytest.fixture(params=servers.REMOTE)
+def remote(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a place in an object store, where nothing is yet."""
+    server = request.getfixturevalue(request.param)
+    servers.use(server, monkeypatch)
+    return str(server.url())
 
 
 # --- nothing is left behind

@@ -24,13 +24,13 @@ _TIMES = re.compile(r" in [\d.]+(?:[mnµ]?s)\b(?:, after \d+ retries, max_retrie
 _MAX_CHARACTERS = 300
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationFailure")
 _PARTIAL = ("Range request not supported", "non-partial response")
-_METADATA_SERVICE = "169.254.169.254"
+_ROLES = re.compile("/latest/api/token|/latest/meta-data|/metadata/identity|/computeMetadata/")
+"""Where obstore looks for the role of a cloud's machine when nothing else says who it is."""
 
 
-def status(error: Exception) -> int:
-    """The HTTP status that an error is about; 0 where there was none."""
-    found = _STATUS.search(str(error))
-    return int(found[1]) if found else 0
+def is_past_end(error: Exception) -> bool:
+    """Whether a range was refused for beginning at or behind the end of its object."""
+    return _status(error) == 416 or "Wanted range starting at" in str(error)
 
 
 def explain(error: Exception, url: str, key: str, *, writing: bool = False) -> BlockmapError:
@@ -45,7 +45,7 @@ def explain(error: Exception, url: str, key: str, *, writing: bool = False) -> B
         )
     if isinstance(error, FileNotFoundError) and not writing:
         return NotFound(f"there is no {key} in {url}")
-    if _METADATA_SERVICE in text:
+    if _ROLES.search(text):
         return StoreUnavailable(
             f"no credentials were found for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_ACCOUNT_KEY "
             "or GOOGLE_APPLICATION_CREDENTIALS, or AWS_SKIP_SIGNATURE=true for a bucket that anybody may read"
@@ -53,7 +53,7 @@ def explain(error: Exception, url: str, key: str, *, writing: bool = False) -> B
     said = one_line(error)
     if (
         isinstance(error, (PermissionDeniedError, UnauthenticatedError))
-        or status(error) in (401, 403)
+        or _status(error) in (401, 403)
         or _is_denial(text)
     ):
         if writing:
@@ -63,7 +63,7 @@ def explain(error: Exception, url: str, key: str, *, writing: bool = False) -> B
         )
     if any(words in text for words in _PARTIAL):
         return StoreRefused(f"{url} answers a range with the whole object (200 instead of 206): use another server")
-    if isinstance(error, (NotSupportedError, NotImplementedError)) or status(error) == 501:
+    if isinstance(error, (NotSupportedError, NotImplementedError)) or _status(error) == 501:
         return StoreRefused(f"{url} cannot do what blockmap needs: {said}; use another engine")
     return StoreUnavailable(f"cannot {'write' if writing else 'read'} {what}: {said}")
 
@@ -97,3 +97,9 @@ def _cause(debug: str) -> str:
 def _is_denial(text: str) -> bool:
     found = _CODE.search(text)
     return found is not None and (found[1] or found[2]) in _DENIED
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status that an error is about; 0 where there was none."""
+    found = _STATUS.search(str(error))
+    return int(found[1]) if found else 0

@@ -61,7 +61,7 @@ class ObjectReader:
         try:
             data = bytes(obstore.get_range(self._engine, key, start=start, end=end))
         except answers.ERRORS as error:
-            if answers.status(error) == 416:
+            if answers.is_past_end(error):
                 self._check_end(key, end)
             raise answers.explain(error, self.url, key) from error
         if len(data) > end - start:

@@ -162,7 +162,6 @@ def _format(store: Reader) -> Format:
     try:
         text = store.get(keys.FORMAT)
     except NotFound:
-        raise NotAStore(
-            f"{store.url} is not a blockmap store: make one with `blockmap create {store.url}`, or correct --store"
-        ) from None
+        made = "" if isinstance(store, http.HttpStore) else f", or make one with `blockmap create {store.url}`"
+        raise NotAStore(f"{store.url} is not a blockmap store: correct --store{made}") from None
     return parse_format(text, store.url)

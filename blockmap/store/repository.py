@@ -3,9 +3,10 @@
 Chunks and nodes are read by placement, which is advice; the bytes that arrive are checked against the digest asked for.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 
-from blockmap.errors import AlreadyExists, Corrupt, FormatError, NotFound
+from blockmap.errors import AlreadyExists, Corrupt, FormatError, NotFound, StoreUnavailable
 from blockmap.format import BLOCK, codec, filemap, keys, node, pack, version
 from blockmap.format.chunker import MAX_BLOCKS
 from blockmap.format.digest import Digest, block_digests, chunk_digest
@@ -16,6 +17,8 @@ from blockmap.store.base import Buffer, Reader, Writer
 
 VERSION_ATTEMPTS = 8
 """A version's record has another number only where an earlier one was condemned."""
+_CREATE_ATTEMPTS = 3
+"""Engines do not repeat a create whose answer was lost, since it may have happened."""
 
 
 def open_chunk(name: Digest, place: Placement, stored: bytes | memoryview) -> bytes:
@@ -105,10 +108,16 @@ class Publication(Repository):
     def put_pack(self, made: Pack) -> None:
         key = keys.pack(made.name)
         self.packs.append(key)
-        self._writer.create(key, made.parts)
+        self.put(key, made.parts)  # random salt is in its name: one that is there already is this one
 
-    def put(self, key: str, parts: list[Buffer]) -> bool:
+    def put(self, key: str, parts: Sequence[Buffer]) -> bool:
         """Stores an object that is a function of its key; False where it is there already."""
+        for _ in range(_CREATE_ATTEMPTS - 1):
+            with suppress(StoreUnavailable):
+                return self._create(key, parts)
+        return self._create(key, parts)
+
+    def _create(self, key: str, parts: Sequence[Buffer]) -> bool:
         try:
             self._writer.create(key, parts)
         except AlreadyExists:

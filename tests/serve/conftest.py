@@ -28,7 +28,9 @@ def content(seed: str, size: int) -> bytes:
 class Server:
     """`blockmap serve` in a process, with a store, a cache and a state of its own."""
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: Path, store: str | None = None) -> None:
+        """`store` is a URL whose engine finds its settings in this process's environment; else a directory below `where`."""
+        where.mkdir(exist_ok=True)
         self.where = where
         self.socket = where / "nbd.sock"
         self.log = where / "server.log"
@@ -36,7 +38,7 @@ class Server:
         self.store = where / "store"
         self.environment = {
             **os.environ,
-            "BLOCKMAP_STORE": str(self.store),
+            "BLOCKMAP_STORE": store or str(self.store),
             "BLOCKMAP_CACHE": str(self.cache),
             "BLOCKMAP_SOCKET": str(self.socket),
             "BLOCKMAP_STATE": str(where / "state"),
@@ -84,7 +86,7 @@ class Server:
         return f"nbd+unix:///{export}?socket={self.socket}"
 
     def volume(self, export: str) -> tuple[Repository, str]:
-        store, _ = open_store(str(self.store))
+        store, _ = open_store(self.environment["BLOCKMAP_STORE"])
         return Repository(store), export
 
 

@@ -8,10 +8,7 @@ from blockmap.store.base import Pruner
 from blockmap.store.directory import DirectoryStore
 from blockmap.store.memory import MemoryStore
 from blockmap.store.objects import open_objects
-from tests.store.servers import use
-
-REMOTE = ["seaweedfs", *(pytest.param(name, marks=pytest.mark.long) for name in ("ceph", "azurite"))]
-"""Fixtures of servers with an `environment`, and a `url` for each new store."""
+from tests.store.servers import REMOTE, use
 
 
 @pytest.fixture(params=["memory", "directory", *REMOTE])
@@ -23,11 +20,3 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     server = request.getfixturevalue(request.param)
     use(server, monkeypatch)
     return open_objects(server.url())
-
-
-@pytest.fixture(params=REMOTE)
-def remote(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of a place in an object store, where nothing is yet."""
-    server = request.getfixturevalue(request.param)
-    use(server, monkeypatch)
-    return str(server.url())

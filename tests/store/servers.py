@@ -2,6 +2,8 @@
 
 import base64
 import contextlib
+import hmac
+import http.client
 import json
 import os
 import secrets
@@ -10,7 +12,9 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +24,12 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 KEY, SECRET = "testkey", "testsecret"
+AZURITE = "3.37.0"
+READ_KEY, READ_SECRET = "readkey", "readsecret"
+"""May only read and list, where a server can tell the two apart."""
 START_S = 60.0
+REMOTE = ["seaweedfs", *(pytest.param(name, marks=pytest.mark.long) for name in ("ceph", "azurite"))]
+"""Fixtures of tests/conftest.py that give a Server."""
 _VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")
 
 
@@ -94,6 +103,7 @@ class S3:
     """A server that speaks S3, with one bucket; each store in it has a prefix of its own."""
 
     def __init__(self, port: int, host: str = "127.0.0.1", bucket: str = "tests") -> None:
+        self.port = port
         self.endpoint = f"http://{host}:{port}"
         self.bucket = bucket
         self.environment = {
@@ -137,7 +147,7 @@ def seaweedfs(where: Path, host: str = "127.0.0.1") -> Iterator[S3]:
     }
     reader = {
         "name": "reader",
-        "credentials": [{"accessKey": "readkey", "secretKey": "readsecret"}],
+        "credentials": [{"accessKey": READ_KEY, "secretKey": READ_SECRET}],
         "actions": ["Read", "List"],
     }
     (where / "data").mkdir()
@@ -204,10 +214,94 @@ def nginx(where: Path, root: Path, more: str = "") -> Iterator[str]:
         process.wait()
 
 
+_CEPH = """[global]
+fsid = {fsid}
+mon host = [v2:127.0.0.1:{v2}/0,v1:127.0.0.1:{v1}/0]
+mon initial members = a
+public addr = 127.0.0.1
+cluster addr = 127.0.0.1
+public network = 127.0.0.0/8
+cluster network = 127.0.0.0/8
+auth cluster required = none
+auth service required = none
+auth client required = none
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 8
+osd pool default pg autoscale mode = off
+osd crush chooseleaf type = 0
+mon allow pool size one = true
+mon warn on pool no redundancy = false
+mon max pg per osd = 1000
+run dir = {where}/run
+pid file = {where}/run/$type.$id.pid
+admin socket = {where}/run/$type.$id.asok
+log file = {where}/run/$type.$id.log
+crash dir = {where}/run
+keyring = {where}/keyring
+[mon]
+mon data = {where}/mon
+mon data avail crit = 1
+[osd]
+osd data = {where}/osd
+osd objectstore = bluestore
+bluestore block create = true
+bluestore block size = 21474836480
+osd memory target = 1073741824
+[client.rgw]
+rgw data = {where}/rgw
+rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
+ms mon client mode = crc
+"""
+
+
+@contextlib.contextmanager
+def ceph(where: Path) -> Iterator[S3]:
+    """Ceph with its S3 gateway: a monitor, a store on a sparse file, a gateway."""
+    v2, v1, port = free_ports(3)
+    fsid, osd = str(uuid.uuid4()), str(uuid.uuid4())
+    for name in ("mon", "osd", "rgw", "run"):
+        (where / name).mkdir()
+    conf = where / "ceph.conf"
+    conf.write_text(_CEPH.format(fsid=fsid, v1=v1, v2=v2, port=port, where=where))
+    server = S3(port)
+    key, monitors = f"{where}/keyring", f"{where}/monmap"
+
+    def run(*command: str) -> str:
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=120, env={**os.environ, "CEPH_CONF": str(conf)}
+        ).stdout
+
+    run("ceph-authtool", "--create-keyring", key, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *")
+    address = f"[v2:127.0.0.1:{v2}/0,v1:127.0.0.1:{v1}/0]"
+    run("monmaptool", "--create", "--addv", "a", address, "--fsid", fsid, monitors)
+    run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monitors, "--keyring", key)
+    settings = {"CEPH_CONF": str(conf)}
+    with contextlib.ExitStack() as stack:
+
+        def daemon(name: str, *command: str, ready: Callable[[], bool]) -> None:
+            stack.enter_context(running([*command, "-f"], where / f"{name}.log", ready, **settings))
+
+        daemon("mon", "ceph-mon", "-i", "a", ready=lambda: listens(v1))
+        run("ceph", "osd", "new", osd)
+        run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd, "--no-mon-config")
+        daemon("osd", "ceph-osd", "-i", "0", ready=lambda: "1 up" in run("ceph", "osd", "stat"))
+        daemon("rgw", "radosgw", "-n", "client.rgw", ready=lambda: listens(port))
+        run(
+            "radosgw-admin", "user", "create", "--uid=test", "--display-name=test",
+            f"--access-key={KEY}", f"--secret-key={SECRET}",
+        )  # fmt: skip
+        deadline = time.monotonic() + START_S
+        while not server.make_bucket():
+            assert time.monotonic() < deadline, (where / "rgw.log").read_text(errors="replace")
+        yield server
+
+
 class Azure:
     """A server that speaks Azure Blob, with one container."""
 
     def __init__(self, port: int) -> None:
+        self._port = port
         self.environment = {
             "AZURE_STORAGE_ACCOUNT_NAME": "acct1",
             "AZURE_STORAGE_ACCOUNT_KEY": base64.b64encode(SECRET.encode()).decode(),
@@ -216,3 +310,46 @@ class Azure:
 
     def url(self) -> str:
         return f"az://tests/{secrets.token_hex(6)}"
+
+    def make_container(self) -> bool:
+        """Whether the container is there; signed as Azure's "Authorize with Shared Key" says."""
+        headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
+        lines = [f"{name}:{value}" for name, value in headers.items()]
+        text = "\n".join(["PUT", *[""] * 11, *lines, "/acct1/acct1/tests", "restype:container"])
+        signature = base64.b64encode(hmac.digest(SECRET.encode(), text.encode(), "sha256")).decode()
+        client = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
+        try:
+            client.request(
+                "PUT",
+                "/acct1/tests?restype=container",
+                headers={**headers, "Content-Length": "0", "Authorization": f"SharedKey acct1:{signature}"},
+            )
+            return client.getresponse().status in (201, 409)
+        except OSError:
+            return False
+        finally:
+            client.close()
+
+
+@contextlib.contextmanager
+def azurite(where: Path) -> Iterator[Azure]:
+    """Azurite, Microsoft's emulator of Azure Blob; npm brings it where BLOCKMAP_AZURITE does not say where it is."""
+    program = Path(os.environ.get("BLOCKMAP_AZURITE") or where / "node_modules/.bin/azurite-blob")
+    if not program.exists():
+        done = subprocess.run(
+            ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(where), f"azurite@{AZURITE}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            pytest.skip(f"npm does not bring azurite: {done.stderr.strip()[-300:]}")
+    (port,) = free_ports(1)
+    server = Azure(port)
+    command = [
+        "node", str(program), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", f"{where}/data",
+        "--silent", "--disableTelemetry", "--skipApiVersionCheck", "--disableProductStyleUrl",
+    ]  # fmt: skip
+    accounts = f"acct1:{server.environment['AZURE_STORAGE_ACCOUNT_KEY']}"
+    with running(command, where / "log", server.make_container, AZURITE_ACCOUNTS=accounts):
+        yield server

@@ -1,0 +1,141 @@
+"""A directory store behind a web server, which is nginx here."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from blockmap.errors import CannotList, Corrupt, NotAStore, NotFound, StoreReadOnly, StoreRefused, StoreUnavailable
+from blockmap.format.digest import Digest
+from blockmap.store.directory import DirectoryStore
+from blockmap.store.http import HttpStore, open_http
+from blockmap.store.names import NameLog, NameReader
+from blockmap.store.opening import create_store, open_or_create, open_store
+from tests.store import servers
+from tests.store.test_contract import MANY, at_once
+
+REPO, TAG = "registry.example.com:5000/team/redis", "7.2"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "served")
+
+
+@pytest.fixture
+def serve(need: Callable[..., None], tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """serve(more) starts a web server over the directory; gives its URL."""
+    need("nginx")
+    with ExitStack() as stack:
+
+        def start(more: str = "") -> str:
+            (tmp_path / "served").mkdir(exist_ok=True)
+            where = tmp_path / f"nginx{len(list(tmp_path.iterdir()))}"
+            where.mkdir()
+            return stack.enter_context(servers.nginx(where, tmp_path / "served", more))
+
+        yield start
+
+
+@pytest.fixture
+def web(serve: Callable[..., str]) -> HttpStore:
+    return open_http(serve())
+
+
+def test_objects_are_read(web: HttpStore, directory: DirectoryStore) -> None:
+    data = bytes(range(256)) * 16
+    directory.create("packs/ab/one", [data])
+    directory.create("empty", [])
+    assert web.get("packs/ab/one") == data
+    assert type(web.get("packs/ab/one")) is bytes
+    assert web.get("empty") == b""
+    assert web.exists("packs/ab/one")
+    for start, end in [(0, 1), (0, 4096), (1, 2), (999, 1001), (4095, 4096), (100, 100), (4096, 4096)]:
+        assert web.get_range("packs/ab/one", start, end) == data[start:end]
+
+
+@pytest.mark.parametrize("key", ["absent", "a/absent", "x/y/z"])
+def test_what_is_absent_is_not_found(web: HttpStore, directory: DirectoryStore, key: str) -> None:
+    directory.create("a/b", [b"data"])
+    for call in (lambda: web.get(key), lambda: web.get_range(key, 0, 1), lambda: web.get_range(key, 0, 0)):
+        with pytest.raises(NotFound, match=key):
+            call()
+    assert not web.exists(key)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 11), (9, 11), (10, 11), (11, 12), (100, 200), (11, 11)])
+def test_a_range_past_the_end_is_corrupt(web: HttpStore, directory: DirectoryStore, start: int, end: int) -> None:
+    directory.create("a", [b"0123456789"])
+    with pytest.raises(Corrupt, match="a ends at byte 10"):
+        web.get_range("a", start, end)
+
+
+def test_what_is_written_is_seen_at_once(web: HttpStore, directory: DirectoryStore) -> None:
+    for number in range(3):
+        assert not web.exists(f"names/a/b/{number}")
+        directory.create(f"names/a/b/{number}", [b"x"])
+        assert web.exists(f"names/a/b/{number}")
+        directory.replace("hints/a", b"%d" % number)
+        assert web.get("hints/a") == b"%d" % number
+
+
+def test_readers_in_many_threads(web: HttpStore, directory: DirectoryStore) -> None:
+    for number in range(50):
+        directory.create(f"packs/{number}", [number.to_bytes(2, "big") * 2048])
+
+    def read(seed: int) -> None:
+        for step in range(200):
+            number, at = (seed * 37 + step * 61) % 50, step * 2
+            assert web.get_range(f"packs/{number}", at, at + 2) == number.to_bytes(2, "big")
+
+    assert at_once([lambda seed=seed: read(seed) for seed in range(MANY)]) == [None] * MANY
+
+
+def test_a_store_behind_a_web_server(serve: Callable[..., str], directory: DirectoryStore) -> None:
+    _, form = create_store(directory.url)
+    made = [NameLog(directory).set(REPO, TAG, Digest(bytes([n]) * 32), 1, None, None, None) for n in range(5)]
+    opened, again = open_store(serve() + "/")
+    assert again == form
+    reader = NameReader(opened)
+    assert reader.newest(REPO, TAG) == made[-1]
+    directory.delete(directory.list("hints/")[0])
+    assert reader.newest(REPO, TAG) == made[-1]
+    assert list(reader.history(REPO, TAG)) == made[::-1]
+    assert reader.newest(REPO, "absent") is None
+
+
+def test_it_cannot_be_listed(web: HttpStore) -> None:
+    with pytest.raises(CannotList, match=web.url):
+        web.list("")
+
+
+@pytest.mark.parametrize("make", [create_store, open_or_create])
+def test_it_cannot_be_written(make: Callable[[str], object]) -> None:
+    with pytest.raises(StoreReadOnly, match="x is read through a web server"):
+        make("http://127.0.0.1:1/x")
+
+
+def test_what_is_no_store(serve: Callable[..., str]) -> None:
+    with pytest.raises(NotAStore, match="is not a blockmap store"):
+        open_store(f"{serve()}/below")
+
+
+def test_a_server_without_ranges(serve: Callable[..., str], directory: DirectoryStore) -> None:
+    directory.create("a", [bytes(1000)])
+    with pytest.raises(StoreRefused, match="200 instead of 206"):
+        open_http(serve("max_ranges 0;")).get_range("a", 10, 20)
+
+
+@pytest.mark.parametrize(("more", "says"), [("deny all;", "403 Forbidden"), ("return 401;", "401 Unauthorized")])
+def test_a_server_that_refuses(serve: Callable[..., str], more: str, says: str) -> None:
+    web = open_http(serve(more))
+    for call in (lambda: web.get("format"), lambda: web.exists("format"), lambda: web.get_range("format", 0, 1)):
+        with pytest.raises(StoreUnavailable, match=says):
+            call()
+
+
+def test_a_server_that_fails_is_asked_again_and_said(serve: Callable[..., str]) -> None:
+    with pytest.raises(StoreUnavailable, match="503 Service") as caught:
+        open_store(serve("return 503;"))
+    assert "\n" not in str(caught.value)
