@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -22,11 +22,13 @@ from blockmap.cli.bench.coldstart.plan import Step, interleave
 from blockmap.cli.bench.coldstart.prices import Prices
 from blockmap.cli.bench.coldstart.processes import calm
 from blockmap.cli.bench.coldstart.report import details, of_starts, row
-from blockmap.cli.bench.coldstart.requests import Request, at_client, longest_chain, parse
-from blockmap.cli.bench.coldstart.runs import Start, split
+from blockmap.cli.bench.coldstart.requests import Request, at_client, parse
+from blockmap.cli.bench.coldstart.runs import Start, split, within
 from blockmap.cli.bench.coldstart.shared import find_shared, need_image
 from blockmap.cli.bench.coldstart.slope import theil_sen
 from blockmap.errors import HostError, UsageError
+from blockmap.store.observed import Call
+from blockmap.volume.calls import serial_steps
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LIMIT_S = 600.0
@@ -125,35 +127,24 @@ def test_requests_that_overlap_for_the_client_are_one_step() -> None:
     rtt = 0.1
     # Three at once, one that the answer of the first made possible, one more after that.
     log = [request(0, 0.001), request(0.03, 0.031), request(0.05, 0.055), request(0.102, 0.103), request(0.21, 0.211)]
-    assert longest_chain(at_client(log, rtt)) == 3
-    assert longest_chain(at_client(log, 0)) == 5
-    assert longest_chain([]) == 0
-
-
-def test_the_longest_chain_is_that_of_all_choices() -> None:
-    random = Random(3)
-    for _ in range(50):
-        starts = [random.uniform(0, 10) for _ in range(7)]
-        intervals = [(start, start + random.uniform(0.1, 4)) for start in starts]
-        best = 0
-        for size in range(1, 8):
-            for chosen in combinations(sorted(intervals), size):
-                if all(before[1] <= after[0] for before, after in pairwise(chosen)):
-                    best = size
-        assert longest_chain(intervals) == best
+    assert serial_steps(at_client(log, rtt)) == 3
+    assert serial_steps(at_client(log, 0)) == 5
 
 
 def test_requests_before_the_clock_and_after_ready_are_kept_apart() -> None:
     log = [request(1, 2), request(5, 9), request(7, 7.5), request(8, 8.1)]
     before, during = split(log, 5, 8)
     assert (before, during) == ([log[0]], log[1:3])
+    calls = [Call("get", "x", at, 1, 1, None) for at in (1, 5, 8)]
+    assert within(calls, 5, 3) == [calls[1]]
+    assert within(None, 5, 3) is None
 
 
 # --- the report
 
 
-def start(ready_s: float | None, requests: list[Request]) -> Start:
-    return Start(ready_s, "" if ready_s else "no answer in time", [], requests)
+def start(ready_s: float | None, requests: list[Request], calls: list[Call] | None = None) -> Start:
+    return Start(ready_s, "" if ready_s else "no answer in time", [], requests, calls)
 
 
 def test_rows_have_slope_requests_bytes_and_cost_and_failures_are_told() -> None:
@@ -174,6 +165,13 @@ def test_rows_have_slope_requests_bytes_and_cost_and_failures_are_told() -> None
     assert figures[0].failures == ["the X way of a:1 at 100.0 ms: no answer in time"]
     machine = json.loads(json.dumps(details(figures[0])))
     assert [each["ready_s"] for each in machine["by_rtt"]] == [[1, 1], [3, 3]]
+
+
+def test_blockmaps_own_log_counts_where_there_is_one() -> None:
+    log = [request(k, k + 0.01) for k in range(9)]
+    calls = [Call("get", "x", k, 0.5, 10, None) for k in range(4)]
+    figures = of_starts([(Step(0, "a:1", "x", 100.0), start(1, log, calls))], {"x": "x"})
+    assert row(figures[0], [100.0], Prices(0, 0))["counted"] == 4
 
 
 # --- what is missing is named

@@ -9,10 +9,11 @@ from urllib.parse import quote
 from blockmap.cli.bench.coldstart.images import Prepared
 from blockmap.cli.bench.coldstart.processes import calm
 from blockmap.cli.bench.coldstart.requests import Request
-from blockmap.cli.bench.coldstart.rows import Blockmap, Place, socket_of
-from blockmap.cli.bench.coldstart.runs import Bench, place_for, split
+from blockmap.cli.bench.coldstart.rows import Blockmap, Place, calls_of, socket_of
+from blockmap.cli.bench.coldstart.runs import Bench, place_for, split, within
 from blockmap.errors import HostError
 from blockmap.host import tools
+from blockmap.store.observed import Call
 
 _SUPERBLOCK = "read 1024 1024"
 
@@ -28,6 +29,8 @@ class Opening:
     before: list[Request]
     """What was asked of the far side since the server was started: also to keep connections alive."""
     requests: list[Request]
+    calls: list[Call] | None
+    """The same by blockmap's own log."""
 
 
 def openings(bench: Bench, images: Sequence[Prepared], rtts_ms: Sequence[float], idle_s: float) -> list[Opening]:
@@ -46,12 +49,13 @@ def openings(bench: Bench, images: Sequence[Prepared], rtts_ms: Sequence[float],
         for place, rtt_ms in waiting:
             wall, began = time.time(), time.monotonic()
             _open(place)
-            timed.append((place, rtt_ms, wall, time.monotonic() - began))
+            seconds = time.monotonic() - began
+            timed.append((place, rtt_ms, wall, seconds, within(calls_of(place), began, seconds)))
     requests = bench.origin.requests_since(mark)
     found = []
-    for place, rtt_ms, wall, seconds in timed:
+    for place, rtt_ms, wall, seconds, calls in timed:
         own = [request for request in requests if place.url == f"http://{request.host}"]
-        found.append(Opening(place.image.name, rtt_ms, seconds, *split(own, wall, wall + seconds)))
+        found.append(Opening(place.image.name, rtt_ms, seconds, *split(own, wall, wall + seconds), calls))
     return found
 
 

@@ -8,10 +8,12 @@ from typing import Any
 from blockmap.cli.bench.coldstart.opening import Opening
 from blockmap.cli.bench.coldstart.plan import Step
 from blockmap.cli.bench.coldstart.prices import Prices
-from blockmap.cli.bench.coldstart.requests import Request, at_client, longest_chain
+from blockmap.cli.bench.coldstart.requests import Request, at_client
 from blockmap.cli.bench.coldstart.runs import Start
 from blockmap.cli.bench.coldstart.slope import theil_sen
 from blockmap.cli.bench.statistics import spread
+from blockmap.store.observed import Call
+from blockmap.volume.calls import serial_steps
 
 CAVEATS = [
     "The link is a relay on loopback: it models delay and bandwidth, but no slow start, no packet loss and no TLS; real "
@@ -22,7 +24,8 @@ CAVEATS = [
     "Nothing of the image is on this host before it; the host's programs are in memory. `before` counts what a server that "
     "was there already had asked for.",
     "The slope of ready over RTT (Theil-Sen, 95 % interval) is the number of serial round trips, connections included. "
-    "`counted` is the longest chain of requests that did not overlap, at the longest RTT: connections are not in it, "
+    "`counted` is the longest chain of requests that did not overlap, at the longest RTT, by blockmap's own log of calls and "
+    "by the far side's for the others: connections are not in it, "
     "and requests that came later for another reason than waiting are.",
     "Requests and bytes (with headers) are those begun until the program was ready; prices are the user's.",
     "nbdkit's curl plugin and qemu-nbd run as they come, without filters; skopeo tries TLS first, which costs a pull "
@@ -39,6 +42,8 @@ class Figures:
     ready_s: dict[float | None, list[float]]
     """By RTT in milliseconds."""
     requests: dict[float | None, list[list[Request]]]
+    calls: dict[float | None, list[list[Call]]]
+    """By blockmap's own log; nothing where there is none."""
     before: list[int]
     """Requests before the clock started, of each start."""
     failures: list[str]
@@ -48,13 +53,15 @@ def of_starts(starts: Sequence[tuple[Step, Start]], ways: Mapping[str, str]) -> 
     """One for each image and row, in the order in which they first came; `ways` are the rows' names for people."""
     found: dict[tuple[str, str], Figures] = {}
     for step, start in starts:
-        each = found.setdefault((step.image, step.row), Figures(step.image, ways[step.row], {}, {}, [], []))
+        each = found.setdefault((step.image, step.row), Figures(step.image, ways[step.row], {}, {}, {}, [], []))
         each.before.append(len(start.before))
         if start.ready_s is None:
             each.failures.append(f"{each.way} of {step.image} at {step.rtt_ms} ms: {start.failure}")
             continue
         each.ready_s.setdefault(step.rtt_ms, []).append(start.ready_s)
         each.requests.setdefault(step.rtt_ms, []).append(start.requests)
+        if start.calls is not None:
+            each.calls.setdefault(step.rtt_ms, []).append(start.calls)
     return list(found.values())
 
 
@@ -62,10 +69,12 @@ def of_openings(way: str, openings: Sequence[Opening]) -> list[Figures]:
     """One for each image."""
     found: dict[str, Figures] = {}
     for opening in openings:
-        each = found.setdefault(opening.image, Figures(opening.image, way, {}, {}, [], []))
+        each = found.setdefault(opening.image, Figures(opening.image, way, {}, {}, {}, [], []))
         each.before.append(len(opening.before))
         each.ready_s.setdefault(opening.rtt_ms, []).append(opening.seconds)
         each.requests.setdefault(opening.rtt_ms, []).append(opening.requests)
+        if opening.calls is not None:
+            each.calls.setdefault(opening.rtt_ms, []).append(opening.calls)
     return list(found.values())
 
 
@@ -108,7 +117,7 @@ def details(figures: Figures) -> dict[str, Any]:
                 "ready_s_spread": spread(seconds)._asdict(),
                 "requests": [len(each) for each in figures.requests[rtt]],
                 "bytes": [sum(request.sent_bytes for request in each) for each in figures.requests[rtt]],
-                "serial": [_serial(each, rtt) for each in figures.requests[rtt]] if rtt else None,
+                "serial": _serial(figures, rtt) if rtt else None,
             }
             for rtt, seconds in sorted(figures.ready_s.items(), key=lambda each: each[0] or 0)
         ],
@@ -121,11 +130,12 @@ def _points(figures: Figures) -> list[tuple[float, float]]:
 
 
 def _counted(figures: Figures) -> float | None:
+    """At the longest RTT, where what does not overlap is surely told from what does."""
     longest = max((rtt for rtt in figures.requests if rtt), default=None)
-    if longest is None:
-        return None
-    return median(_serial(each, longest) for each in figures.requests[longest])
+    return median(_serial(figures, longest)) if longest else None
 
 
-def _serial(requests: Sequence[Request], rtt_ms: float) -> int:
-    return longest_chain(at_client(requests, rtt_ms / 1000))
+def _serial(figures: Figures, rtt_ms: float) -> list[int]:
+    """Of each start: by blockmap's own log, else by that of the far side."""
+    logs = figures.calls.get(rtt_ms) or [at_client(each, rtt_ms / 1000) for each in figures.requests[rtt_ms]]
+    return [serial_steps(log) for log in logs]

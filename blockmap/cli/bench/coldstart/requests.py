@@ -1,7 +1,9 @@
-"""The far side's log of requests: what one start asked for, and how much of that one after the other."""
+"""The far side's log of requests: what one start asked for, and when."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from blockmap.store.observed import Call
 
 LOG_FORMAT = "$msec $request_time $connection $status $bytes_sent $http_host $request_method $request_uri"
 """Of nginx: when the answer was written (Unix time), seconds since the request came, and what it was."""
@@ -49,15 +51,16 @@ def parse(lines: Iterable[str]) -> list[Request]:
     return sorted(found, key=lambda request: request.start_s)
 
 
-def at_client(requests: Iterable[Request], rtt_s: float) -> list[tuple[float, float]]:
-    """When requests were under way for who made them: half a round trip earlier, and half of one later."""
-    return [(request.start_s - rtt_s / 2 + _CLOCK_S, request.end_s + rtt_s / 2 - _CLOCK_S) for request in requests]
-
-
-def longest_chain(intervals: Iterable[tuple[float, float]]) -> int:
-    """How many intervals [start, end) can be picked so that each begins after the one before it has ended."""
-    count, free = 0, float("-inf")
-    for start, end in sorted(intervals, key=lambda each: each[1]):
-        if start >= free:
-            count, free = count + 1, end
-    return count
+def at_client(requests: Iterable[Request], rtt_s: float) -> list[Call]:
+    """The same as who made them sees them: each begun half a round trip earlier, answered half of one later."""
+    return [
+        Call(
+            request.method,
+            request.target,
+            request.start_s - rtt_s / 2 + _CLOCK_S,
+            request.end_s - request.start_s + rtt_s - 2 * _CLOCK_S,
+            request.sent_bytes,
+            None,
+        )
+        for request in requests
+    ]

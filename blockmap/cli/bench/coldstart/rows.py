@@ -15,8 +15,10 @@ from blockmap.cli.bench.coldstart.images import Prepared
 from blockmap.cli.bench.coldstart.processes import mounted, running, wait_ready
 from blockmap.cli.bench.coldstart.serve import BLOCKMAP, served
 from blockmap.host import tools
+from blockmap.host.calls import read_calls
 from blockmap.host.control import Client
 from blockmap.host.nbdfuse import NbdFuse
+from blockmap.store.observed import Call
 
 _ATTACHING = (("nbdfuse", "--version"), ("fusermount3", "--version"), ("losetup", "--version"))
 
@@ -50,6 +52,19 @@ class Row(Protocol):
     def root(self, place: Place) -> Path:
         """The image's files, read-only; the clock runs."""
 
+    def calls(self, place: Place) -> list[Call] | None:
+        """What its server says that it asked of the store; None where it keeps no such log."""
+
+
+class _Peer:
+    """What the others have in common."""
+
+    def before(self, place: Place) -> None:
+        pass
+
+    def calls(self, place: Place) -> list[Call] | None:
+        return None
+
 
 class Blockmap:
     """`blockmap serve` with an empty cache; started after the request, or before it (resident)."""
@@ -75,23 +90,28 @@ class Blockmap:
         socket = socket_of(place) if self._resident else self._serve(place)
         return _attach(place, socket, str(Client(socket).request("resolve", export=place.image.name)["export"]))
 
+    def calls(self, place: Place) -> list[Call] | None:
+        return calls_of(place)
+
     def _serve(self, place: Place) -> Path:
         return place.stack.enter_context(served(place.store, place.folder / "cache", place.folder))
 
 
 def socket_of(place: Place) -> Path:
-    """Of the server that `before` started."""
+    """Of blockmap's server."""
     return place.folder / "blockmap.sock"
 
 
-class Curl:
+def calls_of(place: Place) -> list[Call]:
+    """All that blockmap's server has asked of the store."""
+    return read_calls(Client(socket_of(place)), 0)[0]
+
+
+class Curl(_Peer):
     """nbdkit's curl plugin on the raw disk, as it comes."""
 
     name, remote = "nbdkit curl", True
     programs: Sequence[Sequence[str]] = (("nbdkit", "curl", "--dump-plugin"), *_ATTACHING)
-
-    def before(self, place: Place) -> None:
-        pass
 
     def root(self, place: Place) -> Path:
         socket = place.folder / "nbd.sock"
@@ -99,14 +119,11 @@ class Curl:
         return _serve_and_attach(place, ["nbdkit", "-f", "-r", "-U", str(socket), "curl", url], socket)
 
 
-class QemuNbd:
+class QemuNbd(_Peer):
     """qemu-nbd on the qcow2 disk, which its curl driver reads with 256 KiB of read-ahead, as it comes."""
 
     name, remote = "qemu-nbd qcow2", True
     programs: Sequence[Sequence[str]] = (("qemu-nbd", "--version"), *_ATTACHING)
-
-    def before(self, place: Place) -> None:
-        pass
 
     def root(self, place: Place) -> Path:
         socket = place.folder / "nbd.sock"
@@ -115,14 +132,11 @@ class QemuNbd:
         return _serve_and_attach(place, command, socket)
 
 
-class Pull:
+class Pull(_Peer):
     """All layers from a registry, then unpacked."""
 
     name, remote = "pull + unpack", True
     programs: Sequence[Sequence[str]] = (("skopeo", "--version"), ("umoci", "--version"))
-
-    def before(self, place: Place) -> None:
-        pass
 
     def root(self, place: Place) -> Path:
         repo, _, tag = place.image.name.partition(":")
@@ -136,14 +150,11 @@ class Pull:
         return root
 
 
-class LocalDisk:
+class LocalDisk(_Peer):
     """The unpacked image on this host's disk: nothing can be faster that reads the same bytes."""
 
     name, remote = "local disk", False
     programs: Sequence[Sequence[str]] = (("losetup", "--version"),)
-
-    def before(self, place: Place) -> None:
-        pass
 
     def root(self, place: Place) -> Path:
         device = tools.run("losetup", "--find", "--show", "--read-only", str(place.image.local)).strip()

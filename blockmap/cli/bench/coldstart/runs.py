@@ -17,6 +17,7 @@ from blockmap.cli.bench.coldstart.processes import calm, mounted
 from blockmap.cli.bench.coldstart.requests import Request
 from blockmap.cli.bench.coldstart.rows import Place, Row
 from blockmap.host import tools
+from blockmap.store.observed import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Start:
     """What was asked of the far side before the clock started."""
     requests: list[Request]
     """What was asked from then on until the program was ready."""
+    calls: list[Call] | None
+    """The same by blockmap's own log."""
 
 
 def start(bench: Bench, row: Row, image: Prepared, rtt_ms: float | None) -> Start:
@@ -63,17 +66,23 @@ def start(bench: Bench, row: Row, image: Prepared, rtt_ms: float | None) -> Star
             str(root),
         ]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        end = time.time()
+        seconds = time.monotonic() - began
+        calls = row.calls(place)
     ready = float(done.stdout) if done.returncode == 0 else None
-    until = wall + ready if ready is not None else end
-    before, counted = split(bench.origin.requests_since(mark), wall, until)
-    return Start(ready, done.stderr.strip(), before, counted)
+    seconds = seconds if ready is None else ready
+    before, counted = split(bench.origin.requests_since(mark), wall, wall + seconds)
+    return Start(ready, done.stderr.strip(), before, counted, within(calls, began, seconds))
 
 
 def split(requests: Sequence[Request], began_s: float, until_s: float) -> tuple[list[Request], list[Request]]:
     """Requests made before the clock started, and those of the start: begun until the program was ready."""
     before = [request for request in requests if request.start_s < began_s]
     return before, [request for request in requests if began_s <= request.start_s < until_s]
+
+
+def within(calls: Sequence[Call] | None, began_s: float, seconds: float) -> list[Call] | None:
+    """The calls that began in so many seconds."""
+    return None if calls is None else [call for call in calls if began_s <= call.start_s < began_s + seconds]
 
 
 @contextmanager
