@@ -257,7 +257,7 @@ def test_all_rows_become_ready_and_nothing_is_left(environment: dict[str, str], 
     rows = {each["way"]: each for each in report["rows"]}
     assert list(rows) == [
         "blockmap", "blockmap, resident", "local disk", "pull + unpack", "nbdkit curl", "qemu-nbd qcow2", "opening alone",
-        "opening after 1 s idle",
+        "opening + superblock", "opening after 1 s idle alone", "opening after 1 s idle + superblock",
     ]  # fmt: skip
     for way, each in rows.items():
         assert each["failed"] == 0, done.stderr

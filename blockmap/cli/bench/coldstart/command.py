@@ -11,7 +11,7 @@ from blockmap.cli.bench.coldstart import plot as plots
 from blockmap.cli.bench.coldstart.engine import ENGINES
 from blockmap.cli.bench.coldstart.images import Prepared, prepare
 from blockmap.cli.bench.coldstart.link import Shape
-from blockmap.cli.bench.coldstart.opening import openings
+from blockmap.cli.bench.coldstart.opening import Opening, openings
 from blockmap.cli.bench.coldstart.origin import serving
 from blockmap.cli.bench.coldstart.plan import Step, interleave
 from blockmap.cli.bench.coldstart.prices import Prices
@@ -151,8 +151,8 @@ def _openings(
 ) -> list[Figures]:
     figures = []
     for seconds in (0.0, idle) if idle else (0.0,):
-        way = f"opening after {seconds:g} s idle" if seconds else "opening alone"
-        found = []
+        way = f"opening after {seconds:g} s idle" if seconds else "opening"
+        found: list[Opening] = []
         for number in range(rounds):
             _say(f"{way}: {number + 1}/{rounds}")
             found += openings(bench, images, rtts, seconds)

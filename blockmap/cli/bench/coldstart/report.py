@@ -66,10 +66,12 @@ def of_starts(starts: Sequence[tuple[Step, Start]], ways: Mapping[str, str]) -> 
 
 
 def of_openings(way: str, openings: Sequence[Opening]) -> list[Figures]:
-    """One for each image."""
-    found: dict[str, Figures] = {}
+    """One for each image and part."""
+    found: dict[tuple[str, str], Figures] = {}
     for opening in openings:
-        each = found.setdefault(opening.image, Figures(opening.image, way, {}, {}, {}, [], []))
+        each = found.setdefault(
+            (opening.image, opening.part), Figures(opening.image, f"{way} {opening.part}", {}, {}, {}, [], [])
+        )
         each.before.append(len(opening.before))
         each.ready_s.setdefault(opening.rtt_ms, []).append(opening.seconds)
         each.requests.setdefault(opening.rtt_ms, []).append(opening.requests)
