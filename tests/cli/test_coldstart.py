@@ -21,7 +21,7 @@ from blockmap.cli.bench.coldstart.command import coldstart, parse_rtts
 from blockmap.cli.bench.coldstart.plan import Step, interleave
 from blockmap.cli.bench.coldstart.prices import Prices
 from blockmap.cli.bench.coldstart.processes import calm
-from blockmap.cli.bench.coldstart.report import details, of_starts, row
+from blockmap.cli.bench.coldstart.report import beside, details, of_starts, row
 from blockmap.cli.bench.coldstart.requests import Request, at_client, parse
 from blockmap.cli.bench.coldstart.runs import Start, split, within
 from blockmap.cli.bench.coldstart.shared import find_shared, need_image
@@ -174,6 +174,18 @@ def test_blockmaps_own_log_counts_where_there_is_one() -> None:
     assert row(figures[0], [100.0], Prices(0, 0))["counted"] == 4
 
 
+def test_a_summary_sets_round_trips_beside_a_peers() -> None:
+    made = []
+    for way, trips in (("own", 10), ("peer", 40)):
+        for rtt in (0.0, 100.0):
+            log = [request(k, k + 0.01) for k in range(trips)]
+            made.append((Step(0, "a:1", way, rtt), start(1 + trips * rtt / 1000, log)))
+    figures = of_starts(made, {"own": "own", "peer": "peer"})
+    (line,) = beside(figures, ["own"], "peer")
+    assert line == "a:1: own has 0.25 of peer's round trips by slope, 0.25 as counted"
+    assert beside(figures[:1], ["own"], "peer") == []
+
+
 # --- what is missing is named
 
 
@@ -268,6 +280,10 @@ def test_all_rows_become_ready_and_nothing_is_left(environment: dict[str, str], 
             assert each["requests"] > 0
             assert each["MB"] > 0.001
     assert rows["nbdkit curl"]["slope"] > 20
+    assert len(report["summary"]) == 2
+    # What a server fetches at its start is none of the image's data.
+    resident = next(each for each in report["details"] if each["way"] == "blockmap, resident")
+    assert not any("/packs/" in target for each in resident["before"] for target in each["targets"])
     assert plot.read_text().startswith("<?xml")
     assert left(work) == []
 

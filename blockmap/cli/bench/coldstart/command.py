@@ -16,7 +16,7 @@ from blockmap.cli.bench.coldstart.origin import serving
 from blockmap.cli.bench.coldstart.plan import Step, interleave
 from blockmap.cli.bench.coldstart.prices import Prices
 from blockmap.cli.bench.coldstart.processes import calm
-from blockmap.cli.bench.coldstart.report import CAVEATS, Figures, details, of_openings, of_starts, row
+from blockmap.cli.bench.coldstart.report import CAVEATS, Figures, beside, details, of_openings, of_starts, row
 from blockmap.cli.bench.coldstart.rows import all_rows
 from blockmap.cli.bench.coldstart.runs import Bench, Start, start
 from blockmap.cli.bench.coldstart.shared import find_shared, need_image, need_programs
@@ -112,12 +112,16 @@ def coldstart(
         opened = _openings(bench, prepared, rtts, rounds, idle) if not rows or "resident" in rows else []
     if plot is not None:
         plots.draw(starts, plot)
+    ways = all_rows()
     prices = Prices(price_per_1000_requests, price_per_gb)
     figures = [*starts, *opened]
     report: Report = {
         "caveats": CAVEATS,
         "rows": [row(each, rtts, prices) for each in figures],
-        "summary": [failure for each in figures for failure in each.failures],
+        "summary": [
+            *beside(starts, [ways[key].name for key in ("blockmap", "resident")], ways["qemu"].name),
+            *(failure for each in figures for failure in each.failures),
+        ],
         "details": [details(each) for each in figures],
         "engine": engine,
         "mbit": mbit,

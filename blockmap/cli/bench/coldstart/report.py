@@ -44,8 +44,8 @@ class Figures:
     requests: dict[float | None, list[list[Request]]]
     calls: dict[float | None, list[list[Call]]]
     """By blockmap's own log; nothing where there is none."""
-    before: list[int]
-    """Requests before the clock started, of each start."""
+    before: list[list[Request]]
+    """What was asked before the clock started, for each start."""
     failures: list[str]
 
 
@@ -54,7 +54,7 @@ def of_starts(starts: Sequence[tuple[Step, Start]], ways: Mapping[str, str]) -> 
     found: dict[tuple[str, str], Figures] = {}
     for step, start in starts:
         each = found.setdefault((step.image, step.row), Figures(step.image, ways[step.row], {}, {}, {}, [], []))
-        each.before.append(len(start.before))
+        each.before.append(start.before)
         if start.ready_s is None:
             each.failures.append(f"{each.way} of {step.image} at {step.rtt_ms} ms: {start.failure}")
             continue
@@ -72,7 +72,7 @@ def of_openings(way: str, openings: Sequence[Opening]) -> list[Figures]:
         each = found.setdefault(
             (opening.image, opening.part), Figures(opening.image, f"{way} {opening.part}", {}, {}, {}, [], [])
         )
-        each.before.append(len(opening.before))
+        each.before.append(opening.before)
         each.ready_s.setdefault(opening.rtt_ms, []).append(opening.seconds)
         each.requests.setdefault(opening.rtt_ms, []).append(opening.requests)
         if opening.calls is not None:
@@ -97,10 +97,26 @@ def row(figures: Figures, rtts_ms: Sequence[float], prices: Prices) -> dict[str,
     result["counted"] = "-" if steps is None else steps
     result["requests"] = requests
     result["MB"] = sent / 1e6
-    result["before"] = median(figures.before) if figures.before else 0.0
+    result["before"] = median(len(each) for each in figures.before) if figures.before else 0.0
     result["$ per 1,000"] = prices.of_starts(requests, sent)
     result["failed"] = len(figures.failures)
     return result
+
+
+def beside(figures: Sequence[Figures], own: Sequence[str], peer: str) -> list[str]:
+    """Sentences: for each image, the round trips of our ways as a share of a peer's."""
+    found = []
+    for each in figures:
+        other = next((other for other in figures if (other.image, other.way) == (each.image, peer)), None)
+        if each.way not in own or other is None:
+            continue
+        slopes, steps = [theil_sen(_points(one)) for one in (each, other)], [_counted(one) for one in (each, other)]
+        if slopes[0] and slopes[1] and slopes[1].slope and steps[0] is not None and steps[1]:
+            found.append(
+                f"{each.image}: {each.way} has {slopes[0].slope / slopes[1].slope:.2f} of {peer}'s round trips by slope, "
+                f"{steps[0] / steps[1]:.2f} as counted"
+            )
+    return found
 
 
 def details(figures: Figures) -> dict[str, Any]:
@@ -112,6 +128,14 @@ def details(figures: Figures) -> dict[str, Any]:
         "slope": slope._asdict() if slope else None,
         "counted": _counted(figures),
         "failures": figures.failures,
+        "before": [
+            {
+                "requests": len(each),
+                "bytes": sum(request.sent_bytes for request in each),
+                "targets": sorted({request.target for request in each}),
+            }
+            for each in figures.before
+        ],
         "by_rtt": [
             {
                 "rtt_ms": rtt,
