@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from click.testing import CliRunner
 from blockmap.cli.bench.coldstart.command import coldstart, parse_rtts
 from blockmap.cli.bench.coldstart.plan import Step, interleave
 from blockmap.cli.bench.coldstart.prices import Prices
-from blockmap.cli.bench.coldstart.processes import calm
+from blockmap.cli.bench.coldstart.processes import calm, listens
 from blockmap.cli.bench.coldstart.report import beside, details, of_starts, row
 from blockmap.cli.bench.coldstart.requests import Request, at_client, parse
 from blockmap.cli.bench.coldstart.runs import Start, split, within
@@ -219,6 +220,17 @@ def test_a_signal_waits_until_all_is_taken_apart() -> None:
             stack.callback(done.append, "first")
         pytest.fail("the signal was forgotten")
     assert done == ["first", "last"]
+
+
+def test_a_socket_listens_only_when_clients_are_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as server:
+        assert not listens(path)
+        server.bind(str(path))
+        assert not listens(path)
+        server.listen()
+        assert listens(path)
+    assert not listens(path)
 
 
 # --- the whole of it

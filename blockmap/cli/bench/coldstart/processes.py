@@ -15,6 +15,8 @@ from blockmap.host import tools
 _READY_SECONDS = 60.0
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.002
+_ACCEPTING = 0x10000
+"""In the flags of proc_net_unix(5)."""
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -93,6 +95,13 @@ def answers(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def listens(path: Path) -> bool:
+    """Whether a process listens at a Unix socket, which is there a moment earlier; asks the kernel and not the process."""
+    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
+    fields = (line.split(maxsplit=7) for line in lines)
+    return any(each[-1] == str(path) and int(each[3], 16) & _ACCEPTING for each in fields)
 
 
 def free_port() -> int:

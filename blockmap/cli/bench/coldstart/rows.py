@@ -12,7 +12,7 @@ from typing import Protocol
 
 from blockmap.cli.bench.coldstart.engine import Store
 from blockmap.cli.bench.coldstart.images import Prepared
-from blockmap.cli.bench.coldstart.processes import mounted, running, wait_ready
+from blockmap.cli.bench.coldstart.processes import listens, mounted, running, wait_ready
 from blockmap.cli.bench.coldstart.serve import BLOCKMAP, served
 from blockmap.host import tools
 from blockmap.host.calls import read_calls
@@ -177,7 +177,7 @@ def all_rows() -> dict[str, Row]:
 def _serve_and_attach(place: Place, command: list[str], socket: Path) -> Path:
     log = place.folder / "server.log"
     process = place.stack.enter_context(running([tools.find(command[0]), *command[1:]], log))
-    wait_ready(process, log, socket.exists)
+    wait_ready(process, log, lambda: listens(socket))
     return _attach(place, socket, "")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blockmap.cli.bench.coldstart.engine import Store
-from blockmap.cli.bench.coldstart.processes import running, wait_ready
+from blockmap.cli.bench.coldstart.processes import listens, running, wait_ready
 from blockmap.host.paths import control_socket
 
 BLOCKMAP = (sys.executable, "-m", "blockmap.cli.main")
@@ -18,5 +18,5 @@ def served(store: Store, cache: Path, folder: Path) -> Iterator[Path]:
     socket, log = folder / "blockmap.sock", folder / "blockmap.log"
     command = [*BLOCKMAP, "serve", "--store", store.url, "--cache", str(cache), "--socket", str(socket)]
     with running(command, log, store.environment) as process:
-        wait_ready(process, log, control_socket(socket).exists)
+        wait_ready(process, log, lambda: listens(control_socket(socket)))
         yield socket
