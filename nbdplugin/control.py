@@ -4,8 +4,8 @@ A request has `v` (1) and `op`; the answer has `ok`, and what was asked for or `
 are answered.
 
     op        more in the request   more in the answer
-    status                          pid, started (Unix time), seconds (since then), asked, store, exports, opened, reads,
-                                    remote, fetch, cache
+    status                          pid, started (Unix time), seconds (since then), asked, store, exports, opened,
+                                    unconfirmed (opens while the store did not answer), reads, remote, fetch, cache
     calls     since                 first, calls: what was asked of the store from call number `since` on, in the order in
                                     which it ended, each [op, key, start, seconds, bytes, error]; number of the first
                                     (more than `since` where calls are forgotten); start by the monotonic clock

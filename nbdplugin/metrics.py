@@ -19,6 +19,8 @@ from blockmap.format.refs import short_export
 
 _IDLE_SECONDS = 30
 _NO_POLL_SECONDS = 3600.0
+_CLIENTS_AT_ONCE = 32
+"""This process serves disks: it is not to run out of descriptors because of those who watch."""
 _log = logging.getLogger("blockmap")
 
 _LEVELS = {
@@ -126,6 +128,7 @@ class MetricsServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         super().__init__(listening.getsockname(), _Handler)
         self._listening = listening
         listening.setblocking(True)
+        self._free = threading.Semaphore(_CLIENTS_AT_ONCE)
         self.registry = CollectorRegistry()
         self.registry.register(StatusCollector(status))
         ProcessCollector(registry=self.registry)
@@ -138,6 +141,15 @@ class MetricsServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         return self._listening.accept()
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return self._free.acquire(blocking=False)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def shutdown_request(self, request: Any) -> None:
         request.close()

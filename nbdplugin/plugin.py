@@ -15,6 +15,7 @@ from pathlib import Path
 import nbdkit
 
 from blockmap.errors import BlockmapError, UsageError
+from blockmap.fetch.patience import Patience, parse_option
 from blockmap.store.opening import location
 from blockmap.volume.exports import Exports
 from nbdplugin.control import Control
@@ -35,6 +36,7 @@ _MAX_EXPORTS_LISTED = 10_000
 _log = logging.getLogger("blockmap")
 _libnbdkit = ctypes.CDLL(None)
 _settings: dict[str, str] = {}
+_outages: dict[str, Patience] = {}
 _failures = Failures(_log, time.monotonic)
 _stopping = threading.Event()
 _exports: Exports | None = None
@@ -46,9 +48,12 @@ class RequestFailed(Exception):
 
 
 def config(key: str, value: str) -> None:
+    if key == "outage":
+        _outages.update([parse_option(value)])
+        return
     if key not in ("store", "cache", "cache_bytes", "control_fd", "metrics_fd"):
         raise UsageError(
-            f"{key}= is not a parameter of this plugin: store, cache, cache_bytes, control_fd and metrics_fd are"
+            f"{key}= is not a parameter of this plugin: store, cache, cache_bytes, outage, control_fd and metrics_fd are"
         )
     if key in ("cache_bytes", "control_fd", "metrics_fd") and not value.isdecimal():
         raise UsageError(f"{key}={value} is not a number")
@@ -78,7 +83,7 @@ def after_fork() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     cap = _settings.get("cache_bytes")
     try:
-        _exports = Exports(_settings["store"], Path(_settings["cache"]), int(cap) if cap else None)
+        _exports = Exports(_settings["store"], Path(_settings["cache"]), int(cap) if cap else None, _outages)
     except BlockmapError as error:
         _log.error("%s", error)
         raise
@@ -224,4 +229,6 @@ def _watch() -> None:
     while _libnbdkit.nbdkit_nanosleep(3600, 0) == 0:
         pass
     _stopping.set()
+    if _exports is not None:
+        _exports.stop()
     hang_up_on_idle()

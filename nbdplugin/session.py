@@ -12,7 +12,7 @@ from blockmap.volume.exports import Exports
 from blockmap.volume.reads import Slow, Tally
 from blockmap.volume.view import View
 
-_EXPORTS_KEPT = 256
+_EXPORTS_KEPT = 64
 OTHER = "other"
 """What was read from exports that were closed longest ago, once there are too many to tell one by one."""
 

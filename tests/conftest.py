@@ -46,7 +46,7 @@ PACKAGES = {
     "getfacl": "acl",
     "zstd": "zstd",
     "losetup": "mount",
-    "nginx": "nginx-light",
+    "nginx": "nginx",
     "ceph": "ceph-common",
     "npm": "npm",
     "node": "nodejs",

@@ -91,10 +91,10 @@ class Trial:
         finally:
             stop(process, grace_s=30)
 
-    def start_program(self, command: list[str], ready: str | None) -> str:
-        """Runs the image's program, or `command` in it, until it is ready; says what it did and after how long."""
+    def start_program(self, program: str | None, ready: str | None) -> str:
+        """Runs the image's program, or `program` in it, until it is ready; says what it did and after how long."""
         began = time.monotonic()
-        process = self.start("run", NAME, *(["--", *command] if command else []), output=subprocess.PIPE)
+        process = self.start("run", *(["--entrypoint", program] if program else []), NAME, output=subprocess.PIPE)
         lines: queue.Queue[str | None] = queue.Queue()
 
         def read() -> None:
@@ -155,12 +155,12 @@ def main() -> int:
         )
         with trial.server():
             say("serve", "nbdkit serves every image in the store; nothing is read yet")
-            how = trial.start_program([], ready)
+            how = trial.start_program(None, ready)
             first, requests = trial.fetched()
             say("start", f"{how}")
             say("read", f"{megabytes(first)} over {requests} requests, for an image of {megabytes(data)}: "
                         f"{100 * first / data:.0f} % came before the program was up")  # fmt: skip
-            how = trial.start_program(["/usr/local/bin/answer"] if sample else [], "PONG" if sample else ready)
+            how = trial.start_program("/usr/local/bin/answer" if sample else None, "PONG" if sample else ready)
             second, _ = trial.fetched()
             say("again", f"{how}, with {megabytes(second - first)} more from the store: the rest was in the cache")
         if not 0 < first < data:

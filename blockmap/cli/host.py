@@ -9,11 +9,14 @@ import click
 from blockmap.cli.attached import attachments, state
 from blockmap.cli.options import cache_option, need_store, socket_option, store_option
 from blockmap.errors import HostError
+from blockmap.fetch.known import open_served
+from blockmap.fetch.patience import parse_option
 from blockmap.host import runner, tools
 from blockmap.host.control import Client
 from blockmap.host.paths import default_cache, default_socket
 from blockmap.host.supervisor import Supervisor, spawn
-from blockmap.store.opening import location, open_store
+from blockmap.store.opening import location
+from blockmap.volume.opener import ANSWER_SECONDS
 
 _IDLE_SECONDS = 60.0
 
@@ -30,6 +33,14 @@ _IDLE_SECONDS = 60.0
     metavar="BYTES",
     help="Of the cache; 20 GB or a quarter of the free disk by default.",
 )
+@click.option(
+    "--outage",
+    "outages",
+    multiple=True,
+    metavar="[EXPORT=]wait=SECONDS|fail",
+    help="While the store is away, reads that need it wait, then fail, or fail at once; wait=60 by default. Once for all "
+    "exports, and once for each that differs.",
+)
 @click.option("--idle-exit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", hidden=True)
 def serve(
     store: str | None,
@@ -38,13 +49,17 @@ def serve(
     listen: str | None,
     metrics: str | None,
     cache_size: int | None,
+    outages: tuple[str, ...],
     idle_exit: float | None,
 ) -> None:
     """Serve every image of the store over NBD."""
+    for each in outages:
+        parse_option(each)
     url = location(need_store(store))
-    open_store(url)
+    directory = (cache or default_cache()).absolute()
+    open_served(url, directory, ANSWER_SECONDS)
     where = (socket or default_socket()).absolute()
-    Supervisor(url, (cache or default_cache()).absolute(), cache_size, where, listen, idle_exit, _log, metrics).run()
+    Supervisor(url, directory, cache_size, outages, where, listen, idle_exit, _log, metrics).run()
 
 
 @click.command()
@@ -103,8 +118,9 @@ def _server(store: str | None, cache: Path | None, socket: Path | None) -> Clien
         _check_store(client, store)
     else:
         url = location(need_store(store))
-        open_store(url)
-        spawn(url, (cache or default_cache()).absolute(), where, _IDLE_SECONDS)
+        directory = (cache or default_cache()).absolute()
+        open_served(url, directory, ANSWER_SECONDS)
+        spawn(url, directory, where, _IDLE_SECONDS)
     return client
 
 

@@ -1,38 +1,65 @@
-"""Which neighbours a miss takes along: pure."""
+"""Which ranges of packs bring what is wanted: pure."""
 
-from collections.abc import Callable
+from collections.abc import Collection
+from hashlib import sha256
 from typing import NamedTuple
 
 from blockmap.format.digest import Digest
 from blockmap.format.node import Placement
 
-MIN_REQUEST_BYTES = 256 << 10
-"""Stored bytes up to which a request for one chunk takes its neighbours along."""
+GAP_BYTES = 64 << 10
+"""Bytes of no use that a range takes along to spare a request."""
+MAX_REQUEST_BYTES = 2 << 20
+"""Of a range for later: soon enough over for a reader who needs something out of it meanwhile."""
 
 
 class Wanted(NamedTuple):
-    """A chunk and where it is."""
+    """A chunk or a node, and where it is."""
 
-    chunk: Digest
+    name: Digest
     place: Placement
+    key: bytes
+    """What the cache knows it by."""
+    is_node: bool = False
+
+    @property
+    def end(self) -> int:
+        """Where it ends, bytes from the beginning of its pack."""
+        return self.place.offset + self.place.stored
 
 
-def joined(wanted: list[Wanted], limit_bytes: int, skip: Callable[[Digest], bool]) -> list[Wanted]:
-    """The first of `wanted` and those after it that one range request brings: side by side in its pack, in this order.
+Request = list[Wanted]
+"""Of one pack, ascending: the range from where the first begins to where the last ends."""
 
-    Stops at the first that lies elsewhere or would make the request longer than `limit_bytes`; leaves out at the end
-    what `skip` says is at hand.
-    """
-    first = wanted[0].place
-    end = first.offset + first.stored
-    taken = [wanted[0]]
-    useful = 1
-    for item in wanted[1:]:
-        place = item.place
-        if place.pack != first.pack or place.offset != end or end + place.stored - first.offset > limit_bytes:
-            break
-        end += place.stored
-        taken.append(item)
-        if not skip(item.chunk):
-            useful = len(taken)
-    return taken[:useful]
+
+def chunk_at(name: Digest, place: Placement) -> Wanted:
+    return Wanted(name, place, name)
+
+
+def node_at(name: Digest, place: Placement) -> Wanted:
+    """A node is not cached by its name, since the placements in a frame are those of one stored form."""
+    key = sha256(b"frame" + name + place.pack + place.offset.to_bytes(8, "little")).digest()
+    return Wanted(name, place, key, is_node=True)
+
+
+def requests(items: Collection[Wanted], limit_bytes: int, gap_bytes: int = GAP_BYTES) -> list[Request]:
+    """`items` as few ranges, each of at most `limit_bytes` or of one item; packs in the order in which they come."""
+    packs: dict[Digest, int] = {}
+    for item in items:
+        packs.setdefault(item.place.pack, len(packs))
+    found: list[Request] = []
+    for item in sorted(items, key=lambda item: (packs[item.place.pack], item.place.offset)):
+        if found and _continues(found[-1], item, limit_bytes, gap_bytes):
+            found[-1].append(item)
+        else:
+            found.append([item])
+    return found
+
+
+def _continues(request: Request, item: Wanted, limit_bytes: int, gap_bytes: int) -> bool:
+    first, last = request[0], request[-1]
+    return (
+        item.place.pack == last.place.pack
+        and 0 <= item.place.offset - last.end <= gap_bytes
+        and item.end - first.place.offset <= limit_bytes
+    )

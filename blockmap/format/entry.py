@@ -6,7 +6,7 @@ that an open should read), `oci` (SHA-256 of the manifest), `previous` (SHA-256 
 `nonce`, `time` (seconds since 1970), `host`, `message`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -14,7 +14,8 @@ from blockmap.errors import FormatError
 from blockmap.format import record
 from blockmap.format.digest import Digest, from_hex
 from blockmap.format.node import Placement
-from blockmap.format.version import decode_placement, encode_placement
+from blockmap.format.tree import Root
+from blockmap.format.version import Run, Version, decode_placement, decode_run, encode_placement, encode_run
 
 FORMAT = 1
 MAX_BYTES = 1 << 20
@@ -22,15 +23,6 @@ MAX_NUMBER = 10**16 - 1
 """Of an entry, and of a version's record: what 16 decimal digits hold."""
 MAX_TIME = 253402300799
 """The last second of the year 9999, which is the last that calendars of Python know."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Bytes of a pack of nodes that an open should read in one go: root, inner nodes, first leaves."""
-
-    pack: Digest
-    start: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +46,6 @@ class Entry:
 
 def encode(entry: Entry) -> bytes:
     """The object as stored."""
-    run = entry.run
     value = {
         "format": FORMAT,
         "host": entry.host,
@@ -67,7 +58,7 @@ def encode(entry: Entry) -> bytes:
         "oci": None if entry.oci is None else entry.oci.hex(),
         "previous": None if entry.previous is None else entry.previous.hex(),
         "root": encode_placement(entry.root),
-        "run": None if run is None else {"end": run.end, "pack": run.pack.hex(), "start": run.start},
+        "run": encode_run(entry.run),
         "time": entry.time,
         "version": None if entry.version is None else entry.version.hex(),
     }
@@ -94,7 +85,7 @@ def decode(data: bytes, key: str) -> Entry:
             version=None if value["version"] is None else from_hex(value["version"]),
             number=_integer(value["number"], MAX_NUMBER),
             root=decode_placement(value["root"]),
-            run=_run(value["run"]),
+            run=decode_run(value["run"]),
             oci=None if value["oci"] is None else from_hex(value["oci"]),
             previous=None if value["previous"] is None else from_hex(value["previous"]),
             nonce=_text(value["nonce"]),
@@ -111,13 +102,9 @@ def digest(data: bytes) -> bytes:
     return sha256(data).digest()
 
 
-def _run(value: Any) -> Run | None:
-    if value is None:
-        return None
-    run = Run(from_hex(value["pack"]), _integer(value["start"], 1 << 32), _integer(value["end"], 1 << 32))
-    if not run.start < run.end:
-        raise FormatError(f"the run [{run.start}, {run.end}) of an entry makes no sense")
-    return run
+def root_of(entry: Entry, version: Version) -> Root:
+    """The root of the volume of an entry's version, placed where the entry says: in the pack of its run."""
+    return replace(version.root, placement=entry.root) if entry.root is not None else version.root
 
 
 def _integer(value: Any, most: int) -> int:

@@ -7,7 +7,8 @@ two maps as every layer above a lower one does.
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from blockmap.format.digest import Digest
+from blockmap.errors import FormatError
+from blockmap.format.digest import ABSENT, Digest
 
 
 class Extent(NamedTuple):
@@ -35,6 +36,21 @@ class Extent(NamedTuple):
 
 def zeros(start: int, end: int) -> Extent:
     return Extent(start, end - start, None, 0, 0)
+
+
+def check(extents: Iterable[Extent]) -> None:
+    """Asserts that a map is one: ascending, disjoint, and each extent within its chunk."""
+    at = 0
+    for extent in extents:
+        if extent.start < at or extent.length < 1:
+            raise FormatError(f"{extent} is empty, or begins before block {at}, where the one before it ends")
+        if extent.chunk is None:
+            sound = (extent.blocks, extent.first) == (0, 0)
+        else:
+            sound = extent.chunk != ABSENT and 0 <= extent.first <= extent.blocks - extent.length
+        if not sound:
+            raise FormatError(f"{extent} reaches past the end of its chunk")
+        at = extent.end
 
 
 def coalesce(extents: Iterable[Extent]) -> Iterator[Extent]:

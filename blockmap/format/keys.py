@@ -8,6 +8,9 @@ from blockmap.format.refs import from_component, to_component
 
 FORMAT = "format"
 NAMES = "names/"
+CATALOGUE = "hints/catalogue"
+UNCHANGING = ("versions/", "oci/")
+"""Records that a host may keep for good."""
 
 _NUMBER = re.compile("[0-9]{16}")
 

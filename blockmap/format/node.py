@@ -141,8 +141,8 @@ class Leaf:
         seen = np.maximum.accumulate(index)
         if index[0] != 0 or (seen[1:] - seen[:-1] > 1).any() or seen[-1] + 1 != chunks:
             raise FormatError("the chunks of a leaf are not in order of first use")
-        if len(set(self.chunks)) != chunks:
-            raise FormatError("a leaf lists a chunk twice")
+        if len(set(self.chunks)) != chunks or ABSENT in self.chunks:
+            raise FormatError("a leaf lists a chunk twice, or an absent one")
         joined = (starts[1:] == ends[:-1]) & (index[1:] == index[:-1]) & (first[1:] == first[:-1] + lengths[:-1])
         if joined.any():
             raise FormatError("neighbouring extents of a leaf are not coalesced")
@@ -264,8 +264,6 @@ def _decode_leaf(frame: bytes, level: int, count: int) -> tuple[int, Node]:
         raise FormatError(f"a leaf of {chunks} chunks does not fit in {len(frame)} bytes")
     digests = _digests(frame, at, chunks)
     blocks = np.frombuffer(frame, "u1", chunks, at + DIGEST_BYTES * chunks)
-    if blocks.max() >= MAX_BLOCKS:
-        raise FormatError("a chunk of the leaf has more blocks than the format allows")
     return end, Leaf(starts, lengths, index, first, digests, blocks + np.uint8(1), [None] * chunks)
 
 

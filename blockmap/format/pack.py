@@ -124,7 +124,9 @@ def parse_head(data: bytes, name: Digest) -> Head:
     for digest, at, offset, raw in _ENTRY.iter_unpack(memoryview(data)[_HEAD.size : _HEAD.size + _ENTRY.size * count]):
         if at >= count or offset or raw != frames[at][2] or frames[at][0] < length:
             raise FormatError("an entry of the pack points outside of its frames")
-        start, stored, _, codec, _ = frames[at]
+        start, stored, _, codec, zero = frames[at]
+        if any(zero):
+            raise FormatError("a frame of the pack uses what this release of blockmap does not know: upgrade it")
         entries.append((Digest(digest), Placement(name, codec, start, stored, raw)))
         end = max(end, start + stored)
     return Head(PackKind(kind), entries, length, end)

@@ -43,6 +43,24 @@ class Draft:
     nodes: dict[Digest, Node] = field(default_factory=dict)
     """The new nodes. A placement is None in them where the chunk or child is new."""
 
+    def check(self) -> None:
+        """Asserts that every node is new, sound and in reach, and that what is not new has a placement."""
+        reached: set[Digest] = set()
+        waiting = [(self.root.digest, self.root.placement, self.root.level)]
+        while waiting:
+            name, place, level = waiting.pop()
+            node = self.nodes.get(name)
+            if node is None:
+                if place is None and name != ABSENT:
+                    raise FormatError(f"node {name.hex()} is neither in the draft nor stored: {self}")
+                continue
+            reached.add(name)
+            _check_node(node, name, level)
+            if isinstance(node, Inner):
+                waiting.extend((child, at, level - 1) for child, at in zip(node.children, node.placements, strict=True))
+        if reached != set(self.nodes):
+            raise FormatError(f"nodes of the draft are not part of its tree: {self}")
+
 
 def height(size: int) -> int:
     """The level of the root of a volume of `size` blocks."""
@@ -117,14 +135,14 @@ def rewrite(base: Root, edits: list[Extent], size: int, load: Load, placements: 
             digest, placement = wrapped.digest, None
             draft.nodes[digest] = wrapped
 
-    def reach(name: Digest, place: Placement | None) -> Node:
-        return draft.nodes.get(name) or load(name, place)
+    def reach(name: Digest, place: Placement | None, level: int) -> Node:
+        return draft.nodes.get(name) or _load_at(level, name, place, load)
 
     def leaf_over(base_block: int, own: list[Extent], name: Digest, place: Placement | None) -> Leaf | None:
         below: list[Extent] = []
         known = placements
-        if name != ABSENT and sum(extent.length for extent in own) < SPAN:
-            node = reach(name, place)
+        if name != ABSENT and sum(extent.length for extent in own) < min(SPAN, size - base_block):
+            node = reach(name, place, 0)
             assert isinstance(node, Leaf)
             below = node.extents(base_block)
             old = {chunk: at for chunk, at in zip(node.chunks, node.placements, strict=True) if at is not None}
@@ -143,7 +161,7 @@ def rewrite(base: Root, edits: list[Extent], size: int, load: Load, placements: 
         else:
             children: dict[int, tuple[Digest, Placement | None]] = {}
             if name != ABSENT:
-                node = reach(name, place)
+                node = reach(name, place, level)
                 assert isinstance(node, Inner)
                 children = dict(zip(node.slots, zip(node.children, node.placements, strict=True), strict=True))
             span = coverage(level - 1)
@@ -169,13 +187,13 @@ def rewrite(base: Root, edits: list[Extent], size: int, load: Load, placements: 
 
 def find(root: Root, span: int, load: Load) -> Leaf | None:
     """The leaf that covers blocks [span * 4096, (span + 1) * 4096); None where all of them are zero."""
+    if not 0 <= span * SPAN < root.size:
+        raise FormatError(f"span {span} lies outside of a volume of {root.size} blocks")
     digest, placement = root.digest, root.placement
     for level in range(root.level, -1, -1):
         if digest == ABSENT:
             return None
-        node = load(digest, placement)
-        if node.level != level:
-            raise FormatError(f"node {digest.hex()} has level {node.level} where {level} is expected")
+        node = _load_at(level, digest, placement, load)
         if isinstance(node, Leaf):
             return node
         child = node.child(span // FANOUT ** (level - 1) % FANOUT)
@@ -194,9 +212,7 @@ def nodes(root: Root, load: Load) -> Iterator[tuple[int, Node]]:
     """All nodes, parents first, each with the number of the first span below it."""
 
     def walk(digest: Digest, placement: Placement | None, level: int, span: int) -> Iterator[tuple[int, Node]]:
-        node = load(digest, placement)
-        if node.level != level:
-            raise FormatError(f"node {digest.hex()} has level {node.level} where {level} is expected")
+        node = _load_at(level, digest, placement, load)
         yield span, node
         if isinstance(node, Inner):
             for slot, child, place in zip(node.slots, node.children, node.placements, strict=True):
@@ -215,8 +231,8 @@ def diff(left: Root, right: Root, load: Load) -> Iterator[tuple[int, Leaf | None
     def walk(a: Place, b: Place, level: int, span: int) -> Iterator[tuple[int, Leaf | None, Leaf | None]]:
         if a[0] == b[0]:
             return
-        one = load(*a) if a[0] != ABSENT else None
-        two = load(*b) if b[0] != ABSENT else None
+        one = _load_at(level, *a, load) if a[0] != ABSENT else None
+        two = _load_at(level, *b, load) if b[0] != ABSENT else None
         if level == 0:
             assert not isinstance(one, Inner)
             assert not isinstance(two, Inner)
@@ -235,10 +251,30 @@ def diff(left: Root, right: Root, load: Load) -> Iterator[tuple[int, Leaf | None
 
 def check(root: Root, load: Load) -> None:
     """Asserts every invariant of a tree and its nodes."""
-    for span, node in nodes(root, load):
-        node.check()
+
+    def checked(name: Digest, place: Placement | None) -> Node:
+        node = load(name, place)
+        _check_node(node, name, node.level)
+        return node
+
+    for span, node in nodes(root, checked):
         if isinstance(node, Leaf) and span * SPAN + int(node.starts[-1]) + int(node.lengths[-1]) > root.size:
-            raise FormatError(f"an extent lies beyond the end of a volume of {root.size} blocks")
+            raise FormatError(f"leaf {span} has an extent beyond the end of {root}")
+
+
+def _check_node(node: Node, name: Digest, level: int) -> None:
+    if (node.digest, node.level) != (name, level):
+        raise FormatError(
+            f"node {node.digest.hex()} of level {node.level} stands in place of {name.hex()} of level {level}"
+        )
+    node.check()
+
+
+def _load_at(level: int, name: Digest, place: Placement | None, load: Load) -> Node:
+    node = load(name, place)
+    if node.level != level:
+        raise FormatError(f"node {name.hex()} has level {node.level} where {level} is expected")
+    return node
 
 
 def _drop_unreachable(draft: Draft) -> None:

@@ -2,7 +2,7 @@
 
     line  content
     1     the version; its digest (kind 3, count: bytes of the line) is the version's name, HEX
-    2     placements of the root and of the extra root: advice
+    2     placements of the root and of the extra root, and the run of nodes that an open should read: advice
     3     SHA-256 of the lines before
 
 The first line's keys: `author`, `config` and `manifest` (OCI documents in base64, null where there is none), `created`
@@ -23,6 +23,8 @@ from blockmap.format.node import Placement
 from blockmap.format.tree import MAX_BLOCKS, Root
 
 FORMAT = 1
+MAX_RUN_BYTES = 1 << 20
+"""Writers make runs of 256 KiB at most; who names more is not believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,15 @@ class Layout:
     """Number of the writer's rules; 0 for bytes that came as a disk image."""
     threshold: int
     """Blocks from which on a file's edges are cut points; 0 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Bytes of a pack of nodes that an open should read in one go: root, inner nodes, first leaves."""
+
+    pack: Digest
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,8 @@ class Version:
     message: str = ""
     created: str = ""
     """As the image configuration has it; empty where it has none."""
+    run: Run | None = None
+    """Outside of the name, as placements are."""
 
     @property
     def name(self) -> Digest:
@@ -79,6 +92,8 @@ def encode(version: Version) -> bytes:
         "extra": encode_placement(version.extra.placement),
         "root": encode_placement(version.root.placement),
     }
+    if version.run is not None:
+        places["run"] = encode_run(version.run)
     return record.seal([version.line(), record.encode(places)])
 
 
@@ -112,6 +127,7 @@ def decode(data: bytes, expected: Digest) -> Version:
             author=texts[0],
             message=texts[1],
             created=texts[2],
+            run=decode_run(places.get("run")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"the version record lacks a field, or one has the wrong type: {error}") from error
@@ -141,6 +157,25 @@ def decode_placement(value: Any) -> Placement | None:
         return Placement(from_hex(value["pack"]), *numbers)
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"a placement lacks a field, or one has the wrong type: {error}") from error
+
+
+def encode_run(run: Run | None) -> dict[str, Any] | None:
+    """A run as a JSON object."""
+    return None if run is None else {"end": run.end, "pack": run.pack.hex(), "start": run.start}
+
+
+def decode_run(value: Any) -> Run | None:
+    """The reverse of `encode_run`; FormatError."""
+    if value is None:
+        return None
+    try:
+        run = Run(from_hex(value["pack"]), value["start"], value["end"])
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"a run lacks a field, or is none: {error}") from error
+    numbers_are_good = type(run.start) is int and type(run.end) is int and 0 <= run.start < run.end < 1 << 33
+    if not numbers_are_good or run.end - run.start > MAX_RUN_BYTES:
+        raise FormatError(f"the run [{run.start!r}, {run.end!r}) makes no sense")
+    return run
 
 
 def _root(name: str, size: int, place: Any) -> Root:

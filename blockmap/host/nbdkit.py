@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,14 +53,19 @@ def environment() -> dict[str, str]:
     return {**kept, "PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "PYTHONNOUSERSITE": "1"}
 
 
-def command(store: str, cache: Path, cache_bytes: int | None, control_fd: int, threads: int = 16) -> list[str]:
+_THREADS = 64
+"""Per connection: reads of what is at hand are answered while fewer than these wait for the store."""
+
+
+def command(store: str, cache: Path, cache_bytes: int | None, outages: Sequence[str], control_fd: int) -> list[str]:
     """nbdkit in the foreground with the plugin; its sockets come by socket activation."""
     spec = find_spec("nbdplugin")
     if spec is None or spec.origin is None:
         raise HostError("the package nbdplugin is not installed beside blockmap: install blockmap again")
     script = Path(spec.origin).with_name("plugin.py")
     arguments = [
-        tools.find("nbdkit"), "-f", "-r", "--exit-with-parent", "-t", str(threads), "python", str(script),
+        tools.find("nbdkit"), "-f", "-r", "--exit-with-parent", "-t", str(_THREADS), "python", str(script),
         f"store={store}", f"cache={cache}", f"control_fd={control_fd}",
+        *(f"outage={each}" for each in outages),
     ]  # fmt: skip
     return arguments if cache_bytes is None else [*arguments, f"cache_bytes={cache_bytes}"]

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -58,6 +58,7 @@ class Supervisor:
         store: str,
         cache: Path,
         cache_bytes: int | None,
+        outages: Sequence[str],
         nbd_socket: Path,
         listen: str | None,
         idle_seconds: float | None,
@@ -65,6 +66,7 @@ class Supervisor:
         metrics: str | None = None,
     ) -> None:
         self._store, self._cache, self._cache_bytes = store, cache, cache_bytes
+        self._outages = outages
         self._socket = nbd_socket
         self._idle_seconds = idle_seconds
         self._say = say
@@ -129,7 +131,7 @@ class Supervisor:
             select.select([self._wake], [], [], delay)
 
     def _start(self, sockets: list[socket.socket], own: list[socket.socket]) -> Process:
-        arguments = nbdkit.command(self._store, self._cache, self._cache_bytes, FIRST_FD + len(sockets))
+        arguments = nbdkit.command(self._store, self._cache, self._cache_bytes, self._outages, FIRST_FD + len(sockets))
         if self._metrics is not None:
             arguments.append(f"metrics_fd={FIRST_FD + len(sockets) + 1}")
         environment = {**nbdkit.environment(), "LISTEN_FDS": str(len(sockets))}

@@ -155,6 +155,8 @@ class Importer:
                     continue
                 version = publication.version(entry.version, entry.number)
                 known.add(publication, (version.root, version.extra))
+                if version.run is not None:
+                    known.runs[version.root.digest] = version.run
                 named.add((entry.version, entry.number))
             except BlockmapError as error:
                 self._warn(f"not deduplicating against {repo}:{tag}: {error}")
@@ -216,7 +218,7 @@ def _uuid(source: Source) -> bytes:
 
 def _version(source: Source | DiskSource, trees: Trees, layout: Layout) -> Version:
     if isinstance(source, DiskSource):
-        return Version(trees.root, trees.extra, layout)
+        return Version(trees.root, trees.extra, layout, run=trees.run)
     try:
         created = json.loads(source.config).get("created")
     except (ValueError, AttributeError):
@@ -228,4 +230,5 @@ def _version(source: Source | DiskSource, trees: Trees, layout: Layout) -> Versi
         manifest=source.manifest,
         config=source.config,
         created=created if isinstance(created, str) else "",
+        run=trees.run,
     )

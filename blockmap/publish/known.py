@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.node import Leaf, Placement
 from blockmap.format.tree import Root
+from blockmap.format.version import Run
 from blockmap.publish.table import ChunkTable
 from blockmap.store.repository import Repository
 
@@ -17,6 +18,8 @@ class KnownChunks:
         self._seen: set[Digest] = set()
         self.roots: dict[Digest, Root] = {}
         """Trees that are stored whole."""
+        self.runs: dict[Digest, Run] = {}
+        """What an open of a tree should read first, by its root."""
 
     def add(self, repository: Repository, roots: Iterable[Root]) -> None:
         """Reads trees, each node once; Corrupt or NotFound where one cannot be read."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 from blockmap.format.codec import RAW, Encoder
 from blockmap.format.digest import ABSENT, DIGEST_BYTES, HEADER, Digest
-from blockmap.format.entry import Run
 from blockmap.format.node import Inner, Leaf, Placement, encode
 from blockmap.format.pack import TARGET_BYTES, Frame, Pack, PackKind, head_bytes, seal
 from blockmap.format.tree import Draft, Root
+from blockmap.format.version import Run
 
 RUN_BYTES = 256 << 10
 """What an open reads at most in one go."""

@@ -4,10 +4,10 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from blockmap.format.chunker import SPAN
-from blockmap.format.entry import Run
 from blockmap.format.extent import coalesce, within
 from blockmap.format.node import Leaf, leaf
 from blockmap.format.tree import Draft, Root, assemble
+from blockmap.format.version import Run
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.known import KnownChunks
 from blockmap.publish.nodes import store_nodes
@@ -20,7 +20,7 @@ class Trees:
     extra: Root
     """Contents that upper layers hide, at the offsets where they were written."""
     run: Run | None
-    """What an open should read first; None where the trees were stored already."""
+    """What an open should read first; None where nobody knows."""
     stored_bytes: int
 
 
@@ -32,7 +32,7 @@ def store_trees(
     if volume.root.digest in known.roots and extra.root.digest in known.roots:
         # A root says nothing about the zeros behind the last data, so a volume of another size may have it.
         own, below = (replace(known.roots[draft.root.digest], size=size) for draft in (volume, extra))
-        return Trees(own, below, None, 0)
+        return Trees(own, below, known.runs.get(own.digest), 0)
     stored = store_nodes([volume, extra], chunks.table.placement, publication.put_pack)
     return Trees(stored.roots[0], stored.roots[1], stored.run, stored.stored_bytes)
 

@@ -22,6 +22,11 @@ _SAID = re.compile(r'(?:message|error): "([^"\n]{1,200})')
 _QUERY = re.compile(r"\?[^\s,)]*")  # a signature may be in it
 _TIMES = re.compile(r" in [\d.]+(?:[mnµ]?s)\b(?:, after \d+ retries, max_retries: \d+, retry_timeout: \w+)? *")
 _MAX_CHARACTERS = 300
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a bucket that anybody may read",
+    "az": "AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+}
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationFailure")
 _PARTIAL = ("Range request not supported", "non-partial response")
 _ROLES = re.compile("/latest/api/token|/latest/meta-data|/metadata/identity|/computeMetadata/")
@@ -47,8 +52,7 @@ def explain(error: Exception, url: str, key: str, *, writing: bool = False) -> B
         return NotFound(f"there is no {key} in {url}")
     if _ROLES.search(text):
         return StoreUnavailable(
-            f"no credentials were found for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_ACCOUNT_KEY "
-            "or GOOGLE_APPLICATION_CREDENTIALS, or AWS_SKIP_SIGNATURE=true for a bucket that anybody may read"
+            f"no credentials were found for {url}: set {_CREDENTIALS.get(url.partition(':')[0], 'those of its engine')}"
         )
     said = one_line(error)
     if (
@@ -89,6 +93,8 @@ def _cause(debug: str) -> str:
     """The innermost reason, which only the debugging text has."""
     if "kind: Timeout" in debug:
         return "no answer in time"
+    if "InvalidCertificate" in debug:
+        return "its certificate is not trusted: SSL_CERT_FILE can name a file of authorities"
     if said := _SAID.findall(debug):
         return str(said[-1])
     return "the connection broke" if "Incomplete" in debug else ""

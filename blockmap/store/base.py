@@ -5,7 +5,7 @@ called from any thread.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Buffer = bytes | bytearray | memoryview
 
@@ -13,6 +13,8 @@ Buffer = bytes | bytearray | memoryview
 class Reader(Protocol):
     url: str
     """Where the store is, for messages: holds no secrets."""
+    local: bool
+    """Whether it is on this host or looks so: no connections to keep."""
 
     def get(self, key: str) -> bytes:
         """The whole object; NotFound."""
@@ -26,6 +28,7 @@ class Reader(Protocol):
     def exists(self, key: str) -> bool: ...
 
 
+@runtime_checkable
 class Writer(Reader, Protocol):
     def create(self, key: str, parts: Sequence[Buffer]) -> None:
         """Stores the concatenation of `parts`, durable when this returns; AlreadyExists."""

@@ -31,6 +31,8 @@ class _File:
 class DirectoryStore:
     """Objects as files; create-only by link(2), durable when a call returns."""
 
+    local = True
+
     def __init__(self, root: Path) -> None:
         self.url = str(root)
         self._root = root

@@ -11,6 +11,8 @@ from blockmap.store.base import Buffer
 class MemoryStore:
     """Objects in a dict; as strict as a real engine."""
 
+    local = True
+
     def __init__(self, url: str = "memory:") -> None:
         self.url = url
         self._lock = threading.Lock()  # guards _objects

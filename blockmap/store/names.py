@@ -1,8 +1,8 @@
 """Names as logs of create-only entries: moving a name is creating its next entry.
 
-Entries are numbered densely from 1, so the newest is found without a listing: from the number that the name's hint has,
-or from doubling numbers and bisection. A hint is advice; no entry is believed in because of one. Of two writers of one
-number exactly one wins, and the other is told who did.
+Entries are numbered densely from 1, so the newest is found without a listing: from the entry that the name's hint has, or
+from doubling numbers and bisection. A hint is advice: what it says stands only once the log was asked for that entry and,
+at the same time, for the next. Of two writers of one number exactly one wins, and the other is told who did.
 """
 
 import logging
@@ -10,17 +10,39 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from blockmap.errors import AlreadyExists, Corrupt, FormatError, NameMoved, NotFound, StoreError, StoreUnavailable
+from blockmap.errors import (
+    AlreadyExists,
+    BlockmapError,
+    CannotList,
+    Corrupt,
+    FormatError,
+    NameMoved,
+    NotFound,
+    StoreError,
+    StoreUnavailable,
+)
+from blockmap.format import catalogue, hint, keys
 from blockmap.format import entry as entries
-from blockmap.format import keys
 from blockmap.format.digest import Digest
-from blockmap.format.entry import Entry, Run
+from blockmap.format.entry import Entry
+from blockmap.format.hint import Hint
 from blockmap.format.node import Placement
+from blockmap.format.version import Run
 from blockmap.store.base import Reader, Writer
+from blockmap.store.calls import begin
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An entry of a name, and its stored form."""
+
+    entry: Entry
+    stored: bytes
 
 
 class NameReader:
@@ -31,10 +53,42 @@ class NameReader:
 
     def newest(self, repo: str, tag: str) -> Entry | None:
         """The newest entry of a name, which may remove it; None where there is none. Corrupt, StoreUnavailable."""
-        hinted = self._hint(repo, tag)
-        low = hinted if hinted and self._exists(repo, tag, hinted) else 0
-        if low != hinted:
-            _log.warning("the hint of %s:%s names entry %d, which is not there; it is not used", repo, tag, hinted)
+        hinted = self.hint(repo, tag)
+        found = self._follow(repo, tag, Seen(hinted.entry, hinted.stored) if hinted else None)
+        if found is not None and (hinted is None or hinted.stored != found.stored):
+            self._mend(repo, tag, found)
+        return found.entry if found else None
+
+    def hint(self, repo: str, tag: str) -> Hint | None:
+        """What the hint of a name says, which may be wrong; None where it is absent or damaged."""
+        try:
+            return hint.decode(self._store.get(keys.name_hint(repo, tag)), repo, tag)
+        except NotFound:
+            return None
+        except (StoreError, FormatError) as error:
+            _log.warning("the hint of %s:%s is not used: %s", repo, tag, error)
+            return None
+
+    def confirm(self, repo: str, tag: str, believed: Seen) -> int:
+        """Asks for an entry that is believed to be the newest, and for the next, at once.
+
+        Its own number where it is; one more where the next is there too; 0 where the log has another in its place.
+        StoreUnavailable.
+        """
+        n = believed.entry.n
+        more = begin(lambda: self._exists(repo, tag, n + 1))
+        try:
+            stands = self._store.get(keys.entry(repo, tag, n)) == believed.stored
+        except NotFound:
+            stands = False
+        moved = more.result()
+        if not stands:
+            _log.info("entry %d of %s:%s is not what it was said to be: looking for the newest", n, repo, tag)
+            return 0
+        return n + moved
+
+    def search(self, repo: str, tag: str, low: int) -> Seen | None:
+        """The newest entry, where number `low` is known to be there (0: none is); Corrupt, StoreUnavailable."""
         step = 1
         while self._exists(repo, tag, low + step):
             low, step = low + step, step * 2
@@ -45,12 +99,7 @@ class NameReader:
                 low = middle
             else:
                 high = middle
-        if low == 0:
-            return None
-        found = self.entry(repo, tag, low)[0]
-        if low != hinted:
-            self._put_hint(repo, tag, low)
-        return found
+        return Seen(*self.entry(repo, tag, low)) if low else None
 
     def entry(self, repo: str, tag: str, n: int) -> tuple[Entry, bytes]:
         """Entry `n` of a name and its stored form; NotFound, Corrupt."""
@@ -73,32 +122,40 @@ class NameReader:
             yield entry
 
     def catalogue(self) -> dict[tuple[str, str], int]:
-        """The number of the newest entry of every name, by repository and tag; removed names are among them."""
+        """The number of the newest entry of every name, by repository and tag; removed names are among them.
+
+        Where the engine cannot list it is what the writers say in one object. Corrupt, StoreUnavailable.
+        """
+        try:
+            listed = self._store.list(keys.NAMES)
+        except CannotList:
+            return self._told()
         found: dict[tuple[str, str], int] = {}
-        for key in self._store.list(keys.NAMES):
+        for key in listed:
             parsed = keys.parse_entry(key)
             if parsed is not None:
                 repo, tag, n = parsed
                 found[repo, tag] = max(n, found.get((repo, tag), 0))
         return found
 
+    def _told(self) -> dict[tuple[str, str], int]:
+        try:
+            return catalogue.decode(self._store.get(keys.CATALOGUE))
+        except NotFound:
+            return {}
+        except FormatError as error:
+            raise Corrupt(
+                f"{keys.CATALOGUE} in {self._store.url} is damaged: {error}; moving a name mends it"
+            ) from error
+
+    def _follow(self, repo: str, tag: str, believed: Seen | None) -> Seen | None:
+        low = self.confirm(repo, tag, believed) if believed is not None else 0
+        return believed if believed is not None and low == believed.entry.n else self.search(repo, tag, low)
+
     def _exists(self, repo: str, tag: str, n: int) -> bool:
         return self._store.exists(keys.entry(repo, tag, n))
 
-    def _hint(self, repo: str, tag: str) -> int:
-        try:
-            text = self._store.get(keys.name_hint(repo, tag))
-        except NotFound:
-            return 0
-        except StoreError as error:
-            _log.warning("the hint of %s:%s is not used: %s", repo, tag, error)
-            return 0
-        if len(text) > 16 or not text.isdigit():
-            _log.warning("the hint of %s:%s is damaged; it is not used", repo, tag)
-            return 0
-        return int(text)
-
-    def _put_hint(self, repo: str, tag: str, n: int) -> None:
+    def _mend(self, repo: str, tag: str, newest: Seen) -> None:
         """Advice: those who only read leave a hint as it is."""
 
 
@@ -109,6 +166,23 @@ class NameLog(NameReader):
         super().__init__(store)
         self._writer = store
         self._clock = clock
+        self._listed: dict[tuple[str, str], int] = {}
+        """The catalogue as it was last listed here: what an object that two writers overwrote at once has lost."""
+
+    def catalogue(self) -> dict[tuple[str, str], int]:
+        found = super().catalogue()
+        self._listed = dict(found)
+        return found
+
+    def mend(self, repo: str, tag: str, newest: Seen) -> None:
+        """Rewrites the hint of a name that was found behind; what cannot be written stays as it is."""
+        entry = newest.entry
+        try:
+            about = None if entry.version is None else self._store.get(keys.version(entry.version, entry.number))
+        except BlockmapError as error:
+            _log.debug("the hint of %s:%s goes without the record of its version: %s", repo, tag, error)
+            about = None
+        self._advise(keys.name_hint(repo, tag), hint.encode(Hint(entry, newest.stored, about)))
 
     def set(
         self,
@@ -153,8 +227,9 @@ class NameLog(NameReader):
         nonce = secrets.token_hex(16)
         now = int(self._clock())
         made = Entry(key, n, version, number, root, run, oci, previous, nonce, now, socket.gethostname(), message)
+        stored = entries.encode(made)
         try:
-            self._writer.create(key, [entries.encode(made)])
+            self._writer.create(key, [stored])
         except (AlreadyExists, StoreUnavailable) as error:
             # The answer may be lost while the entry stands: whose nonce it has says who made it.
             try:
@@ -172,14 +247,29 @@ class NameLog(NameReader):
                     f"({stands.message or 'no message'}): "
                     "look at what it is now, then try again"
                 ) from error
-        self._put_hint(repo, tag, n)
+        self.mend(repo, tag, Seen(made, stored))
+        self._announce(repo, tag, n)
         return made
 
-    def _put_hint(self, repo: str, tag: str, n: int) -> None:
+    def _mend(self, repo: str, tag: str, newest: Seen) -> None:
+        self.mend(repo, tag, newest)
+
+    def _announce(self, repo: str, tag: str, n: int) -> None:
+        """Writes the catalogue anew with a name that has just been moved."""
         try:
-            self._writer.replace(keys.name_hint(repo, tag), str(n).encode())
+            known = self._told()
+        except BlockmapError as error:
+            _log.debug("the catalogue is written anew: %s", error)
+            known = {}
+        for each, number in (*self._listed.items(), ((repo, tag), n)):
+            known[each] = max(number, known.get(each, 0))
+        self._advise(keys.CATALOGUE, catalogue.encode(known))
+
+    def _advise(self, key: str, data: bytes) -> None:
+        try:
+            self._writer.replace(key, data)
         except StoreError as error:
-            _log.debug("the hint of %s:%s was not written: %s", repo, tag, error)
+            _log.debug("%s was not written: %s", key, error)
 
 
 def _moment(seconds: int) -> str:

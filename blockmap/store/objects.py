@@ -42,7 +42,9 @@ Engine = S3Store | AzureStore | GCSStore | HTTPStore
 
 
 class ObjectReader:
-    """Reads objects through obstore."""
+    """Reads objects through obstore. Its errors are replaced, not chained: their texts may hold signed URLs."""
+
+    local = False
 
     def __init__(self, url: str, engine: Engine) -> None:
         self.url = url
@@ -63,7 +65,7 @@ class ObjectReader:
         except answers.ERRORS as error:
             if answers.is_past_end(error):
                 self._check_end(key, end)
-            raise answers.explain(error, self.url, key) from error
+            raise answers.explain(error, self.url, key) from None
         if len(data) > end - start:
             raise Corrupt(f"{self.url}/{key}: {len(data)} bytes came where {end - start} were asked for")
         if len(data) < end - start:
@@ -97,7 +99,7 @@ class ObjectReader:
         try:
             yield
         except answers.ERRORS as error:
-            raise answers.explain(error, self.url, key, writing=writing) from error
+            raise answers.explain(error, self.url, key, writing=writing) from None
 
 
 class ObjectStore(ObjectReader):
@@ -117,7 +119,7 @@ class ObjectStore(ObjectReader):
         except FileNotFoundError:
             pass  # S3 does not mind, Azure does
         except answers.ERRORS as error:
-            raise answers.explain(error, self.url, key, writing=True) from error
+            raise answers.explain(error, self.url, key, writing=True) from None
 
     def contents(self) -> Sequence[str]:
         """Some of the names at the top of the store; nothing where it is empty."""

@@ -33,7 +33,7 @@ class Observed:
     def __init__(
         self, inner: Reader, note: Callable[[Call], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.url = inner.url
+        self.url, self.local = inner.url, inner.local
         self._inner = inner
         self._note = note
         self._clock = clock

@@ -47,7 +47,7 @@ class Format:
 
 def open_store(url: str) -> tuple[Reader, Format]:
     """The store at `url`, to read; UsageError, NotAStore, StoreTooNew, StoreUnavailable."""
-    store = _reader(url)
+    store = reach(url)
     return store, _format(store)
 
 
@@ -97,7 +97,7 @@ def open_or_create(url: str) -> tuple[Pruner, Format]:
 
 def location(url: str) -> str:
     """The one form of a store's URL, which means the same in any working directory and holds no secrets; UsageError."""
-    return _reader(url).url
+    return reach(url).url
 
 
 def parse_format(text: bytes, url: str) -> Format:
@@ -123,7 +123,8 @@ def parse_format(text: bytes, url: str) -> Format:
         raise NotAStore(f"{url} is no blockmap store, or its object `format` is damaged: {error}") from error
 
 
-def _reader(url: str) -> Reader:
+def reach(url: str) -> Reader:
+    """The store at `url`, which is not asked anything yet; UsageError."""
     return http.open_http(url) if _scheme(url) in http.SCHEMES else _place(url)
 
 

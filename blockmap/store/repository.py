@@ -14,6 +14,7 @@ from blockmap.format.node import Node, Placement
 from blockmap.format.pack import Pack
 from blockmap.format.version import Version
 from blockmap.store.base import Buffer, Reader, Writer
+from blockmap.store.calls import each
 
 VERSION_ATTEMPTS = 8
 """A version's record has another number only where an earlier one was condemned."""
@@ -64,19 +65,31 @@ class Repository:
         return open_node(name, place, self.stored(place))[0]
 
     def version(self, name: Digest, number: int = 1) -> Version:
-        """The record of a version; by digest alone, the few numbers that it may have are tried."""
-        damage: FormatError | None = None
-        for attempt in dict.fromkeys((number, *range(1, VERSION_ATTEMPTS + 1))):
-            try:
-                return version.decode(self.store.get(keys.version(name, attempt)), name)
-            except NotFound:
-                if attempt != number:
-                    break
-            except FormatError as error:
-                damage = error
-        if damage is not None:
-            raise Corrupt(f"the record of version {name.hex()} is damaged: {damage}") from damage
-        raise NotFound(f"there is no version {name.hex()} in {self.store.url}")
+        """The record of a version; where it is not at its number, the few others that it may have are asked for at once."""
+        try:
+            return self.version_at(name, number)
+        except (NotFound, Corrupt) as error:
+            first = error
+
+        def attempt(other: int) -> Version | None:
+            with suppress(NotFound, Corrupt):
+                return self.version_at(name, other)
+            return None
+
+        others = [other for other in range(1, VERSION_ATTEMPTS + 1) if other != number]
+        found = next((record for record in each(attempt, others) if record is not None), None)
+        if found is not None:
+            return found
+        raise first
+
+    def version_at(self, name: Digest, number: int) -> Version:
+        """The record of a version that has this number; NotFound, Corrupt."""
+        try:
+            return version.decode(self.store.get(keys.version(name, number)), name)
+        except NotFound:
+            raise NotFound(f"there is no version {name.hex()} in {self.store.url}") from None
+        except FormatError as error:
+            raise Corrupt(f"the record of version {name.hex()} is damaged: {error}") from error
 
     def file_map(self, root: Digest) -> list[filemap.File]:
         """The files of the volume `root`; NotFound where none was stored."""
@@ -132,9 +145,10 @@ class Publication(Repository):
         """
         name = record.name
         for number in range(1, VERSION_ATTEMPTS + 1):
-            key = keys.version(name, number)
             if (name, number) in named:
                 return number
+        for number in range(1, VERSION_ATTEMPTS + 1):
+            key = keys.version(name, number)
             if self.put(key, [version.encode(record)]):
                 self._version_key = key
                 return number

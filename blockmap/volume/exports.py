@@ -1,81 +1,88 @@
 """Everything that one server serves: exports by name, each version opened once however many clients it has."""
 
-import logging
 import threading
-import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from blockmap.errors import Corrupt, NotFound
+from blockmap.errors import NotFound
 from blockmap.fetch.cache import Cache, default_cap
 from blockmap.fetch.fetcher import Fetcher
+from blockmap.fetch.known import Known, open_served
+from blockmap.fetch.patience import DEFAULT, Patience
+from blockmap.fetch.warmth import Warmth
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
-from blockmap.store.names import NameReader
+from blockmap.store.base import Writer
+from blockmap.store.names import NameLog
 from blockmap.store.observed import Observed
-from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.volume.calls import CallLog
-from blockmap.volume.opening import Found, find_version
+from blockmap.volume.listing import Listing
+from blockmap.volume.opener import ANSWER_SECONDS, Opener
+from blockmap.volume.opening import Found
 from blockmap.volume.view import View
 
-_log = logging.getLogger(__name__)
-
-CATALOGUE_SECONDS = 1.0
-"""How old a listing of names may be; an open by name always asks the store."""
+_Key = tuple[Digest, Patience]
+"""A version, and how patient its readers are."""
 
 
 class Exports:
-    """The exports of one store through one cache; safe to share between threads."""
+    """The exports of one store through one cache; safe to share between threads.
 
-    def __init__(self, store_url: str, cache_directory: Path, cache_bytes: int | None = None) -> None:
-        store, _ = open_store(store_url)
+    `outages` has the patience of exports by name, that of all others by the empty name.
+    """
+
+    def __init__(
+        self,
+        store_url: str,
+        cache_directory: Path,
+        cache_bytes: int | None = None,
+        outages: Mapping[str, Patience] | None = None,
+    ) -> None:
+        engine, form = open_served(store_url, cache_directory, ANSWER_SECONDS)
         self.calls = CallLog()
-        self._repository = Repository(Observed(store, self.calls.note))
+        store = Observed(engine, self.calls.note)
+        self._repository = Repository(store)
         cap = default_cap(cache_directory) if cache_bytes is None else cache_bytes
         self._cache = Cache(cache_directory, cap)
+        self._known = Known(cache_directory, store.url)
+        self._known.meet(store, form)
         self._fetcher = Fetcher(self._repository, self._cache)
+        self._warmth = None if store.local else Warmth(self._fetcher.ping)
+        mend = NameLog(engine) if isinstance(engine, Writer) else None
+        self._opener = Opener(store, self._known, self._fetcher, mend)
+        self._listing = Listing(store, self._known, ANSWER_SECONDS)
         self._lock = threading.Lock()  # guards what follows; not held across I/O
-        self._views: dict[Digest, View] = {}
-        self._open: dict[Digest, int] = {}
-        self._names: list[tuple[str, str]] = []
-        self._names_at = float("-inf")
+        self._outages = {"": DEFAULT, **(outages or {})}
+        self._views: dict[_Key, View] = {}
+        self._open: dict[_Key, int] = {}
         self._opened = 0
 
     def names(self) -> list[tuple[str, str]]:
-        """The catalogue: export names, each with a description; raises StoreUnavailable."""
-        now = time.monotonic()
-        with self._lock:
-            if now - self._names_at < CATALOGUE_SECONDS:
-                return self._names
-        reader = NameReader(self._repository.store)
-        found = []
-        for (repo, tag), n in sorted(reader.catalogue().items()):
-            try:
-                entry = reader.entry(repo, tag, n)[0]
-            except Corrupt as error:
-                _log.warning("%s:%s is left out of the catalogue: %s", repo, tag, error)
-                continue
-            if entry.version is not None:
-                found.append((f"{repo}:{tag}", f"version {entry.version.hex()[:12]}, entry {n}"))
-        with self._lock:
-            self._names, self._names_at = found, now
-        return found
+        """The catalogue: export names, each with a description; raises StoreError where nothing is known of it."""
+        return self._listing.names()
 
     def open(self, export: str) -> View:
         """The volume that an export name stands for now; call its `close` once. NotFound, UsageError, StoreError, Corrupt."""
         found = self._find(export)
         with self._lock:
-            view = self._views.get(found.name)
+            patience = self._outages.get(export, self._outages[""])
+            key = found.name, patience
+            view = self._views.get(key)
             if view is None:
-                view = View(found.pinned, found.version.root, self._fetcher, lambda: self._closed(found.name))
-                self._views[found.name] = view
-            self._open[found.name] = self._open.get(found.name, 0) + 1
+                view = View(found.pinned, found.root, self._fetcher, lambda: self._closed(key), patience)
+                self._views[key] = view
+            self._open[key] = self._open.get(key, 0) + 1
             self._opened += 1
         return view
 
     def resolve(self, export: str) -> str:
-        """The export name by digest of the version that `export` stands for now."""
-        return self._find(export).pinned
+        """The export name by digest of the version that `export` stands for now; it is as patient as `export` is."""
+        pinned = self._find(export).pinned
+        with self._lock:
+            if export in self._outages:
+                self._outages.setdefault(pinned, self._outages[export])
+        return pinned
 
     def config(self, export: str) -> bytes:
         """The OCI image configuration of an export; NotFound where it has none."""
@@ -88,28 +95,36 @@ class Exports:
         """Counters, for people and machines."""
         with self._lock:
             exports = [
-                {"export": view.name, "connections": self._open[name], "size": view.size, "waiting": view.waiting}
-                for name, view in self._views.items()
+                {"export": view.name, "connections": self._open[key], "size": view.size, "waiting": view.waiting}
+                for key, view in self._views.items()
             ]
             opened = self._opened
         return {
             "store": self._repository.store.url,
             "exports": exports,
             "opened": opened,
+            "unconfirmed": self._opener.unconfirmed,
             "remote": self.calls.status(),
             "fetch": self._fetcher.status(),
             "cache": self._cache.status(),
         }
 
+    def stop(self) -> None:
+        """Ends all waiting for the store, with StoreUnavailable."""
+        self._fetcher.stop()
+
     def close(self) -> None:
+        if self._warmth is not None:
+            self._warmth.close()
         self._fetcher.close()
         self._cache.close()
+        self._known.close()
 
     def _find(self, export: str) -> Found:
-        return find_version(self._repository, parse_reference(export))
+        return self._opener.find(parse_reference(export))
 
-    def _closed(self, name: Digest) -> None:
+    def _closed(self, key: _Key) -> None:
         with self._lock:
-            self._open[name] -= 1
-            if not self._open[name]:
-                del self._open[name], self._views[name]
+            self._open[key] -= 1
+            if not self._open[key]:
+                del self._open[key], self._views[key]

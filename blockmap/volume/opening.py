@@ -1,12 +1,17 @@
 """From what a client asks for to a version: names, digests of versions, digests of OCI documents."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
-from blockmap.errors import Corrupt, FormatError, NotFound
+from blockmap.errors import Corrupt, FormatError, NotFound, StoreUnavailable
 from blockmap.format import keys, oci
 from blockmap.format.digest import Digest
+from blockmap.format.entry import root_of
 from blockmap.format.refs import Reference
+from blockmap.format.tree import Root
 from blockmap.format.version import Version
+from blockmap.store.base import Reader
+from blockmap.store.calls import begin
 from blockmap.store.names import NameReader
 from blockmap.store.repository import Repository
 
@@ -18,6 +23,8 @@ class Found:
     reference: Reference
     name: Digest
     version: Version
+    root: Root
+    """Of the volume, placed where the name's entry says."""
 
     @property
     def pinned(self) -> str:
@@ -27,23 +34,50 @@ class Found:
 
 def find_version(repository: Repository, reference: Reference) -> Found:
     """The version that `reference` stands for now; NotFound, Corrupt, StoreUnavailable."""
-    if reference.digest is None:
-        assert reference.tag is not None
-        entry = NameReader(repository.store).newest(reference.repo, reference.tag)
-        if entry is None or entry.version is None:
-            raise NotFound(
-                f"there is no image {reference} in {repository.store.url}: see `blockmap images`, or import it"
-            )
-        return Found(reference, entry.version, repository.version(entry.version, entry.number))
-    name = Digest(reference.digest)
+    if reference.digest is not None:
+        return by_digest(repository, reference, Digest(reference.digest))
+    assert reference.tag is not None
+    entry = NameReader(repository.store).newest(reference.repo, reference.tag)
+    if entry is None or entry.version is None:
+        raise no_image(reference, repository.store)
+    version = repository.version(entry.version, entry.number)
+    return Found(reference, entry.version, version, root_of(entry, version))
+
+
+def by_digest(repository: Repository, reference: Reference, name: Digest) -> Found:
+    """A version by its digest, or by that of an OCI document; both are asked for at once."""
+    first = begin(lambda: repository.version_at(name, 1))
+    document = begin(lambda: _told(repository.store, name))
+    with suppress(NotFound, Corrupt):
+        version = first.result()
+        return Found(reference, name, version, version.root)
+    told = document.result()
     try:
-        return Found(reference, name, repository.version(name))
+        version = repository.version(*(told or (name, 1)))
     except NotFound:
-        pass
-    try:
-        name, number = oci.decode(repository.store.get(keys.oci(reference.digest)))
-    except NotFound:
+        if told is not None:
+            raise
         raise NotFound(f"nothing in {repository.store.url} has the digest of {reference}") from None
+    return Found(reference, told[0] if told else name, version, version.root)
+
+
+def _told(store: Reader, digest: bytes) -> tuple[Digest, int] | None:
+    """The version of an OCI document; None where the store has no such document."""
+    try:
+        return oci.decode(store.get(keys.oci(digest)))
+    except NotFound:
+        return None
     except FormatError as error:
-        raise Corrupt(f"the record of digest {reference.digest.hex()} is damaged: {error}") from error
-    return Found(reference, name, repository.version(name, number))
+        raise Corrupt(f"the record of digest {digest.hex()} is damaged: {error}") from error
+
+
+def no_image(reference: Reference, store: Reader) -> NotFound:
+    return NotFound(f"there is no image {reference} in {store.url}: see `blockmap images`, or import it")
+
+
+def check_presence(store: Reader) -> None:
+    """StoreUnavailable where nothing answers for a store any more: what is missing there is not absent then."""
+    try:
+        store.get(keys.FORMAT)
+    except NotFound:
+        raise StoreUnavailable(f"there is no store at {store.url} now: check that it is mounted") from None

@@ -9,17 +9,21 @@ import logging
 import os
 import threading
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
 from blockmap.errors import Corrupt
 from blockmap.fetch.fetcher import Fetcher
-from blockmap.fetch.plan import Wanted
+from blockmap.fetch.neighbours import Neighbours
+from blockmap.fetch.patience import DEFAULT, Patience
+from blockmap.fetch.plan import Wanted, chunk_at, node_at
+from blockmap.fetch.readahead import ReadAhead
 from blockmap.format import BLOCK, tree
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
 from blockmap.format.tree import Root
+from blockmap.volume.nearby import bring_around
 from blockmap.volume.reads import Slow, Source
 
 _log = logging.getLogger(__name__)
@@ -28,14 +32,14 @@ _SPAN_BYTES = SPAN * BLOCK
 _SPAN_SHIFT = 24
 _LEAVES_IN_MEMORY = 4096
 """64 GiB of address space, some 100 MB; a volume rarely has so many leaves."""
-_NEIGHBOURS = 64
-"""Chunks after a missing one that are looked at for the same request."""
 _EXTENTS_AT_ONCE = 1024
 """Data and hole extents that one block status answers at most; clients ask on."""
 
 _ZEROS = bytes(1 << 20)
 
 _NOWHERE = (0, -1)
+_FAIL = Patience(0.0)
+"""Of what is read for later."""
 
 _Hot = tuple[list[int], list[int], list[tuple[int, int]]]
 """Of a leaf, per extent: start and end (bytes within the span), and where it is in the cache: (base, slot), where base
@@ -46,7 +50,9 @@ sees the base of one slot with the mark of another."""
 class View:
     """A volume that is open; safe to share between threads."""
 
-    def __init__(self, name: str, root: Root, fetcher: Fetcher, close: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, root: Root, fetcher: Fetcher, close: Callable[[], None], patience: Patience = DEFAULT
+    ) -> None:
         self.name = name
         """By digest: `repo@sha256:HEX`."""
         self.close = close
@@ -56,9 +62,12 @@ class View:
         self._root = root
         self._fetcher = fetcher
         self._cache = fetcher.cache
-        self._lock = (
-            threading.Lock()
-        )  # guards the dicts of nodes below against growth by two threads; not held across I/O
+        self._patience = patience
+        # Guards what follows against change by two threads; never held across I/O.
+        self._lock = threading.Lock()
+        self._neighbours = Neighbours()
+        self._streams = ReadAhead()
+        self._looking = False
         self._inner: dict[Digest, Inner] = {}
         self._leaves: dict[int, tuple[Leaf | None, _Hot]] = {}
         self._hot: dict[int, _Hot] = {}
@@ -130,7 +139,7 @@ class View:
             base = span * _SPAN_BYTES
             wanted = [i for i in range(len(starts)) if base + starts[i] < offset + count and base + ends[i] > offset]
             if leaf is not None and wanted:
-                self._fetcher.want(self._wanted(leaf, wanted[0], wanted[-1] + 1))
+                self._fetcher.want(_chunks(leaf, wanted[0], wanted[-1] + 1))
 
     @property
     def waiting(self) -> int:
@@ -151,6 +160,10 @@ class View:
                 done += here
         finally:
             self._waiting.discard(thread)
+        with self._lock:
+            ahead = self._streams.note(offset, length)
+        if ahead is not None and ahead[0] < self.size:
+            self._fetcher.later(lambda: self.want(ahead[0], ahead[1] - ahead[0]))
         return Slow(source, time.perf_counter() - began)
 
     def _read_span(self, buf: memoryview, span: int, at: int) -> Source:
@@ -180,14 +193,22 @@ class View:
                 source = max(source, Source.CACHE)
             else:
                 assert leaf is not None
-                source = max(source, self._read_miss(piece, leaf, starts[i], places, i, at))
+                source = max(source, self._read_miss(piece, leaf, starts[i], places, i, at, bisect_left(starts, end)))
             done, at = done + length, at + length
         return source
 
     def _read_miss(
-        self, piece: memoryview, leaf: Leaf, extent_start: int, places: list[tuple[int, int]], i: int, at: int
+        self,
+        piece: memoryview,
+        leaf: Leaf,
+        extent_start: int,
+        places: list[tuple[int, int]],
+        i: int,
+        at: int,
+        last: int,
     ) -> Source:
-        """Fills `piece` from extent `i`, whose place in the cache is not known, or no longer."""
+        """Fills `piece` from extent `i`, whose place in the cache is not known, or no longer; extents up to `last` are
+        read next."""
         cache = self._cache
         number = int(leaf.index[i])
         name = leaf.chunks[number]
@@ -201,45 +222,66 @@ class View:
                 places[i] = (position + int(leaf.first[i]) * BLOCK - extent_start, slot)
                 return Source.CACHE
         places[i] = _NOWHERE
-        data = self._fetcher.chunk(lambda: self._wanted(leaf, i, i + _NEIGHBOURS), name)
-        place = leaf.placements[number]
+        wanted = _chunks(leaf, i, last)
+        data = self._fetcher.get(wanted, self._around, self._patience)
         if len(data) < start + len(piece):
-            raise Corrupt(f"chunk {name.hex()} in pack {place.pack.hex() if place else '?'} is shorter than its extent")
+            raise Corrupt(f"chunk {name.hex()} in pack {wanted[0].place.pack.hex()} is shorter than its extent")
         piece[:] = memoryview(data)[start : start + len(piece)]
         return Source.FETCHED
 
-    def _wanted(self, leaf: Leaf, first: int, end: int) -> list[Wanted]:
-        """The chunks of the extents [first, end), each once, in volume order."""
-        wanted: dict[Digest, Placement] = {}
-        for number in leaf.index[first:end].tolist():
-            place = leaf.placements[number]
-            if place is None:
-                raise Corrupt(f"nothing says where chunk {leaf.chunks[number].hex()} is stored")
-            wanted.setdefault(leaf.chunks[number], place)
-        return [Wanted(*item) for item in wanted.items()]
+    def _around(self, own: Wanted, each_bytes: int) -> list[Wanted]:
+        with self._lock:
+            return self._neighbours.around(own, each_bytes)
 
     def _load(self, span: int) -> tuple[Leaf | None, _Hot]:
         """The leaf of a span, from memory, cache or store."""
         loaded = self._leaves.get(span)
-        if loaded is not None:
-            return loaded
-        leaf = tree.find(self._root, span, self._node)
+        if loaded is None:
+            loaded = self._find(span, self._patience)
+            with self._lock:
+                look, self._looking = not self._looking, True
+            if look:
+                self._fetcher.later(lambda: self._look_around(span))
+        return loaded
+
+    def _find(self, span: int, patience: Patience) -> tuple[Leaf | None, _Hot]:
+        leaf = tree.find(self._root, span, lambda name, place: self._node(name, place, patience))
         loaded = (leaf, _heat(leaf))
+        near = [] if leaf is None else _all_chunks(leaf)
         with self._lock:
+            if span in self._leaves:
+                return self._leaves[span]
             if len(self._leaves) >= _LEAVES_IN_MEMORY:
                 oldest = next(iter(self._leaves))
                 self._hot.pop(oldest, None)
-                del self._leaves[oldest]
-            loaded = self._leaves.setdefault(span, loaded)
+                gone, _ = self._leaves.pop(oldest)
+                self._neighbours.remove([] if gone is None else _all_chunks(gone))
+            self._leaves[span] = loaded
+            self._neighbours.add(near)
             self._hot[span] = loaded[1]
         return loaded
 
-    def _node(self, name: Digest, place: Placement | None) -> Node:
+    def _look_around(self, span: int) -> None:
+        """Brings the leaves around one that was read, in few ranges, so that the next read does not wait for its leaf,
+        and the chunks around a missing one are known whatever span they are in."""
+        with self._lock:
+            self._looking = False
+
+        def load(name: Digest, place: Placement | None) -> Node:
+            return self._node(name, place, _FAIL)
+
+        for near in bring_around(self._root, span, self._fetcher.bring, load):
+            if near not in self._leaves:
+                self._find(near, _FAIL)
+
+    def _node(self, name: Digest, place: Placement | None, patience: Patience) -> Node:
         """Inner nodes stay in memory."""
         inner = self._inner.get(name)
         if inner is not None:
             return inner
-        node = self._fetcher.node(name, place)
+        if place is None:
+            raise Corrupt(f"nothing says where node {name.hex()} is stored")
+        node = self._fetcher.node(node_at(name, place), patience)
         if isinstance(node, Inner):
             with self._lock:
                 self._inner[name] = node
@@ -252,7 +294,7 @@ class View:
             if name == ABSENT:
                 covered = int(FANOUT**level)
                 return covered - span % covered
-            node = self._node(name, place)
+            node = self._node(name, place, self._patience)
             assert isinstance(node, Inner)
             child = node.child(span // FANOUT ** (level - 1) % FANOUT)
             if child is None:
@@ -268,6 +310,23 @@ def _heat(leaf: Leaf | None) -> _Hot:
     starts = leaf.starts.astype(int) * BLOCK
     ends = starts + leaf.lengths.astype(int) * BLOCK
     return starts.tolist(), ends.tolist(), [_NOWHERE] * len(starts)
+
+
+def _chunks(leaf: Leaf, first: int, end: int) -> list[Wanted]:
+    """The chunks of the extents [first, end), each once, in volume order; Corrupt."""
+    wanted = []
+    for number in dict.fromkeys(leaf.index[first:end].tolist()):
+        place = leaf.placements[number]
+        if place is None:
+            raise Corrupt(f"nothing says where chunk {leaf.chunks[number].hex()} is stored")
+        wanted.append(chunk_at(leaf.chunks[number], place))
+    return wanted
+
+
+def _all_chunks(leaf: Leaf) -> list[Wanted]:
+    return [
+        chunk_at(name, place) for name, place in zip(leaf.chunks, leaf.placements, strict=True) if place is not None
+    ]
 
 
 def _fill_zeros(buf: memoryview) -> None:

@@ -137,6 +137,19 @@ def test_symlinks_as_directories_stay_inside(run: Run, store: Path, tmp_path: Pa
     refused(run("import", f"oci:{loop}", "loop:1", "--store", store, "--quiet"), "symlinks")
 
 
+@pytest.mark.parametrize(("size", "said"), [(300 << 30, "pieces"), (2 << 40, "too big"), ((1 << 62) + 1, "too big")])
+def test_an_image_too_big_for_its_volume(run: Run, store: Path, tmp_path: Path, size: int, said: str) -> None:
+    """By what a header states: at once, before any content came."""
+    before = listing(store)
+    header = tarfile.TarInfo("var/huge")
+    header.size = size
+    whole = archive(GOOD).rstrip(b"\0")
+    layer = whole + bytes(-len(whole) % 512) + header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20)
+    image = layout(tmp_path / "bad", [layer])
+    refused(run("import", f"oci:{image}", "bad:1", "--store", store, "--quiet"), "var/huge", said)
+    assert listing(store) == before
+
+
 def test_a_truncated_archive(run: Run, store: Path, tmp_path: Path) -> None:
     before = listing(store)
     saved = docker_archive(tmp_path / "saved.tar", [archive(GOOD)])
@@ -267,6 +280,49 @@ def test_a_missing_tool(run: Run, store: Path, tmp_path: Path) -> None:
     refused(run("import", disk, "a:1", "--store", store, PATH=str(empty)), "apt-get install qemu-utils")
 
 
+def program(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo nbdkit of some kind", "which is not understood"),
+        ("case $1 in --version) echo nbdkit 1.32.5;; *) exit 1;; esac", "apt-get install nbdkit-plugin-python"),
+        ("case $1 in --version) echo nbdkit 1.32.5;; *) echo python_version=2.7.18;; esac", "Python is 2.7"),
+    ],
+)
+def test_a_wrong_nbdkit(run: Run, store: Path, tmp_path: Path, script: str, said: str) -> None:
+    before = listing(store)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    program(tools / "nbdkit", script)
+    done = run(
+        "serve", "--store", store, "--cache", tmp_path / "cache", "--socket", tmp_path / "nbd.sock",
+        PATH=f"{tools}:{os.environ['PATH']}",
+    )  # fmt: skip
+    refused(done, said)
+    assert listing(store) == before
+    assert not (tmp_path / "nbd.sock").exists()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("command", [["attach", "good:1", "."], ["detach", "."], ["run", "good:1"]])
+def test_without_root(store: Path, command: list[str], need_root: None) -> None:
+    before = listing(store)
+    done = subprocess.run(
+        [sys.executable, "-m", "blockmap.cli.main", *command],
+        env={**os.environ, "BLOCKMAP_STORE": str(store), "HOME": "/nonexistent"},
+        user=65534, group=65534, extra_groups=[], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert done.stderr.startswith("blockmap: ")
+    assert done.stderr.count("\n") == 1
+    assert "needs root: run it with sudo" in done.stderr
+    assert listing(store) == before
+
+
 def test_a_disk_that_is_empty_or_refers_elsewhere(
     run: Run, store: Path, tmp_path: Path, need: Callable[..., None]
 ) -> None:
@@ -301,7 +357,7 @@ def test_a_directory_that_is_no_store(run: Run, tmp_path: Path) -> None:
     refused(run("import", f"oci:{image}", "a:1", "--store", other))
     refused(run("images", "--store", tmp_path / "absent"), "not a blockmap store")
     refused(run("create", other / "letter.txt"), "is a file")
-    refused(run("images", "--store", "s3://bucket"), "s3://", code=2)
+    refused(run("images", "--store", "ftp://bucket"), "ftp://", code=2)
     assert listing(other) == {"letter.txt": 4}
     assert not (tmp_path / "absent").exists()
 

@@ -4,16 +4,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from blockmap.errors import BlockmapError, Corrupt, StoreUnavailable
+from blockmap.errors import Corrupt, StoreUnavailable
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.fetcher import Fetcher
-from blockmap.fetch.plan import Wanted
-from blockmap.format import BLOCK
+from blockmap.fetch.neighbours import Neighbours
+from blockmap.fetch.patience import Patience
+from blockmap.fetch.plan import Wanted, chunk_at
+from blockmap.format import BLOCK, keys
 from blockmap.format.chunker import SPAN
+from blockmap.format.digest import Digest
 from blockmap.format.tree import leaves
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Repository
@@ -22,46 +26,55 @@ from tests.volume.building import Watched, publish
 
 BLOCKS = 600
 READERS = 8
+FAIL = Patience(0)
+LONG = Patience(20)
 
 
-class Counted(Repository):
-    """Counts the ranges that are asked for, and can hold, damage or refuse them."""
+def content(number: int, chunks: list[Wanted]) -> bytes:
+    """Of a chunk of the volume."""
+    at = sum(each.place.raw for each in chunks[:number])
+    return bulk(1, BLOCKS * BLOCK)[at : at + chunks[number].place.raw]
 
-    def __init__(self, store: Watched) -> None:
-        super().__init__(store)
-        self.watched = store
 
-    @property
-    def ranges(self) -> int:
-        return len(self.watched.ranges)
+def get(fetcher: Fetcher, chunks: list[Wanted], number: int, patience: Patience = FAIL, alone: bool = False) -> bytes:
+    """A chunk, by a reader who knows what lies around it."""
+    known = Neighbours()
+    known.add([] if alone else chunks)
+    return fetcher.get([chunks[number]], known.around, patience)
 
 
 @pytest.fixture
-def repository() -> Counted:
-    return Counted(Watched(MemoryStore()))
+def store() -> Watched:
+    made = Watched(MemoryStore())
+    made.create(keys.FORMAT, [b"{}"])
+    return made
 
 
 @pytest.fixture
-def chunks(repository: Counted) -> list[Wanted]:
+def chunks(store: Watched) -> list[Wanted]:
     """All chunks of a volume, in its order."""
-    root = publish(repository.watched, [(0, bulk(1, BLOCKS * BLOCK))], SPAN)
+    root = publish(store, [(0, bulk(1, BLOCKS * BLOCK))], SPAN)
     found = []
-    for _, leaf in leaves(root, Repository(repository.watched.inner).node):
+    for _, leaf in leaves(root, Repository(store.inner).node):
         for chunk, place in zip(leaf.chunks, leaf.placements, strict=True):
             assert place is not None
-            found.append(Wanted(chunk, place))
-    repository.watched.ranges.clear()
+            found.append(chunk_at(chunk, place))
     return found
 
 
 @pytest.fixture
-def fetcher(repository: Counted, tmp_path: Path) -> Iterator[Fetcher]:
+def fetcher(store: Watched, tmp_path: Path) -> Iterator[Fetcher]:
     cache = Cache(tmp_path / "cache", 1 << 30)
-    made = Fetcher(repository, cache)
+    made = Fetcher(Repository(store), cache)
     yield made
-    repository.watched.gate.set()
+    store.gate.set()
     made.close()
     cache.close()
+
+
+def asked(store: Watched) -> list[tuple[str, int, int]]:
+    """The ranges of packs that were asked for."""
+    return [each for each in store.ranges if each[0] != keys.FORMAT]
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -86,55 +99,84 @@ def settled(fetcher: Fetcher) -> None:
 # --- single flight
 
 
-def test_many_readers_of_one_chunk_make_one_request(
-    fetcher: Fetcher, repository: Counted, chunks: list[Wanted]
-) -> None:
-    repository.watched.gate.clear()
+def test_many_readers_of_one_chunk_make_one_request(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
+    store.gate.clear()
     start = threading.Barrier(READERS)
 
     def read(_: int) -> bytes:
         start.wait()
-        return fetcher.chunk(lambda: chunks, chunks[0].chunk)
+        return get(fetcher, chunks, 0, alone=True)
 
     with ThreadPoolExecutor(READERS) as pool:
         reads = [pool.submit(read, number) for number in range(READERS)]
         until(lambda: waiting(fetcher) == READERS - 1)
-        repository.watched.gate.set()
-        assert {read.result(20) for read in reads} == {bulk(1, BLOCKS * BLOCK)[: chunks[0].place.raw]}
-    assert repository.ranges == 1
+        store.gate.set()
+        assert {read.result(20) for read in reads} == {content(0, chunks)}
+    assert len(asked(store)) == 1
     assert fetcher.status()["requests"] == 1
 
 
 def test_neighbours_come_along_and_their_readers_wait_for_them(
-    fetcher: Fetcher, repository: Counted, chunks: list[Wanted]
+    fetcher: Fetcher, store: Watched, chunks: list[Wanted]
 ) -> None:
-    repository.watched.gate.clear()
+    number = next(n for n in range(2, len(chunks)) if chunks[n].place.stored < 60_000)
+    store.gate.clear()
     with ThreadPoolExecutor(2) as pool:
-        leader = pool.submit(fetcher.chunk, lambda: chunks, chunks[0].chunk)
-        until(lambda: repository.ranges == 1)
-        follower = pool.submit(fetcher.chunk, lambda: chunks[1:], chunks[1].chunk)
+        leader = pool.submit(get, fetcher, chunks, number)
+        until(lambda: len(asked(store)) == 2)
+        for other in (number - 1, number, number + 1):
+            assert chunks[other].key in fetcher._flights
+        follower = pool.submit(get, fetcher, chunks, number + 1)
         until(lambda: waiting(fetcher) == 1)
-        repository.watched.gate.set()
-        whole = bulk(1, BLOCKS * BLOCK)
-        assert leader.result(20) + follower.result(20) == whole[: chunks[0].place.raw + chunks[1].place.raw]
-    assert repository.ranges == 1
+        store.gate.set()
+        assert (leader.result(20), follower.result(20)) == (content(number, chunks), content(number + 1, chunks))
+    settled(fetcher)
+    assert len(asked(store)) == 2
+    assert min(end - start for _, start, end in asked(store)) == chunks[number].place.stored, "alone, and small"
 
 
-def test_all_chunks_come_whatever_the_order(fetcher: Fetcher, repository: Counted, chunks: list[Wanted]) -> None:
-    whole, at = bulk(1, BLOCKS * BLOCK), 0
-    expected = {}
-    for chunk, place in chunks:
-        expected[chunk] = whole[at : at + place.raw]
-        at += place.raw
+def test_where_neighbours_take_no_time_one_range_brings_all(
+    fetcher: Fetcher, store: Watched, chunks: list[Wanted]
+) -> None:
+    fetcher._link.bytes_per_s = 1e12
+    known = Neighbours()
+    known.add(chunks)
+    near = known.around(chunks[4], 128 << 10)
+    assert get(fetcher, chunks, 4) == content(4, chunks)
+    settled(fetcher)
+    assert len(asked(store)) == 1
+    assert len(near) > 0
+    assert all(fetcher.cache.lookup(each.key) >= 0 for each in near)
+
+
+def test_what_one_read_needs_is_asked_for_at_once(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
+    """Side by side in one range, elsewhere in parallel."""
+    store.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        wanted = [chunks[0], chunks[1], chunks[9]]
+        reader = pool.submit(fetcher.get, wanted, lambda own, each: [], FAIL)
+        until(lambda: len(asked(store)) == 2)
+        assert sorted((start, end) for _, start, end in asked(store)) == [
+            (chunks[0].place.offset, chunks[1].end),
+            (chunks[9].place.offset, chunks[9].end),
+        ]
+        store.gate.set()
+        assert reader.result(20) == content(0, chunks)
+    settled(fetcher)
+    assert [get(fetcher, chunks, number) for number in (1, 9)] == [content(1, chunks), content(9, chunks)]
+    assert len(asked(store)) == 2
+
+
+def test_all_chunks_come_whatever_the_order(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
     order = list(range(len(chunks)))
 
     def read(number: int) -> bool:
-        return fetcher.chunk(lambda: chunks[number:], chunks[number].chunk) == expected[chunks[number].chunk]
+        return get(fetcher, chunks, number) == content(number, chunks)
 
     with ThreadPoolExecutor(READERS) as pool:
         assert all(pool.map(read, order[::-1] + order[::3] + order))
     settled(fetcher)
-    stored = sum(place.stored for _, place in chunks)
+    stored = sum(each.place.stored for each in chunks)
     assert fetcher.status()["bytes"] <= 2 * stored, "chunks at hand are only fetched again to join requests"
 
 
@@ -145,161 +187,222 @@ class Damage:
     """Flips a byte in the middle of a chunk, in so many of the ranges that have it."""
 
     def __init__(self, store: Watched, wanted: Wanted, times: int) -> None:
-        self.place, self.left = wanted.place, times
-        self.store = store
+        self.wanted, self.left = wanted, times
         store.damage = self
 
-    def __call__(self, data: bytes) -> bytes:
-        _, start, end = self.store.ranges[-1]
-        at = self.place.offset + self.place.stored // 2
-        if not self.left or not start <= at < end:
+    def __call__(self, data: bytes, start: int) -> bytes:
+        at = self.wanted.place.offset + self.wanted.place.stored // 2 - start
+        if not self.left or not 0 <= at < len(data):
             return data
         self.left -= 1
-        return data[: at - start] + bytes([data[at - start] ^ 1]) + data[at - start + 1 :]
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
 def test_a_damaged_chunk_is_fetched_again_alone(
-    fetcher: Fetcher, repository: Counted, chunks: list[Wanted], caplog: pytest.LogCaptureFixture
+    fetcher: Fetcher, store: Watched, chunks: list[Wanted], caplog: pytest.LogCaptureFixture
 ) -> None:
-    Damage(repository.watched, chunks[0], 1)
-    data = fetcher.chunk(lambda: chunks, chunks[0].chunk)
-    assert data == bulk(1, BLOCKS * BLOCK)[: len(data)]
-    _, start, end = repository.watched.ranges[-1]
-    assert (start, end - start) == (chunks[0].place.offset, chunks[0].place.stored)
-    assert fetcher.status()["damaged"] == 1
+    Damage(store, chunks[0], 2)
+    assert get(fetcher, chunks, 0) == content(0, chunks)
+    own = (chunks[0].place.offset, chunks[0].end)
+    assert sum((start, end) == own for _, start, end in asked(store)) == 3
+    assert fetcher.status()["damaged"] == 2
     assert "fetched again" in caplog.text
 
 
 def test_a_chunk_that_stays_damaged_is_an_error_for_all_who_wait(
-    fetcher: Fetcher, repository: Counted, chunks: list[Wanted]
+    fetcher: Fetcher, store: Watched, chunks: list[Wanted]
 ) -> None:
-    Damage(repository.watched, chunks[0], -1)
-    repository.watched.gate.clear()
-
-    def read(_: int) -> bytes:
-        return fetcher.chunk(lambda: chunks[:1], chunks[0].chunk)
-
+    Damage(store, chunks[0], -1)
+    store.gate.clear()
     with ThreadPoolExecutor(3) as pool:
-        reads = [pool.submit(read, number) for number in range(3)]
+        reads = [pool.submit(get, fetcher, chunks, 0, LONG, True) for _ in range(3)]
         until(lambda: waiting(fetcher) == 2)
-        repository.watched.gate.set()
+        store.gate.set()
         for one in reads:
-            with pytest.raises(Corrupt, match=chunks[0].chunk.hex()):
+            with pytest.raises(Corrupt, match=chunks[0].name.hex()):
                 one.result(20)
     settled(fetcher)
-    assert fetcher.cache.lookup(chunks[0].chunk) == -1
+    assert fetcher.cache.lookup(chunks[0].key) == -1
 
 
 def test_a_damaged_neighbour_is_its_own_readers_matter(
-    fetcher: Fetcher, repository: Counted, chunks: list[Wanted], caplog: pytest.LogCaptureFixture
+    fetcher: Fetcher, store: Watched, chunks: list[Wanted], caplog: pytest.LogCaptureFixture
 ) -> None:
-    Damage(repository.watched, chunks[1], 1)
-    repository.watched.gate.clear()
+    Damage(store, chunks[1], 1)
+    store.gate.clear()
     with ThreadPoolExecutor(2) as pool:
-        leader = pool.submit(fetcher.chunk, lambda: chunks, chunks[0].chunk)
-        until(lambda: repository.ranges == 1)
-        follower = pool.submit(fetcher.chunk, lambda: chunks[1:], chunks[1].chunk)
+        leader = pool.submit(get, fetcher, chunks, 0)
+        until(lambda: len(asked(store)) == 2)
+        follower = pool.submit(get, fetcher, chunks, 1)
         until(lambda: waiting(fetcher) == 1)
-        repository.watched.gate.set()
-        whole, length = bulk(1, BLOCKS * BLOCK), chunks[0].place.raw
-        assert leader.result(20) == whole[:length]
-        assert follower.result(20) == whole[length : length + chunks[1].place.raw]
+        store.gate.set()
+        assert (leader.result(20), follower.result(20)) == (content(0, chunks), content(1, chunks))
     settled(fetcher)
-    assert fetcher.cache.lookup(chunks[2].chunk) >= 0, "the others of the range are kept"
+    assert fetcher.cache.lookup(chunks[2].key) >= 0, "the others of the range are kept"
     assert "when it is read" in caplog.text
 
 
-def test_where_the_leader_fails_those_who_wait_try_themselves(
-    fetcher: Fetcher, repository: Counted, chunks: list[Wanted]
+def test_advice_that_makes_a_range_impossible_costs_a_request(
+    fetcher: Fetcher, store: Watched, chunks: list[Wanted]
 ) -> None:
-    first = threading.Event()
-
-    def once(data: bytes) -> bytes:
-        if not first.is_set():
-            first.set()
-            raise StoreUnavailable("no answer")
-        return data
-
-    repository.watched.damage = once
-    repository.watched.gate.clear()
-
-    def read(number: int) -> bytes | BlockmapError:
-        try:
-            return fetcher.chunk(lambda: chunks[number % 2 :], chunks[number % 2].chunk)
-        except BlockmapError as error:
-            return error
-
-    with ThreadPoolExecutor(4) as pool:
-        leader = pool.submit(read, 0)
-        until(lambda: repository.ranges == 1)
-        others = [pool.submit(read, number) for number in (0, 1, 0)]
-        until(lambda: waiting(fetcher) == 3)
-        repository.watched.gate.set()
-        assert isinstance(leader.result(20), StoreUnavailable)
-        whole, length = bulk(1, BLOCKS * BLOCK), chunks[0].place.raw
-        found = [other.result(20) for other in others]
-    assert found == [whole[:length], whole[length : length + chunks[1].place.raw], whole[:length]]
-    assert fetcher.status()["failed"] == 1
+    """A neighbour said to lie beyond the end of the pack."""
+    fetcher._link.bytes_per_s = 1e12
+    last = max(chunks, key=lambda each: each.end)
+    number = chunks.index(last)
+    lie = chunk_at(Digest(bytes(31) + b"x"), replace(last.place, offset=last.end))
+    assert fetcher.get([last], lambda own, each: [lie], FAIL) == content(number, chunks)
+    assert len(asked(store)) == 2
 
 
 def test_a_cache_that_cannot_keep_a_chunk_does_not_fail_its_reader(
-    fetcher: Fetcher, repository: Counted, chunks: list[Wanted], monkeypatch: pytest.MonkeyPatch
+    fetcher: Fetcher, chunks: list[Wanted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def put(*_: object) -> int:
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(fetcher.cache, "put", put)
-    whole, length = bulk(1, BLOCKS * BLOCK), chunks[0].place.raw
-    for _ in range(2):
-        assert fetcher.chunk(lambda: chunks, chunks[0].chunk) == whole[:length]
-        assert fetcher.chunk(lambda: chunks[1:], chunks[1].chunk) == whole[length : length + chunks[1].place.raw]
+    for number in (0, 0, 1):
+        assert get(fetcher, chunks, number) == content(number, chunks)
     settled(fetcher)
+
+
+# --- a store that is away
+
+
+def test_patient_readers_wait_until_it_is_back_and_one_probe_asks(
+    fetcher: Fetcher, store: Watched, chunks: list[Wanted]
+) -> None:
+    store.down = True
+    with ThreadPoolExecutor(READERS) as pool:
+        reads = [pool.submit(get, fetcher, chunks, number, LONG) for number in range(READERS)]
+        until(lambda: fetcher.line.away and not fetcher._flights)
+        before = len(asked(store))
+        until(lambda: len(store.ranges) >= before + 3)
+        assert len(asked(store)) == before, "while it is away, readers do not ask"
+        with pytest.raises(StoreUnavailable, match="away"):
+            get(fetcher, chunks, 20)
+        assert len(asked(store)) == before, "nor do those without patience"
+        store.down = False
+        assert [read.result(20) for read in reads] == [content(number, chunks) for number in range(READERS)]
+    assert fetcher.status()["outages"] == 1
+    assert not fetcher.line.away
+
+
+def test_patience_ends(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
+    store.down = True
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="no answer"):
+        get(fetcher, chunks, 0, Patience(0.4))
+    assert 0.4 <= time.monotonic() - began < 10
+    store.down = False
+    assert get(fetcher, chunks, 0, LONG) == content(0, chunks)
+
+
+def test_what_is_at_hand_needs_no_store(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
+    get(fetcher, chunks, 0, alone=True)
+    store.down = True
+    with pytest.raises(StoreUnavailable):
+        get(fetcher, chunks, 5)
+    assert fetcher.cache.get(chunks[0].key) == content(0, chunks)
+
+
+def test_stopping_ends_all_waiting(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
+    store.down = True
+    with ThreadPoolExecutor(4) as pool:
+        reads = [pool.submit(get, fetcher, chunks, number, Patience(3600)) for number in range(4)]
+        until(lambda: fetcher.line.away and not fetcher._flights)
+        fetcher.stop()
+        for read in reads:
+            with pytest.raises(StoreUnavailable):
+                read.result(20)
+    with pytest.raises(StoreUnavailable, match="ending"):
+        get(fetcher, chunks, 0, LONG)
+
+
+def test_a_failure_among_successes_is_tried_again(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
+    """One request fails while another is answered: no outage, even for a reader without patience."""
+    store.gate.clear()
+    refused = threading.Event()
+
+    def refuse(data: bytes, start: int) -> bytes:
+        if start == chunks[0].place.offset and not refused.is_set():
+            refused.set()
+            until(lambda: fetcher.cache.lookup(chunks[9].key) >= 0)
+            raise StoreUnavailable("reset")
+        return data
+
+    store.damage = refuse
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(get, fetcher, chunks, 0, FAIL, True)
+        until(lambda: len(asked(store)) == 1)
+        other = pool.submit(get, fetcher, chunks, 9, FAIL, True)
+        until(lambda: len(asked(store)) == 2)
+        store.gate.set()
+        assert (one.result(20), other.result(20)) == (content(0, chunks), content(9, chunks))
+    status = fetcher.status()
+    assert (status["retries"], status["outages"]) == (1, 0)
 
 
 # --- what is wanted for later
 
 
-def test_want_brings_everything_once(fetcher: Fetcher, repository: Counted, chunks: list[Wanted]) -> None:
+def test_want_brings_everything_once(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
     fetcher.want(chunks)
-    fetcher._bringers.shutdown(wait=True)
+    fetcher._wants.shutdown(wait=True)
     settled(fetcher)
-    assert all(fetcher.cache.lookup(chunk) >= 0 for chunk, _ in chunks)
-    assert fetcher.status()["bytes"] == sum(place.stored for _, place in chunks)
-    asked = repository.ranges
-    whole = bulk(1, BLOCKS * BLOCK)
-    assert fetcher.chunk(lambda: chunks, chunks[0].chunk) == whole[: chunks[0].place.raw]
-    assert repository.ranges == asked
+    assert all(fetcher.cache.lookup(each.key) >= 0 for each in chunks)
+    assert fetcher.status()["bytes"] == sum(each.place.stored for each in chunks)
+    before = len(asked(store))
+    assert get(fetcher, chunks, 0) == content(0, chunks)
+    assert len(asked(store)) == before
 
 
-def test_want_neither_raises_nor_blocks(
-    fetcher: Fetcher, repository: Counted, chunks: list[Wanted], caplog: pytest.LogCaptureFixture
-) -> None:
-    repository.watched.down = True
+def test_want_neither_raises_nor_blocks(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
+    store.down = True
     fetcher.want([])
     fetcher.want(chunks)
-    until(lambda: "prefetch of chunk" in caplog.text)
-    repository.watched.down = False
-    repository.watched.gate.clear()
+    until(lambda: fetcher.status()["requests"] > 0 and not fetcher._flights)
+    store.down = False
+    store.gate.clear()
     fetcher.want(chunks)  # returns, although nothing arrives
     until(lambda: len(fetcher._flights) > 0)
-    repository.watched.gate.set()
+    store.gate.set()
     fetcher.close()
     fetcher.want(chunks)
     settled(fetcher)
 
 
-def test_what_is_wanted_for_later_never_holds_up_a_reader(
-    fetcher: Fetcher, repository: Counted, chunks: list[Wanted]
+def test_what_is_wanted_for_later_waits_while_readers_fill_the_link(
+    fetcher: Fetcher, store: Watched, chunks: list[Wanted]
 ) -> None:
-    """Wishes for chunks that are in flight already do not take the threads that must land those flights."""
-    repository.watched.gate.clear()
-    with ThreadPoolExecutor(2) as pool:
-        leader = pool.submit(fetcher.chunk, lambda: chunks, chunks[0].chunk)
-        until(lambda: repository.ranges == 1)
-        for _ in range(6):
-            fetcher.want(chunks[1:3])
-        repository.watched.gate.set()
-        leader.result(20)
-        follower = pool.submit(fetcher.chunk, lambda: chunks[1:], chunks[1].chunk)
-        assert len(follower.result(20)) == chunks[1].place.raw
-    settled(fetcher)
+    store.gate.clear()
+    fetcher._link.bytes_per_s = 0.0
+    few = [number for number in range(len(chunks)) if chunks[number].place.stored > 20_000][:20]
+    with ThreadPoolExecutor(20) as pool:
+        reads = [pool.submit(get, fetcher, chunks, number, FAIL, True) for number in few]
+        until(lambda: len(asked(store)) == len(few))
+        assert fetcher._demand_bytes > 256 << 10
+        fetcher.want(chunks)
+        late = pool.submit(fetcher.bring, chunks)
+        until(lambda: bool(fetcher._calm._waiters))  # type: ignore[attr-defined]
+        assert len(asked(store)) == len(few)
+        store.gate.set()
+        for read in reads:
+            read.result(20)
+        late.result(20)
+    fetcher._wants.shutdown(wait=True)
+    assert all(fetcher.cache.lookup(each.key) >= 0 for each in chunks)
+
+
+def test_what_is_left_undone_for_later_is_said(
+    fetcher: Fetcher, caplog: pytest.LogCaptureFixture, store: Watched
+) -> None:
+    caplog.set_level("INFO")
+
+    def fail() -> None:
+        raise StoreUnavailable("no answer")
+
+    fetcher.later(fail)
+    fetcher.close()
+    fetcher.later(fail)
+    assert caplog.text.count("left undone") == 1

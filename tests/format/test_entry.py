@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from blockmap.errors import FormatError
 from blockmap.format import entry, keys, record
 from blockmap.format.digest import Digest
-from blockmap.format.entry import Entry, Run
+from blockmap.format.entry import Entry
 from blockmap.format.node import Placement
+from blockmap.format.version import Run
 
 digests = st.binary(min_size=32, max_size=32).map(Digest)
 small = st.integers(0, (1 << 32) - 1)

@@ -12,7 +12,16 @@ from blockmap.format import record
 from blockmap.format.digest import ABSENT, Digest, Kind, digest
 from blockmap.format.node import Placement
 from blockmap.format.tree import MAX_BLOCKS, Root
-from blockmap.format.version import Layout, Version, decode, decode_placement, encode, encode_placement
+from blockmap.format.version import (
+    MAX_RUN_BYTES,
+    Layout,
+    Run,
+    Version,
+    decode,
+    decode_placement,
+    encode,
+    encode_placement,
+)
 
 PLACE = Placement(Digest(b"\1" * 32), 1, 100, 200, 300)
 VERSION = Version(
@@ -36,6 +45,12 @@ def test_the_name_freezes_the_format() -> None:
 digests = st.binary(min_size=32, max_size=32).map(Digest)
 numbers = st.integers(0, (1 << 32) - 1)
 placements = st.none() | st.builds(Placement, digests, numbers, numbers, numbers, numbers)
+runs = st.builds(
+    lambda pack, start, length: Run(pack, start, start + length),
+    digests,
+    st.integers(0, 1 << 20),
+    st.integers(1, MAX_RUN_BYTES),
+)
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
 
@@ -56,6 +71,7 @@ def versions(draw: st.DrawFn) -> Version:
         draw(texts),
         draw(texts),
         draw(texts),
+        draw(st.none() | runs),
     )
 
 
@@ -65,7 +81,7 @@ def test_what_is_encoded_comes_back(version: Version) -> None:
 
 
 def test_the_name_does_not_depend_on_where_things_are() -> None:
-    moved = replace(VERSION, root=replace(VERSION.root, placement=None))
+    moved = replace(VERSION, root=replace(VERSION.root, placement=None), run=Run(PLACE.pack, 5, 9))
     assert moved.name == VERSION.name
     assert encode(moved) != encode(VERSION)
     assert replace(VERSION, message="other").name != VERSION.name

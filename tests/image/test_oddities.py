@@ -1,7 +1,6 @@
 """An image with every oddity that layers can have, through the whole import, by four witnesses: e2fsck, the kernel, the
 comparison's own merge, and umoci."""
 
-import filecmp
 import hashlib
 import os
 import stat
@@ -21,8 +20,10 @@ from blockmap.image.sources import open_source
 from blockmap.store.opening import create_store
 from blockmap.store.repository import Repository
 from blockmap.volume.content import stored_reader
+from tests.image.ext4.volumes import fsck
 from tests.image.layouts import Member as M
 from tests.image.layouts import archive, compress_gzip, compress_zstd, directory, file, hardlink, layout, symlink
+from tests.image.mounted import compare_with_unpacked, mounted, write_and_grow
 
 LONG_NAME = b"n\xff" * 127 + b"x"
 
@@ -133,16 +134,9 @@ def volume(image: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Repos
     return repository, raw
 
 
-def check(raw: Path) -> None:
-    done = subprocess.run(["e2fsck", "-fn", raw], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert "Fix?" not in done.stdout
-    assert "wrong" not in done.stdout
-
-
 def test_e2fsck_finds_nothing(volume: tuple[Repository, Path], need: Callable[..., None]) -> None:
     need("e2fsck")
-    check(volume[1])
+    fsck(volume[1])
 
 
 def test_equals_its_source_file_by_file(volume: tuple[Repository, Path], image: Path, tmp_path: Path) -> None:
@@ -171,20 +165,14 @@ def test_a_changed_byte_is_found_by_the_comparison(
 
 
 @pytest.fixture
-def mounted(volume: tuple[Repository, Path], tmp_path: Path, need_root: None) -> Iterator[Path]:
-    where = tmp_path / "mounted"
-    where.mkdir()
-    subprocess.run(["mount", "-o", "loop,ro", volume[1], where], check=True)
-    try:
+def top(volume: tuple[Repository, Path], tmp_path: Path, need_root: None) -> Iterator[Path]:
+    """Where the volume is mounted."""
+    with mounted(volume[1], tmp_path / "mounted") as where:
         yield where
-    finally:
-        subprocess.run(["umount", where], check=True)
 
 
 @pytest.mark.root
-def test_the_kernel_reads_what_umoci_unpacks(
-    mounted: Path, image: Path, tmp_path: Path, need: Callable[..., None]
-) -> None:
+def test_the_kernel_reads_what_umoci_unpacks(top: Path, image: Path, tmp_path: Path, need: Callable[..., None]) -> None:
     need("umoci")
     if "+zstd" in "".join(blob.read_text("latin-1") for blob in image.glob("blobs/*/*") if blob.stat().st_size < 4096):
         pytest.skip("umoci does not know zstd layers")
@@ -192,67 +180,21 @@ def test_the_kernel_reads_what_umoci_unpacks(
     subprocess.run(["umoci", "raw", "unpack", "--image", f"{image}:1", unpacked], check=True, capture_output=True)
     # umoci stamps with the clock what no member describes, drops empty attributes, and mangles times after 2262.
     undescribed = {b"missing", b"missing/parents", b"many", b"dirs", b"sticky"}
-    ours, theirs = dict(walk(mounted)), dict(walk(unpacked))
-    del ours[b"lost+found"]
-    assert sorted(ours) == sorted(theirs)
-    for path, own in ours.items():
-        other = theirs[path]
-        assert stat.S_IFMT(own.st_mode) == stat.S_IFMT(other.st_mode), path
-        if not stat.S_ISDIR(own.st_mode):
-            assert (own.st_size, own.st_nlink, own.st_rdev) == (other.st_size, other.st_nlink, other.st_rdev), path
-        if path not in undescribed:
-            assert (own.st_mode, own.st_uid, own.st_gid) == (other.st_mode, other.st_uid, other.st_gid), path
-            if path != b"future" and not stat.S_ISDIR(own.st_mode):
-                assert own.st_mtime_ns == other.st_mtime_ns, path
-        left, right = os.path.join(os.fsencode(mounted), path), os.path.join(os.fsencode(unpacked), path)
-        if stat.S_ISREG(own.st_mode):
-            assert filecmp.cmp(left, right, shallow=False), path
-        if stat.S_ISLNK(own.st_mode):
-            assert os.readlink(left) == os.readlink(right), path
-        elif path not in undescribed | {b"nothing"}:
-            assert attributes(left) == attributes(right), path
+    compare_with_unpacked(top, unpacked, undescribed, odd_times={b"future"}, odd_attributes={b"nothing"})
 
 
 @pytest.mark.root
-def test_the_kernel_sees_what_umoci_cannot(mounted: Path) -> None:
-    assert os.stat(mounted / "future").st_mtime_ns == 15032385535_999999999
-    assert os.getxattr(mounted / "nothing", "user.empty") == b""
-    assert len(os.listdir(mounted / "many")) == 3000 - 750 + 500 + 1
-    assert (mounted / "sticky" / "new").read_bytes() == b"in a directory made anew"
-    assert stat.S_IMODE(os.stat(mounted / "sticky").st_mode) == 0o755
+def test_the_kernel_sees_what_umoci_cannot(top: Path) -> None:
+    assert os.stat(top / "future").st_mtime_ns == 15032385535_999999999
+    assert os.getxattr(top / "nothing", "user.empty") == b""
+    assert len(os.listdir(top / "many")) == 3000 - 750 + 500 + 1
+    assert (top / "sticky" / "new").read_bytes() == b"in a directory made anew"
+    assert stat.S_IMODE(os.stat(top / "sticky").st_mode) == 0o755
 
 
 @pytest.mark.root
-def test_a_copy_takes_writes_and_grows(volume: tuple[Repository, Path], tmp_path: Path, need_root: None) -> None:
-    copy, where = tmp_path / "copy.raw", tmp_path / "mounted"
-    where.mkdir()
-    subprocess.run(["cp", "--sparse=always", volume[1], copy], check=True)
-    subprocess.run(["mount", "-o", "loop", copy, where], check=True)
-    try:
-        for n in range(500):
-            (where / "many" / f"written-{n}").write_bytes(bulk(n % 256, 3000))
-        (where / "big").unlink()
-        (where / "large").write_bytes(bulk(9, 1 << 20) * 50)
-        os.rename(where / "linked", where / "dirs" / "moved")
-        subprocess.run(["sync", "-f", where], check=True)
-    finally:
-        subprocess.run(["umount", where], check=True)
-    check(copy)
-    os.truncate(copy, 24 << 30)
-    subprocess.run(["e2fsck", "-fp", copy], check=True, capture_output=True)  # resize2fs asks for it after a mount
-    subprocess.run(["resize2fs", copy], check=True, capture_output=True)
-    check(copy)
-
-
-def walk(top: Path) -> Iterator[tuple[bytes, os.stat_result]]:
-    root = os.fsencode(top)
-    yield b"", os.lstat(root)
-    for above, directories, files in os.walk(root):
-        for name in (*directories, *files):
-            path = os.path.join(above, name)
-            yield os.path.relpath(path, root), os.lstat(path)
-
-
-def attributes(path: bytes) -> dict[str, bytes]:
-    names = os.listxattr(path, follow_symlinks=False)
-    return {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+def test_a_copy_takes_writes_and_grows(
+    volume: tuple[Repository, Path], tmp_path: Path, need: Callable[..., None], need_root: None
+) -> None:
+    need("e2fsck")
+    write_and_grow(volume[1], tmp_path / "copy.raw", tmp_path / "mounted")

@@ -90,6 +90,18 @@ class Server:
         return Repository(store), export
 
 
+@contextlib.contextmanager
+def bare_server(where: Path) -> Iterator[Server]:
+    """A server that has not been started, without a store; what it runs then ends with the block."""
+    server = Server(where)
+    try:
+        yield server
+    finally:
+        if server.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                server.stop()
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """OCI layouts `small` (tags 1 and 2) with a few megabytes each."""
@@ -105,12 +117,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def idle_server(images: Path, tmp_path: Path, need: Callable[..., None]) -> Iterator[Server]:
     """A server that has not been started, with small:1 in its store."""
     need("nbdkit")
-    server = Server(tmp_path)
-    server.run("import", f"oci:{images}/1:1", "small:1", "--platform", "linux/amd64")
-    yield server
-    if server.process is not None:
-        with contextlib.suppress(ProcessLookupError):
-            server.stop()
+    with bare_server(tmp_path) as server:
+        server.run("import", f"oci:{images}/1:1", "small:1", "--platform", "linux/amd64")
+        yield server
 
 
 @pytest.fixture

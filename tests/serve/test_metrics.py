@@ -152,6 +152,23 @@ def test_clients_that_hang_up_disturb_no_scrape(metrics: Path, idle_server: Serv
     assert "Traceback" not in idle_server.said()
 
 
+def test_who_watches_does_not_take_all_descriptors(metrics: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(100)]
+        for client in idle:
+            client.settimeout(LIMIT_S)
+            client.connect(str(metrics))
+        assert idle[-1].recv(1) == b"", "one too many is hung up on"
+    wait_until(lambda: answers(metrics))
+
+
+def answers(metrics: Path) -> bool:
+    try:
+        return ("blockmap_opens_total",) in scrape(metrics)
+    except (ConnectionError, http.client.HTTPException):
+        return False
+
+
 def test_where_metrics_cannot_be_answered_is_said(idle_server: Server) -> None:
     (idle_server.where / "file").write_text("notes")
     for where, said in (

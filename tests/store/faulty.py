@@ -11,7 +11,7 @@ class Faulty:
 
     def __init__(self, inner: Pruner) -> None:
         self.inner = inner
-        self.url = inner.url
+        self.url, self.local = inner.url, inner.local
         self.before_create: Callable[[], None] | None = None
         """Called once, in front of the next create: what another writer does at the worst moment."""
         self.lose_answer = False

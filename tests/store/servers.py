@@ -189,29 +189,38 @@ def rclone(where: Path) -> Iterator[S3]:
 _NGINX = """daemon off; pid {where}/pid; error_log {where}/err.log warn; {user} worker_processes 1;
 events {{ worker_connections 256; }}
 http {{
-  access_log {where}/access.log; default_type application/octet-stream; keepalive_requests 1000000;
+  access_log off; default_type application/octet-stream; keepalive_requests 1000000;
   client_body_temp_path {where}/t1; proxy_temp_path {where}/t2; fastcgi_temp_path {where}/t3;
   uwsgi_temp_path {where}/t4; scgi_temp_path {where}/t5;
-  server {{ listen 127.0.0.1:{port}; root {root}; location / {{ {more} }} }}
+  {text}
 }}
 """
 
 
 @contextlib.contextmanager
-def nginx(where: Path, root: Path, more: str = "") -> Iterator[str]:
-    """nginx over a directory; gives its URL. `more` goes into its one location."""
-    (port,) = free_ports(1)
+def configured(where: Path, port: int, text: str) -> Iterator[None]:
+    """nginx with `text` in its section http, which makes it listen on `port`."""
     user = "user root;" if os.geteuid() == 0 else ""
-    (where / "nginx.conf").write_text(_NGINX.format(where=where, root=root, port=port, user=user, more=more))
+    (where / "nginx.conf").write_text(_NGINX.format(where=where, user=user, text=text))
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     with open(where / "log", "wb") as out:
         process = subprocess.Popen([program, "-c", f"{where}/nginx.conf"], stdout=out, stderr=out)
     try:
         until(lambda: listens(port), process, where / "log")
-        yield f"http://127.0.0.1:{port}"
+        yield
     finally:
         process.send_signal(signal.SIGTERM)  # ends its workers too
         process.wait()
+
+
+@contextlib.contextmanager
+def nginx(where: Path, root: Path, more: str = "", certified: Path | None = None) -> Iterator[str]:
+    """nginx over a directory; gives its URL. `more` goes into its one location; `certified` has cert.pem and key.pem."""
+    (port,) = free_ports(1)
+    tls = f"ssl; ssl_certificate {certified}/cert.pem; ssl_certificate_key {certified}/key.pem" if certified else ""
+    text = f"server {{ listen 127.0.0.1:{port} {tls}; root {root}; location / {{ {more} }} }}"
+    with configured(where, port, text):
+        yield f"https://localhost:{port}" if certified else f"http://127.0.0.1:{port}"
 
 
 _CEPH = """[global]

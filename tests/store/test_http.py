@@ -1,7 +1,9 @@
 """A directory store behind a web server, which is nginx here."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from blockmap.store.directory import DirectoryStore
 from blockmap.store.http import HttpStore, open_http
 from blockmap.store.names import NameLog, NameReader
 from blockmap.store.opening import create_store, open_or_create, open_store
+from tests.conftest import CHECKOUT
 from tests.store import servers
 from tests.store.test_contract import MANY, at_once
 
@@ -139,3 +142,83 @@ def test_a_server_that_fails_is_asked_again_and_said(serve: Callable[..., str]) 
     with pytest.raises(StoreUnavailable, match="503 Service") as caught:
         open_store(serve("return 503;"))
     assert "\n" not in str(caught.value)
+
+
+def certify(where: Path) -> None:
+    """An authority of one's own, authority.pem, and a certificate for localhost."""
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=where, check=True, capture_output=True)
+
+    key = ("-newkey", "rsa:2048", "-nodes", "-keyout")
+    openssl("req", "-x509", *key, "authority.key", "-out", "authority.pem", "-subj", "/CN=authority")
+    openssl("req", *key, "key.pem", "-out", "request.pem", "-subj", "/CN=localhost")
+    (where / "names").write_text("subjectAltName=DNS:localhost")
+    signer = ("-CA", "authority.pem", "-CAkey", "authority.key", "-CAcreateserial")
+    openssl("x509", "-req", "-in", "request.pem", *signer, "-out", "cert.pem", "-extfile", "names")
+
+
+def test_encrypted_connections(
+    need: Callable[..., None], directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("nginx", "openssl")
+    directory.create("a", [b"0123456789"])
+    (tmp_path / "nginx").mkdir()
+    certify(tmp_path / "nginx")
+    with servers.nginx(tmp_path / "nginx", tmp_path / "served", certified=tmp_path / "nginx") as url:
+        with pytest.raises(StoreUnavailable, match="certificate is not trusted: SSL_CERT_FILE"):
+            open_http(url).get("a")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nginx/authority.pem"))
+        assert open_http(url).get_range("a", 2, 5) == b"234"
+
+
+# --- the README's configurations
+
+
+def recommended(beginning: str) -> str:
+    """The block of the README's nginx configuration that begins so, without what is shell."""
+    lines = (CHECKOUT / "README.rst").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith(f"    {beginning}"))
+    return "\n".join(takewhile(lambda line: line.startswith("    ") and "$ " not in line[:6], lines[first:]))
+
+
+def test_the_recommended_server(need: Callable[..., None], directory: DirectoryStore, tmp_path: Path) -> None:
+    need("nginx")
+    directory.create("packs/a", [b"0123456789"])
+    (port,) = servers.free_ports(1)
+    text = recommended("server { listen").replace("8080", f"127.0.0.1:{port}").replace("/srv/blockmap", directory.url)
+    (tmp_path / "nginx").mkdir()
+    with servers.configured(tmp_path / "nginx", port, text):
+        assert open_http(f"http://127.0.0.1:{port}").get_range("packs/a", 2, 5) == b"234"
+
+
+def test_the_recommended_cache(serve: Callable[..., str], directory: DirectoryStore, tmp_path: Path) -> None:
+    """What never changes is kept, what changes is not, and neither is that something is missing."""
+    big = bytes(range(256)) * (10 << 10)
+    directory.create("packs/aa/big", [big])
+    log = NameLog(directory)
+    first = log.append(REPO, TAG, None, Digest(bytes(32)), 1)
+    (port,) = servers.free_ports(1)
+    text = recommended("proxy_cache_path").replace("8080", f"127.0.0.1:{port}").replace("http://origin", serve())
+    (tmp_path / "cache").mkdir()
+    with servers.configured(tmp_path / "cache", port, text.replace("/var/cache/store", f"{tmp_path}/cache/kept")):
+        web = open_http(f"http://127.0.0.1:{port}")
+        reader = NameReader(web)
+        assert reader.newest(REPO, TAG) == first
+        second = log.append(REPO, TAG, first, Digest(bytes(32)), 2)
+        assert reader.newest(REPO, TAG) == second
+        for _ in range(2):
+            assert web.get("packs/aa/big") == big
+            for start, end in [(0, 1), (1_000_000, 1_100_000), (len(big) - 10, len(big))]:
+                assert web.get_range("packs/aa/big", start, end) == big[start:end]
+            with pytest.raises(Corrupt):
+                web.get_range("packs/aa/big", len(big) - 10, len(big) + 1)
+            assert web.exists("packs/aa/big")
+        assert not web.exists("packs/aa/late")
+        with pytest.raises(NotFound):
+            web.get_range("packs/aa/late", 0, 1)
+        directory.create("packs/aa/late", [b"late"])
+        assert web.exists("packs/aa/late")
+        assert web.get_range("packs/aa/late", 0, 4) == b"late"
+        directory.delete("packs/aa/big")
+        assert web.get("packs/aa/big") == big, "it is read from the cache"

@@ -1,21 +1,28 @@
 """Names' logs: moves, races, lost answers, hints, damage."""
 
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
-from blockmap.errors import AlreadyExists, Corrupt, NameMoved, StoreUnavailable, UsageError
+from blockmap.errors import AlreadyExists, CannotList, Corrupt, NameMoved, StoreUnavailable, UsageError
+from blockmap.format import catalogue, hint, keys
 from blockmap.format import entry as entries
-from blockmap.format import keys
-from blockmap.format.digest import Digest
+from blockmap.format import version as versions
+from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.entry import Entry
+from blockmap.format.tree import Root
+from blockmap.format.version import Layout, Version
 from blockmap.store.base import Buffer, Pruner
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import NameLog, NameReader
+from blockmap.store.repository import Publication
 from tests.store.faulty import Faulty
+from tests.store.steps import Steps
 
 REPO, TAG = "registry.example.com:5000/team/redis", "7.2"
 HINT = keys.name_hint(REPO, TAG)
@@ -109,13 +116,16 @@ class Counted(Faulty):
         return super().exists(key)
 
 
-def test_with_a_hint_two_questions_are_enough() -> None:
+def test_with_a_hint_one_step_confirms_the_newest() -> None:
     store = MemoryStore()
     for number in range(100):
         put(log_of(store), number)
-    counted = Counted(store)
-    assert NameReader(counted).newest(REPO, TAG) is not None
-    assert counted.asked == 2
+    steps = Steps(store, 1, 2)
+    assert NameReader(steps).newest(REPO, TAG) is not None
+    assert steps.serial == [
+        [f"get {HINT}"],
+        [f"exists {keys.entry(REPO, TAG, 101)}", f"get {keys.entry(REPO, TAG, 100)}"],
+    ]
 
 
 # --- races
@@ -236,23 +246,101 @@ def test_many_writers_make_one_chain(store: Pruner) -> None:
 
 
 @pytest.mark.parametrize(
-    "hint", [b"", b"x", b"-1", b"0", b"1", b"2", b"4", b"1000000", b"9" * 16, b"9" * 17, b"\xb2", b"3\n", b"\0" * 100]
+    "damaged",
+    [b"", b"x", b"-1", b"0", b"1", b"2", b"4", b"1000000", b"9" * 16, b"9" * 17, b"\xb2", b"3\n", b"\0" * 100],
 )
-def test_a_hint_is_advice(store: Pruner, hint: bytes) -> None:
+def test_a_damaged_hint_is_none(store: Pruner, damaged: bytes) -> None:
     log = log_of(store)
     entry = None
     for number in range(3):
         entry = move(log, entry, number)
-    store.replace(HINT, hint)
+    store.replace(HINT, damaged)
     assert NameReader(store).newest(REPO, TAG) == entry
-    assert store.get(HINT) == hint, "who only reads leaves it"
+    assert store.get(HINT) == damaged, "who only reads leaves it"
     assert log.newest(REPO, TAG) == entry
-    assert store.get(HINT) == b"3"
+    assert hint.decode(store.get(HINT), REPO, TAG).entry == entry
+
+
+def hinted(entry: Entry, about: bytes | None = None) -> bytes:
+    return hint.encode(hint.Hint(entry, entries.encode(entry), about))
+
+
+def test_a_hint_that_lies_is_found_out(store: Pruner, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    log = log_of(store)
+    first = move(log, None, "a")
+    second = move(log, first, "b")
+    third = move(log, second, "c")
+    other = log.append("other", TAG, None, version("x"), 1)
+    later = replace(third, n=9, key=keys.entry(REPO, TAG, 9))
+    for lie in (
+        hinted(first),
+        hinted(second),
+        hinted(later),
+        hinted(replace(third, version=version("evil"))),
+        hinted(replace(second, version=version("evil"))),
+        hinted(other),
+        hinted(third)[:-10],
+    ):
+        store.replace(HINT, lie)
+        assert NameReader(store).newest(REPO, TAG) == third
+        assert store.get(HINT) == lie, "who only reads leaves it"
+        assert log.newest(REPO, TAG) == third
+        assert hint.decode(store.get(HINT), REPO, TAG).entry == third
+    assert "entry 9 of" in caplog.text
 
 
 def test_a_hint_of_a_name_that_is_not_there(store: Pruner) -> None:
-    store.replace(HINT, b"7")
-    assert log_of(store).newest(REPO, TAG) is None
+    log = log_of(store)
+    made = move(log, None, "a")
+    store.delete(made.key)
+    assert log.newest(REPO, TAG) is None
+
+
+def test_a_hint_has_the_record_of_the_version(store: Pruner) -> None:
+    record = Version(Root(ABSENT, 5), Root(ABSENT, 5), Layout(0, 0))
+    number = Publication(store).put_version(record, set())
+    log_of(store).set(REPO, TAG, record.name, number, None, None, None)
+    about = hint.decode(store.get(HINT), REPO, TAG).version
+    assert about is not None
+    assert versions.decode(about, record.name) == record
+
+
+# --- where an engine cannot list
+
+
+class Unlisted(Faulty):
+    def list(self, prefix: str) -> list[str]:
+        raise CannotList("this engine cannot list")
+
+
+def test_the_catalogue_of_an_engine_that_cannot_list(store: Pruner) -> None:
+    reader = NameReader(Unlisted(store))
+    assert reader.catalogue() == {}
+    log = log_of(store)
+    for tag in ("1", "2"):
+        log.append("a/b", tag, None, version(tag), 1)
+    put(log, "c")
+    put(log, "d")
+    assert reader.catalogue() == log.catalogue() == {("a/b", "1"): 1, ("a/b", "2"): 1, (REPO, TAG): 2}
+
+
+def test_what_two_writers_lost_comes_back_with_the_next(store: Pruner) -> None:
+    reader = NameReader(Unlisted(store))
+    log_of(store).append("lost", "1", None, version(1), 1)
+    for damaged in (catalogue.encode({}), b"damaged"):
+        store.replace(keys.CATALOGUE, damaged)
+        log = log_of(store)
+        log.catalogue()  # as an import does first
+        put(log, damaged)
+        assert reader.catalogue() == log.catalogue()
+    assert ("lost", "1") in reader.catalogue()
+
+
+def test_a_damaged_catalogue_is_said_where_there_is_no_other(store: Pruner) -> None:
+    store.replace(keys.CATALOGUE, b"damaged")
+    with pytest.raises(Corrupt, match="moving a name mends it"):
+        NameReader(Unlisted(store)).catalogue()
 
 
 def test_a_hint_that_cannot_be_read_or_written_stops_nobody(store: Pruner, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from blockmap.errors import NameMoved, StoreUnavailable
-from blockmap.format import keys
+from blockmap.format import entry as entries
+from blockmap.format import hint, keys
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.store.memory import MemoryStore
@@ -119,6 +121,17 @@ class Names(RuleBasedStateMachine):
     @rule(name=names, hint=st.binary(max_size=20) | st.integers(0, 40).map(lambda n: str(n).encode()))
     def spoil_hint(self, name: tuple[str, str], hint: bytes) -> None:
         self.inner.replace(keys.name_hint(*name), hint)
+
+    @rule(name=names, data=st.data())
+    def age_hint(self, name: tuple[str, str], data: st.DataObject) -> None:
+        """A slow reader overwrites the hint with what it saw long ago; or the hint is of a log that was ahead."""
+        if self.model[name]:
+            n = data.draw(st.integers(1, len(self.model[name])))
+            seen, stored = NameReader(self.inner).entry(*name, n)
+            if data.draw(st.booleans()):
+                seen = replace(seen, n=n + 1, key=keys.entry(*name, n + 1), previous=b"\1" * 32)
+                stored = entries.encode(seen)
+            self.inner.replace(keys.name_hint(*name), hint.encode(hint.Hint(seen, stored, None)))
 
     @rule(name=names)
     def lose_hint(self, name: tuple[str, str]) -> None:

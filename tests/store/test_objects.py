@@ -235,7 +235,8 @@ def test_a_server_that_ignores_conditions_is_refused(rclone: servers.S3, monkeyp
     for make in (create_store, open_or_create):
         with pytest.raises(StoreRefused, match=f"{url} let [2-8] of 8 parallel writers create one object"):
             make(url)
-    assert open_objects(url).list("") == []
+    # It answers before it has written, so what the probe deleted may come back.
+    assert all(key.startswith("probe-") for key in open_objects(url).list(""))
 
 
 def test_a_server_that_ignores_ranges_is_refused(rclone: servers.S3, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ def session(folder: Path, body: str, *arguments: str, require: str = "") -> subp
     shutil.copy(TESTS / "conftest.py", folder)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    long: x\n    guest: x\n    root: x\n")
     (folder / "test_it.py").write_text(f"import os, subprocess, pytest\n{body}")
-    environment = {**os.environ, "BLOCKMAP_REQUIRE": require, "PYTEST_ADDOPTS": ""}
+    environment = {**os.environ, "BLOCKMAP_REQUIRE": require, "PYTEST_ADDOPTS": "", "PYTHONPATH": str(TESTS.parent)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}/base", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 

@@ -7,11 +7,11 @@ from blockmap.errors import StoreUnavailable
 from blockmap.format import BLOCK
 from blockmap.format.chunker import Parameters
 from blockmap.format.tree import Root
-from blockmap.format.version import Layout, Version
+from blockmap.format.version import Layout, Run, Version
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.known import KnownChunks
 from blockmap.publish.stages import Stages
-from blockmap.publish.trees import store_trees
+from blockmap.publish.trees import Trees, store_trees
 from blockmap.store.base import Buffer, Pruner
 from blockmap.store.names import NameLog
 from blockmap.store.repository import Publication
@@ -19,19 +19,23 @@ from blockmap.store.repository import Publication
 
 def publish(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int) -> Root:
     """Stores a volume of `size` blocks with whole blocks of data at the given blocks."""
+    return publish_trees(store, pieces, size).root
+
+
+def publish_trees(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int) -> Trees:
     publication = Publication(store)
     with ChunkWriter(publication.put_pack, lambda name: None, Parameters(), Stages()) as chunks:
         for block, data in pieces:
             chunks.write(block, data)
         chunks.finish()
-        return store_trees(chunks, size, [], KnownChunks(), publication).root
+        return store_trees(chunks, size, [], KnownChunks(), publication)
 
 
-def name(store: Pruner, root: Root, repo: str, tag: str, message: str = "") -> Version:
+def name(store: Pruner, root: Root, repo: str, tag: str, message: str = "", run: Run | None = None) -> Version:
     """Makes a name stand for a volume."""
-    version = Version(root, Root(bytes(32), root.size), Layout(0, 0), message=message)  # type: ignore[arg-type]
+    version = Version(root, Root(bytes(32), root.size), Layout(0, 0), message=message, run=run)  # type: ignore[arg-type]
     number = Publication(store).put_version(version, set())
-    NameLog(store).set(repo, tag, version.name, number, root.placement, None, None)
+    NameLog(store).set(repo, tag, version.name, number, root.placement, run, None)
     return version
 
 
@@ -47,9 +51,10 @@ class Watched:
     """A store that counts the ranges read from it, damages or refuses them, and lets a test hold them up."""
 
     def __init__(self, inner: Pruner) -> None:
-        self.inner, self.url = inner, inner.url
+        self.inner, self.url, self.local = inner, inner.url, inner.local
         self.ranges: list[tuple[str, int, int]] = []
-        self.damage: Callable[[bytes], bytes] = lambda data: data
+        self.damage: Callable[[bytes, int], bytes] = lambda data, start: data
+        """What becomes of a range of a pack that begins so many bytes from its beginning."""
         self.down = False
         self.gate = threading.Event()
         """Ranges wait for it."""
@@ -60,7 +65,8 @@ class Watched:
         assert self.gate.wait(30)
         if self.down:
             raise StoreUnavailable("no answer")
-        return self.damage(self.inner.get_range(key, start, end))
+        data = self.inner.get_range(key, start, end)
+        return self.damage(data, start) if key.startswith("packs/") else data
 
     def get(self, key: str) -> bytes:
         return self.inner.get(key)

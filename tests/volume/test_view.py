@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from blockmap.errors import Corrupt, StoreUnavailable
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.fetcher import Fetcher
+from blockmap.fetch.patience import Patience
 from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
 from blockmap.format.tree import Root
@@ -36,7 +37,7 @@ def viewed(store: Reader, root: Root, directory: Path, cap_bytes: int = BIG) -> 
     cache = Cache(directory, cap_bytes)
     fetcher = Fetcher(Repository(store), cache)
     try:
-        yield View("a@sha256:0", root, fetcher, lambda: None)
+        yield View("a@sha256:0", root, fetcher, lambda: None, Patience(0))
     finally:
         fetcher.close()
         cache.close()
@@ -183,12 +184,12 @@ def test_the_second_read_of_one_extent_is_one_call(tmp_path: Path) -> None:
 
 def test_a_range_that_arrives_damaged_is_fetched_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = Watched(MemoryStore())
-    data = bulk(1, 300 * BLOCK)
+    data = bulk(1, 900 * BLOCK)
     root = publish(store, [(0, data)], SPAN)
     for number in range(3):  # the first range is of a node, the others are of chunks
         seen = 0
 
-        def damage(arrived: bytes, number: int = number) -> bytes:
+        def damage(arrived: bytes, start: int, number: int = number) -> bytes:
             nonlocal seen
             seen += 1
             if seen != number + 1:
@@ -209,7 +210,9 @@ def test_what_stays_damaged_is_an_error_and_never_wrong_bytes(tmp_path: Path) ->
     root = publish(store, [(0, data)], SPAN)
     with viewed(store, root, tmp_path) as view:
         assert read(view, 0, 1) == data[:1]
-        store.damage = lambda arrived: arrived[:-1] + bytes([arrived[-1] ^ 1]) if len(arrived) < 300_000 else arrived
+        store.damage = lambda arrived, start: (
+            arrived[:-1] + bytes([arrived[-1] ^ 1]) if len(arrived) < 300_000 else arrived
+        )
         wrong = 0
         for block in range(0, 300, 7):
             try:
@@ -217,7 +220,7 @@ def test_what_stays_damaged_is_an_error_and_never_wrong_bytes(tmp_path: Path) ->
             except Corrupt:
                 wrong += 1
         assert wrong
-        store.damage = lambda arrived: arrived
+        store.damage = lambda arrived, start: arrived
         assert read(view, 0, len(data)) == data, "an error is not remembered"
 
 
@@ -232,6 +235,7 @@ def test_a_store_that_does_not_answer_is_an_error_until_it_does(tmp_path: Path) 
         with pytest.raises(StoreUnavailable):
             view.extents(0, 1)
         store.down = False
+        view._fetcher.line.answered()
         assert read(view, 0, len(data)) == data
         store.down = True
         assert read(view, 0, len(data)) == data
@@ -300,8 +304,7 @@ def test_want_brings_a_range_and_does_not_wait(tmp_path: Path) -> None:
         threading.Thread(target=want, daemon=True).start()
         assert done.wait(10)
         store.gate.set()
-        view._fetcher._bringers.shutdown(wait=True)
-        view._fetcher._helpers.shutdown(wait=True)
+        view._fetcher._wants.shutdown(wait=True)
         asked = len(store.ranges)
         store.down = True
         assert read(view, 0, len(data)) == data
@@ -322,9 +325,10 @@ def test_a_read_says_where_its_bytes_came_from(tmp_path: Path) -> None:
         assert slow is None or 0 < slow.seconds < 30
         return slow and slow.source.name
 
-    with viewed(store, root, tmp_path) as view:
+    with viewed(store, root, tmp_path / "one") as view:
         assert source(view, SPAN - 1, 2) == "FETCHED"  # zeros, too
         assert source(view, 50, 20) == "ZEROS"
+    with viewed(store, root, tmp_path / "two") as view:
         assert source(view, 0, 1) == "FETCHED"
         assert source(view, 0, 1) == "CACHE"  # where in the cache was not known yet
         assert source(view, 0, 1) is None

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from blockmap.cli.bench import Report, json_option, show
 from blockmap.cli.bench.statistics import ratios, spread
 from blockmap.cli.options import need_store, store_option
 from blockmap.errors import HostError, UsageError
 from blockmap.format import BLOCK
+from blockmap.format.chunker import SPAN
 from blockmap.format.refs import parse_reference
 from blockmap.format.tree import leaves
 from blockmap.host.control import Client
@@ -52,7 +54,13 @@ WINDOW_BYTES = 64 << 20
 @json_option
 def warm(name: str, store: str | None, rounds: int, seconds: int, as_json: bool) -> None:
     """Reads of NAME from a warm cache, beside nbdkit's file plugin and qemu-nbd."""
-    for tool, package in (("fio", "fio"), ("nbdkit", "nbdkit"), ("qemu-nbd", "qemu-utils"), ("nbdcopy", "libnbd-bin")):
+    for tool, package in (
+        ("fio", "fio"),
+        ("nbdkit", "nbdkit"),
+        ("qemu-nbd", "qemu-utils"),
+        ("qemu-img", "qemu-utils"),
+        ("nbdcopy", "libnbd-bin"),
+    ):
         if shutil.which(tool) is None:
             raise HostError(f"{tool} is not installed: apt-get install {package}")
     if rounds < 1 or seconds < 1:
@@ -63,12 +71,14 @@ def warm(name: str, store: str | None, rounds: int, seconds: int, as_json: bool)
 def _measure(store: str, name: str, rounds: int, seconds: int) -> Report:
     with tempfile.TemporaryDirectory(prefix="blockmap-bench-") as work, contextlib.ExitStack() as stack:
         directory = Path(work)
-        window = _densest_window(store, name)
+        window, dense = _densest_window(store, name)
         servers = {"blockmap": stack.enter_context(_blockmap(directory, store, name))}
         raw = directory / "volume.raw"
         subprocess.run(["nbdcopy", servers["blockmap"], str(raw)], check=True)
         servers["nbdkit file"] = stack.enter_context(_file_plugin(directory, raw))
         servers["qemu-nbd"] = stack.enter_context(_qemu_nbd(directory, raw))
+        for peer in ("nbdkit file", "qemu-nbd"):
+            _compare(servers["blockmap"], servers[peer])
         figures: dict[str, dict[str, list[float]]] = {load: {server: [] for server in servers} for load in LOADS}
         for number in range(rounds + 1):
             order = list(servers.items())
@@ -93,20 +103,39 @@ def _measure(store: str, name: str, rounds: int, seconds: int) -> Report:
                     "blockmap / this": ratios(by_server["blockmap"], values).median,
                 }
             )
-    return {"caveats": CAVEATS, "rows": rows, "window": window, "rounds": rounds, "seconds": seconds}
+    summary = [
+        f"{dense:.1%} of the {WINDOW_BYTES >> 20} MiB that were read from are data; all servers gave the same bytes"
+    ]
+    return {
+        "caveats": CAVEATS, "rows": rows, "summary": summary, "window": window, "dense": dense, "rounds": rounds,
+        "seconds": seconds,
+    }  # fmt: skip
 
 
-def _densest_window(store: str, name: str) -> tuple[int, int]:
-    """Offset and length in bytes of the window of 64 MiB that holds most data."""
+def _densest_window(store: str, name: str) -> tuple[tuple[int, int], float]:
+    """Offset and length in bytes of the window of 64 MiB that holds most data, and how much of it that is."""
     opened, _ = open_store(store)
     repository = Repository(opened)
     found = find_version(repository, parse_reference(name))
-    data: dict[int, int] = {}
+    edges = np.zeros(found.version.root.size + 1, np.int8)
     for span, leaf in leaves(found.version.root, repository.node):
-        data[span] = int(leaf.lengths.sum()) * BLOCK
-    spans = WINDOW_BYTES >> 24
-    best = max(range(max(data) + 1), key=lambda at: sum(data.get(at + i, 0) for i in range(spans)))
-    return best << 24, WINDOW_BYTES
+        starts = span * SPAN + leaf.starts.astype(np.int64)
+        np.add.at(edges, starts, 1)
+        np.add.at(edges, starts + leaf.lengths, -1)
+    before = np.concatenate(([0], np.cumsum(np.cumsum(edges[:-1], dtype=np.int8), dtype=np.int64)))
+    blocks = WINDOW_BYTES // BLOCK
+    if len(before) <= blocks:
+        raise UsageError(f"{name} is smaller than the {WINDOW_BYTES >> 20} MiB that this benchmark reads from")
+    inside = before[blocks:] - before[:-blocks]
+    best = int(inside.argmax())
+    return (best * BLOCK, WINDOW_BYTES), int(inside[best]) / blocks
+
+
+def _compare(own: str, peer: str) -> None:
+    command = ["qemu-img", "compare", "-f", "raw", "-F", "raw", own, peer]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HostError(f"{own} and {peer} do not hold the same bytes: {(done.stdout + done.stderr).strip()}")
 
 
 def _fio(uri: str, options: list[str], window: tuple[int, int], seconds: int) -> float:

@@ -86,7 +86,7 @@ class Writer:
             if owner is not None:
                 place = owner.place = _Place()
                 if member.size:
-                    place.runs = self._cursor.take(-(-member.size // BLOCK))
+                    place.runs = self._room(owner, -(-member.size // BLOCK))
                     self._contents.append(owner)
                     self._stream(place.runs, member.size, contents)
         sink.cut()
@@ -122,6 +122,18 @@ class Writer:
         hidden = [run for node in self._contents if not node.links for run in _place(node).runs]
         size, used = groups * GROUP_BLOCKS, metadata.used_blocks()
         return Volume(size, as_ranges(hidden), files, used, len(paths), self._layer_blocks)
+
+    def _room(self, node: Inode, blocks: int) -> Runs:
+        """Room for a file's contents; a header may state any size, so what cannot be is refused before it is tried."""
+        path = _Path(self._tree, node)
+        if self._cursor.block + blocks > MAX_GROUPS * GROUP_BLOCKS:
+            raise ImageError(
+                f"{path}: with its {blocks * BLOCK} bytes the image is too big for its volume, of which 1 TiB is the most: "
+                "make the image without it"
+            )
+        runs = self._cursor.take(blocks)
+        inode.leaf_blocks(runs, path)
+        return runs
 
     def _begin(self) -> None:
         """The root, and the lost+found that e2fsck looks for."""

@@ -4,8 +4,7 @@ import copy
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.image.ext4 import tarfiles
 from tests.image.ext4.odd import LAYERS, bulk
 from tests.image.ext4.volumes import BLOCK, FileSink, compare, compare_mounted, fsck, huge, make, reader, write
 from tests.image.model import Layer, Model, entry, file, hardlink, members, unpacked
+from tests.image.mounted import mounted
 from tests.image.test_merge import layers as random_layers
 
 GIB = 1 << 30
@@ -35,16 +35,6 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Volume, FileSin
 @pytest.fixture(autouse=True)
 def _tools(need: Callable[..., None]) -> None:
     need("e2fsck", "dumpe2fs")
-
-
-@contextmanager
-def mounted(raw: Path, where: Path, options: str) -> Iterator[Path]:
-    where.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-o", f"loop,{options}", raw, where], check=True)
-    try:
-        yield where
-    finally:
-        subprocess.run(["umount", where], check=True)
 
 
 def test_every_oddity(odd: tuple[Path, Volume, FileSink]) -> None:

@@ -1,0 +1,39 @@
+"""Connections that are kept warm."""
+
+import threading
+import time
+
+from blockmap.errors import StoreUnavailable
+from blockmap.fetch.warmth import Warmth
+
+LIMIT_S = 20.0
+
+
+def test_four_at_once_again_and_again_whatever_fails() -> None:
+    lock = threading.Lock()
+    together = threading.Barrier(4)
+    count = 0
+    twice = threading.Event()
+
+    def ping() -> None:
+        nonlocal count
+        together.wait(LIMIT_S)
+        with lock:
+            count += 1
+            if count >= 12:
+                twice.set()
+        raise StoreUnavailable("no answer")
+
+    warmth = Warmth(ping, every_s=0.01)
+    assert twice.wait(LIMIT_S)
+    warmth.close()
+    assert count % 4 == 0
+
+
+def test_closing_does_not_wait_for_the_next_time() -> None:
+    first = threading.Event()
+    warmth = Warmth(first.set, every_s=3600.0)
+    assert first.wait(LIMIT_S)
+    began = time.monotonic()
+    warmth.close()
+    assert time.monotonic() - began < LIMIT_S

@@ -1,0 +1,256 @@
+"""Every parser, fed with anything: a value, or one FormatError, in memory bounded by what it was given.
+
+What is sealed or named is sealed and named again after it was changed, or no change would get past the first check.
+"""
+
+import struct
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from blockmap.errors import FormatError
+from blockmap.format import codec, entry, filemap, keys, layer, node, oci, pack, record, version
+from blockmap.format.digest import ABSENT, Digest, Kind, digest
+from blockmap.format.extent import Extent
+from blockmap.format.node import Inner, Placement
+from blockmap.format.tree import Root
+from tests.format.trees import CHUNKS, PLACES
+
+NAME = Digest(bytes(range(32)))
+KEY = keys.entry("redis", "7", 1)
+PLACE = Placement(NAME, 1, 80, 100, 4000)
+
+
+@dataclass(frozen=True)
+class Parser:
+    parse: Callable[[bytes], Any]
+    valid: bytes
+    repair: Callable[[bytes], bytes] = bytes
+    """Makes the seal of changed bytes right."""
+
+
+def sealed_text(data: bytes) -> bytes:
+    return data[:-65] + sha256(data[:-65]).hexdigest().encode() + b"\n"
+
+
+def sealed(data: bytes) -> bytes:
+    return data[:-32] + sha256(data[:-32]).digest()
+
+
+def node_name(frame: bytes) -> Digest:
+    """The name that a frame would have if its counts were true."""
+    if len(frame) < 16:
+        return NAME
+    level, count = frame[6], int.from_bytes(frame[8:12], "little")
+    end = 16 + 33 * count
+    if level == 0 and count <= 4096:
+        index = struct.unpack_from(f"<{count}H", frame.ljust(16 + 7 * count, b"\0"), 16 + 4 * count)
+        end = 16 + 7 * count + 33 * (1 + max(index, default=0))
+    return digest(Kind.NODE, count, frame[16:end], level)
+
+
+def parse_node(frame: bytes) -> None:
+    found = node.decode(frame, NAME, node_name(frame))
+    found.check()
+    assert found.digest == node_name(frame)
+
+
+def parse_pack(data: bytes) -> None:
+    length = 32 + 60 * int.from_bytes(data[8:12], "little")
+    head = pack.parse_head(data, Digest(sha256(data[:length]).digest()))
+    assert head.length == length <= len(data)
+    assert all(head.length <= place.offset <= head.end - place.stored for _, place in head.entries)
+
+
+def parse_version(data: bytes) -> None:
+    line = data.split(b"\n")[0]
+    name = digest(Kind.VERSION, len(line), line)
+    found = version.decode(data, name)
+    again = version.decode(version.encode(found), found.name)
+    assert again == found
+
+
+def parse_entry(data: bytes) -> None:
+    found = entry.decode(data, KEY)
+    assert entry.decode(entry.encode(found), KEY) == found
+
+
+def parse_filemap(data: bytes) -> None:
+    for file in filemap.decode(data, NAME):
+        assert len(file.path) + 12 * len(file.runs) <= 1 << 20
+
+
+def parse_layer(data: bytes) -> None:
+    found = layer.decode(data, NAME)
+    assert len(found.headers(1 << 20)) == found.raw
+
+
+def parse_placement(data: bytes) -> None:
+    value = record.decode(data)
+    version.decode_placement(value)
+
+
+EXTENTS = [Extent(0, 5, *CHUNKS[8], 0), Extent(5, 2, *CHUNKS[9], 1), Extent(9, 5, *CHUNKS[8], 5)]
+LEAF = node.leaf(EXTENTS, 0, PLACES)
+assert LEAF is not None
+INNER = Inner(1, [0, 9], [CHUNKS[0][0], CHUNKS[1][0]], [PLACE, PLACES[CHUNKS[1][0]]])
+VERSION = version.Version(
+    Root(NAME, 5000, PLACE), Root(ABSENT, 5000), version.Layout(1, 32), b"{}", None, (NAME,), "me", "text", "now"
+)
+ENTRY = entry.Entry(KEY, 1, NAME, 1, PLACE, entry.Run(NAME, 80, 5000), bytes(NAME), None, "00", 17, "host", "message")
+FRAMES = [pack.Frame(Digest(bytes([at]) * 32), at % 2, bytes(10 + at), 100 + at) for at in range(3)]
+FILES = [filemap.File(b"a", 5000, [(7, 2)]), filemap.File(b"b" * 50, 0, []), filemap.File(b"c", 1, [(9, 1), (30, 3)])]
+LAYER = layer.LayerRecord(NAME, NAME, 1, 6000, zstandard.ZstdCompressor().compress(b"header" * 1000))
+
+PARSERS = {
+    "leaf": Parser(parse_node, node.encode(LEAF)),
+    "inner node": Parser(parse_node, node.encode(INNER)),
+    "pack": Parser(parse_pack, b"".join(pack.seal(pack.PackKind.CHUNKS, FRAMES, bytes(16)).parts)),
+    "version": Parser(parse_version, version.encode(VERSION), sealed_text),
+    "entry": Parser(parse_entry, entry.encode(ENTRY), sealed_text),
+    "oci": Parser(oci.decode, oci.encode(NAME, 1), sealed_text),
+    "record": Parser(record.unseal, record.seal([b"{}", b"[]"]), sealed_text),
+    "line": Parser(record.decode, record.encode({"a": [1, None, {"b": "é"}]})),
+    "placement": Parser(parse_placement, record.encode(version.encode_placement(PLACE) or {})),
+    "file map": Parser(parse_filemap, filemap.encode(NAME, FILES), sealed),
+    "layer": Parser(parse_layer, layer.encode(LAYER), sealed),
+    "zstd": Parser(lambda data: codec.decode(codec.ZSTD, data, 9000), codec.Encoder().compress(b"012345678" * 1000)),
+}
+every_parser = pytest.mark.parametrize("kind", PARSERS)
+quiet = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+def survives(parse: Callable[[bytes], Any], data: bytes) -> bool:
+    """Parses within bounds; whether there was a value."""
+    tracemalloc.start()
+    try:
+        parse(data)
+    except FormatError:
+        return False
+    else:
+        return True
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < (2 << 20) + 64 * len(data), f"{peak} bytes of memory for {len(data)} of input"
+
+
+@st.composite
+def changed(draw: st.DrawFn, data: bytes) -> bytes:
+    """Some bytes overwritten, cut out, doubled or put in."""
+    numbers = st.sampled_from([0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, (1 << 64) - 1])
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(data)))
+        upto = min(at + draw(st.sampled_from([1, 2, 4, 8, 32, 100])), len(data))
+        new = draw(
+            st.binary(min_size=upto - at, max_size=upto - at)
+            | numbers.map(lambda number, size=upto - at: number.to_bytes(8, "little")[:size])
+            | st.sampled_from([b"", data[at:upto] * 2, data[:at]])
+            | st.sampled_from([b"\n", b"null", b'""', b"[]", b"{}", b"-1", b"9" * 30, b'"a"', b"true", b"1.5", b"\0"])
+        )
+        data = data[:at] + new + data[upto:]
+    return data
+
+
+@every_parser
+def test_what_is_valid_is_let_through(kind: str) -> None:
+    parser = PARSERS[kind]
+    assert parser.repair(parser.valid) == parser.valid
+    assert survives(parser.parse, parser.valid)
+
+
+@every_parser
+@quiet
+@given(st.data())
+def test_anything_is_a_value_or_a_format_error(kind: str, data: st.DataObject) -> None:
+    parser = PARSERS[kind]
+    head = parser.valid[: data.draw(st.sampled_from([0, 4, 16, 44, 84]))]
+    content = head + data.draw(st.binary(max_size=300))
+    survives(parser.parse, content)
+    survives(parser.parse, parser.repair(content))
+
+
+@every_parser
+@settings(quiet, max_examples=200)
+@given(st.data())
+def test_what_was_changed_is_a_value_or_a_format_error(kind: str, data: st.DataObject) -> None:
+    parser = PARSERS[kind]
+    content = data.draw(changed(parser.valid))
+    survives(parser.parse, content)
+    survives(parser.parse, parser.repair(content))
+
+
+@every_parser
+def test_every_length_and_every_flipped_byte(kind: str) -> None:
+    parser = PARSERS[kind]
+    for at in range(len(parser.valid)):
+        flipped = bytearray(parser.valid)
+        flipped[at] ^= 0xFF
+        for content in (parser.valid[:at], bytes(flipped)):
+            survives(parser.parse, content)
+            survives(parser.parse, parser.repair(content))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 1 << 65) | st.text(st.characters(codec="ascii"), max_size=5) |
+    st.just("ab" * 32),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+VALUES = {
+    "version": record.decode(version.encode(VERSION).split(b"\n")[0]),
+    "entry": record.decode(entry.encode(ENTRY).split(b"\n")[0]),
+    "oci": record.decode(oci.encode(NAME, 1).split(b"\n")[0]),
+    "placement": version.encode_placement(PLACE) or {},
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+@settings(quiet, max_examples=200)
+@given(st.data())
+def test_fields_of_any_type_are_values_or_format_errors(kind: str, data: st.DataObject) -> None:
+    value = dict(VALUES[kind])
+    for _ in range(data.draw(st.integers(1, 2))):
+        key = data.draw(st.sampled_from(sorted(value)))
+        inner = value[key]
+        if isinstance(inner, dict) and inner and data.draw(st.booleans()):
+            value[key] = {**inner, data.draw(st.sampled_from(sorted(inner))): data.draw(JSON)}
+        else:
+            value[key] = data.draw(JSON)
+    line = record.encode(value)
+    if kind == "placement":
+        survives(parse_placement, line)
+        return
+    lines = [line]
+    if kind == "version":
+        places = {"root": data.draw(st.just(VALUES["placement"]) | JSON), "extra": data.draw(JSON)}
+        lines.append(record.encode(places if data.draw(st.booleans()) else {}))
+    survives(PARSERS[kind].parse, record.seal(lines))
+
+
+def zstd_claiming(content: int, claim: int) -> bytes:
+    """A frame of `content` zeros that claims to hold `claim` bytes."""
+    frame = zstandard.ZstdCompressor(level=3).compress(bytes(content))
+    assert frame[4] >> 6 == 2, "the field has four bytes"
+    at = 5 if frame[4] >> 5 & 1 else 6
+    return frame[:at] + claim.to_bytes(4, "little") + frame[at + 4 :]
+
+
+@pytest.mark.parametrize("claim", [0, 10, 6000, 1 << 20])
+def test_bombs(claim: int) -> None:
+    """64 MiB in 2 KiB, whatever the frame and the record say of it."""
+    frame = zstd_claiming(1 << 26, claim)
+    head = struct.pack("<4sB3s32sI", b"bmfm", 1, bytes(3), NAME, claim) + frame + bytes(32)
+    assert not survives(parse_filemap, sealed(head)) or claim == 0
+    assert not survives(parse_layer, layer.encode(LAYER._replace(raw=claim, packed=frame)))
+    assert not survives(lambda data: codec.decode(codec.ZSTD, data, 9000), frame)
+    honest = zstandard.ZstdCompressor(level=3).compress(bytes(1 << 26))
+    assert not survives(parse_layer, layer.encode(LAYER._replace(raw=claim, packed=honest)))
+    assert not survives(parse_filemap, sealed(head.replace(frame, honest)))

@@ -1,0 +1,45 @@
+"""A host that moves a name again and again, and says what became of it: python -m tests.serve.mover URL NAME WHO MOVES CACHE.
+
+Each move is a commit's: it expects the entry that it saw, and looks again when it was told that another was faster.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from blockmap.errors import NameMoved
+from blockmap.format.refs import parse_name
+from blockmap.store.names import NameLog
+from blockmap.store.opening import open_or_create
+from blockmap.volume.exports import Exports
+
+
+def main(url: str, name: str, who: str, moves: str, cache: str) -> None:
+    repo, tag = parse_name(name)
+    store, _ = open_or_create(url)
+    log = NameLog(store)
+    began = log.newest(repo, tag)
+    assert began is not None
+    versions = [(entry.version, entry.number, entry.root, entry.run, entry.oci) for entry in log.history(repo, tag)][
+        -2:
+    ]
+    exports = Exports(url, Path(cache), 1 << 30)
+    exports.resolve(name)
+    made, told = [], []
+    for move in range(int(moves)):
+        while True:
+            newest = log.newest(repo, tag)
+            try:
+                entry = log.append(repo, tag, newest, *versions[move % 2], f"{who} {move}")
+            except NameMoved as error:
+                told.append(str(error))
+                continue
+            made.append((entry.n, entry.nonce))
+            break
+    exports.open(name).close()
+    exports.close()
+    print(json.dumps({"made": made, "told": told}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

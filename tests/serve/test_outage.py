@@ -1,0 +1,135 @@
+"""A web server with the store goes away under a server: what waits, what fails, what is served all the while."""
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from blockmap.format.refs import parse_reference
+from blockmap.volume.content import stored_reader
+from blockmap.volume.opening import find_version
+from tests.serve.conftest import Server
+from tests.serve.nbd import Nbd
+from tests.store.servers import configured, free_ports
+
+LIMIT_S = 60.0
+COLD = 1 << 20
+
+
+class Web:
+    """nginx over a directory store, stopped and started again at one address."""
+
+    def __init__(self, where: Path, store: Path) -> None:
+        (self.port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._where, self._store = where, store
+        self._running = ExitStack()
+
+    def start(self) -> None:
+        text = f"server {{ listen 127.0.0.1:{self.port}; root {self._store}; }}"
+        self._running.enter_context(configured(self._where, self.port, text))
+
+    def stop(self) -> None:
+        self._running.close()
+
+
+@pytest.fixture
+def web(idle_server: Server, tmp_path: Path, need: Callable[..., None]) -> Iterator[Web]:
+    need("nginx")
+    (tmp_path / "nginx").mkdir()
+    made = Web(tmp_path / "nginx", idle_server.store)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def good(idle_server: Server) -> bytes:
+    repository, _ = idle_server.volume("small:1")
+    return stored_reader(repository, find_version(repository, parse_reference("small:1")).version.root)(0, 16 << 20)
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def is_away(server: Server) -> bool:
+    return bool(server.client.request("status")["fetch"]["away"])
+
+
+def test_a_patient_read_waits_and_cached_ones_are_served(idle_server: Server, web: Web, good: bytes) -> None:
+    server = idle_server
+    server.start("--store", web.url, "--outage", "wait=3600")
+    with Nbd(server.socket, "small:1") as hot, Nbd(server.socket, "small:1") as nbd, ThreadPoolExecutor(1) as pool:
+        web.stop()
+        cold = pool.submit(nbd.read, COLD, 60_000)
+        until(lambda: is_away(server))
+        assert not cold.done()
+        web.start()
+        assert cold.result(LIMIT_S) == good[COLD : COLD + 60_000]
+        web.stop()
+        for _ in range(100):
+            assert hot.read(COLD, 4096) == good[COLD : COLD + 4096]
+        web.start()
+    assert server.client.request("status")["fetch"]["outages"] == 1
+    assert "the store answers again" in server.said()
+
+
+def test_impatient_reads_fail_at_once_and_recover_by_themselves(idle_server: Server, web: Web, good: bytes) -> None:
+    server = idle_server
+    server.start("--store", web.url, "--outage", "wait=3600", "--outage", "small:1=fail")
+    pinned = server.client.request("resolve", export="small:1")["export"]
+    with Nbd(server.socket, "small:1") as nbd, Nbd(server.socket, pinned) as attached:
+        web.stop()
+        for client in (nbd, attached):
+            with pytest.raises(OSError, match="error") as caught:
+                client.read(COLD, 4096)
+            assert caught.value.errno == errno.EIO
+        began = time.monotonic()
+        for _ in range(50):
+            with pytest.raises(OSError, match="error"):
+                nbd.read(COLD, 4096)
+        assert time.monotonic() - began < 5, "without a connection each"
+        web.start()
+        until(lambda: not is_away(server))
+        assert nbd.read(COLD, 4096) == good[COLD : COLD + 4096]
+        assert attached.read(COLD, 4096) == good[COLD : COLD + 4096]
+
+
+def test_patience_ends_with_an_error(idle_server: Server, web: Web) -> None:
+    idle_server.start("--store", web.url, "--outage", "wait=0.5")
+    with Nbd(idle_server.socket, "small:1") as nbd:
+        web.stop()
+        with pytest.raises(OSError, match="error") as caught:
+            nbd.read(COLD, 4096)
+        assert caught.value.errno == errno.EIO
+        web.start()
+
+
+def test_a_server_that_is_told_to_end_lets_waiting_reads_go(idle_server: Server, web: Web) -> None:
+    server = idle_server
+    server.start("--store", web.url, "--outage", "wait=3600")
+    with Nbd(server.socket, "small:1") as nbd, ThreadPoolExecutor(1) as pool:
+        web.stop()
+        cold = pool.submit(nbd.read, COLD, 4096)
+        until(lambda: is_away(server))
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 8
+        with pytest.raises(OSError, match="error") as caught:
+            cold.result(LIMIT_S)
+        assert caught.value.errno == errno.ESHUTDOWN
+        web.start()
+
+
+def test_what_makes_no_sense_is_said_at_once(idle_server: Server) -> None:
+    done = idle_server.run("serve", "--outage", "small:1=never", check=False)
+    assert done.returncode == 2
+    assert "wait=SECONDS" in done.stderr
