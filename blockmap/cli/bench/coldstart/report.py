@@ -27,7 +27,8 @@ CAVEATS = [
     "`counted` is the longest chain of requests that did not overlap, at the longest RTT, by blockmap's own log of calls and "
     "by the far side's for the others: connections are not in it, "
     "and requests that came later for another reason than waiting are.",
-    "Requests and bytes (with headers) are those begun until the program was ready; prices are the user's.",
+    "Requests and bytes (with headers) are those begun until the program was ready, medians over all starts of a row (--json "
+    "has them by RTT); prices are the user's.",
     "nbdkit's curl plugin and qemu-nbd run as they come, without filters; skopeo tries TLS first, which costs a pull "
     "some more round trips.",
 ]
