@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+_WIDE = 1000
 Report = dict[str, Any]
 """`caveats`: list of str; `rows`: list of flat dicts with equal keys; anything else is for machines."""
 
@@ -21,6 +22,8 @@ def show(report: Report, as_json: bool) -> None:
         click.echo(json.dumps(report, indent=1))
         return
     console = Console()
+    if not console.is_terminal:
+        console.width = _WIDE  # what goes into a file is not cut to fit a window
     for caveat in report["caveats"]:
         console.print(f"- {caveat}")
     rows: list[dict[str, Any]] = report["rows"]

@@ -1,0 +1,22 @@
+"""A `blockmap serve` of a benchmark's own."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from blockmap.cli.bench.coldstart.engine import Store
+from blockmap.cli.bench.coldstart.processes import listens, running, wait_ready
+from blockmap.host.paths import control_socket
+
+BLOCKMAP = (sys.executable, "-m", "blockmap.cli.main")
+
+
+@contextlib.contextmanager
+def served(store: Store, cache: Path, folder: Path) -> Iterator[Path]:
+    """Its NBD socket. Whoever connects waits until nbdkit is there behind it."""
+    socket, log = folder / "blockmap.sock", folder / "blockmap.log"
+    command = [*BLOCKMAP, "serve", "--store", store.url, "--cache", str(cache), "--socket", str(socket)]
+    with running(command, log, store.environment) as process:
+        wait_ready(process, log, lambda: listens(control_socket(socket)))
+        yield socket

