@@ -159,10 +159,9 @@ def test_a_version_that_cannot_be_read_is_left_out_and_its_image_is_stored_again
     pack.write_bytes(data)
     warnings: list[str] = []
     again = import_image(store, f"oci:{image}", "a:1", tmp_path, warnings)
-    assert [warning.split(":")[0] for warning in warnings] == [
-        "not deduplicating against a",
-        "not deduplicating against b",
-    ]
+    assert len(warnings) == 1, "a node that both share is said once"
+    assert "not deduplicating against what cannot be read" in warnings[0]
+    assert leaf.digest.hex() in warnings[0]
     assert (again.root, again.version, again.number) == (first.root, first.version, 2)
     repository = Repository(open_store(str(store))[0])
     entry = NameReader(repository.store).newest("a", "1")

@@ -20,11 +20,11 @@ from blockmap.store.repository import Publication
 def publish(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int) -> Root:
     """Stores a volume of `size` blocks with whole blocks of data at the given blocks."""
     publication = Publication(store)
-    with ChunkWriter(publication.put_pack, lambda name: None, Parameters(), Stages()) as chunks:
+    with ChunkWriter(publication.put_pack, lambda names: [None] * len(names), Parameters(), Stages()) as chunks:
         for block, data in pieces:
             chunks.write(block, data)
         chunks.finish()
-        return store_trees(chunks, size, [], KnownChunks(), publication).root
+        return store_trees(chunks, size, [], KnownChunks(publication, [], print), publication).root
 
 
 def name(store: Pruner, root: Root, repo: str, tag: str, message: str = "") -> Version:

@@ -3,6 +3,7 @@
 import click
 
 from blockmap.cli.bench.dedup import dedup
+from blockmap.cli.bench.hooks import hooks_
 from blockmap.cli.bench.imports import import_
 from blockmap.cli.bench.warm import warm
 
@@ -12,5 +13,5 @@ def bench() -> None:
     """Measure, beside a peer in the same run."""
 
 
-for _command in (warm, import_, dedup):
+for _command in (warm, import_, dedup, hooks_):
     bench.add_command(_command)

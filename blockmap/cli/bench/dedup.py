@@ -52,7 +52,7 @@ def _measure(sources: tuple[str, ...], threshold: int) -> dict[str, Any]:
             raise UsageError(f"{text} is a disk image: this benchmark takes container images")
         try:
             stages = Stages()
-            with ChunkWriter(_never, lambda _: _ELSEWHERE, Parameters(), stages) as chunks:
+            with ChunkWriter(_never, lambda names: [_ELSEWHERE] * len(names), Parameters(), stages) as chunks:
                 laid = lay_image(source, chunks, threshold)
                 chunks.finish()
         finally:
