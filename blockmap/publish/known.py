@@ -4,15 +4,17 @@ What is not found is stored again, which costs room and nothing else; what is fo
 very chunk. Memory is bounded, whatever the store has: the leaves used last, and 16 bytes per hook.
 """
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from blockmap.errors import BlockmapError, Corrupt
+from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.hooks import Hooks
 from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
-from blockmap.format.tree import Root
+from blockmap.format.tree import Root, coverage
 from blockmap.publish.parallel import gather
 from blockmap.publish.sparse import Champion, HookTable
 from blockmap.store.repository import Repository
@@ -20,8 +22,10 @@ from blockmap.store.repository import Repository
 MAX_CHUNKS = 100_000
 """Chunks whose placements are remembered, about 450 bytes each."""
 _MAX_INNER = 256
-_MOST_LEAVES = 48
-"""Read for one lookup at most: about 1 % of the bytes of 1,000 chunks."""
+_NEIGHBOURS = 8
+"""Leaves read on either side of one that is worth it: a volume goes on as that tree does, and they cost a step less."""
+_MOST_LEAVES = 96
+"""Read for one lookup at most: 1.5 MB or so."""
 
 At = tuple[Digest, Placement | None]
 """A node, and where it is stored."""
@@ -39,7 +43,8 @@ class RecentLeaves:
 
     def __init__(self, max_chunks: int) -> None:
         self._max_chunks = max_chunks
-        self._leaves: OrderedDict[Digest, Sequence[Digest]] = OrderedDict()
+        self.leaves: OrderedDict[Digest, Sequence[Digest]] = OrderedDict()
+        """Chunks by leaf, the one used last at the end."""
         self._chunks = 0
         self._places: dict[Digest, tuple[Digest, Placement]] = {}
         """By chunk: the leaf that was added last of those that have it, and what it says."""
@@ -51,25 +56,25 @@ class RecentLeaves:
         return chunk in self._places
 
     def add(self, name: Digest, leaf: Leaf) -> None:
-        if name in self._leaves:
+        if name in self.leaves:
             self._drop(name)
-        self._leaves[name] = leaf.chunks
+        self.leaves[name] = leaf.chunks
         self._chunks += len(leaf.chunks)
         for chunk, place in zip(leaf.chunks, leaf.placements, strict=True):
             if place is not None:
                 self._places[chunk] = name, place
-        while self._chunks > self._max_chunks and len(self._leaves) > 1:
-            self._drop(next(iter(self._leaves)))
+        while self._chunks > self._max_chunks and len(self.leaves) > 1:
+            self._drop(next(iter(self.leaves)))
 
     def placement(self, chunk: Digest) -> Placement | None:
         found = self._places.get(chunk)
         if found is None:
             return None
-        self._leaves.move_to_end(found[0])
+        self.leaves.move_to_end(found[0])
         return found[1]
 
     def _drop(self, name: Digest) -> None:
-        chunks = self._leaves.pop(name)
+        chunks = self.leaves.pop(name)
         self._chunks -= len(chunks)
         for chunk in chunks:
             if self._places.get(chunk, (None,))[0] == name:
@@ -91,7 +96,6 @@ class KnownChunks:
         self._recent = RecentLeaves(MAX_CHUNKS)
         self._inner: OrderedDict[At, Inner] = OrderedDict()
         self._unreadable: set[At] = set()
-        self._near: set[int] = set()  # trees whose inner nodes were read: their leaves cost one request
         self._read: dict[Digest, Placement] = {}
         self._said: set[str] = set()
 
@@ -101,9 +105,8 @@ class KnownChunks:
 
     def lookup(self, chunks: Sequence[Digest]) -> list[Placement | None]:
         """Where each of about 1,000 chunks that are neighbours in a volume is stored; None for what is not found."""
-        while missing := [chunk for chunk in chunks if chunk not in self._recent]:
-            if not self._load(self._table.champions(missing, self._near, _MOST_LEAVES)):
-                break
+        while self._load(self._table.champions(chunks, [chunk not in self._recent for chunk in chunks])):
+            pass  # what failed is not proposed again
         return [self._recent.placement(chunk) for chunk in chunks]
 
     def leaf(self, name: Digest) -> Placement | None:
@@ -132,23 +135,28 @@ class KnownChunks:
         return True
 
     def _load(self, champions: Sequence[Champion]) -> bool:
-        """Reads leaves; True where one of them failed, so that others may now be better."""
-        failed = False
+        """Reads leaves and their neighbours; True where a champion failed, so that others may now be better."""
         wanted: dict[At, None] = {}
+        failed = False
         for champion in champions:
             try:
                 wanted[self._locate(champion)] = None
-                self._near.add(champion.tree)
             except BlockmapError as error:
                 self._table.drop(champion)
                 self._note(error)
                 failed = True
-        found = gather(self._node, wanted)
-        for at, node in zip(wanted, found, strict=True):
+        for distance in range(1, _NEIGHBOURS + 1):
+            for champion in champions:
+                for span in (champion.span - distance, champion.span + distance):
+                    with contextlib.suppress(BlockmapError):
+                        wanted[self._locate(Champion(champion.tree, span))] = None
+        unread = [at for at in wanted if at[0] not in self._recent.leaves][:_MOST_LEAVES]
+        found = gather(self._node, unread)
+        for at, node in zip(unread, found, strict=True):
             if isinstance(node, Leaf):
                 self._recent.add(at[0], node)
                 self._keep(at)
-        return self._failed(wanted, found) or failed
+        return self._failed(unread, found) or failed
 
     def _locate(self, champion: Champion) -> At:
         """Where a leaf is stored, in any of the places of its tree; BlockmapError."""
@@ -165,6 +173,8 @@ class KnownChunks:
 
     def _descend(self, root: Root, span: int) -> At | None:
         at: At = root.digest, root.placement
+        if not 0 <= span < coverage(root.level) // SPAN:
+            return None
         for level in range(root.level, 0, -1):
             child = self._inner_at(at).child(span // FANOUT ** (level - 1) % FANOUT)
             if child is None:

