@@ -199,6 +199,7 @@ class ChunkWriter:
             names = []
             for start, end in found.chunks:
                 names.append(chunk_digest(block_digests(view[start * BLOCK : end * BLOCK])))
+        new: list[tuple[int, Digest, int, int]] = []
         with stages.time("deduplicate"):
             for (start, end), name in zip(found.chunks, names, strict=True):
                 counts.blocks += end - start
@@ -206,12 +207,14 @@ class ChunkWriter:
                 if number is None:
                     number = table.add(name, end - start)
                     counts.chunks += 1
-                    # A copy, since a view would keep all of `data` for the sake of one chunk.
-                    self._undecided.append((number, name, bytes(view[start * BLOCK : end * BLOCK])))
-                    self._undecided_bytes += (end - start) * BLOCK
+                    new.append((number, name, start, end))
                 self.extents.add(block + start, number)
-        if len(self._undecided) >= LOOKUP_CHUNKS or self._undecided_bytes >= LOOKUP_BYTES:
-            self._decide()
+        for number, name, start, end in new:
+            # A copy, since a view would keep all of `data` for the sake of one chunk.
+            self._undecided.append((number, name, bytes(view[start * BLOCK : end * BLOCK])))
+            self._undecided_bytes += (end - start) * BLOCK
+            if len(self._undecided) >= LOOKUP_CHUNKS or self._undecided_bytes >= LOOKUP_BYTES:
+                self._decide()
         return found.done
 
     def _decide(self) -> None:

@@ -95,7 +95,7 @@ class KnownChunks:
         self._warn = warn
         self._recent = RecentLeaves(MAX_CHUNKS)
         self._inner: OrderedDict[At, Inner] = OrderedDict()
-        self._unreadable: set[At] = set()
+        self._unreadable: dict[At, BlockmapError] = {}
         self._read: dict[Digest, Placement] = {}
         self._said: set[str] = set()
 
@@ -195,7 +195,7 @@ class KnownChunks:
     def _node(self, at: At) -> Node:
         """Called from several threads."""
         if at in self._unreadable:
-            raise Corrupt(f"node {at[0].hex()} could not be read before")
+            raise self._unreadable[at]
         return self._inner.get(at) or self._repository.node(*at)
 
     def _look_at(self, at: At) -> Inner | None:
@@ -215,7 +215,7 @@ class KnownChunks:
         """Remembers and says what could not be read; whether there was such a thing."""
         errors = [(at, error) for at, error in zip(ats, found, strict=True) if isinstance(error, BlockmapError)]
         for at, error in errors:
-            self._unreadable.add(at)
+            self._unreadable[at] = error
             self._note(error)
         return bool(errors)
 
