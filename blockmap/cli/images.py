@@ -9,17 +9,19 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from blockmap.cli.options import need_store, store_option
+from blockmap.cli.options import cache_option, need_store, store_option
 from blockmap.cli.progress import Watched
 from blockmap.cli.units import size
 from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound, UsageError
 from blockmap.format import BLOCK
 from blockmap.format.refs import parse_name, parse_reference
+from blockmap.host.paths import default_cache
 from blockmap.image.compare import compare
 from blockmap.image.disk import DiskSource
 from blockmap.image.ext4.reader import Reader
 from blockmap.image.importer import Importer, Summary
 from blockmap.image.sources import open_source
+from blockmap.publish.local import LocalCatalogue
 from blockmap.store.names import NameReader
 from blockmap.store.opening import create_store, open_or_create, open_store
 from blockmap.store.repository import Repository
@@ -43,10 +45,19 @@ def create(url: str | None, store: str | None) -> None:
 @click.argument("source")
 @click.argument("name")
 @store_option
+@cache_option
 @click.option("--platform", metavar="OS/ARCH", help="Which image of an index; this host's by default.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary for machines.")
-def import_(source: str, name: str, store: str | None, platform: str | None, quiet: bool, as_json: bool) -> None:
+def import_(
+    source: str,
+    name: str,
+    store: str | None,
+    cache: Path | None,
+    platform: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Import the image SOURCE under NAME (REPO[:TAG]).
 
     SOURCE is oci:DIR[:TAG], docker-archive:FILE[:REF], docker-daemon:REF, docker://REF, a directory, or a disk image
@@ -58,7 +69,8 @@ def import_(source: str, name: str, store: str | None, platform: str | None, qui
         found = open_source(source, platform=platform, work=Path(work))
         try:
             opened, form = open_or_create(where)
-            importer = Importer(opened, form, lambda text: click.echo(f"blockmap: {text}", err=True))
+            local = LocalCatalogue((cache or default_cache()) / f"hooks-{form.store}.db")
+            importer = Importer(opened, form, lambda text: click.echo(f"blockmap: {text}", err=True), local)
             with Watched(found, f"{repo}:{tag}", quiet or as_json):
                 summary = importer.run(found, repo, tag)
         finally:

@@ -54,6 +54,10 @@ def filemap(root: Digest) -> str:
     return f"filemaps/{root.hex()}"
 
 
+def hooks(root: Digest) -> str:
+    return f"hooks/{root.hex()}"
+
+
 def layer(chain: bytes, number: int) -> str:
     return f"layers/{chain.hex()}/{_number(number)}"
 

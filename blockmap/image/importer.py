@@ -9,7 +9,8 @@ import json
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import zstandard
 
@@ -17,12 +18,14 @@ from blockmap.errors import BlockmapError
 from blockmap.format import BLOCK, codec, filemap, keys, layer, oci
 from blockmap.format.digest import Digest
 from blockmap.format.filemap import File
-from blockmap.format.version import Layout, Version
+from blockmap.format.tree import Root
+from blockmap.format.version import Layout, Run, Version
 from blockmap.image.disk import DiskSource
 from blockmap.image.ext4.writer import WRITER, Writer
 from blockmap.image.member import Source
+from blockmap.publish.catalogue import Catalogue, read_catalogue
 from blockmap.publish.chunks import ChunkWriter, Counts
-from blockmap.publish.known import KnownChunks
+from blockmap.publish.local import LocalCatalogue, Numbered
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import Trees, store_trees
 from blockmap.store.base import Pruner
@@ -86,8 +89,11 @@ class Laid:
 class Importer:
     """Imports images into one store."""
 
-    def __init__(self, store: Pruner, form: Format, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, store: Pruner, form: Format, warn: Callable[[str], None], local: LocalCatalogue | None = None
+    ) -> None:
         self._store = store
+        self._local = local or LocalCatalogue(None)
         self._parameters = form.chunker
         self._warn = warn
 
@@ -97,12 +103,11 @@ class Importer:
         stages = Stages()
         publication = Publication(self._store)
         log = NameLog(self._store)
-        named: set[tuple[Digest, int]] = set()
         made: tuple[Digest, int] | None = None
         try:
             with stages.time("known"):
-                known = self._known_chunks(publication, log, named)
-            with ChunkWriter(publication.put_pack, known.placement, self._parameters, stages) as chunks:
+                catalogue = read_catalogue(publication, log, self._local, self._warn)
+            with ChunkWriter(publication.put_pack, catalogue.known.lookup, self._parameters, stages) as chunks:
                 with stages.time("layers"):
                     if isinstance(source, DiskSource):
                         laid = lay_disk(source, chunks)
@@ -112,9 +117,13 @@ class Importer:
                 if not isinstance(source, DiskSource):
                     stages.add("decompress", sum(own.cpu_seconds for own in source.layers))
                 with stages.time("tree"):
-                    trees = store_trees(chunks, laid.size, laid.hidden, known, publication)
+                    trees = store_trees(chunks, laid.size, laid.hidden, catalogue.known, publication)
+            if trees.known:
+                trees = replace(trees, run=self._run(publication, catalogue, trees.root))
+                if publication.packs:
+                    self._drop_unused(publication, chunks.counts)
             version = _version(source, trees, laid.layout)
-            number = publication.put_version(version, named)
+            number = publication.put_version(version, self._standing(publication, catalogue, version.name))
             made = version.name, number
             manifest = None if version.manifest is None else hashlib.sha256(version.manifest).digest()
             entry = log.set(repo, tag, version.name, number, trees.root.placement, trees.run, manifest, "import")
@@ -122,7 +131,7 @@ class Importer:
             self._take_back(publication, log, repo, tag, made)
             raise
         try:
-            self._put_derived(publication, source, laid, version, number)
+            self._put_derived(publication, source, laid, trees, version, number)
         except BlockmapError as error:
             self._warn(
                 f"{repo}:{tag} is in the store; what speeds its use up is not, until it is imported again: {error}"
@@ -149,28 +158,48 @@ class Importer:
         except BlockmapError as error:
             self._warn(f"what the import stored was not taken back, and takes room in the store: {error}")
 
-    def _known_chunks(self, publication: Publication, log: NameLog, named: set[tuple[Digest, int]]) -> KnownChunks:
-        """What can be deduplicated against; a version that cannot be read is left out, and said."""
-        known = KnownChunks()
-        for (repo, tag), n in log.catalogue().items():
+    def _drop_unused(self, publication: Publication, counts: Counts) -> None:
+        """Chunks that were not found to be stored belong to trees that are: their packs are for nothing."""
+        try:
+            publication.withdraw()
+            counts.new_chunks = counts.new_bytes = counts.stored_bytes = counts.packs = 0
+        except BlockmapError as error:
+            self._warn(f"packs that turned out to be of no use take room in the store: {error}")
+
+    def _run(self, publication: Publication, catalogue: Catalogue, root: Root) -> Run | None:
+        """What an open of a tree that is stored already should read first, as a version that has it says."""
+        for (name, number), (other, _) in catalogue.versions.items():
+            if (other.digest, other.placement) == (root.digest, root.placement):
+                with suppress(BlockmapError):
+                    return publication.version(name, number).run
+        return None
+
+    def _standing(self, publication: Publication, catalogue: Catalogue, name: Digest) -> set[Numbered]:
+        """The records of a version that a name stands for and that are whole, trees and all."""
+        found = set()
+        for (other, number), roots in catalogue.versions.items():
+            if other != name or not all(map(catalogue.known.whole, roots)):
+                continue
             try:
-                entry = log.entry(repo, tag, n)[0]
-                if entry.version is None or (entry.version, entry.number) in named:
-                    continue
-                version = publication.version(entry.version, entry.number)
-                known.add(publication, (version.root, version.extra))
-                if version.run is not None:
-                    known.runs[version.root.digest] = version.run
-                named.add((entry.version, entry.number))
+                publication.version(name, number)
+                found.add((name, number))
             except BlockmapError as error:
-                self._warn(f"not deduplicating against {repo}:{tag}: {error}")
-        return known
+                self._warn(f"version {name.hex()} is stored again: {error}")
+        return found
 
     def _put_derived(
-        self, publication: Publication, source: Source | DiskSource, laid: Laid, version: Version, number: int
+        self,
+        publication: Publication,
+        source: Source | DiskSource,
+        laid: Laid,
+        trees: Trees,
+        version: Version,
+        number: int,
     ) -> None:
         """Stores what can be made again from the version: it follows the name, and is found missing harmlessly."""
         name = version.name
+        for root, sample in trees.hooks:
+            publication.put(keys.hooks(root), [sample])
         if isinstance(source, DiskSource):
             return
         publication.put(keys.filemap(version.root.digest), [filemap.encode(version.root.digest, laid.files)])

@@ -13,7 +13,7 @@ import queue
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -32,6 +32,9 @@ from blockmap.publish.table import ChunkTable, ExtentTable
 
 _SEGMENT_BYTES = 1 << 20
 _QUEUED_SEGMENTS = 8
+LOOKUP_CHUNKS = 1000
+LOOKUP_BYTES = 32 << 20
+"""What one lookup is about at most: enough neighbours for their hooks to vote, and bounded memory."""
 _BATCH_BYTES = 1 << 20
 _PACKS_IN_FLIGHT = 2
 
@@ -63,13 +66,14 @@ class _Segment:
 class ChunkWriter:
     """Takes the blocks of one volume (a BlockSink), and stores those chunks that `known` has not.
 
+    `known` is asked about some 1,000 chunks at a time, which are neighbours, by one thread; it gives placements in order.
     Use as a context manager: leaving it ends all threads. After `finish`, `extents` and `table` are complete.
     """
 
     def __init__(
         self,
         put: Callable[[Pack], None],
-        known: Callable[[Digest], Placement | None],
+        known: Callable[[Sequence[Digest]], Sequence[Placement | None]],
         parameters: Parameters,
         stages: Stages,
     ) -> None:
@@ -85,12 +89,15 @@ class ChunkWriter:
         self._stop = threading.Event()
         workers = os.cpu_count() or 2
         self._compressing: deque[tuple[list[int], Future[list[Frame]]]] = deque()
-        self._compressing_limit = workers + 2
+        # So that the next lookup's chunks can be hashed while those of the last one are compressed.
+        self._compressing_limit = workers + 2 + LOOKUP_BYTES // _BATCH_BYTES
         self._compressors = ThreadPoolExecutor(workers, "compress")
         self._storing: deque[Future[None]] = deque()
         self._storers = ThreadPoolExecutor(_PACKS_IN_FLIGHT, "store")
         self._encoders = threading.local()
-        self._batch: list[tuple[int, Digest, memoryview]] = []
+        self._undecided: list[tuple[int, Digest, bytes]] = []
+        self._undecided_bytes = 0
+        self._batch: list[tuple[int, Digest, bytes]] = []
         self._batch_bytes = 0
         self._frames: list[Frame] = []
         self._frame_ids: list[int] = []
@@ -174,6 +181,7 @@ class ChunkWriter:
             done = self._emit(block, tail, of, final=False)
             block, tail, of = block + done, tail[done * BLOCK :], of[done:]
         self._emit(block, tail, of, final=True)
+        self._decide()
         if self._batch:
             self._compress()
         while self._compressing:
@@ -193,6 +201,7 @@ class ChunkWriter:
             names = []
             for start, end in found.chunks:
                 names.append(chunk_digest(block_digests(view[start * BLOCK : end * BLOCK])))
+        new: list[tuple[int, Digest, int, int]] = []
         with stages.time("deduplicate"):
             for (start, end), name in zip(found.chunks, names, strict=True):
                 counts.blocks += end - start
@@ -200,16 +209,29 @@ class ChunkWriter:
                 if number is None:
                     number = table.add(name, end - start)
                     counts.chunks += 1
-                    placement = self._known(name)
-                    if placement is None:
-                        self._batch.append((number, name, view[start * BLOCK : end * BLOCK]))
-                        self._batch_bytes += (end - start) * BLOCK
-                    else:
-                        table.place(number, placement)
+                    new.append((number, name, start, end))
                 self.extents.add(block + start, number)
-        if self._batch_bytes >= _BATCH_BYTES:
-            self._compress()
+        for number, name, start, end in new:
+            # A copy, since a view would keep all of `data` for the sake of one chunk.
+            self._undecided.append((number, name, bytes(view[start * BLOCK : end * BLOCK])))
+            self._undecided_bytes += (end - start) * BLOCK
+            if len(self._undecided) >= LOOKUP_CHUNKS or self._undecided_bytes >= LOOKUP_BYTES:
+                self._decide()
         return found.done
+
+    def _decide(self) -> None:
+        """Gives each chunk that waits the placement that is known, or has it compressed."""
+        waiting, self._undecided, self._undecided_bytes = self._undecided, [], 0
+        with self._stages.time("deduplicate"):
+            placements = self._known([name for _, name, _ in waiting])
+        for chunk, placement in zip(waiting, placements, strict=True):
+            if placement is not None:
+                self.table.place(chunk[0], placement)
+                continue
+            self._batch.append(chunk)
+            self._batch_bytes += len(chunk[2])
+            if self._batch_bytes >= _BATCH_BYTES:
+                self._compress()
 
     def _compress(self) -> None:
         batch, self._batch = self._batch, []
@@ -222,7 +244,7 @@ class ChunkWriter:
         while len(self._compressing) > self._compressing_limit:
             self._collect()
 
-    def _compress_batch(self, chunks: list[tuple[Digest, memoryview]]) -> list[Frame]:
+    def _compress_batch(self, chunks: list[tuple[Digest, bytes]]) -> list[Frame]:
         encoder: Encoder | None = getattr(self._encoders, "own", None)
         if encoder is None:
             encoder = self._encoders.own = Encoder()

@@ -1,7 +1,8 @@
 """Stores the new nodes of drafts, so that the nodes of a version lie together and an open reads them in one range.
 
 A pack of nodes begins with the inner nodes from the root down, raw, since digests do not compress; then come the leaves
-in volume order. Leaves beyond the first 16 MiB go into packs of their own, which are stored first.
+in volume order. Leaves beyond the first 16 MiB go into packs of their own, which are stored first. A leaf that is stored
+already is taken over where it would lie behind the run: what an open reads stays in one place.
 """
 
 import secrets
@@ -32,9 +33,13 @@ def store_nodes(
     drafts: list[Draft],
     place: Callable[[Digest], Placement | None],
     put: Callable[[Pack], None],
+    stored_leaf: Callable[[Digest], Placement | None] = lambda _: None,
     salt: Callable[[], bytes] = lambda: secrets.token_bytes(16),
 ) -> Stored:
-    """Stores the new nodes of `drafts`; `place` has the placements of chunks that the drafts' leaves do not know."""
+    """Stores the new nodes of `drafts`; `place` has the placements of chunks that the drafts' leaves do not know.
+
+    `stored_leaf` has those of leaves that are in the store already.
+    """
     inner: dict[Digest, Inner] = {}
     leaves: dict[Digest, Leaf] = {}
     for draft in drafts:
@@ -44,7 +49,8 @@ def store_nodes(
     first: list[Frame] = []
     later: list[Frame] = []
     stored = 0
-    budget = TARGET_BYTES - sum(_encoded_bytes(node, len(node.children)) for node in inner.values())
+    inner_bytes = sum(_encoded_bytes(node, len(node.children)) for node in inner.values())
+    budget, run = TARGET_BYTES - inner_bytes, RUN_BYTES - inner_bytes
     overflowing = False
 
     def flush() -> None:
@@ -56,10 +62,15 @@ def store_nodes(
         later.clear()
 
     for name, leaf in leaves.items():
+        old = stored_leaf(name) if run <= 0 else None
+        if old is not None:
+            where[name] = old
+            continue
         known = [at or place(chunk) for chunk, at in zip(leaf.chunks, leaf.placements, strict=True)]
         raw = encode(leaf.with_placements(known))
         frame = Frame(name, *encoder.encode(raw), len(raw))
         budget -= len(frame.data)
+        run -= len(frame.data)
         overflowing = overflowing or budget < 0
         if not overflowing:
             first.append(frame)

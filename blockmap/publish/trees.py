@@ -3,7 +3,9 @@
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
+from blockmap.format import hooks
 from blockmap.format.chunker import SPAN
+from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import coalesce, within
 from blockmap.format.node import Leaf, leaf
 from blockmap.format.tree import Draft, Root, assemble
@@ -22,22 +24,42 @@ class Trees:
     run: Run | None
     """What an open should read first; None where nobody knows."""
     stored_bytes: int
+    hooks: list[tuple[Digest, bytes]]
+    """Of the trees that hold anything: root, and the object."""
+    known: bool
+    """Whether both were stored already."""
 
 
 def store_trees(
     chunks: ChunkWriter, size: int, hidden: list[tuple[int, int]], known: KnownChunks, publication: Publication
 ) -> Trees:
     """Stores the trees of what `chunks` took; blocks in the ascending, disjoint ranges `hidden` go to `extra`."""
-    volume, extra = _drafts(chunks, size, hidden)
-    if volume.root.digest in known.roots and extra.root.digest in known.roots:
-        # A root says nothing about the zeros behind the last data, so a volume of another size may have it.
-        own, below = (replace(known.roots[draft.root.digest], size=size) for draft in (volume, extra))
-        return Trees(own, below, known.runs.get(own.digest), 0)
-    stored = store_nodes([volume, extra], chunks.table.placement, publication.put_pack)
-    return Trees(stored.roots[0], stored.roots[1], stored.run, stored.stored_bytes)
+    parts = _leaves(chunks, hidden)
+    volume, extra = (assemble(part, size) for part in parts)
+    made = [
+        (draft.root.digest, hooks.encode(draft.root.digest, hooks.sample((span, leaf.chunks) for span, leaf in part)))
+        for draft, part in zip((volume, extra), parts, strict=True)
+        if part
+    ]
+    own, below = _stored(volume, known), _stored(extra, known)
+    if own is not None and below is not None:
+        return Trees(own, below, None, 0, made, known=True)
+    stored = store_nodes([volume, extra], chunks.table.placement, publication.put_pack, known.leaf)
+    return Trees(stored.roots[0], stored.roots[1], stored.run, stored.stored_bytes, made, known=False)
 
 
-def _drafts(chunks: ChunkWriter, size: int, hidden: list[tuple[int, int]]) -> tuple[Draft, Draft]:
+def _stored(draft: Draft, known: KnownChunks) -> Root | None:
+    if draft.root.digest == ABSENT:
+        return draft.root
+    found = known.tree(draft.root.digest)
+    # A root says nothing about the zeros behind the last data, so a volume of another size may have it.
+    return None if found is None else replace(found, size=draft.root.size)
+
+
+def _leaves(
+    chunks: ChunkWriter, hidden: list[tuple[int, int]]
+) -> tuple[list[tuple[int, Leaf]], list[tuple[int, Leaf]]]:
+    """Those of the volume and those of `extra`, each with its span."""
     starts = [start for start, _ in hidden]
     shown_leaves: list[tuple[int, Leaf]] = []
     hidden_leaves: list[tuple[int, Leaf]] = []
@@ -54,4 +76,4 @@ def _drafts(chunks: ChunkWriter, size: int, hidden: list[tuple[int, int]]) -> tu
             made = leaf(part, base, {})
             if made is not None:
                 leaves.append((span, made))
-    return assemble(shown_leaves, size), assemble(hidden_leaves, size)
+    return shown_leaves, hidden_leaves

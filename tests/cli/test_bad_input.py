@@ -50,7 +50,13 @@ def run(tmp_path: Path) -> Run:
         done = subprocess.run(
             [sys.executable, "-m", "blockmap.cli.main", *map(str, arguments)],
             cwd=here,
-            env={**clean, "PYTHONPATH": str(checkout), "TMPDIR": str(tmp_path), **environment},
+            env={
+                **clean,
+                "PYTHONPATH": str(checkout),
+                "TMPDIR": str(tmp_path),
+                "BLOCKMAP_CACHE": str(tmp_path / "cache"),
+                **environment,
+            },
             capture_output=True,
             text=True,
             check=False,

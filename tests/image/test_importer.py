@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from blockmap.errors import ImageError, StoreUnavailable
-from blockmap.format import BLOCK, keys, layer
+from blockmap.format import BLOCK, hooks, keys, layer
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.tree import Root, leaves
 from blockmap.format.version import Version
 from blockmap.image.importer import Importer, Summary
 from blockmap.image.sources import open_source
+from blockmap.publish.local import LocalCatalogue
 from blockmap.store.names import NameReader
 from blockmap.store.opening import create_store, open_store
 from blockmap.store.repository import Repository
@@ -172,16 +173,60 @@ def test_a_version_that_cannot_be_read_is_left_out_and_its_image_is_stored_again
     pack.write_bytes(data)
     warnings: list[str] = []
     again = import_image(store, f"oci:{image}", "a:1", tmp_path, warnings)
-    assert [warning.split(":")[0] for warning in warnings] == [
-        "not deduplicating against a",
-        "not deduplicating against b",
-    ]
+    assert len(warnings) == 1, "a node that both share is said once"
+    assert "not deduplicating against what cannot be read" in warnings[0]
+    assert inner.children[0].hex() in warnings[0]
     assert (again.root, again.version, again.number) == (first.root, first.version, 2)
     repository = Repository(open_store(str(store))[0])
     entry = NameReader(repository.store).newest("a", "1")
     assert entry is not None
     assert entry.version is not None
     assert list(check_version(repository, repository.version(entry.version, entry.number))) == []
+
+
+def test_packs_of_chunks_that_were_not_found_go_where_the_tree_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, store = layout(tmp_path / "i", [archive(BASE)]), tmp_path / "store"
+    first = import_image(store, f"oci:{image}", "a:1", tmp_path)
+    before = listing(store)
+    monkeypatch.setattr("blockmap.publish.known.KnownChunks.lookup", lambda _, chunks: [None] * len(chunks))
+    again = import_image(store, f"oci:{image}", "a:1", tmp_path)
+    assert listing(store) == before
+    assert (again.number, again.root) == (0, first.root)
+    assert (again.counts.new_chunks, again.counts.new_bytes, again.counts.packs) == (0, 0, 0)
+
+
+def test_a_host_remembers_what_is_in_the_store(tmp_path: Path) -> None:
+    """An import with and without a local file gives the same, and so does one whose file cannot be written."""
+    store, local = tmp_path / "store", tmp_path / "cache" / "hooks.db"
+    base = f"oci:{layout(tmp_path / 'base', [archive(BASE)])}"
+    both = f"oci:{layout(tmp_path / 'both', [archive(BASE), archive(TINY)])}"
+    import_image(store, base, "base:1", tmp_path)
+    found = []
+    for at, path in enumerate((None, local, local, tmp_path / "store" / "format" / "no-folder")):
+        own = tmp_path / f"store-{at}"
+        shutil.copytree(store, own)
+        opened, form = open_store(str(own))
+        source = open_source(both, platform="linux/amd64", work=tmp_path)
+        summary = Importer(opened, form, pytest.fail, LocalCatalogue(path)).run(source, "both", "1")
+        found.append((summary.version, summary.root, summary.counts))
+    assert found == [found[0]] * 4
+    assert local.exists()
+
+
+def test_hooks_follow_the_name(tmp_path: Path) -> None:
+    image, store = (
+        layout(tmp_path / "i", [archive([*BASE, file("a", bulk(5000, 90_000))]), archive(TINY)]),
+        tmp_path / "store",
+    )
+    summary = import_image(store, f"oci:{image}", "a:1", tmp_path)
+    repository, version = version_of(store, summary)
+    for root in (version.root, version.extra):
+        if root.digest != ABSENT:
+            own = hooks.decode(repository.store.get(keys.hooks(root.digest)), root.digest)
+            of_tree = hooks.sample((span, leaf.chunks) for span, leaf in leaves(root, repository.node))
+            assert own.tolist() == of_tree.tolist()
 
 
 # --- contents

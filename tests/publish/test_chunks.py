@@ -15,7 +15,7 @@ from blockmap.format.chunker import MAX_BLOCKS, SPAN, Parameters, hashes, split,
 from blockmap.format.digest import Digest, block_digests, chunk_digest
 from blockmap.format.node import Placement
 from blockmap.format.pack import Pack
-from blockmap.publish.chunks import ChunkWriter
+from blockmap.publish.chunks import LOOKUP_BYTES, LOOKUP_CHUNKS, ChunkWriter
 from blockmap.publish.stages import Stages
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Publication, Repository
@@ -24,12 +24,12 @@ from tests.image.builder import bulk
 PARAMETERS = Parameters()
 
 
-def nothing(name: Digest) -> Placement | None:
-    return None
+def nothing(names: Sequence[Digest]) -> list[Placement | None]:
+    return [None] * len(names)
 
 
 def written(
-    feed: Callable[[ChunkWriter], None], known: Callable[[Digest], Placement | None] = nothing
+    feed: Callable[[ChunkWriter], None], known: Callable[[Sequence[Digest]], Sequence[Placement | None]] = nothing
 ) -> tuple[ChunkWriter, MemoryStore]:
     store = MemoryStore()
     with ChunkWriter(Publication(store).put_pack, known, PARAMETERS, Stages()) as chunks:
@@ -123,13 +123,32 @@ def test_no_chunk_crosses_a_span_or_holds_zeros() -> None:
 def test_known_chunks_are_placed_and_not_stored() -> None:
     data = contents(1, 300)
     first, _ = written(lambda sink: sink.write(0, data))
-    second, store = written(lambda sink: sink.write(0, data + contents(2, 1)), first.table.placement)
+    second, store = written(
+        lambda sink: sink.write(0, data + contents(2, 1)), lambda names: [first.table.placement(name) for name in names]
+    )
     # The last chunk of the first may go on in the second.
     assert second.counts.new_chunks <= 2
     assert second.counts.chunks >= first.counts.chunks
     names = {name for _, _, name in extents(first)} & {name for _, _, name in extents(second)}
     assert all(second.table.placement(name) == first.table.placement(name) for name in names)
     assert len(store.list("packs/")) == 1
+
+
+def test_chunks_are_looked_up_some_at_a_time_each_once_and_in_order() -> None:
+    asked: list[Sequence[Digest]] = []
+
+    def known(names: Sequence[Digest]) -> list[Placement | None]:
+        asked.append(names)
+        return [None] * len(names)
+
+    data = contents(1, 12_000)
+    chunks, _ = written(lambda sink: sink.write(0, data + data), known)
+    names = [name for segment in asked for name in segment]
+    assert names == [chunks.table.name(number) for number in range(len(chunks.table))]
+    sizes = [sum(chunks.table.blocks(chunks.table.get(name) or 0) for name in segment) * BLOCK for segment in asked]
+    assert len(asked) >= 2
+    for segment, size in zip(asked[:-1], sizes, strict=False):
+        assert len(segment) >= LOOKUP_CHUNKS or LOOKUP_BYTES <= size <= LOOKUP_BYTES + MAX_BLOCKS * BLOCK
 
 
 def test_packs_end_at_their_target(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +258,7 @@ def test_a_slow_store_bounds_what_is_waiting(monkeypatch: pytest.MonkeyPatch) ->
             last = written_blocks
             time.sleep(0.3)
         assert not stuck.is_set()
-        assert written_blocks * BLOCK < 64 << 20
+        assert written_blocks * BLOCK < 112 << 20
         gate.set()
         thread.join()
         chunks.finish()

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from blockmap.errors import Corrupt, NotFound
-from blockmap.format import BLOCK, keys
+from blockmap.format import BLOCK, hooks, keys
 from blockmap.format.chunker import Parameters
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.node import Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import Layout, Version
 from blockmap.publish.chunks import ChunkWriter
-from blockmap.publish.known import KnownChunks
+from blockmap.publish.known import KnownChunks, StoredTree
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import store_trees
 from blockmap.store.memory import MemoryStore
@@ -36,6 +36,7 @@ class Stored(RuleBasedStateMachine):
         self.sound: dict[str, bytes] = {}
         """Every object as it was put."""
         self.chunks: dict[Digest, tuple[Placement, bytes]] = {}
+        self.hooks: dict[Digest, hooks.Hooks] = {}
         self.volumes: dict[Digest, tuple[Version, int, bytes]] = {}
         """By version: its record, the record's number, the bytes of the volume."""
 
@@ -47,16 +48,14 @@ class Stored(RuleBasedStateMachine):
 
     @rule(pieces=contents)
     def publish(self, pieces: list[tuple[int, int]]) -> None:
-        """What is known is not put again; what is new is put once."""
+        """An image that is known is not put again; what is new is put once."""
         if self.damaged():
             return
-        known = KnownChunks()
-        known.add(
-            self.repository, [root for record, _, _ in self.volumes.values() for root in (record.root, record.extra)]
-        )
         publication, at = Publication(self.store), 0
+        stored = [StoredTree([record.root], self.hooks[record.root.digest]) for record, _, _ in self.volumes.values()]
+        known = KnownChunks(publication, stored, print)
         whole = bytearray(SIZE * BLOCK)
-        with ChunkWriter(publication.put_pack, known.placement, Parameters(), Stages()) as chunks:
+        with ChunkWriter(publication.put_pack, known.lookup, Parameters(), Stages()) as chunks:
             for seed, blocks in pieces:
                 data = bulk(seed, blocks * BLOCK)
                 chunks.write(at, data)
@@ -64,6 +63,9 @@ class Stored(RuleBasedStateMachine):
                 at += blocks + 1
             chunks.finish()
             trees = store_trees(chunks, SIZE, [], known, publication)
+        if trees.known:
+            publication.withdraw()
+        self.hooks |= {root: hooks.decode(data, root) for root, data in trees.hooks}
         record = Version(trees.root, trees.extra, Layout(0, 0))
         before = self.volumes.get(record.name)
         number = publication.put_version(record, {(name, n) for name, (_, n, _) in self.volumes.items()})
@@ -77,7 +79,6 @@ class Stored(RuleBasedStateMachine):
             for name, place in head.entries
         ]
         assert len({name for name, _ in fresh}) == len(fresh), "a chunk was put twice"
-        assert not {name for name, _ in fresh} & set(self.chunks), "a chunk was put that was there"
         for name, place in fresh:
             self.chunks[name] = (place, self.repository.chunk(name, place))
         if before is not None:
@@ -90,7 +91,7 @@ class Stored(RuleBasedStateMachine):
         """A publication that fails takes back what it put."""
         before = self.store.list("")
         publication = Publication(self.store)
-        with ChunkWriter(publication.put_pack, lambda name: None, Parameters(), Stages()) as chunks:
+        with ChunkWriter(publication.put_pack, lambda names: [None] * len(names), Parameters(), Stages()) as chunks:
             for at, (seed, blocks) in enumerate(pieces):
                 chunks.write(40 * at, bulk(seed, blocks * BLOCK))
             chunks.finish()

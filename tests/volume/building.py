@@ -24,11 +24,11 @@ def publish(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int) -> Ro
 
 def publish_trees(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int) -> Trees:
     publication = Publication(store)
-    with ChunkWriter(publication.put_pack, lambda name: None, Parameters(), Stages()) as chunks:
+    with ChunkWriter(publication.put_pack, lambda names: [None] * len(names), Parameters(), Stages()) as chunks:
         for block, data in pieces:
             chunks.write(block, data)
         chunks.finish()
-        return store_trees(chunks, size, [], KnownChunks(), publication)
+        return store_trees(chunks, size, [], KnownChunks(publication, [], print), publication)
 
 
 def name(store: Pruner, root: Root, repo: str, tag: str, message: str = "", run: Run | None = None) -> Version:

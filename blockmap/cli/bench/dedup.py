@@ -5,7 +5,7 @@ What a store takes is measured by importing all images into one, and compared wi
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def _measure(sources: tuple[str, ...], threshold: int) -> dict[str, Any]:
     hidden: dict[Digest, int] = {}
     volume_blocks = hidden_blocks = 0
     for text in sources:
-        with _opened(text) as source, ChunkWriter(_never, lambda _: _ELSEWHERE, Parameters(), Stages()) as chunks:
+        with _opened(text) as source, ChunkWriter(_never, _elsewhere, Parameters(), Stages()) as chunks:
             laid = lay_image(source, chunks, threshold)
             chunks.finish()
         for _, extents in chunks.extents.spans(chunks.table):
@@ -134,6 +134,10 @@ def _opened(text: str) -> Iterator[Source]:
             yield source
         finally:
             source.close()
+
+
+def _elsewhere(names: Sequence[Digest]) -> list[Placement | None]:
+    return [_ELSEWHERE] * len(names)
 
 
 def _never(pack: object) -> None:

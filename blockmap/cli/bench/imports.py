@@ -88,28 +88,26 @@ def _row(what: str, seconds: list[float]) -> dict[str, Any]:
 
 def _run(source: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="blockmap-bench-") as work:
-        command = [
-            sys.executable,
-            "-m",
-            "blockmap.cli.main",
-            "import",
-            source,
-            "bench:1",
-            "--store",
-            f"{work}/store",
-            "--json",
-        ]
-        began = time.monotonic()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert process.stdout is not None
-        out = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.monotonic() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            assert process.stderr is not None
-            raise HostError(f"the import failed: {process.stderr.read().decode(errors='replace').strip()}")
-        process.communicate()
+        return run_import(source, f"{work}/store", f"{work}/cache")
+
+
+def run_import(source: str, store: str, cache: str) -> dict[str, Any]:
+    """Imports in a process of its own: its summary, its processor seconds, wall and peak memory."""
+    command = [
+        *(sys.executable, "-m", "blockmap.cli.main", "import", source, "bench:1"),
+        *("--store", store, "--cache", cache, "--json"),
+    ]
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    out = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.monotonic() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        assert process.stderr is not None
+        raise HostError(f"the import failed: {process.stderr.read().decode(errors='replace').strip()}")
+    process.communicate()
     result: dict[str, Any] = json.loads(out)
     result["process_cpu"] = usage.ru_utime + usage.ru_stime
     result["process_wall"] = wall
@@ -160,7 +158,7 @@ def _new_chunks(source: Source) -> list[bytes]:
         for data, place in zip(pack.parts[1:], pack.placements, strict=True):
             found.append(decode(place.codec, data, place.raw))
 
-    with ChunkWriter(put, lambda _: None, Parameters(), Stages()) as chunks:
+    with ChunkWriter(put, lambda names: [None] * len(names), Parameters(), Stages()) as chunks:
         lay_image(source, chunks, THRESHOLD_BLOCKS)
         chunks.finish()
     return found

@@ -1,0 +1,142 @@
+"""What an import can deduplicate against: the versions that names stand for, their trees and hooks, in few round trips."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreError
+from blockmap.format import hooks, keys
+from blockmap.format.digest import ABSENT, Digest
+from blockmap.format.node import Leaf
+from blockmap.format.tree import Root, nodes
+from blockmap.publish.known import KnownChunks, StoredTree
+from blockmap.publish.local import LocalCatalogue, Numbered, Remembered
+from blockmap.publish.parallel import gather
+from blockmap.store.names import NameReader
+from blockmap.store.repository import Publication
+
+_log = logging.getLogger(__name__)
+
+Warn = Callable[[str], None]
+T = TypeVar("T")
+R = TypeVar("R")
+_Name = tuple[str, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    versions: Mapping[Numbered, tuple[Root, Root]]
+    """Root and extra root of each version that a name stands for, and that could be read."""
+    known: KnownChunks
+
+
+def read_catalogue(publication: Publication, names: NameReader, local: LocalCatalogue, warn: Warn) -> Catalogue:
+    """Reads what `local` has not yet, 16 requests at a time; a name or tree that cannot be read is left out, and said.
+
+    Hooks that are missing are made, and stored where the store can be written.
+    """
+    before, now = local.load(), Remembered()
+    found = [(repo, tag, n) for (repo, tag), n in sorted(names.catalogue().items())]
+    by_key = {keys.entry(*name): name for name in found}
+
+    def left_out(name: _Name, error: BlockmapError) -> None:
+        warn(f"not deduplicating against {name[0]}:{name[1]}: {error}")
+
+    now.entries = _complete(
+        by_key, before.entries, lambda key: _entry(names, by_key[key]), lambda key, error: left_out(by_key[key], error)
+    )
+    stands: dict[Numbered, _Name] = {}
+    for key, (version, number) in now.entries.items():
+        if version is not None:
+            stands.setdefault((version, number), by_key[key])
+    now.versions = _complete(
+        stands, before.versions, lambda at: _roots(publication, at), lambda at, error: left_out(stands[at], error)
+    )
+    roots: dict[Digest, list[Root]] = {}
+    for pair in now.versions.values():
+        for root in pair:
+            if root.digest != ABSENT and root not in roots.setdefault(root.digest, []):
+                roots[root.digest].append(root)
+    trees = _trees(publication, roots, before.hooks, now.hooks, warn)
+    local.save(now)
+    return Catalogue(now.versions, KnownChunks(publication, trees, warn))
+
+
+def _complete(
+    wanted: Iterable[T], remembered: dict[T, R], fetch: Callable[[T], R], failed: Callable[[T, BlockmapError], None]
+) -> dict[T, R]:
+    """What is wanted, from memory or fetched; without what cannot be."""
+    made = {key: remembered[key] for key in wanted if key in remembered}
+    missing = [key for key in wanted if key not in remembered]
+    for key, value in zip(missing, gather(fetch, missing), strict=True):
+        if isinstance(value, BlockmapError):
+            failed(key, value)
+        else:
+            made[key] = value
+    return made
+
+
+def _entry(names: NameReader, name: _Name) -> tuple[Digest | None, int]:
+    entry = names.entry(*name)[0]
+    return entry.version, entry.number
+
+
+def _roots(publication: Publication, at: Numbered) -> tuple[Root, Root]:
+    version = publication.version(*at)
+    return version.root, version.extra
+
+
+def _trees(
+    publication: Publication,
+    roots: dict[Digest, list[Root]],
+    remembered: dict[Digest, bytes],
+    kept: dict[Digest, bytes],
+    warn: Warn,
+) -> list[StoredTree]:
+    """The trees whose hooks can be had; their objects go to `kept`."""
+    found: dict[Digest, hooks.Hooks] = {}
+
+    def take(root: Digest, data: bytes) -> None:
+        found[root] = hooks.decode(data, root)
+        kept[root] = data
+
+    for root in roots.keys() & remembered.keys():
+        try:
+            take(root, remembered[root])
+        except FormatError as error:
+            warn(f"what this host remembers of tree {root.hex()} is fetched again: {error}")
+    unread = [root for root in roots if root not in found]
+    for root, data in zip(unread, gather(lambda root: publication.store.get(keys.hooks(root)), unread), strict=True):
+        try:
+            if isinstance(data, bytes):
+                take(root, data)
+            elif not isinstance(data, NotFound):
+                raise data
+        except BlockmapError as error:
+            warn(f"{keys.hooks(root)} is of no use, and made again for this host: {error}")
+    unmade = [root for root in roots if root not in found]
+    for root, made in zip(unmade, gather(lambda root: _make(publication, roots[root]), unmade), strict=True):
+        if isinstance(made, BlockmapError):
+            warn(f"not deduplicating against tree {root.hex()}: {made}")
+        else:
+            take(root, made)
+    return [StoredTree(own, found[root]) for root, own in roots.items() if root in found]
+
+
+def _make(publication: Publication, places: list[Root]) -> bytes:
+    """The hooks of a tree, from its leaves, stored where that is possible."""
+    error: BlockmapError = Corrupt("it is stored nowhere")
+    for root in places:
+        try:
+            own = ((span, node.chunks) for span, node in nodes(root, publication.node) if isinstance(node, Leaf))
+            made = hooks.encode(root.digest, hooks.sample(own))
+        except BlockmapError as why:
+            error = why
+            continue
+        try:
+            publication.put(keys.hooks(root.digest), [made])
+        except StoreError as why:
+            _log.debug("the hooks of %s are not stored: %s", root.digest.hex(), why)
+        return made
+    raise error

@@ -1,0 +1,143 @@
+"""What this host remembers of a store's catalogue: entries, versions and hooks never change, so none is fetched twice.
+
+One SQLite file per store. It is advice that can be had again: where it is damaged, it is made anew; where it cannot be
+read or written, an import fetches everything.
+"""
+
+import logging
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blockmap.errors import FormatError
+from blockmap.format import record
+from blockmap.format.digest import ABSENT, Digest
+from blockmap.format.node import Placement
+from blockmap.format.tree import Root
+from blockmap.format.version import decode_placement, encode_placement
+
+_log = logging.getLogger(__name__)
+
+_FORMAT = 1
+_SCHEMA = f"""
+PRAGMA user_version = {_FORMAT};
+CREATE TABLE entries (key TEXT PRIMARY KEY, version BLOB, number INTEGER NOT NULL);   -- version NULL: the name is removed
+CREATE TABLE versions (
+    version BLOB NOT NULL, number INTEGER NOT NULL, size INTEGER NOT NULL,
+    root BLOB NOT NULL, root_at TEXT NOT NULL, extra BLOB NOT NULL, extra_at TEXT NOT NULL,
+    PRIMARY KEY (version, number)
+);
+CREATE TABLE hooks (root BLOB PRIMARY KEY, object BLOB NOT NULL);                    -- as stored, so with its seal
+"""
+
+_DELETE = (
+    "DELETE FROM entries WHERE key = ?",
+    "DELETE FROM versions WHERE version = ? AND number = ?",
+    "DELETE FROM hooks WHERE root = ?",
+)
+_INSERT = (
+    "INSERT OR REPLACE INTO entries VALUES (?, ?, ?)",
+    "INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?, ?, ?, ?)",
+    "INSERT OR REPLACE INTO hooks VALUES (?, ?)",
+)
+
+Numbered = tuple[Digest, int]
+"""A version, and the number of its record."""
+
+
+@dataclass(slots=True)
+class Remembered:
+    entries: dict[str, tuple[Digest | None, int]] = field(default_factory=dict)
+    """Version and number of its record by the entry's key; no version where the entry removes the name."""
+    versions: dict[Numbered, tuple[Root, Root]] = field(default_factory=dict)
+    """Root and extra root."""
+    hooks: dict[Digest, bytes] = field(default_factory=dict)
+    """Objects by root."""
+
+
+class LocalCatalogue:
+    """Keeps `Remembered` in a file; without a path, nothing is kept."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._before = Remembered()
+
+    def load(self) -> Remembered:
+        """What was saved last; nothing where that cannot be read."""
+        if self._path is None:
+            return Remembered()
+        try:
+            found = self._read(self._path)
+        except (sqlite3.Error, OSError, FormatError, TypeError, ValueError) as error:
+            _log.warning("what %s remembers of the store is damaged, and is fetched again: %s", self._path, error)
+            self._discard(self._path)
+            found = Remembered()
+        self._before = Remembered(dict(found.entries), dict(found.versions), dict(found.hooks))
+        return found
+
+    def save(self, now: Remembered) -> None:
+        """Makes the file equal to `now`; where it cannot be written, that is logged."""
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._path)) as database, database:
+                self._write(database, now)
+        except (sqlite3.Error, OSError) as error:
+            _log.warning("%s cannot be written, so the next import fetches again: %s", self._path, error)
+
+    def _read(self, path: Path) -> Remembered:
+        if not path.exists():
+            return Remembered()
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            if database.execute("PRAGMA user_version").fetchone()[0] != _FORMAT:
+                raise FormatError("it was written by another release")
+            entries = {key: (_digest(name), n) for key, name, n in database.execute("SELECT * FROM entries")}
+            versions = {
+                (Digest(name), n): (_root(root, size, root_at), _root(extra, size, extra_at))
+                for name, n, size, root, root_at, extra, extra_at in database.execute("SELECT * FROM versions")
+            }
+            hooks = {Digest(root): data for root, data in database.execute("SELECT * FROM hooks")}
+        return Remembered(entries, versions, hooks)
+
+    def _write(self, database: sqlite3.Connection, now: Remembered) -> None:
+        if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            database.executescript(_SCHEMA)
+        for delete, insert, before, after in zip(_DELETE, _INSERT, _rows(self._before), _rows(now), strict=True):
+            database.executemany(delete, before.keys() - after.keys())
+            database.executemany(insert, [row for key, row in after.items() if before.get(key) != row])
+
+    def _discard(self, path: Path) -> None:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            try:
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            except OSError as error:
+                _log.debug("%s%s stays: %s", path, suffix, error)
+
+
+def _rows(of: Remembered) -> list[dict[tuple[Any, ...], tuple[Any, ...]]]:
+    """The rows of each table, by key."""
+    return [
+        {(key,): (key, *entry) for key, entry in of.entries.items()},
+        {
+            key: (*key, root.size, root.digest, _place(root), extra.digest, _place(extra))
+            for key, (root, extra) in of.versions.items()
+        },
+        {(root,): (root, data) for root, data in of.hooks.items()},
+    ]
+
+
+def _place(root: Root) -> str:
+    place = encode_placement(root.placement)
+    return "" if place is None else record.encode(place).decode()
+
+
+def _root(name: bytes, size: int, place: str) -> Root:
+    at: Placement | None = decode_placement(record.decode(place.encode())) if place else None
+    return Root(Digest(name), size, at if name != ABSENT else None)
+
+
+def _digest(name: bytes | None) -> Digest | None:
+    return None if name is None else Digest(name)
