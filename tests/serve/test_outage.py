@@ -51,7 +51,13 @@ def web(idle_server: Server, tmp_path: Path, need: Callable[..., None]) -> Itera
 @pytest.fixture
 def good(idle_server: Server) -> bytes:
     repository, _ = idle_server.volume("small:1")
-    return stored_reader(repository, find_version(repository, parse_reference("small:1")).version.root)(0, 16 << 20)
+    return stored_reader(repository, find_version(repository, parse_reference("small:1")).version.root)(0, 60 << 20)
+
+
+@pytest.fixture
+def cold(good: bytes) -> int:
+    """Where a file's content is: the nodes that say so come with the opening, and zeros need no store."""
+    return next(at for at in range(1 << 20, len(good), 1 << 16) if all(good[at + n * 4096] for n in range(16)))
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -65,25 +71,27 @@ def is_away(server: Server) -> bool:
     return bool(server.client.request("status")["fetch"]["away"])
 
 
-def test_a_patient_read_waits_and_cached_ones_are_served(idle_server: Server, web: Web, good: bytes) -> None:
+def test_a_patient_read_waits_and_cached_ones_are_served(idle_server: Server, web: Web, good: bytes, cold: int) -> None:
     server = idle_server
     server.start("--store", web.url, "--outage", "wait=3600")
     with Nbd(server.socket, "small:1") as hot, Nbd(server.socket, "small:1") as nbd, ThreadPoolExecutor(1) as pool:
         web.stop()
-        cold = pool.submit(nbd.read, COLD, 60_000)
+        waiting = pool.submit(nbd.read, cold, 60_000)
         until(lambda: is_away(server))
-        assert not cold.done()
+        assert not waiting.done()
         web.start()
-        assert cold.result(LIMIT_S) == good[COLD : COLD + 60_000]
+        assert waiting.result(LIMIT_S) == good[cold : cold + 60_000]
         web.stop()
         for _ in range(100):
-            assert hot.read(COLD, 4096) == good[COLD : COLD + 4096]
+            assert hot.read(cold, 4096) == good[cold : cold + 4096]
         web.start()
     assert server.client.request("status")["fetch"]["outages"] == 1
     assert "the store answers again" in server.said()
 
 
-def test_impatient_reads_fail_at_once_and_recover_by_themselves(idle_server: Server, web: Web, good: bytes) -> None:
+def test_impatient_reads_fail_at_once_and_recover_by_themselves(
+    idle_server: Server, web: Web, good: bytes, cold: int
+) -> None:
     server = idle_server
     server.start("--store", web.url, "--outage", "wait=3600", "--outage", "small:1=fail")
     pinned = server.client.request("resolve", export="small:1")["export"]
@@ -91,41 +99,41 @@ def test_impatient_reads_fail_at_once_and_recover_by_themselves(idle_server: Ser
         web.stop()
         for client in (nbd, attached):
             with pytest.raises(OSError, match="error") as caught:
-                client.read(COLD, 4096)
+                client.read(cold, 4096)
             assert caught.value.errno == errno.EIO
         began = time.monotonic()
         for _ in range(50):
             with pytest.raises(OSError, match="error"):
-                nbd.read(COLD, 4096)
+                nbd.read(cold, 4096)
         assert time.monotonic() - began < 5, "without a connection each"
         web.start()
         until(lambda: not is_away(server))
-        assert nbd.read(COLD, 4096) == good[COLD : COLD + 4096]
-        assert attached.read(COLD, 4096) == good[COLD : COLD + 4096]
+        assert nbd.read(cold, 4096) == good[cold : cold + 4096]
+        assert attached.read(cold, 4096) == good[cold : cold + 4096]
 
 
-def test_patience_ends_with_an_error(idle_server: Server, web: Web) -> None:
+def test_patience_ends_with_an_error(idle_server: Server, web: Web, cold: int) -> None:
     idle_server.start("--store", web.url, "--outage", "wait=0.5")
     with Nbd(idle_server.socket, "small:1") as nbd:
         web.stop()
         with pytest.raises(OSError, match="error") as caught:
-            nbd.read(COLD, 4096)
+            nbd.read(cold, 4096)
         assert caught.value.errno == errno.EIO
         web.start()
 
 
-def test_a_server_that_is_told_to_end_lets_waiting_reads_go(idle_server: Server, web: Web) -> None:
+def test_a_server_that_is_told_to_end_lets_waiting_reads_go(idle_server: Server, web: Web, cold: int) -> None:
     server = idle_server
     server.start("--store", web.url, "--outage", "wait=3600")
     with Nbd(server.socket, "small:1") as nbd, ThreadPoolExecutor(1) as pool:
         web.stop()
-        cold = pool.submit(nbd.read, COLD, 4096)
+        waiting = pool.submit(nbd.read, cold, 4096)
         until(lambda: is_away(server))
         began = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - began < 8
         with pytest.raises(OSError, match="error") as caught:
-            cold.result(LIMIT_S)
+            waiting.result(LIMIT_S)
         assert caught.value.errno == errno.ESHUTDOWN
         web.start()
 
