@@ -17,8 +17,6 @@ from tests.serve.nbd import Nbd
 from tests.store.servers import configured, free_ports
 
 LIMIT_S = 60.0
-COLD = 0
-"""Where the superblock is: no hole, so the store is asked; the nodes above it come with the opening."""
 
 
 class Web:
