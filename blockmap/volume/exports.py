@@ -9,6 +9,7 @@ from blockmap.fetch.cache import Cache, default_cap
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.known import Known, open_served
 from blockmap.fetch.patience import DEFAULT, Patience
+from blockmap.fetch.scrubber import Scrubber
 from blockmap.fetch.warmth import Warmth
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
@@ -45,6 +46,7 @@ class Exports:
         self._repository = Repository(store)
         cap = default_cap(cache_directory) if cache_bytes is None else cache_bytes
         self._cache = Cache(cache_directory, cap)
+        self._scrubber = Scrubber(self._cache.scrub)
         self._known = Known(cache_directory, store.url)
         self._known.meet(store, form)
         self._fetcher = Fetcher(self._repository, self._cache)
@@ -116,6 +118,7 @@ class Exports:
     def close(self) -> None:
         if self._warmth is not None:
             self._warmth.close()
+        self._scrubber.close()
         self._fetcher.close()
         self._cache.close()
         self._known.close()
