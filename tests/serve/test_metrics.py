@@ -210,6 +210,12 @@ def test_status_for_a_person(server: Server) -> None:
     assert any(line.startswith("remote") and "requests" in line and "p99" in line for line in lines)
 
 
+def _take_terminal() -> None:
+    """What is typed can be a signal, also where the tests were started with signals ignored."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Screen:
     """A program on a terminal of its own."""
 
@@ -223,7 +229,7 @@ class Screen:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that what is typed can be a signal
+            preexec_fn=_take_terminal,
         )
         os.close(theirs)
         self.text = ""

@@ -12,11 +12,9 @@ import pytest
 from blockmap.format.refs import parse_reference
 from blockmap.volume.content import stored_reader
 from blockmap.volume.opening import find_version
-from tests.serve.conftest import Server
+from tests.serve.conftest import LIMIT_S, Server, until
 from tests.serve.nbd import Nbd
 from tests.store.servers import configured, free_ports
-
-LIMIT_S = 60.0
 
 
 class Web:
@@ -56,13 +54,6 @@ def good(idle_server: Server) -> bytes:
 def cold(good: bytes) -> int:
     """Where a file's content is: the nodes that say so come with the opening, and zeros need no store."""
     return next(at for at in range(1 << 20, len(good), 1 << 16) if all(good[at + n * 4096] for n in range(16)))
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def is_away(server: Server) -> bool:
