@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.conftest import wait_until
-from tests.store.servers import free_ports, listens
+from tests.waiting import free_ports, listens, until
 
 SHARED = Path(os.environ.get("BLOCKMAP_SHARED") or Path(__file__).resolve().parents[3] / "shared")
 LINK = ("--rtt-ms", "20", "--mbit", "1000")
@@ -30,7 +29,7 @@ def netshape(upstream: int, *arguments: str) -> Iterator[tuple[int, int]]:
     command = [str(need_shared("netshape")), "--listen", f"127.0.0.1:{port}", "--to", f"127.0.0.1:{upstream}"]
     process = subprocess.Popen([*command, *LINK, *arguments], stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: listens(port))
+        until(lambda: listens(port))
         yield port, process.pid
     finally:
         process.terminate()

@@ -20,9 +20,10 @@ from blockmap.store.repository import Repository
 from blockmap.volume.content import stored_reader
 from blockmap.volume.opening import find_version
 from tests.faults.links import need_shared, netshape
-from tests.host.conftest import BLOCKMAP, Host, wait_until
+from tests.host.conftest import BLOCKMAP, Host
 from tests.serve.nbd import Nbd
 from tests.store.servers import nginx
+from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.root]
 
@@ -153,5 +154,5 @@ def test_impatient_readers_fail_at_once_and_recover(
                 took.append(time.monotonic() - began)
             print(f"\nfirst failure after {took[0]:.2f} s, the others after {max(took[1:]):.3f} s at most")
             assert max(took[1:]) < 1.0
-            wait_until(lambda: not host.client.request("status")["fetch"]["away"])
+            until(lambda: not host.client.request("status")["fetch"]["away"])
         check_bytes(host, corpus_store, "postgres")

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Repository
 from tests.image.builder import bulk
 from tests.volume.building import Watched, publish
+from tests.waiting import until
 
 BLOCKS = 600
 READERS = 8
@@ -75,13 +76,6 @@ def fetcher(store: Watched, tmp_path: Path) -> Iterator[Fetcher]:
 def asked(store: Watched) -> list[tuple[str, int, int]]:
     """The ranges of packs that were asked for."""
     return [each for each in store.ranges if each[0] != keys.FORMAT]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.005)
 
 
 def waiting(fetcher: Fetcher) -> int:

@@ -1,6 +1,5 @@
 """Runs scripts in the QEMU guest."""
 
-import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +10,6 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LIMIT_S = 300.0  # emulated in software, on a busy machine
 
 Guest = Callable[..., str]
-
-
-def free_port() -> int:
-    """A TCP port of loopback that nobody listened on a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import Guest, free_port
+from tests.guest.conftest import Guest
+from tests.waiting import free_ports
 
 pytestmark = pytest.mark.guest
 
@@ -40,7 +41,7 @@ if dmesg | grep -E 'I/O error|EXT4-fs (error|warning)'; then exit 1; fi
 def port(need: Callable[..., None], sample_image: Path, tmp_path: Path) -> Iterator[int]:
     """The TCP port of a server on loopback that exports the sample image as sample:latest."""
     need("nbdkit")
-    port = free_port()
+    (port,) = free_ports(1)
     environment = {
         **os.environ,
         "BLOCKMAP_STORE": str(tmp_path / "store"),

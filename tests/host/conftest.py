@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,20 +16,12 @@ from blockmap.errors import HostError
 from blockmap.host import mounts
 from blockmap.host.control import Client
 from tests.image.layouts import archive, directory, file, layout, symlink
+from tests.waiting import LIMIT_S, until
 
 BLOCKMAP = [sys.executable, "-m", "blockmap.cli.main"]
-LIMIT_S = 60.0
 CONTENT = hashlib.shake_128(b"content").digest(2_000_000)
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\napp:x:1234:1235:An app:/home/app:/bin/sh\n"
 GROUP = b"root:x:0:\napp:x:1235:\nextra:x:1236:other,app\n"
-
-
-def wait_until(true: Callable[[], object], what: Callable[[], str] = lambda: "") -> None:
-    """Polls until something holds."""
-    end = time.monotonic() + LIMIT_S
-    while not true():
-        assert time.monotonic() < end, what()
-        time.sleep(0.01)
 
 
 class Host:
@@ -86,7 +77,7 @@ class Host:
         server = self.server
         assert server is not None
         starts = self.said().count("starting it again") + 1
-        wait_until(lambda: self.said().count("ready:") >= starts or server.poll() is not None, self.said)
+        until(lambda: self.said().count("ready:") >= starts or server.poll() is not None, self.said)
         assert server.poll() is None, self.said()
 
     def stop(self) -> int:
@@ -104,7 +95,7 @@ class Host:
         """Kills it; another is there afterwards."""
         starts = self.said().count("starting it again")
         os.kill(self.nbdkit(), signal.SIGKILL)
-        wait_until(lambda: self.said().count("starting it again") > starts, self.said)
+        until(lambda: self.said().count("starting it again") > starts, self.said)
         self.wait_ready()
 
     def said(self) -> str:
@@ -144,7 +135,7 @@ class Host:
         with contextlib.suppress(HostError):  # one that `attach` or `run` started
             pid = self.nbdkit()
             os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGTERM)
-            wait_until(lambda: not Path(f"/proc/{pid}").exists())
+            until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 @pytest.fixture(scope="session")

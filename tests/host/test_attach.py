@@ -16,7 +16,8 @@ from blockmap.errors import HostError, UsageError
 from blockmap.host import mounts, tools
 from blockmap.host.attachments import Attachments
 from blockmap.host.device import Device
-from tests.host.conftest import CONTENT, Host, wait_until
+from tests.host.conftest import CONTENT, Host
+from tests.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -174,7 +175,7 @@ def test_a_dead_device_can_be_detached(mounting: Host) -> None:
     mounting.do("attach", "app:1", where)
     ((_, pid),) = rows(mounting)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    until(lambda: not Path(f"/proc/{pid}").exists())
     mounting.do("detach", where)
     assert mounting.leftovers() == []
 
@@ -248,7 +249,7 @@ def test_interrupting_it_leaves_nothing(mounting: Host) -> None:
     (bin / "mount").chmod(0o755)
     mounting.environment["PATH"] = f"{bin}:{mounting.environment['PATH']}"
     process = mounting.start("attach", "app:1", where)
-    wait_until((bin / "reached").exists)
+    until((bin / "reached").exists)
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said.strip()) == (130, "blockmap: interrupted")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.conftest import BLOCKMAP, LIMIT_S, Host, wait_until
+from tests.host.conftest import BLOCKMAP, Host
+from tests.waiting import LIMIT_S, until
 
 pytestmark = pytest.mark.root
 
@@ -124,7 +125,7 @@ def test_what_a_killed_run_left_is_taken_apart_by_the_next(running: Host) -> Non
     assert running.leftovers()
     assert running.do("run", "app:1") == "1"
     assert running.leftovers() == []
-    wait_until(lambda: not Path(f"/proc/{state['init_process_pid']}").exists())
+    until(lambda: not Path(f"/proc/{state['init_process_pid']}").exists())
     process.communicate()  # the container had its output, too
 
 
@@ -135,7 +136,7 @@ def test_a_signal_before_the_program_starts_leaves_nothing(running: Host) -> Non
     (bin / "mount").chmod(0o755)
     running.environment["PATH"] = f"{bin}:{running.environment['PATH']}"
     process = running.start("run", "app:1")
-    wait_until((bin / "reached").exists)
+    until((bin / "reached").exists)
     process.terminate()
     process.terminate()
     assert finished(process) == 130

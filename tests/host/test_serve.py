@@ -13,12 +13,8 @@ from pathlib import Path
 import pytest
 
 from blockmap.errors import HostError
-from tests.host.conftest import LIMIT_S, Host, wait_until
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+from tests.host.conftest import Host
+from tests.waiting import LIMIT_S, free_ports, until
 
 
 def greeted(family: socket.AddressFamily, address: str | tuple[str, int]) -> socket.socket:
@@ -71,7 +67,7 @@ def test_sockets_of_a_killed_server_are_replaced_and_its_nbdkit_ends(serving: Ho
     serving.server.kill()
     serving.server.wait()
     assert serving.socket.exists()
-    wait_until(lambda: gone(nbdkit))
+    until(lambda: gone(nbdkit))
     serving.serve()
     assert serving.nbdkit() != nbdkit
     assert serving.stop() == 0
@@ -144,17 +140,17 @@ def test_it_serves_again_once_the_store_is_back(serving: Host) -> None:
     for path in serving.cache.glob("names.db*"):  # with what it knows of the store it would start all the same
         path.unlink()
     os.kill(serving.nbdkit(), signal.SIGKILL)
-    wait_until(lambda: "starting it again in" in serving.said())
+    until(lambda: "starting it again in" in serving.said())
     assert serving.said().count("ready:") == 1
     (serving.where / "format").rename(serving.store / "format")
-    wait_until(lambda: serving.said().count("ready:") == 2, serving.said)
+    until(lambda: serving.said().count("ready:") == 2, serving.said)
     assert serving.nbdkit()
 
 
 @pytest.mark.parametrize("where", ["127.0.0.1", "0.0.0.0"])
 def test_idle_clients_do_not_delay_its_end(host: Host, need: Callable[..., None], where: str) -> None:
     need("nbdinfo")
-    port = free_port()
+    (port,) = free_ports(1)
     host.serve("--listen", f"{where}:{port}")
     assert ("no authentication" in host.said()) == (where == "0.0.0.0")
     assert size(f"nbd://127.0.0.1:{port}/app:1") == size(host.uri("app:1")) == 16 << 30

@@ -19,15 +19,6 @@ from tests.image.layouts import archive, directory, file, layout
 
 BLOCKMAP = [sys.executable, "-m", "blockmap.cli.main"]
 START_S = 30.0
-LIMIT_S = 60.0
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Waits for what comes by itself; fails where it does not."""
-    end = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def content(seed: str, size: int) -> bytes:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.conftest import Server, until
+from tests.serve.conftest import Server
 from tests.serve.nbd import Nbd
 from tests.serve.test_serve import data_ranges, stored
 from tests.store import servers
+from tests.waiting import until
 
 
 def imported(server: Server, images: Path) -> str:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,8 @@ from blockmap.host.calls import read_calls
 from blockmap.volume.calls import serial_steps
 from tests.serve.conftest import BLOCKMAP, Server
 from tests.serve.nbd import Nbd
+from tests.waiting import LIMIT_S, free_ports, until
 
-LIMIT_S = 30.0
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -57,13 +57,6 @@ def scrape(path: Path) -> dict[tuple[str, ...], float]:
     }
 
 
-def wait_until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + LIMIT_S
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def metrics(idle_server: Server) -> Iterator[Path]:
     path = idle_server.where / "metrics.sock"
@@ -90,7 +83,7 @@ def test_a_scrape_says_what_was_read(metrics: Path, idle_server: Server) -> None
         for _ in range(200):
             nbd.read(0, 8192)
         nbd.read(0, 1 << 20)
-    wait_until(lambda: ("blockmap_connections", export) not in scrape(metrics))
+    until(lambda: ("blockmap_connections", export) not in scrape(metrics))
     found = scrape(metrics)
     reads = {source: found["blockmap_reads_total", export, source] for source in ("zeros", "cache", "fetched")}
     assert sum(reads.values()) == 3 + 3 + 200 + 1
@@ -129,8 +122,7 @@ def test_prometheus_gets_openmetrics_over_one_connection(metrics: Path, idle_ser
 
 
 def test_metrics_on_tcp_and_after_nbdkit_was_killed(idle_server: Server) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     idle_server.start("--metrics", f"127.0.0.1:{port}")
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)) as connection:
         assert "blockmap_opens_total 0.0" in get(connection)[1]
@@ -159,7 +151,7 @@ def test_who_watches_does_not_take_all_descriptors(metrics: Path) -> None:
             client.settimeout(LIMIT_S)
             client.connect(str(metrics))
         assert idle[-1].recv(1) == b"", "one too many is hung up on"
-    wait_until(lambda: answers(metrics))
+    until(lambda: answers(metrics))
 
 
 def answers(metrics: Path) -> bool:

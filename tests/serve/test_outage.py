@@ -12,9 +12,10 @@ import pytest
 from blockmap.format.refs import parse_reference
 from blockmap.volume.content import stored_reader
 from blockmap.volume.opening import find_version
-from tests.serve.conftest import LIMIT_S, Server, until
+from tests.serve.conftest import Server
 from tests.serve.nbd import Nbd
-from tests.store.servers import configured, free_ports
+from tests.store.servers import configured
+from tests.waiting import LIMIT_S, free_ports, until
 
 
 class Web:

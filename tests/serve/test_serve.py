@@ -17,6 +17,7 @@ from blockmap.volume.content import stored_reader
 from blockmap.volume.opening import find_version
 from tests.serve.conftest import Server
 from tests.serve.nbd import CMD_READ, Nbd, RefusedError
+from tests.waiting import free_ports
 
 
 def stored(server: Server, export: str) -> Callable[[int, int], bytes]:
@@ -288,11 +289,7 @@ def test_control_answers_nonsense_with_an_error(server: Server) -> None:
 
 def test_listens_on_tcp_and_warns(idle_server: Server, need: Callable[..., None]) -> None:
     need("nbdinfo")
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     idle_server.start("--listen", f"127.0.0.1:{port}")
     out = subprocess.run(
         ["nbdinfo", "--size", f"nbd://127.0.0.1:{port}/small:1"], capture_output=True, text=True, check=True

@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import uuid
@@ -23,6 +22,8 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.waiting import free_ports, listens
+
 KEY, SECRET = "testkey", "testsecret"
 AZURITE = "3.37.0"
 READ_KEY, READ_SECRET = "readkey", "readsecret"
@@ -33,16 +34,6 @@ REMOTE = ["seaweedfs", *(pytest.param(name, marks=pytest.mark.long) for name in 
 _VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        found = []
-        for _ in range(count):
-            each = stack.enter_context(socket.socket())
-            each.bind(("127.0.0.1", 0))
-            found.append(int(each.getsockname()[1]))
-        return found
-
-
 def until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
     """Polls until a server answers; fails with its log when it ended or the time is up."""
     deadline = time.monotonic() + START_S
@@ -50,14 +41,6 @@ def until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path
         assert process.poll() is None, log.read_text(errors="replace")
         assert time.monotonic() < deadline, log.read_text(errors="replace")
         time.sleep(0.05)
-
-
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def clean(environment: dict[str, str]) -> dict[str, str]:

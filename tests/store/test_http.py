@@ -17,6 +17,7 @@ from blockmap.store.opening import create_store, open_or_create, open_store
 from tests.conftest import CHECKOUT
 from tests.store import servers
 from tests.store.test_contract import MANY, at_once
+from tests.waiting import free_ports
 
 REPO, TAG = "registry.example.com:5000/team/redis", "7.2"
 
@@ -185,7 +186,7 @@ def recommended(beginning: str) -> str:
 def test_the_recommended_server(need: Callable[..., None], directory: DirectoryStore, tmp_path: Path) -> None:
     need("nginx")
     directory.create("packs/a", [b"0123456789"])
-    (port,) = servers.free_ports(1)
+    (port,) = free_ports(1)
     text = recommended("server { listen").replace("8080", f"127.0.0.1:{port}").replace("/srv/blockmap", directory.url)
     (tmp_path / "nginx").mkdir()
     with servers.configured(tmp_path / "nginx", port, text):
@@ -198,7 +199,7 @@ def test_the_recommended_cache(serve: Callable[..., str], directory: DirectorySt
     directory.create("packs/aa/big", [big])
     log = NameLog(directory)
     first = log.append(REPO, TAG, None, Digest(bytes(32)), 1)
-    (port,) = servers.free_ports(1)
+    (port,) = free_ports(1)
     text = recommended("proxy_cache_path").replace("8080", f"127.0.0.1:{port}").replace("http://origin", serve())
     (tmp_path / "cache").mkdir()
     with servers.configured(tmp_path / "cache", port, text.replace("/var/cache/store", f"{tmp_path}/cache/kept")):

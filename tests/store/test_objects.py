@@ -23,6 +23,7 @@ from blockmap.store.opening import create_store, location, open_or_create, open_
 from blockmap.store.repository import Publication
 from tests.store import servers
 from tests.store.relay import Relay, relaying
+from tests.waiting import free_ports
 
 
 @pytest.fixture
@@ -201,7 +202,7 @@ def test_credentials_from_aws_files(s3: servers.S3, tmp_path: Path, monkeypatch:
 
 
 def test_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    (port,) = servers.free_ports(1)
+    (port,) = free_ports(1)
     servers.use(servers.S3(port), monkeypatch)
     store = open_objects("s3://bucket/x")
     calls: list[Callable[[], object]] = [

@@ -3,7 +3,6 @@
 import hashlib
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from tests.store import servers
 from tests.store.faulty import Faulty
 from tests.store.steps import Steps
 from tests.volume.building import name, publish_trees
+from tests.waiting import until
 
 HINT = keys.name_hint("a", "1")
 
@@ -124,13 +124,6 @@ def host(tmp_path: Path) -> Iterator[Hosts]:
     hosts = Hosts(tmp_path / "cache")
     yield hosts
     hosts.stop()
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 # --- steps
@@ -334,7 +327,7 @@ def test_a_hint_that_lies_changes_nothing(store: Pruner, host: Hosts, of: str) -
     assert found.version == made
     assert here.first(found) == block(2)
     if of not in ("another version's record", "a damaged record"):  # these two are not found behind
-        eventually(lambda: store.get(HINT) == good)
+        until(lambda: store.get(HINT) == good)
 
 
 def test_a_lost_hint_is_written_again_by_who_may(store: Pruner, host: Hosts) -> None:
@@ -347,7 +340,7 @@ def test_a_lost_hint_is_written_again_by_who_may(store: Pruner, host: Hosts) -> 
     store.delete(HINT)
     (fresh := host(Remote(store))).known.forget_name("a", "1")
     fresh.find()
-    eventually(lambda: store.exists(HINT))
+    until(lambda: store.exists(HINT))
     assert store.get(HINT) == good
 
 
@@ -463,7 +456,7 @@ def test_a_store_that_hangs_is_waited_for_once(store: Pruner, host: Hosts) -> No
     here = host(Hanging(store), answer_s=0.05)
     try:
         assert here.first(here.find()) == block(1)
-        eventually(lambda: len(waiting) == 2)
+        until(lambda: len(waiting) == 2)
         here.seconds = 4.9
         assert here.first(here.find()) == block(1)
         assert (len(waiting), here.opener.unconfirmed) == (2, 2), "it was not asked again"
