@@ -90,10 +90,6 @@ def refused(done: Done, *said: str, code: int = 1) -> None:
 # --- sources
 
 
-def bad_layer(path: bytes, **fields: object) -> bytes:
-    return archive([*GOOD, Member(path, **fields)])  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("member", "said"),
     [

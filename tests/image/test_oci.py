@@ -22,7 +22,6 @@ from tests.image.layouts import archive, compress_gzip, compress_zstd, directory
 AMD64 = Platform("linux", "amd64")
 LAYERS = [archive([directory("a"), file("a/b", b"1" * 5000)]), archive([file("a/c", b"2")])]
 INDEX = "application/vnd.oci.image.index.v1+json"
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 
 

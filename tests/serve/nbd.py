@@ -6,7 +6,7 @@ from pathlib import Path
 
 OPT_GO, OPT_STRUCTURED_REPLY, OPT_SET_META_CONTEXT = 7, 8, 10
 REPLY_ACK = 1
-CMD_READ, CMD_DISC, CMD_BLOCK_STATUS = 0, 2, 7
+CMD_READ, CMD_BLOCK_STATUS = 0, 7
 
 
 class RefusedError(Exception):

@@ -60,7 +60,6 @@ class Reader:
         if magic != 0xEF53:
             raise ImageError("the volume holds no ext4 file system: only images' volumes can be compared file by file")
         (first_block, log_size) = struct.unpack_from("<II", data, 0x14)
-        (self._group_blocks,) = struct.unpack_from("<I", data, 0x20)
         (self._group_inodes,) = struct.unpack_from("<I", data, 0x28)
         (self._inodes,) = struct.unpack_from("<I", data, 0)
         (self._inode_bytes,) = struct.unpack_from("<H", data, 0x58)
