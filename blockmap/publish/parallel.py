@@ -1,19 +1,17 @@
 """Many requests at once, each of which may fail by itself."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from blockmap.errors import BlockmapError
+from blockmap.store.calls import each
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-THREADS = 16
-
 
 def gather(work: Callable[[T], R], items: Iterable[T]) -> list[R | BlockmapError]:
-    """What `work` gives for each item, in order; the error in its place where it raises a BlockmapError."""
+    """What `work` gives for each item, in order, 16 at once; the error in its place where it raises a BlockmapError."""
 
     def guarded(item: T) -> R | BlockmapError:
         try:
@@ -21,8 +19,4 @@ def gather(work: Callable[[T], R], items: Iterable[T]) -> list[R | BlockmapError
         except BlockmapError as error:
             return error
 
-    waiting = list(items)
-    if len(waiting) < 2:
-        return [guarded(item) for item in waiting]
-    with ThreadPoolExecutor(min(THREADS, len(waiting)), "gather") as pool:
-        return list(pool.map(guarded, waiting))
+    return each(guarded, items)
