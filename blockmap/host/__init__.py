@@ -1,4 +1,4 @@
 """This machine's side: the supervisor of nbdkit, devices, mounts, containers, and what is attached where.
 
-Imports `errors` and what lies below, and never the plugin: it talks to a server through its control socket.
+Imports `store` and `errors`, and never the plugin: it talks to a server through its control socket.
 """
