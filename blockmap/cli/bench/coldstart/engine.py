@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockmap.cli.bench.coldstart.processes import answers, free_port, running, wait_ready
+from blockmap.cli.bench.coldstart.processes import answers, free_ports, running, wait_ready
 from blockmap.host import tools
 
 ENGINES = ("http", "s3")
@@ -49,7 +49,7 @@ def _s3(far: str) -> Store:
 @contextlib.contextmanager
 def seaweedfs(work: Path, files: Path) -> Iterator[int]:
     """A SeaweedFS with the bucket; the port where it speaks S3."""
-    ports = {name: free_port() for name in _PORTS}
+    ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
     data, settings, log = files / "seaweedfs", work / "s3.json", work / "seaweedfs.log"
     data.mkdir()
     identity = {

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockmap.cli.bench.coldstart.processes import free_port, running, wait_ready
+from blockmap.cli.bench.coldstart.processes import free_ports, running, wait_ready
 
 _READY = "netshape: ready"
 
@@ -22,7 +22,7 @@ class Shape:
 @contextlib.contextmanager
 def shaped(shape: Shape, rtt_ms: float, to_port: int, folder: Path) -> Iterator[int]:
     """A port of this host behind which `to_port` lies, so far away."""
-    port, log = free_port(), folder / "netshape.log"
+    (port,), log = free_ports(1), folder / "netshape.log"
     command = [
         str(shape.netshape), "--listen", f"127.0.0.1:{port}", "--to", f"127.0.0.1:{to_port}",
         "--rtt-ms", str(rtt_ms), "--mbit", str(shape.mbit),

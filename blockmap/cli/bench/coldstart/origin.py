@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blockmap.cli.bench.coldstart.engine import BUCKET, seaweedfs
-from blockmap.cli.bench.coldstart.processes import answers, free_port, mounted, running, wait_ready
+from blockmap.cli.bench.coldstart.processes import answers, free_ports, mounted, running, wait_ready
 from blockmap.cli.bench.coldstart.requests import LOG_FORMAT, Request, parse
 from blockmap.errors import HostError
 from blockmap.host import tools
@@ -82,7 +82,7 @@ class Origin:
 @contextlib.contextmanager
 def serving(work: Path, engine: str) -> Iterator[Origin]:
     """Starts the far side with blockmap's store in an engine, all files in a file system in memory."""
-    port, registry = free_port(), free_port()
+    port, registry = free_ports(2)
     log = work / "access.log"
     with contextlib.ExitStack() as stack:
         files = stack.enter_context(
