@@ -59,7 +59,7 @@ class Cache:
         # Taken before _lock by whoever makes room, and held while it punches, so that what it frees is its own and the
         # cap holds on disk.
         self._room = threading.Lock()
-        # Guards the table and the counters; never held across I/O, and not taken by readers.
+        # Guards the table, _busy, _end and the counters; never held across I/O, and not taken by readers.
         self._lock = threading.Lock()
         self._busy = 0  # slots being written, or dead and not punched yet
         self._end = self._scrubbed = 0

@@ -5,7 +5,6 @@ look at the slot's mark, which is set before an evicted slot is punched: a slot 
 alive during it. Everything else (several extents, zeros, misses, leaves not in memory) is `_read_slowly`.
 """
 
-import logging
 import os
 import threading
 import time
@@ -14,37 +13,21 @@ from collections.abc import Callable
 
 from blockmap.errors import Corrupt
 from blockmap.fetch.fetcher import Fetcher
-from blockmap.fetch.neighbours import Neighbours
 from blockmap.fetch.patience import DEFAULT, Patience
-from blockmap.fetch.plan import Wanted, chunk_at, node_at
 from blockmap.fetch.readahead import ReadAhead
-from blockmap.format import BLOCK, tree
+from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
-from blockmap.format.digest import ABSENT, Digest
-from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
+from blockmap.format.node import Leaf
 from blockmap.format.tree import Root
-from blockmap.volume.nearby import bring_around
+from blockmap.volume.leaves import NOWHERE, Leaves, chunks_of
 from blockmap.volume.reads import Slow, Source
-
-_log = logging.getLogger(__name__)
 
 _SPAN_BYTES = SPAN * BLOCK
 _SPAN_SHIFT = 24
-_LEAVES_IN_MEMORY = 4096
-"""64 GiB of address space, some 100 MB; a volume rarely has so many leaves."""
 _EXTENTS_AT_ONCE = 1024
 """Data and hole extents that one block status answers at most; clients ask on."""
 
 _ZEROS = bytes(1 << 20)
-
-_NOWHERE = (0, -1)
-_FAIL = Patience(0.0)
-"""Of what is read for later."""
-
-_Hot = tuple[list[int], list[int], list[tuple[int, int]]]
-"""Of a leaf, per extent: start and end (bytes within the span), and where it is in the cache: (base, slot), where base
-plus a byte of the span is its position in the data file, and slot is -1 where it is nowhere. One value, so that no reader
-sees the base of one slot with the mark of another."""
 
 
 class View:
@@ -59,24 +42,18 @@ class View:
         """To be called once for each time that the volume was opened."""
         self.size = root.size * BLOCK
         """Bytes."""
-        self._root = root
         self._fetcher = fetcher
         self._cache = fetcher.cache
         self._patience = patience
-        # Guards what follows against change by two threads; never held across I/O.
-        self._lock = threading.Lock()
-        self._neighbours = Neighbours()
+        self._leaves = Leaves(root, fetcher, patience)
         self._streams = ReadAhead()
-        self._looking = False
-        self._inner: dict[Digest, Inner] = {}
-        self._leaves: dict[int, tuple[Leaf | None, _Hot]] = {}
-        self._hot: dict[int, _Hot] = {}
+        self._lock = threading.Lock()  # guards _streams
         self._waiting: set[int] = set()
         """Threads in `_read_slowly`."""
         self.read = self._bind_read()
 
     def _bind_read(self) -> Callable[[memoryview, int], Slow | None]:
-        hot_of, slowly = self._hot.get, self._read_slowly
+        hot_of, slowly = self._leaves.hot.get, self._read_slowly
         dead, used, fd = self._cache.dead, self._cache.used, self._cache.fd
         preadv, bisect = os.preadv, bisect_right
         mask = _SPAN_BYTES - 1
@@ -114,12 +91,12 @@ class View:
         at = offset
         while at < end and len(found) < _EXTENTS_AT_ONCE:
             span = at // _SPAN_BYTES
-            absent = self._absent_spans(span)
+            absent = self._leaves.absent_spans(span)
             if absent:
                 add(at, (span + absent) * _SPAN_BYTES, True)
                 at = (span + absent) * _SPAN_BYTES
                 continue
-            starts, ends, _ = self._load(span)[1]
+            starts, ends, _ = self._leaves.load(span)[1]
             base = span * _SPAN_BYTES
             last = 0
             for start, stop in zip(starts, ends, strict=True):
@@ -133,13 +110,13 @@ class View:
     def want(self, offset: int, count: int) -> None:
         """Brings a range into the cache in the background."""
         for span in range(offset // _SPAN_BYTES, (min(offset + count, self.size) - 1) // _SPAN_BYTES + 1):
-            if self._absent_spans(span):
+            if self._leaves.absent_spans(span):
                 continue
-            leaf, (starts, ends, _) = self._load(span)
+            leaf, (starts, ends, _) = self._leaves.load(span)
             base = span * _SPAN_BYTES
             wanted = [i for i in range(len(starts)) if base + starts[i] < offset + count and base + ends[i] > offset]
             if leaf is not None and wanted:
-                self._fetcher.want(_chunks(leaf, wanted[0], wanted[-1] + 1))
+                self._fetcher.want(chunks_of(leaf, wanted[0], wanted[-1] + 1))
 
     @property
     def waiting(self) -> int:
@@ -169,7 +146,7 @@ class View:
     def _read_span(self, buf: memoryview, span: int, at: int) -> Source:
         """Fills `buf` with the bytes at `at` within a span."""
         source = Source.ZEROS
-        leaf, (starts, ends, places) = self._load(span)
+        leaf, (starts, ends, places) = self._leaves.load(span)
         dead, used, fd = self._cache.dead, self._cache.used, self._cache.fd
         end = at + len(buf)
         i = max(bisect_right(starts, at) - 1, 0)
@@ -221,112 +198,13 @@ class View:
                 cache.used[slot] = 1
                 places[i] = (position + int(leaf.first[i]) * BLOCK - extent_start, slot)
                 return Source.CACHE
-        places[i] = _NOWHERE
-        wanted = _chunks(leaf, i, last)
-        data = self._fetcher.get(wanted, self._around, self._patience)
+        places[i] = NOWHERE
+        wanted = chunks_of(leaf, i, last)
+        data = self._fetcher.get(wanted, self._leaves.around, self._patience)
         if len(data) < start + len(piece):
             raise Corrupt(f"chunk {name.hex()} in pack {wanted[0].place.pack.hex()} is shorter than its extent")
         piece[:] = memoryview(data)[start : start + len(piece)]
         return Source.FETCHED
-
-    def _around(self, own: Wanted, each_bytes: int) -> list[Wanted]:
-        with self._lock:
-            return self._neighbours.around(own, each_bytes)
-
-    def _load(self, span: int) -> tuple[Leaf | None, _Hot]:
-        """The leaf of a span, from memory, cache or store."""
-        loaded = self._leaves.get(span)
-        if loaded is None:
-            loaded = self._find(span, self._patience)
-            with self._lock:
-                look, self._looking = not self._looking, True
-            if look:
-                self._fetcher.later(lambda: self._look_around(span))
-        return loaded
-
-    def _find(self, span: int, patience: Patience) -> tuple[Leaf | None, _Hot]:
-        leaf = tree.find(self._root, span, lambda name, place: self._node(name, place, patience))
-        loaded = (leaf, _heat(leaf))
-        near = [] if leaf is None else _all_chunks(leaf)
-        with self._lock:
-            if span in self._leaves:
-                return self._leaves[span]
-            if len(self._leaves) >= _LEAVES_IN_MEMORY:
-                oldest = next(iter(self._leaves))
-                self._hot.pop(oldest, None)
-                gone, _ = self._leaves.pop(oldest)
-                self._neighbours.remove([] if gone is None else _all_chunks(gone))
-            self._leaves[span] = loaded
-            self._neighbours.add(near)
-            self._hot[span] = loaded[1]
-        return loaded
-
-    def _look_around(self, span: int) -> None:
-        """Brings the leaves around one that was read, in few ranges, so that the next read does not wait for its leaf,
-        and the chunks around a missing one are known whatever span they are in."""
-        with self._lock:
-            self._looking = False
-
-        def load(name: Digest, place: Placement | None) -> Node:
-            return self._node(name, place, _FAIL)
-
-        for near in bring_around(self._root, span, self._fetcher.bring, load):
-            if near not in self._leaves:
-                self._find(near, _FAIL)
-
-    def _node(self, name: Digest, place: Placement | None, patience: Patience) -> Node:
-        """Inner nodes stay in memory."""
-        inner = self._inner.get(name)
-        if inner is not None:
-            return inner
-        if place is None:
-            raise Corrupt(f"nothing says where node {name.hex()} is stored")
-        node = self._fetcher.node(node_at(name, place), patience)
-        if isinstance(node, Inner):
-            with self._lock:
-                self._inner[name] = node
-        return node
-
-    def _absent_spans(self, span: int) -> int:
-        """How many spans from `span` on are zeros for certain, known from inner nodes alone; 0 if the first is not."""
-        name, place = self._root.digest, self._root.placement
-        for level in range(self._root.level, 0, -1):
-            if name == ABSENT:
-                covered = int(FANOUT**level)
-                return covered - span % covered
-            node = self._node(name, place, self._patience)
-            assert isinstance(node, Inner)
-            child = node.child(span // FANOUT ** (level - 1) % FANOUT)
-            if child is None:
-                covered = int(FANOUT ** (level - 1))
-                return covered - span % covered
-            name, place = child
-        return 1 if name == ABSENT else 0
-
-
-def _heat(leaf: Leaf | None) -> _Hot:
-    if leaf is None:
-        return [], [], []
-    starts = leaf.starts.astype(int) * BLOCK
-    ends = starts + leaf.lengths.astype(int) * BLOCK
-    return starts.tolist(), ends.tolist(), [_NOWHERE] * len(starts)
-
-
-def _chunks(leaf: Leaf, first: int, end: int) -> list[Wanted]:
-    """The chunks of the extents [first, end), each once, in volume order; Corrupt."""
-    wanted = []
-    for number in dict.fromkeys(leaf.index[first:end].tolist()):
-        place = leaf.placements[number]
-        if place is None:
-            raise Corrupt(f"nothing says where chunk {leaf.chunks[number].hex()} is stored")
-        wanted.append(chunk_at(leaf.chunks[number], place))
-    return wanted
-
-
-def _all_chunks(leaf: Leaf) -> list[Wanted]:
-    return [
-        chunk_at(name, place) for name, place in zip(leaf.chunks, leaf.placements, strict=True) if place is not None
-    ]
 
 
 def _fill_zeros(buf: memoryview) -> None:

@@ -80,14 +80,14 @@ def asked(store: Watched) -> list[tuple[str, int, int]]:
 
 def waiting(fetcher: Fetcher) -> int:
     """Readers that wait for a flight of another's."""
-    with fetcher._lock:
-        flights = list(fetcher._flights.values())
+    with fetcher._flights._lock:
+        flights = list(fetcher._flights._by_key.values())
     return sum(len(flight.landed._cond._waiters) for flight in flights)  # type: ignore[attr-defined]
 
 
 def settled(fetcher: Fetcher) -> None:
     """Waits until nothing is in flight."""
-    until(lambda: not fetcher._flights)
+    until(lambda: not fetcher._flights._by_key)
 
 
 # --- single flight
@@ -119,7 +119,7 @@ def test_neighbours_come_along_and_their_readers_wait_for_them(
         leader = pool.submit(get, fetcher, chunks, number)
         until(lambda: len(asked(store)) == 2)
         for other in (number - 1, number, number + 1):
-            assert chunks[other].key in fetcher._flights
+            assert chunks[other].key in fetcher._flights._by_key
         follower = pool.submit(get, fetcher, chunks, number + 1)
         until(lambda: waiting(fetcher) == 1)
         store.gate.set()
@@ -132,7 +132,7 @@ def test_neighbours_come_along_and_their_readers_wait_for_them(
 def test_where_neighbours_take_no_time_one_range_brings_all(
     fetcher: Fetcher, store: Watched, chunks: list[Wanted]
 ) -> None:
-    fetcher._link.bytes_per_s = 1e12
+    fetcher._ranges._link.bytes_per_s = 1e12
     known = Neighbours()
     known.add(chunks)
     near = known.around(chunks[4], 128 << 10)
@@ -240,7 +240,7 @@ def test_advice_that_makes_a_range_impossible_costs_a_request(
     fetcher: Fetcher, store: Watched, chunks: list[Wanted]
 ) -> None:
     """A neighbour said to lie beyond the end of the pack."""
-    fetcher._link.bytes_per_s = 1e12
+    fetcher._ranges._link.bytes_per_s = 1e12
     last = max(chunks, key=lambda each: each.end)
     number = chunks.index(last)
     lie = chunk_at(Digest(bytes(31) + b"x"), replace(last.place, offset=last.end))
@@ -269,7 +269,7 @@ def test_patient_readers_wait_until_it_is_back_and_one_probe_asks(
     store.down = True
     with ThreadPoolExecutor(READERS) as pool:
         reads = [pool.submit(get, fetcher, chunks, number, LONG) for number in range(READERS)]
-        until(lambda: fetcher.line.away and not fetcher._flights)
+        until(lambda: fetcher.line.away and not fetcher._flights._by_key)
         before = len(asked(store))
         until(lambda: len(store.ranges) >= before + 3)
         assert len(asked(store)) == before, "while it is away, readers do not ask"
@@ -304,7 +304,7 @@ def test_stopping_ends_all_waiting(fetcher: Fetcher, store: Watched, chunks: lis
     store.down = True
     with ThreadPoolExecutor(4) as pool:
         reads = [pool.submit(get, fetcher, chunks, number, Patience(3600)) for number in range(4)]
-        until(lambda: fetcher.line.away and not fetcher._flights)
+        until(lambda: fetcher.line.away and not fetcher._flights._by_key)
         fetcher.stop()
         for read in reads:
             with pytest.raises(StoreUnavailable):
@@ -355,11 +355,11 @@ def test_want_neither_raises_nor_blocks(fetcher: Fetcher, store: Watched, chunks
     store.down = True
     fetcher.want([])
     fetcher.want(chunks)
-    until(lambda: fetcher.status()["requests"] > 0 and not fetcher._flights)
+    until(lambda: fetcher.status()["requests"] > 0 and not fetcher._flights._by_key)
     store.down = False
     store.gate.clear()
     fetcher.want(chunks)  # returns, although nothing arrives
-    until(lambda: len(fetcher._flights) > 0)
+    until(lambda: len(fetcher._flights._by_key) > 0)
     store.gate.set()
     fetcher.close()
     fetcher.want(chunks)
@@ -370,15 +370,15 @@ def test_what_is_wanted_for_later_waits_while_readers_fill_the_link(
     fetcher: Fetcher, store: Watched, chunks: list[Wanted]
 ) -> None:
     store.gate.clear()
-    fetcher._link.bytes_per_s = 0.0
+    fetcher._ranges._link.bytes_per_s = 0.0
     few = [number for number in range(len(chunks)) if chunks[number].place.stored > 20_000][:20]
     with ThreadPoolExecutor(20) as pool:
         reads = [pool.submit(get, fetcher, chunks, number, FAIL, True) for number in few]
         until(lambda: len(asked(store)) == len(few))
-        assert fetcher._demand_bytes > 256 << 10
+        assert fetcher._ranges._demand_bytes > 256 << 10
         fetcher.want(chunks)
         late = pool.submit(fetcher.bring, chunks)
-        until(lambda: bool(fetcher._calm._waiters))  # type: ignore[attr-defined]
+        until(lambda: bool(fetcher._ranges._calm._waiters))  # type: ignore[attr-defined]
         assert len(asked(store)) == len(few)
         store.gate.set()
         for read in reads:

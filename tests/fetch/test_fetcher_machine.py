@@ -54,7 +54,7 @@ class FetcherMachine(RuleBasedStateMachine):
         self.store.damage = self.strike
         self.cache = Cache(self.directory, cap)
         self.fetcher = Fetcher(Repository(self.store), self.cache)
-        self.fetcher._link.bytes_per_s = rate
+        self.fetcher._ranges._link.bytes_per_s = rate
         self.pool = ThreadPoolExecutor(4)
 
     def strike(self, data: bytes, start: int) -> bytes:
@@ -127,7 +127,7 @@ class FetcherMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.store.down = False
         end = time.monotonic() + LIMIT_S
-        while self.fetcher._flights or self.fetcher._demand_bytes:
+        while self.fetcher._flights._by_key or self.fetcher._ranges._demand_bytes:
             assert time.monotonic() < end, "a flight that never lands"
             time.sleep(0.001)
         self.pool.shutdown()

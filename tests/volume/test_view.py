@@ -275,7 +275,7 @@ def test_a_cache_that_served_another_store_is_no_trap(tmp_path: Path) -> None:
 
 
 def test_leaves_that_fall_out_of_memory_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockmap.volume.view._LEAVES_IN_MEMORY", 2)
+    monkeypatch.setattr("blockmap.volume.leaves._LEAVES_IN_MEMORY", 2)
     pieces = [(span * SPAN, bulk(span, 5 * BLOCK)) for span in range(5)]
     store = MemoryStore()
     root = publish(store, pieces, 5 * SPAN)
@@ -284,8 +284,8 @@ def test_leaves_that_fall_out_of_memory_come_back(tmp_path: Path, monkeypatch: p
         for _ in range(2):
             for block, _ in pieces:
                 assert read(view, block * BLOCK + 1, 9000) == expected[block * BLOCK + 1 :][:9000]
-        assert len(view._leaves) <= 3
-        assert view._hot.keys() == view._leaves.keys()
+        assert len(view._leaves._by_span) <= 3
+        assert view._leaves.hot.keys() == view._leaves._by_span.keys()
 
 
 def test_want_brings_a_range_and_does_not_wait(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""What is on its way to the cache: one flight for each thing, however many wait for it."""
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from blockmap.errors import Corrupt
+from blockmap.fetch.cache import Cache
+from blockmap.fetch.plan import Request, Wanted
+from blockmap.store.repository import open_chunk, open_node
+
+_log = logging.getLogger(__name__)
+
+
+class Flight:
+    """Something on its way; `data` is set before `landed`, or `error` where it failed."""
+
+    __slots__ = ("data", "error", "landed")
+
+    def __init__(self) -> None:
+        self.landed = threading.Event()
+        self.data: bytes | None = None
+        self.error: BaseException | None = None
+
+
+class Flights:
+    """All flights to one cache; safe to share between threads."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        # Guards what follows; never held across I/O, nor while another lock is taken. `missing` looks without it.
+        self._lock = threading.Lock()
+        self._by_key: dict[bytes, Flight] = {}
+        self._opened = self._damaged = 0
+
+    def join(self, item: Wanted) -> tuple[Flight, bool]:
+        """The flight for something, and whether it is a new one, which the caller is to lead."""
+        with self._lock:
+            flight = self._by_key.get(item.key)
+            lead = flight is None
+            if flight is None:
+                flight = self._by_key[item.key] = Flight()
+        return flight, lead
+
+    def missing(self, items: Sequence[Wanted]) -> list[Wanted]:
+        """What is neither at hand nor in flight."""
+        lookup, flights = self._cache.lookup, self._by_key
+        return [item for item in items if lookup(item.key) < 0 and item.key not in flights]
+
+    def take_off(self, request: Request) -> list[tuple[Wanted, Flight]]:
+        """New flights for what is neither at hand nor in flight."""
+        found = []
+        with self._lock:
+            for item in request:
+                if item.key not in self._by_key and self._cache.lookup(item.key) < 0:
+                    flight = self._by_key[item.key] = Flight()
+                    found.append((item, flight))
+        return found
+
+    def open(self, item: Wanted, stored: memoryview) -> bytes:
+        """The content of a chunk, or the frame of a node; Corrupt."""
+        try:
+            if item.is_node:
+                return open_node(item.name, item.place, stored)[1]
+            return open_chunk(item.name, item.place, stored)
+        except Corrupt:
+            with self._lock:
+                self._damaged += 1
+            raise
+
+    def land(self, flights: Sequence[tuple[Wanted, Flight]], stored: memoryview, start: int) -> None:
+        """Ends flights out of a range of their pack that begins at `start`; never raises."""
+        for item, flight in flights:
+            at = item.place.offset - start
+            try:
+                data = self.open(item, stored[at : at + item.place.stored])
+            except Exception as error:
+                _log.warning("%s; it will be fetched again when it is read", error)
+                self.fail(item, flight, error)
+            else:
+                self.deliver(item, flight, data)
+
+    def deliver(self, item: Wanted, flight: Flight, data: bytes, store: bool = True) -> None:
+        """Hands content to those who wait, then to the cache; it stays in flight until the cache has it."""
+        flight.data = data
+        flight.landed.set()
+        try:
+            if store:
+                self._cache.put(item.key, data)
+        except Exception as error:
+            _log.warning("%s is not kept in the cache: %s", item.name.hex(), error)
+        finally:
+            with self._lock:
+                self._by_key.pop(item.key, None)
+                self._opened += store
+
+    def fail(self, item: Wanted, flight: Flight, error: BaseException) -> None:
+        """Tells those who wait that nothing comes."""
+        flight.error = error
+        with self._lock:
+            self._by_key.pop(item.key, None)
+        flight.landed.set()
+
+    def status(self) -> dict[str, int]:
+        with self._lock:
+            return {"chunks": self._opened, "damaged": self._damaged}

@@ -1,0 +1,144 @@
+"""The leaves of one open volume, in memory, with what the hit path needs of each; and what lies around a chunk or a leaf."""
+
+import threading
+
+from blockmap.errors import Corrupt
+from blockmap.fetch.fetcher import Fetcher
+from blockmap.fetch.neighbours import Neighbours
+from blockmap.fetch.patience import Patience
+from blockmap.fetch.plan import Wanted, chunk_at, node_at
+from blockmap.format import BLOCK, tree
+from blockmap.format.digest import ABSENT, Digest
+from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
+from blockmap.format.tree import Root
+from blockmap.volume.nearby import bring_around
+
+_LEAVES_IN_MEMORY = 4096
+"""64 GiB of address space, some 100 MB; a volume rarely has so many leaves."""
+
+NOWHERE = (0, -1)
+_FAIL = Patience(0.0)
+"""Of what is read for later."""
+
+Hot = tuple[list[int], list[int], list[tuple[int, int]]]
+"""Of a leaf, per extent: start and end (bytes within the span), and where it is in the cache: (base, slot), where base
+plus a byte of the span is its position in the data file, and slot is -1 where it is nowhere. One value, so that no reader
+sees the base of one slot with the mark of another."""
+
+
+class Leaves:
+    """Loads nodes as they are needed; safe to share between threads."""
+
+    def __init__(self, root: Root, fetcher: Fetcher, patience: Patience) -> None:
+        self._root = root
+        self._fetcher = fetcher
+        self._patience = patience
+        # Guards what follows against change by two threads; never held across I/O. Readers look without it, but for the
+        # neighbours.
+        self._lock = threading.Lock()
+        self._neighbours = Neighbours()
+        self._looking = False
+        self._inner: dict[Digest, Inner] = {}
+        self._by_span: dict[int, tuple[Leaf | None, Hot]] = {}
+        self.hot: dict[int, Hot] = {}
+        """By span: of the leaves in memory."""
+
+    def load(self, span: int) -> tuple[Leaf | None, Hot]:
+        """The leaf of a span, from memory, cache or store."""
+        loaded = self._by_span.get(span)
+        if loaded is None:
+            loaded = self._find(span, self._patience)
+            with self._lock:
+                look, self._looking = not self._looking, True
+            if look:
+                self._fetcher.later(lambda: self._look_around(span))
+        return loaded
+
+    def absent_spans(self, span: int) -> int:
+        """How many spans from `span` on are zeros for certain, known from inner nodes alone; 0 if the first is not."""
+        name, place = self._root.digest, self._root.placement
+        for level in range(self._root.level, 0, -1):
+            if name == ABSENT:
+                covered = int(FANOUT**level)
+                return covered - span % covered
+            node = self._node(name, place, self._patience)
+            assert isinstance(node, Inner)
+            child = node.child(span // FANOUT ** (level - 1) % FANOUT)
+            if child is None:
+                covered = int(FANOUT ** (level - 1))
+                return covered - span % covered
+            name, place = child
+        return 1 if name == ABSENT else 0
+
+    def around(self, own: Wanted, each_bytes: int) -> list[Wanted]:
+        """The chunks around one in its pack, within so many bytes on each side."""
+        with self._lock:
+            return self._neighbours.around(own, each_bytes)
+
+    def _find(self, span: int, patience: Patience) -> tuple[Leaf | None, Hot]:
+        leaf = tree.find(self._root, span, lambda name, place: self._node(name, place, patience))
+        loaded = (leaf, _heat(leaf))
+        near = [] if leaf is None else _all_chunks(leaf)
+        with self._lock:
+            if span in self._by_span:
+                return self._by_span[span]
+            if len(self._by_span) >= _LEAVES_IN_MEMORY:
+                oldest = next(iter(self._by_span))
+                self.hot.pop(oldest, None)
+                gone, _ = self._by_span.pop(oldest)
+                self._neighbours.remove([] if gone is None else _all_chunks(gone))
+            self._by_span[span] = loaded
+            self._neighbours.add(near)
+            self.hot[span] = loaded[1]
+        return loaded
+
+    def _look_around(self, span: int) -> None:
+        """Brings the leaves around one that was read, in few ranges, so that the next read does not wait for its leaf,
+        and the chunks around a missing one are known whatever span they are in."""
+        with self._lock:
+            self._looking = False
+
+        def load(name: Digest, place: Placement | None) -> Node:
+            return self._node(name, place, _FAIL)
+
+        for near in bring_around(self._root, span, self._fetcher.bring, load):
+            if near not in self._by_span:
+                self._find(near, _FAIL)
+
+    def _node(self, name: Digest, place: Placement | None, patience: Patience) -> Node:
+        """Inner nodes stay in memory."""
+        inner = self._inner.get(name)
+        if inner is not None:
+            return inner
+        if place is None:
+            raise Corrupt(f"nothing says where node {name.hex()} is stored")
+        node = self._fetcher.node(node_at(name, place), patience)
+        if isinstance(node, Inner):
+            with self._lock:
+                self._inner[name] = node
+        return node
+
+
+def chunks_of(leaf: Leaf, first: int, end: int) -> list[Wanted]:
+    """The chunks of the extents [first, end), each once, in volume order; Corrupt."""
+    wanted = []
+    for number in dict.fromkeys(leaf.index[first:end].tolist()):
+        place = leaf.placements[number]
+        if place is None:
+            raise Corrupt(f"nothing says where chunk {leaf.chunks[number].hex()} is stored")
+        wanted.append(chunk_at(leaf.chunks[number], place))
+    return wanted
+
+
+def _heat(leaf: Leaf | None) -> Hot:
+    if leaf is None:
+        return [], [], []
+    starts = leaf.starts.astype(int) * BLOCK
+    ends = starts + leaf.lengths.astype(int) * BLOCK
+    return starts.tolist(), ends.tolist(), [NOWHERE] * len(starts)
+
+
+def _all_chunks(leaf: Leaf) -> list[Wanted]:
+    return [
+        chunk_at(name, place) for name, place in zip(leaf.chunks, leaf.placements, strict=True) if place is not None
+    ]
