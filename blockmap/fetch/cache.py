@@ -125,7 +125,7 @@ class Cache:
             if held >= 0 and (old := self._to_join(held, digest, mask)) is not None:
                 if self._table.mask[held] | mask == self._table.mask[held]:
                     return held
-                content = slots.joined(old, self._table.mask[held], content, mask)
+                content = slots.joined(old, content, mask)
                 mask |= self._table.mask[held]
             slot = self._store(digest, content, mask, held)
             if slot is not None:

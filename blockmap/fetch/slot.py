@@ -63,8 +63,8 @@ def present(length: int, mask: int) -> int:
     return mask.bit_count() if blocks <= 64 else blocks
 
 
-def joined(old: bytes, old_mask: int, new: memoryview, new_mask: int) -> memoryview:
-    """The blocks that `old_mask` or `new_mask` has, those of `new` first; `old` may lack absent blocks at its end."""
+def joined(old: bytes, new: memoryview, new_mask: int) -> memoryview:
+    """The blocks of `new` that `new_mask` has, else those of `old`, which may lack absent ones at its end."""
     both = bytearray(old[: len(new)].ljust(len(new), b"\0"))
     for block in range(blocks_of(len(new))):
         if has(new_mask, block):
