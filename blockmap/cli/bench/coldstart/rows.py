@@ -72,7 +72,7 @@ class Blockmap:
     remote = True
     programs: Sequence[Sequence[str]] = (
         (*BLOCKMAP, "serve", "--help"),
-        (sys.executable, "-c", "import obstore, numpy, xxhash, zstandard, sortedcontainers, isal"),
+        (sys.executable, "-c", "import obstore, numpy, xxhash, zstandard, isal"),
         ("nbdkit", "python", "--dump-plugin"),
         *_ATTACHING,
     )
