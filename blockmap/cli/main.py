@@ -1,5 +1,6 @@
 """The `blockmap` program."""
 
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ for command in (*images.commands, *host.commands, status, top, bench):
 def main() -> None:
     """Runs the program; errors become one line on standard error and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    logging.basicConfig(format="blockmap: %(message)s")
     try:
         code = program.main(standalone_mode=False)
     except click.ClickException as error:

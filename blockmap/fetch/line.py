@@ -2,8 +2,8 @@
 
 A request that fails while others succeed is tried again after a short pause. Where nobody's has succeeded since it was
 sent (the engine has tried a few times by then), the store counts as away: nobody asks it but one probe, with pauses that
-grow, and readers wait for the probe's success as long as each of them has patience. It is back with the first answer, of
-whatever request.
+grow, and readers wait for the probe's success as long as each of them has patience; once that of one has come to its end,
+those who come later with no more of it do not wait at all. The store is back with the first answer, of whatever request.
 """
 
 import logging
@@ -28,9 +28,10 @@ _MAX_PROBE_PAUSE_S = 2.0
 class Trial:
     """A reader's attempts to get something."""
 
-    __slots__ = ("attempts", "deadline", "since")
+    __slots__ = ("attempts", "deadline", "since", "wait_s")
 
     def __init__(self, now: float, patience: Patience) -> None:
+        self.wait_s = patience.wait_s
         self.deadline = now + patience.wait_s
         self.since = now
         """When the present attempt began."""
@@ -46,6 +47,8 @@ class Line:
         self._changed = threading.Condition()  # guards what follows; never held across I/O
         self._away: StoreUnavailable | None = None
         self._answered = float("-inf")
+        self._given_up_s = -1.0
+        """The longest patience that has come to its end in the present outage."""
         self._stopped = False
         self._retries = self._outages = 0
 
@@ -100,17 +103,22 @@ class Line:
             return {"retries": self._retries, "outages": self._outages, "away": int(self._away is not None)}
 
     def _await(self, trial: Trial) -> None:
+        if self._away is not None and trial.wait_s <= self._given_up_s:
+            # A program that reads on after an error would else wait anew for every block of a file.
+            raise StoreUnavailable(f"the store is away: {self._away}")
         while self.away:
             if self._stopped:
                 raise StoreUnavailable("the server is ending: read again when it is there")
             left = trial.deadline - self._clock()
             if left <= 0:
+                self._given_up_s = max(self._given_up_s, trial.wait_s)
                 raise StoreUnavailable(f"the store is away: {self._away}")
             self._changed.wait(left)
 
     def _go_away(self, error: StoreUnavailable) -> None:
         _log.warning("the store does not answer, it is asked again until it does: %s", error)
         self._away = error
+        self._given_up_s = -1.0
         self._outages += 1
         self._changed.notify_all()
         threading.Thread(target=self._look, args=(self._outages,), name="probe", daemon=True).start()

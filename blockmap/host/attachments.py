@@ -61,7 +61,9 @@ class Attachments:
         tools.need_root("attach")
         where = str(directory.resolve())
         if not os.path.isdir(where):
-            raise UsageError(f"{directory} is no directory: make it first, with mkdir")
+            if os.path.exists(where):
+                raise UsageError(f"{directory} is no directory: name one")
+            raise UsageError(f"there is no directory {directory}: make it first, with mkdir")
         with self._locked() as database:
             self._clean(database)
             if mounts.source(where) is not None:

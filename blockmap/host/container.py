@@ -5,13 +5,14 @@ docker run --network host. It has mount, pid, ipc and uts namespaces of its own,
 default, but no seccomp filter.
 """
 
+import errno
 import json
 import os
 import shlex
 from pathlib import Path
 from typing import Any
 
-from blockmap.errors import ImageError, UsageError
+from blockmap.errors import HostError, ImageError, UsageError
 
 _CAPABILITIES = [
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP",
@@ -19,6 +20,8 @@ _CAPABILITIES = [
 ]  # fmt: skip
 _DEVICES_CAPABILITY = "CAP_MKNOD"
 """Only where a control group keeps the program from opening what it makes: the host's disks, for one."""
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""What an image without the file gives; what else fails is the reading."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOUNTS: list[dict[str, Any]] = [
     {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -113,7 +116,10 @@ def runtime_config(
 
 
 def user_ids(root: Path, user: str) -> tuple[int, int, list[int], str]:
-    """uid, gid, further groups and home of USER[:GROUP], by the image's own files; ImageError where it is unknown."""
+    """uid, gid, further groups and home of USER[:GROUP], by the image's own files.
+
+    ImageError where it is unknown, HostError where a file cannot be read.
+    """
     name, colon, group = user.partition(":")
     name = name or "0"
     # Name, password, uid, gid, comment, home, shell. A name may look like a number: passwd(5) names go first.
@@ -143,8 +149,13 @@ def _lines(root: Path, name: str) -> list[str]:
         return [
             line for line in _inside(root, name).read_text(errors="replace").splitlines() if line and line[0] != "#"
         ]
-    except OSError:
-        return []
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return []
+        raise HostError(
+            f"cannot read {name} of the image: {error.strerror}; the server's log says why, and `blockmap verify` whether the "
+            "store is damaged"
+        ) from error
 
 
 def _inside(root: Path, name: str) -> Path:

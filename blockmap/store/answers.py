@@ -69,7 +69,8 @@ def explain(error: Exception, url: str, key: str, *, writing: bool = False) -> B
         return StoreRefused(f"{url} answers a range with the whole object (200 instead of 206): use another server")
     if isinstance(error, (NotSupportedError, NotImplementedError)) or _status(error) == 501:
         return StoreRefused(f"{url} cannot do what blockmap needs: {said}; use another engine")
-    return StoreUnavailable(f"cannot {'write' if writing else 'read'} {what}: {said}")
+    advice = "; is its server up, and its address right?" if "error sending request" in said else ""
+    return StoreUnavailable(f"cannot {'write' if writing else 'read'} {what}: {said}{advice}")
 
 
 def one_line(error: Exception) -> str:
@@ -95,6 +96,8 @@ def _cause(debug: str) -> str:
         return "no answer in time"
     if "InvalidCertificate" in debug:
         return "its certificate is not trusted: SSL_CERT_FILE can name a file of authorities"
+    if "InvalidContentType" in debug:
+        return "it does not speak TLS, or not on this port: http:// instead of https://"
     if said := _SAID.findall(debug):
         return str(said[-1])
     return "the connection broke" if "Incomplete" in debug else ""

@@ -4,10 +4,13 @@ Speaks through obstore's blocking calls, which let other threads run. Its thread
 survive a fork: make the first call after it.
 """
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import obstore
 from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
@@ -37,6 +40,10 @@ RETRIES: "RetryConfig" = {
     "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=1), "base": 2},
 }
 _PAGE = 1000
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
 
 Engine = S3Store | AzureStore | GCSStore | HTTPStore
 
@@ -146,11 +153,26 @@ def open_objects(url: str) -> ObjectStore:
         raise UsageError(f"{url} names no bucket: write {scheme}://BUCKET/PREFIX")
     if prefix:
         keys.check(prefix)
+    for name in _ENDPOINTS.get(scheme, ()):
+        _check_endpoint(name, os.environ.get(name, ""))
     try:
         engine = _engine(scheme, bucket, prefix or None)
     except answers.ERRORS as error:
         raise UsageError(f"{url} cannot be used: {answers.one_line(error)}; the README has its settings") from error
     return ObjectStore(f"{scheme}://{bucket}" + (f"/{prefix}" if prefix else ""), engine)
+
+
+def _check_endpoint(name: str, value: str) -> None:
+    """UsageError for what obstore would take, and end in a panic of its own at the first request."""
+    try:
+        parts = urlsplit(value)
+        well = parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"\s", value)
+        _ = parts.port
+    except ValueError:
+        well = False
+    if value and not well:
+        shown = "" if "@" in value else f"={value}"
+        raise UsageError(f"{name}{shown} is not the URL of a server: http(s)://HOST[:PORT] is expected")
 
 
 def _engine(scheme: str, bucket: str, prefix: str | None) -> Engine:

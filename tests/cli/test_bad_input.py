@@ -77,6 +77,15 @@ def store(tmp_path: Path) -> Path:
     return where
 
 
+def test_warnings_say_who_warns(run: Run, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    source = f"oci:{layout(tmp_path / 'more', [archive(GOOD)])}"
+    done = run("import", source, "more:1", "--store", store, "--cache", tmp_path / "file", "--quiet")
+    assert done.code == 0, done.err
+    assert "cannot be written" in done.err
+    assert all(line.startswith("blockmap: ") for line in done.err.splitlines()), done.err
+
+
 def refused(done: Done, *said: str, code: int = 1) -> None:
     """One line that says what happened, by the program's name."""
     assert done.code == code, done

@@ -110,6 +110,7 @@ def test_mistakes_are_explained_and_leave_nothing(mounting: Host) -> None:
         (["attach", "nothing:1", where], 1, "there is no image nothing:1"),
         (["attach", "Nonsense!", where], 2, "is not the name of a repository"),
         (["attach", "app:1", mounting.where / "absent"], 2, "make it first"),
+        (["attach", "app:1", __file__], 2, "is no directory: name one"),
         (["detach", where], 2, f"nothing of blockmap is attached at {where} (attached: nothing is attached)"),
         (["attach", "--store", mounting.where / "other", "app:1", where], 1, "serves"),
     ):

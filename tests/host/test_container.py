@@ -1,12 +1,13 @@
 """What the runtime is told to run, from what the image says."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from blockmap.errors import ImageError, UsageError
+from blockmap.errors import HostError, ImageError, UsageError
 from blockmap.host.container import runtime_config, user_ids
 from tests.host.conftest import GROUP, PASSWD
 
@@ -47,6 +48,18 @@ def test_users(root: Path, user: str, expected: tuple[int, int, list[int], str])
 def test_users_that_the_image_does_not_have(root: Path, user: str) -> None:
     with pytest.raises(ImageError, match="does not have"):
         user_ids(root, user)
+
+
+def test_files_of_users_that_cannot_be_read_are_not_taken_for_absent(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **named: object) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    for user in ("", "app"):
+        with pytest.raises(HostError, match="cannot read /etc/passwd of the image: Input/output error"):
+            user_ids(root, user)
 
 
 def test_files_of_users_are_the_images_own(root: Path, tmp_path: Path) -> None:

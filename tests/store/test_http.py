@@ -187,7 +187,7 @@ def test_the_recommended_server(need: Callable[..., None], directory: DirectoryS
     need("nginx")
     directory.create("packs/a", [b"0123456789"])
     (port,) = free_ports(1)
-    text = recommended("server { listen").replace("8080", f"127.0.0.1:{port}").replace("/srv/blockmap", directory.url)
+    text = recommended("server { listen").replace("8000", f"127.0.0.1:{port}").replace("/srv/blockmap", directory.url)
     (tmp_path / "nginx").mkdir()
     with servers.configured(tmp_path / "nginx", port, text):
         assert open_http(f"http://127.0.0.1:{port}").get_range("packs/a", 2, 5) == b"234"
@@ -200,7 +200,7 @@ def test_the_recommended_cache(serve: Callable[..., str], directory: DirectorySt
     log = NameLog(directory)
     first = log.append(REPO, TAG, None, Digest(bytes(32)), 1)
     (port,) = free_ports(1)
-    text = recommended("proxy_cache_path").replace("8080", f"127.0.0.1:{port}").replace("http://origin", serve())
+    text = recommended("proxy_cache_path").replace("8000", f"127.0.0.1:{port}").replace("http://origin", serve())
     (tmp_path / "cache").mkdir()
     with servers.configured(tmp_path / "cache", port, text.replace("/var/cache/store", f"{tmp_path}/cache/kept")):
         web = open_http(f"http://127.0.0.1:{port}")

@@ -146,6 +146,29 @@ def test_wrong_keys_say_what_to_set(s3: servers.S3, monkeypatch: pytest.MonkeyPa
         open_store(url)
 
 
+@pytest.mark.parametrize(
+    "value", ["127.0.0.1:8333", "localhost:8333", "http:/x", "http://", "http://a b", "http://h:x"]
+)
+@pytest.mark.parametrize(("name", "url"), [("AWS_ENDPOINT_URL", "s3://b/x"), ("AZURE_STORAGE_ENDPOINT", "az://b/x")])
+def test_an_endpoint_that_is_no_url(name: str, url: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"{name}={value} is not the URL of a server: http"):
+        location(url)
+
+
+def test_an_endpoint_is_not_shown_with_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "user:hunter2@host")
+    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL is not the URL") as caught:
+        location("s3://b/x")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_endpoint_without_tls(s3: servers.S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint.replace("http://", "https://"))
+    with pytest.raises(StoreUnavailable, match=r"does not speak TLS.*is its server up, and its address right"):
+        open_store(s3.url())
+
+
 def test_no_credentials_say_what_to_set(s3: servers.S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
