@@ -32,6 +32,7 @@ from blockmap.host.listening import (
 )
 from blockmap.host.paths import control_socket
 from blockmap.host.process import FIRST_FD, Process
+from blockmap.host.tidy import Tidy
 
 _STOP_SECONDS = 10.0
 _READY_SECONDS = 60.0
@@ -135,7 +136,7 @@ class Supervisor:
         if self._metrics is not None:
             arguments.append(f"metrics_fd={FIRST_FD + len(sockets) + 1}")
         environment = {**nbdkit.environment(), "LISTEN_FDS": str(len(sockets))}
-        return Process(arguments, environment, [each.fileno() for each in (*sockets, *own)], _to_stderr)
+        return Process(arguments, environment, [each.fileno() for each in (*sockets, *own)], Tidy(_to_stderr))
 
     def _say_ready(self, process: Process) -> None:
         where = [str(self._socket)]

@@ -1,0 +1,47 @@
+"""Leaves out of nbdkit's messages what the plugin has said already.
+
+nbdkit prints the Python traceback of whatever a callback raises, in lines that begin with a space, and an empty line behind.
+Where the error is one that blockmap raises on purpose, the plugin has logged it in one line, and counts those that come in
+masses. A traceback of anything else is passed on whole.
+"""
+
+import re
+from collections.abc import Callable
+
+_BEGIN = re.compile(rb"nbdkit: .*: error: .*: error: Traceback \(most recent call last\):$")
+_ERROR = re.compile(rb" ([A-Za-z_][\w.]*)(?::|$)")
+_ON_PURPOSE = re.compile(rb"blockmap\.errors\.\w+|(?:\w+\.)*RequestFailed")
+_SLEEP = b"nbdkit: error: aborting sleep because of server shut down"
+"""How nbdkit ends the sleep of a thread that waits for its end."""
+_MOST_LINES = 500
+
+
+class Tidy:
+    """Takes lines one by one, and passes on to `out` what is worth reading."""
+
+    def __init__(self, out: Callable[[bytes], None]) -> None:
+        self._out = out
+        self._held: list[bytes] = []
+        """A traceback whose end has not come yet."""
+        self._error = b""
+
+    def __call__(self, line: bytes) -> None:
+        text = line.rstrip(b"\n")
+        if self._held and (not text or len(self._held) >= _MOST_LINES or _BEGIN.match(text)):
+            self._end()
+            if not text:
+                return
+        if _BEGIN.match(text):
+            self._held = [line]
+        elif self._held and text.startswith(b" "):
+            self._held.append(line)
+            if named := _ERROR.match(text):
+                self._error = named[1]
+        elif not text.startswith(_SLEEP):
+            self._out(line)
+
+    def _end(self) -> None:
+        if not _ON_PURPOSE.fullmatch(self._error):
+            for line in self._held:
+                self._out(line)
+        self._held, self._error = [], b""
