@@ -62,6 +62,8 @@ class Cache:
         # Guards the table, _busy, _end and the counters; never held across I/O, and not taken by readers.
         self._lock = threading.Lock()
         self._busy = 0  # slots being written, or dead and not punched yet
+        self.keeps = True
+        """Whether the last write worked: where it did not, nothing is worth bringing before it is asked for."""
         self._end = self._scrubbed = 0
         self._stored = self._evicted = self._bad = self._failed = 0
         self._said = float("-inf")
@@ -218,10 +220,12 @@ class Cache:
             self._data.write(position, head, content, mask)
         except OSError as error:
             self._say("written", error)
+            self.keeps = False
             with self._lock:
                 self._failed += 1
             self._release(position, span, size)
             return -1
+        self.keeps = True
         with self._lock:
             now = self._table.index.get(digest, -1)
             ours = now < 0 or now == held

@@ -216,7 +216,7 @@ class Fetcher:
         allowance = self._ranges.allowance()
         with self._lock:
             busy = self._queued >= _MAX_QUEUED
-        if allowance is None or busy:
+        if allowance is None or busy or not self.cache.keeps:
             return request
         window, instant = allowance
         near = self._flights.missing(around(own, window // 2))
@@ -266,7 +266,7 @@ class Fetcher:
 
     def _bring(self, request: Request, demand: bool = False) -> None:
         """Leads flights for what is neither at hand nor in flight; waits for no other's, and never raises."""
-        if self.line.away:
+        if self.line.away or not (demand or self.cache.keeps):
             return
         flights = self._flights.take_off(request)
         if not flights:

@@ -1,5 +1,7 @@
 """The fetcher: one flight however many wait, damage that is fetched again, prefetch that harms nobody."""
 
+import errno
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -400,3 +402,28 @@ def test_what_is_left_undone_for_later_is_said(
     fetcher.close()
     fetcher.later(fail)
     assert caplog.text.count("left undone") == 1
+
+
+def test_a_cache_that_cannot_be_written_is_brought_nothing_ahead(
+    store: Watched, chunks: list[Wanted], fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    data = fetcher.cache._data
+    with monkeypatch.context() as patched:
+        patched.setattr(data, "write", full)
+        assert get(fetcher, chunks, 5) == content(5, chunks)
+        until(lambda: not fetcher._flights._by_key)
+        store.ranges.clear()
+        for number in (5, 6, 7):
+            assert get(fetcher, chunks, number) == content(number, chunks)
+        fetcher.bring(chunks)
+        assert asked(store) == [
+            (keys.pack(each.place.pack), each.place.offset, each.place.offset + each.place.stored)
+            for each in chunks[5:8]
+        ]
+    assert get(fetcher, chunks, 5) == content(5, chunks)  # written again, so that neighbours are worth it again
+    store.ranges.clear()
+    get(fetcher, chunks, 20)
+    until(lambda: sum(fetcher.cache.lookup(each.key) >= 0 for each in chunks) > 2)
