@@ -66,7 +66,7 @@ class Fetcher:
         self._wants = ThreadPoolExecutor(_WANT_THREADS, "wants")
         self._scout = ThreadPoolExecutor(1, "scout")
 
-    def get(self, wanted: Sequence[Wanted], around: Around, patience: Patience) -> bytes:
+    def get(self, wanted: Sequence[Wanted], around: Around, patience: Patience) -> bytes | memoryview:
         """The content of the first of `wanted`; its reader needs the others next, so they are asked for as well.
 
         Raises Corrupt, NotFound, StoreUnavailable.
@@ -96,7 +96,7 @@ class Fetcher:
             except FormatError as error:
                 _log.warning("the cache's copy of node %s is dropped: %s", wanted.name.hex(), error)
                 self.cache.discard(self.cache.lookup(wanted.key))
-        frame = self.get([wanted], _nothing, patience)
+        frame = bytes(self.get([wanted], _nothing, patience))
         return nodes.decode(frame, wanted.place.pack, wanted.name)
 
     def want(self, items: Sequence[Wanted]) -> None:
@@ -151,6 +151,10 @@ class Fetcher:
             if isinstance(node, Inner):
                 waiting.extend(zip(node.children, node.placements, strict=True))
 
+    def flush(self) -> None:
+        """Waits until the cache has been given what has come."""
+        self._flights.flush()
+
     def status(self) -> dict[str, int]:
         with self._lock:
             failed = self._failed
@@ -165,6 +169,7 @@ class Fetcher:
         self.stop()
         for pool in (self._scout, self._wants, self._neighbours, self._demands, self._openers):
             pool.shutdown(wait=True, cancel_futures=pool is not self._openers)
+        self._flights.close()
 
     # --- a reader's flight
 
@@ -178,7 +183,7 @@ class Fetcher:
         try:
             data = self.cache.get(own.key)
             if data is not None:  # it landed just before
-                self._flights.deliver(own, flight, data, store=False)
+                self._flights.cancel(own, flight, data)
                 return
             self._fly(flight, wanted, around)
         except BaseException as error:
@@ -250,7 +255,7 @@ class Fetcher:
             _log.warning("%s; chunk %s is fetched alone", error, own.name.hex())
             return self._ranges.get([own], demand=True), own.place.offset
 
-    def _open(self, item: Wanted, stored: memoryview) -> bytes:
+    def _open(self, item: Wanted, stored: memoryview) -> bytes | memoryview:
         """The content of what a reader waits for, fetched again where it is damaged; Corrupt, StoreUnavailable."""
         for attempt in range(_FRESH_ATTEMPTS + 1):
             try:

@@ -1,6 +1,12 @@
-"""What is on its way to the cache: one flight for each thing, however many wait for it."""
+"""What is on its way to the cache: one flight for each thing, however many wait for it.
+
+Many threads bring things at once, and every change of the interpreter's lock between them costs the time of a hundred of
+its instructions or more. So one at a time verifies, holding it, while the others wait for a lock that costs nothing; and
+one thread writes to the cache what the others' readers have long got.
+"""
 
 import logging
+import queue
 import threading
 from collections.abc import Sequence
 
@@ -11,6 +17,12 @@ from blockmap.store.repository import open_chunk, open_node
 
 _log = logging.getLogger(__name__)
 
+_MAX_LANDED = 128
+"""What waits to be written to the cache, some 8 MB; whoever brings more writes it."""
+
+
+_Landed = tuple[Wanted, bytes | memoryview]
+
 
 class Flight:
     """Something on its way; `data` is set before `landed`, or `error` where it failed."""
@@ -19,7 +31,7 @@ class Flight:
 
     def __init__(self) -> None:
         self.landed = threading.Event()
-        self.data: bytes | None = None
+        self.data: bytes | memoryview | None = None
         self.error: BaseException | None = None
 
 
@@ -32,6 +44,10 @@ class Flights:
         self._lock = threading.Lock()
         self._by_key: dict[bytes, Flight] = {}
         self._opened = self._damaged = 0
+        self._verifying = threading.Lock()  # no other is taken while it is held
+        self._landed: queue.SimpleQueue[_Landed | threading.Event | None] = queue.SimpleQueue()
+        self._keeper = threading.Thread(target=self._keep_landed, name="keeper", daemon=True)
+        self._keeper.start()
 
     def join(self, item: Wanted) -> tuple[Flight, bool]:
         """The flight for something, and whether it is a new one, which the caller is to lead."""
@@ -57,12 +73,13 @@ class Flights:
                     found.append((item, flight))
         return found
 
-    def open(self, item: Wanted, stored: memoryview) -> bytes:
+    def open(self, item: Wanted, stored: memoryview) -> bytes | memoryview:
         """The content of a chunk, or the frame of a node; Corrupt."""
         try:
-            if item.is_node:
-                return open_node(item.name, item.place, stored)[1]
-            return open_chunk(item.name, item.place, stored)
+            with self._verifying:
+                if item.is_node:
+                    return open_node(item.name, item.place, stored)[1]
+                return open_chunk(item.name, item.place, stored)
         except Corrupt:
             with self._lock:
                 self._damaged += 1
@@ -80,19 +97,21 @@ class Flights:
             else:
                 self.deliver(item, flight, data)
 
-    def deliver(self, item: Wanted, flight: Flight, data: bytes, store: bool = True) -> None:
+    def deliver(self, item: Wanted, flight: Flight, data: bytes | memoryview) -> None:
         """Hands content to those who wait, then to the cache; it stays in flight until the cache has it."""
         flight.data = data
         flight.landed.set()
-        try:
-            if store:
-                self._cache.put(item.key, data)
-        except Exception as error:
-            _log.warning("%s is not kept in the cache: %s", item.name.hex(), error)
-        finally:
-            with self._lock:
-                self._by_key.pop(item.key, None)
-                self._opened += store
+        if self._landed.qsize() < _MAX_LANDED:
+            self._landed.put((item, data))
+        else:
+            self._keep(item, data)
+
+    def cancel(self, item: Wanted, flight: Flight, data: bytes) -> None:
+        """Ends a flight for what the cache has already."""
+        flight.data = data
+        with self._lock:
+            self._by_key.pop(item.key, None)
+        flight.landed.set()
 
     def fail(self, item: Wanted, flight: Flight, error: BaseException) -> None:
         """Tells those who wait that nothing comes."""
@@ -101,6 +120,34 @@ class Flights:
             self._by_key.pop(item.key, None)
         flight.landed.set()
 
+    def flush(self) -> None:
+        """Waits until the cache has been given what was delivered."""
+        done = threading.Event()
+        self._landed.put(done)
+        done.wait()
+
+    def close(self) -> None:
+        """Nothing may be delivered any more."""
+        self._landed.put(None)
+        self._keeper.join()
+
     def status(self) -> dict[str, int]:
         with self._lock:
             return {"chunks": self._opened, "damaged": self._damaged}
+
+    def _keep_landed(self) -> None:
+        while (landed := self._landed.get()) is not None:
+            if isinstance(landed, threading.Event):
+                landed.set()
+            else:
+                self._keep(*landed)
+
+    def _keep(self, item: Wanted, data: bytes | memoryview) -> None:
+        try:
+            self._cache.put(item.key, data)
+        except Exception as error:
+            _log.warning("%s is not kept in the cache: %s", item.name.hex(), error)
+        finally:
+            with self._lock:
+                self._by_key.pop(item.key, None)
+                self._opened += 1

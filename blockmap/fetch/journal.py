@@ -8,7 +8,6 @@ import logging
 import queue
 import sqlite3
 import threading
-import time
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -45,6 +44,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._queue: queue.SimpleQueue[Row | int | threading.Event | None] = queue.SimpleQueue()
+        self._hurry = threading.Event()
+        """Ends the time of a batch."""
         self._thread = threading.Thread(target=self._run, name="cache journal", daemon=True)
 
     def load(self) -> list[Row]:
@@ -76,10 +77,12 @@ class Journal:
         """Waits until what was queued is written."""
         done = threading.Event()
         self._queue.put(done)
+        self._hurry.set()
         done.wait()
 
     def close(self) -> None:
         self._queue.put(None)
+        self._hurry.set()
         self._thread.join()
 
     def _reset(self) -> None:
@@ -127,20 +130,22 @@ class Journal:
     def _batch(self) -> tuple[list[Row | int], list[threading.Event], bool]:
         """What came within the time of a batch, who waits for it, and whether this is the last."""
         items: list[Row | int] = []
-        timeout: float | None = None
-        end = 0.0
-        while len(items) < _BATCH_ITEMS:
-            try:
-                item = self._queue.get(timeout=timeout)
-            except queue.Empty:
-                break
+        item = self._queue.get()
+        self._hurry.wait(_BATCH_SECONDS)  # not for each item: whoever adds one would hand the interpreter over
+        self._hurry.clear()
+        while True:
             if item is None:
                 return items, [], True
             if isinstance(item, threading.Event):
                 return items, [item], False
             items.append(item)
-            end = end or time.monotonic() + _BATCH_SECONDS
-            timeout = max(end - time.monotonic(), 0)
+            if len(items) >= _BATCH_ITEMS:
+                self._hurry.set()
+                break
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                break
         return items, [], False
 
 

@@ -1,7 +1,8 @@
 """What the link to the store is like, from the requests that went over it: pure."""
 
 from collections import deque
-from dataclasses import dataclass
+
+import numpy as np
 
 MIN_WINDOW_BYTES = 256 << 10
 MAX_WINDOW_BYTES = 8 << 20
@@ -19,19 +20,6 @@ _TRANSFERS = 128
 _MIN_TRANSFER_S = 0.2e-3
 
 
-@dataclass(frozen=True, slots=True)
-class _Transfer:
-    """Bytes that came evenly over [start, end) seconds, as far as anybody can tell."""
-
-    start: float
-    end: float
-    bytes: int
-
-    def within(self, start: float, end: float) -> float:
-        shared = min(end, self.end) - max(start, self.start)
-        return self.bytes * shared / (self.end - self.start) if shared > 0 else 0.0
-
-
 class Link:
     """Estimates round trip and bandwidth as BBR does (Cardwell et al., ACM Queue 2016): the least of recent times, and a
     high one of recent rates.
@@ -44,7 +32,11 @@ class Link:
         self._times: deque[tuple[float, float]] = deque()
         """When, and how long, ascending in both: what a later and lesser time has not made useless."""
         self._rates: deque[float] = deque(maxlen=_RATES)
-        self._transfers: deque[_Transfer] = deque(maxlen=_TRANSFERS)
+        # The latest transfers: bytes that came evenly over [start, end) seconds, as far as anybody can tell.
+        self._starts = np.zeros(_TRANSFERS)
+        self._ends = np.zeros(_TRANSFERS)
+        self._speeds = np.zeros(_TRANSFERS)
+        self._noted = 0
         self.rtt_s = 0.0
         self.bytes_per_s = _ASSUMED_BYTES_PER_S
 
@@ -59,12 +51,14 @@ class Link:
             return
         if count <= _SMALL_BYTES:
             self._note_time(end, end - start)
-        transfer = _Transfer(end - max(end - start - self.rtt_s, _MIN_TRANSFER_S), end, count)
-        self._transfers.append(transfer)
+        took = max(end - start - self.rtt_s, _MIN_TRANSFER_S)
+        at = self._noted % _TRANSFERS
+        self._noted += 1
+        self._starts[at], self._ends[at], self._speeds[at] = end - took, end, count / took
         if count <= _SMALL_BYTES:
             return
-        came = sum(each.within(transfer.start, end) for each in self._transfers)
-        self._rates.append(came / (end - transfer.start))
+        shared = np.minimum(self._ends, end) - np.maximum(self._starts, end - took)
+        self._rates.append(float(np.maximum(shared, 0.0) @ self._speeds) / took)
         ordered = sorted(self._rates)
         self.bytes_per_s = ordered[len(ordered) * 3 // 4]
 

@@ -27,12 +27,15 @@ class Encoder:
         return (ZSTD, packed) if len(packed) * 100 < len(data) * 97 else (RAW, data)
 
 
-def decode(codec: int, stored: bytes | memoryview, raw: int) -> bytes:
-    """The `raw` bytes that were encoded; FormatError. Memory is bounded by `raw`, whatever `stored` claims."""
+def decode(codec: int, stored: bytes | memoryview, raw: int) -> bytes | memoryview:
+    """The `raw` bytes that were encoded, which may be `stored` itself; FormatError.
+
+    Memory is bounded by `raw`, whatever `stored` claims.
+    """
     if codec == RAW:
         if len(stored) != raw:
             raise FormatError(f"a frame of {len(stored)} bytes is not the {raw} bytes that were recorded")
-        return bytes(stored)
+        return stored
     if codec != ZSTD:
         raise FormatError(f"codec {codec} is not known to this release of blockmap: upgrade it")
     try:

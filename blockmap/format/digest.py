@@ -33,6 +33,9 @@ MAGIC = b"bmap"
 FORMAT = 1
 HEADER = struct.Struct("<4sBBBBII")
 
+_HELD = 2047
+"""Bytes that hashlib takes with the interpreter's lock held."""
+
 
 class Kind(IntEnum):
     CHUNK = 1
@@ -56,6 +59,22 @@ def block_digests(data: bytes | memoryview) -> bytes:
     """The SHA-256 of each block of `data`, one after the other: 32 bytes a block."""
     view = memoryview(data)
     return b"".join([sha256(view[at : at + BLOCK]).digest() for at in range(0, len(view), BLOCK)])
+
+
+def held_block_digests(data: bytes | memoryview) -> bytes:
+    """As `block_digests`, without letting go of the interpreter's lock: for threads of which many wait for it.
+
+    hashlib lets go of it for 2,048 bytes or more, and each return to it wakes threads and costs some 50 microseconds where
+    the processors are busy: 16 times in a chunk of 64 KiB, whose digests take 60.
+    """
+    view = memoryview(data)
+    found = []
+    for at in range(0, len(view), BLOCK):
+        state = sha256(view[at : at + _HELD])
+        state.update(view[at + _HELD : at + 2 * _HELD])
+        state.update(view[at + 2 * _HELD : at + BLOCK])
+        found.append(state.digest())
+    return b"".join(found)
 
 
 def chunk_digest(digests: bytes) -> Digest:

@@ -60,7 +60,7 @@ def decode(data: bytes, root: Digest) -> Iterator[File]:
     magic, version, zero, name, raw = _HEAD.unpack_from(data)
     if (magic, version, zero, name) != (MAGIC, FORMAT, bytes(3), root) or raw > MAX_BODY:
         raise FormatError(f"the object is not the file map of {root.hex()} in a format known to this release")
-    return _files(codec.decode(codec.ZSTD, memoryview(data)[_HEAD.size : end], raw))
+    return _files(bytes(codec.decode(codec.ZSTD, memoryview(data)[_HEAD.size : end], raw)))
 
 
 def _files(body: bytes) -> Iterator[File]:

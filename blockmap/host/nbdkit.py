@@ -14,6 +14,14 @@ from blockmap.host import tools
 ABORTS_BELOW = (1, 34)
 """nbdkit 1.32.4 and 1.32.5 end for all clients when one hangs up with replies pending."""
 _ENGINES = ("AWS_", "AZURE_", "GOOGLE_")
+_MEMORY = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+    "OPENBLAS_NUM_THREADS": "1",
+}
+"""Chunks come and go: memory that is given back at each is cleared by the kernel for the next (a tenth of what 64 readers
+get over a fast link). numpy's BLAS has nothing to do here, and begins with threads that spin."""
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _KEPT = ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", *_PROXIES)
 
@@ -50,7 +58,7 @@ def check_python() -> None:
 def environment() -> dict[str, str]:
     """A clean environment in which nbdkit's Python finds the packages of this one, and the store's engine its settings."""
     kept = {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith(_ENGINES)}
-    return {**kept, "PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "PYTHONNOUSERSITE": "1"}
+    return {**kept, "PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "PYTHONNOUSERSITE": "1", **_MEMORY}
 
 
 _THREADS = 64

@@ -19,7 +19,7 @@ class Reader(Protocol):
     def get(self, key: str) -> bytes:
         """The whole object; NotFound."""
 
-    def get_range(self, key: str, start: int, end: int) -> bytes:
+    def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:
         """Exactly the bytes [start, end); NotFound, or Corrupt where the object ends before `end`."""
 
     def list(self, prefix: str) -> list[str]:

@@ -62,13 +62,13 @@ class ObjectReader:
         with self._explained(key):
             return bytes(obstore.get(self._engine, key).bytes())
 
-    def get_range(self, key: str, start: int, end: int) -> bytes:
+    def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:
         keys.check(key)
         if start == end:  # obstore refuses it
             self._check_end(key, end)
             return b""
         try:
-            data = bytes(obstore.get_range(self._engine, key, start=start, end=end))
+            data = memoryview(obstore.get_range(self._engine, key, start=start, end=end))
         except answers.ERRORS as error:
             if answers.is_past_end(error):
                 self._check_end(key, end)

@@ -41,7 +41,7 @@ class Observed:
     def get(self, key: str) -> bytes:
         return self._timed("get", key, lambda: self._inner.get(key), len)
 
-    def get_range(self, key: str, start: int, end: int) -> bytes:
+    def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:
         return self._timed("get_range", key, lambda: self._inner.get_range(key, start, end), len)
 
     def list(self, prefix: str) -> list[str]:

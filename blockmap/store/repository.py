@@ -9,7 +9,7 @@ from contextlib import suppress
 from blockmap.errors import AlreadyExists, Corrupt, FormatError, NotFound, StoreUnavailable
 from blockmap.format import BLOCK, codec, filemap, keys, node, pack, version
 from blockmap.format.chunker import MAX_BLOCKS
-from blockmap.format.digest import Digest, block_digests, chunk_digest
+from blockmap.format.digest import Digest, chunk_digest, held_block_digests
 from blockmap.format.node import Node, Placement
 from blockmap.format.pack import Pack
 from blockmap.format.version import Version
@@ -22,15 +22,18 @@ _CREATE_ATTEMPTS = 3
 """Engines do not repeat a create whose answer was lost, since it may have happened."""
 
 
-def open_chunk(name: Digest, place: Placement, stored: bytes | memoryview) -> bytes:
-    """The content of a chunk, from its stored frame; Corrupt."""
+def open_chunk(name: Digest, place: Placement, stored: bytes | memoryview) -> bytes | memoryview:
+    """The content of a chunk, from its stored frame, a part of which it may be; Corrupt.
+
+    Holds the interpreter's lock throughout, but for decompression.
+    """
     try:
         if place.raw > MAX_BLOCKS * BLOCK:
             raise FormatError(f"{place.raw} bytes are too long for a chunk")
         data = codec.decode(place.codec, stored, place.raw)
     except FormatError as error:
         raise Corrupt(f"chunk {name.hex()} in pack {place.pack.hex()} is damaged: {error}") from error
-    if chunk_digest(block_digests(data)) != name:
+    if chunk_digest(held_block_digests(data)) != name:
         raise Corrupt(f"chunk {name.hex()} in pack {place.pack.hex()} is damaged: its content has another digest")
     return data
 
@@ -40,7 +43,7 @@ def open_node(name: Digest, place: Placement, stored: bytes | memoryview) -> tup
     try:
         if place.raw > node.MAX_NODE_BYTES:
             raise FormatError(f"{place.raw} bytes are too long for a node")
-        frame = codec.decode(place.codec, stored, place.raw)
+        frame = bytes(codec.decode(place.codec, stored, place.raw))
         return node.decode(frame, place.pack, name), frame
     except FormatError as error:
         raise Corrupt(f"node {name.hex()} in pack {place.pack.hex()} is damaged: {error}") from error
@@ -52,11 +55,11 @@ class Repository:
     def __init__(self, store: Reader) -> None:
         self.store = store
 
-    def stored(self, place: Placement) -> bytes:
+    def stored(self, place: Placement) -> bytes | memoryview:
         """The bytes at a placement, not verified yet."""
         return self.store.get_range(keys.pack(place.pack), place.offset, place.offset + place.stored)
 
-    def chunk(self, name: Digest, place: Placement) -> bytes:
+    def chunk(self, name: Digest, place: Placement) -> bytes | memoryview:
         return open_chunk(name, place, self.stored(place))
 
     def node(self, name: Digest, place: Placement | None) -> Node:
@@ -102,8 +105,8 @@ class Repository:
         """What a pack says that it holds."""
         key = keys.pack(name)
         try:
-            length = pack.head_length(self.store.get_range(key, 0, 32))
-            return pack.parse_head(self.store.get_range(key, 0, length), name)
+            length = pack.head_length(bytes(self.store.get_range(key, 0, 32)))
+            return pack.parse_head(bytes(self.store.get_range(key, 0, length)), name)
         except FormatError as error:
             raise Corrupt(f"pack {name.hex()} is damaged: {error}") from error
 

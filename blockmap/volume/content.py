@@ -74,7 +74,7 @@ def check_version(repository: Repository, version: Version) -> Iterator[str]:
 def stored_reader(repository: Repository, root: Root) -> Callable[[int, int], bytes]:
     """Reads (offset, length) in bytes of a volume from the store; for one thread."""
     spans: OrderedDict[int, tuple[list[Extent], dict[Digest, Placement | None]]] = OrderedDict()
-    chunks: OrderedDict[Digest, bytes] = OrderedDict()
+    chunks: OrderedDict[Digest, bytes | memoryview] = OrderedDict()
 
     def extents_of(span: int) -> tuple[list[Extent], dict[Digest, Placement | None]]:
         if span not in spans:
@@ -88,7 +88,7 @@ def stored_reader(repository: Repository, root: Root) -> Callable[[int, int], by
                 spans.popitem(last=False)
         return spans[span]
 
-    def chunk(name: Digest, place: Placement | None) -> bytes:
+    def chunk(name: Digest, place: Placement | None) -> bytes | memoryview:
         if name not in chunks:
             assert place is not None
             chunks[name] = repository.chunk(name, place)

@@ -24,10 +24,10 @@ from tests.volume.building import name, publish
 
 pytestmark = pytest.mark.long
 
-SIZE = 256 << 20
+SIZE = 512 << 20
 READ = 64 << 10
 READERS = 64
-RUNS = 3
+RUNS = 5
 MIN_RATIO = 0.9
 
 

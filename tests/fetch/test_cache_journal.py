@@ -142,10 +142,13 @@ class Endless:
         assert self.position < 1_000_000, "a batch does not end"
         return self.position * BLOCK, name(1), BLOCK, 1
 
+    get_nowait = get
+
 
 def test_a_batch_ends_however_fast_more_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path / "index.db")
     monkeypatch.setattr(journal, "_queue", Endless())
+    journal._hurry.set()
     items, waiting, ended = journal._batch()
     assert 0 < len(items) < 1_000_000
     assert (waiting, ended) == ([], False)

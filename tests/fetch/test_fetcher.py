@@ -299,6 +299,7 @@ def test_what_is_at_hand_needs_no_store(fetcher: Fetcher, store: Watched, chunks
     store.down = True
     with pytest.raises(StoreUnavailable):
         get(fetcher, chunks, 5)
+    fetcher.flush()
     assert fetcher.cache.get(chunks[0].key) == content(0, chunks)
 
 
@@ -387,6 +388,7 @@ def test_what_is_wanted_for_later_waits_while_readers_fill_the_link(
             read.result(20)
         late.result(20)
     fetcher._wants.shutdown(wait=True)
+    fetcher.flush()
     assert all(fetcher.cache.lookup(each.key) >= 0 for each in chunks)
 
 

@@ -171,6 +171,7 @@ def test_the_second_read_of_one_extent_is_one_call(tmp_path: Path) -> None:
     root = publish(store, [(SPAN - 50, bulk(1, 10 * BLOCK))], SPAN)
     with viewed(store, root, tmp_path) as view:
         read(view, (SPAN - 50) * BLOCK, BLOCK)
+        view._fetcher.flush()
         read(view, (SPAN - 50) * BLOCK, BLOCK)
         view._read_slowly = None  # type: ignore[assignment, method-assign]
         fast = view._bind_read()
@@ -330,6 +331,7 @@ def test_a_read_says_where_its_bytes_came_from(tmp_path: Path) -> None:
         assert source(view, 50, 20) == "ZEROS"
     with viewed(store, root, tmp_path / "two") as view:
         assert source(view, 0, 1) == "FETCHED"
+        view._fetcher.flush()
         assert source(view, 0, 1) == "CACHE"  # where in the cache was not known yet
         assert source(view, 0, 1) is None
         assert source(view, 0, 20) == "CACHE"  # zeros, too
@@ -352,6 +354,7 @@ def test_reads_that_wait_for_the_store_are_counted(tmp_path: Path) -> None:
         assert {each.result() for each in reads} == {bulk(1, BLOCK)}
         assert view.waiting == 0
         store.down = True
+        view._fetcher.flush()
         view._fetcher.cache.clear()
         with pytest.raises(StoreUnavailable):
             read(view, 0, BLOCK)

@@ -57,7 +57,7 @@ class Counted:
         self.inner, self.url, self.local = inner, inner.url, inner.local
         self.requests = self.bytes = 0
 
-    def get_range(self, key: str, start: int, end: int) -> bytes:
+    def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:
         data = self.inner.get_range(key, start, end)
         self.requests += 1  # from several threads: a count may be lost, which no figure shows
         self.bytes += len(data)

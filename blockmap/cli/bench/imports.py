@@ -156,7 +156,7 @@ def _new_chunks(source: Source) -> list[bytes]:
 
     def put(pack: Pack) -> None:
         for data, place in zip(pack.parts[1:], pack.placements, strict=True):
-            found.append(decode(place.codec, data, place.raw))
+            found.append(bytes(decode(place.codec, data, place.raw)))
 
     with ChunkWriter(put, lambda names: [None] * len(names), Parameters(), Stages()) as chunks:
         lay_image(source, chunks, THRESHOLD_BLOCKS)
