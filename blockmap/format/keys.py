@@ -58,6 +58,15 @@ def hooks(root: Digest) -> str:
     return f"hooks/{root.hex()}"
 
 
+def profile(repo: str, label: str, number: int) -> str:
+    return f"profiles/{to_component(repo)}/{to_component(label)}/{_number(number)}"
+
+
+def bundle(version: Digest, label: str, number: int) -> str:
+    """Of the profile `number`."""
+    return f"bundles/{version.hex()}/{to_component(label)}/{_number(number)}"
+
+
 def layer(chain: bytes, number: int) -> str:
     return f"layers/{chain.hex()}/{_number(number)}"
 

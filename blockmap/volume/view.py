@@ -42,6 +42,8 @@ class View:
         """To be called once for each time that the volume was opened."""
         self.size = root.size * BLOCK
         """Bytes."""
+        self.profile = 0
+        """Number of the profile that was replayed; 0 for none."""
         self._fetcher = fetcher
         self._cache = fetcher.cache
         self._patience = patience

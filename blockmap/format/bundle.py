@@ -1,0 +1,306 @@
+"""Bundles: all that starts of one workload read of one version, in the order in which they read it. A pack of its own kind.
+
+    offset  size  type    meaning
+    0       4     s       magic `bmpk`
+    4       1     u8      format, 1
+    5       1     u8      kind, 3
+    6       2     u16     zero
+    8       4     u32     count of entries n: nodes, then chunks
+    12      4     u32     count of frames m
+    16      16    -       salt
+    32      44n   -       per entry: digest 32, frame u32, offset in the frame u32, length u32
+    ..      16m   -       per frame: offset in the bundle u32, stored u32, raw u32, codec u8, zero 3
+    ..      4     u32     count of nodes
+    ..      4     u32     count of absent blocks a
+    ..      4     u32     bytes of the reading list, stored
+    ..      4     u32     the same before compression
+    ..      1c    u8      per chunk: its blocks - 1
+    ..      8c    u64     per chunk: which of its blocks are here, a bit each
+    ..      32a   -       digests of the chunks' other blocks, in order
+    ..      -     -       reading list, one zstd frame
+    ..      32    -       SHA-256 of all before: the end of the head
+    ..      -     -       frames
+
+A chunk's blocks lie one after the other in one frame. They are verified with the digests of those that are absent, a node by
+its own. The reading list says where the same blocks are in the volume, in first-touch order, and of which files, for
+whoever warms the kernel: count u32, paths u32, then an array each of start u64, blocks u32, path u32 (1 + its index, 0
+for none) and at u32 (block of the file); then each path as length u16 and bytes. Little-endian.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from blockmap.errors import FormatError
+from blockmap.format import BLOCK, codec
+from blockmap.format.chunker import MAX_BLOCKS
+from blockmap.format.digest import DIGEST_BYTES, Digest, chunk_digest, held_block_digests
+from blockmap.format.pack import PackKind
+
+MAGIC: Final = b"bmpk"
+FORMAT: Final = 1
+MAX_HEAD_BYTES: Final = 64 << 20
+_FIRST_FRAME_BYTES = 64 << 10
+"""The first reads wait for the first frames: they begin small and double."""
+_FRAME_BYTES = 1 << 20
+
+_HEAD = struct.Struct("<4sBBHII16s")
+_ENTRY = struct.Struct("<32sIII")
+_FRAME = struct.Struct("<IIIB3s")
+_COUNTS = struct.Struct("<IIII")
+_LIST = struct.Struct("<II")
+_LENGTH = struct.Struct("<H")
+_COLUMNS = ("<u8", "<u4", "<u4", "<u4")
+
+
+class Reading(NamedTuple):
+    """Blocks of the volume that a start reads, of one file or none."""
+
+    start: int
+    """First block in the volume."""
+    blocks: int
+    path: bytes | None
+    at: int
+    """First block in the file."""
+
+
+class Piece(NamedTuple):
+    """What is here of a chunk."""
+
+    chunk: Digest
+    blocks: int
+    """Of the whole chunk."""
+    mask: int
+    """The blocks that are here, a bit each."""
+    absent: bytes
+    """Digests of the others, in order."""
+    frame: int
+    offset: int
+    """In the frame."""
+
+
+class Stem(NamedTuple):
+    """A node that is here."""
+
+    node: Digest
+    frame: int
+    offset: int
+    """In the frame."""
+    length: int
+
+
+class FrameAt(NamedTuple):
+    offset: int
+    """Bytes from the beginning of the bundle."""
+    stored: int
+    raw: int
+    codec: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.stored
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a bundle says that it holds."""
+
+    stems: list[Stem]
+    pieces: list[Piece]
+    frames: list[FrameAt]
+    readings: list[Reading]
+    length: int
+    """Bytes of the head."""
+
+    @property
+    def end(self) -> int:
+        """Bytes of the whole bundle."""
+        return self.frames[-1].end if self.frames else self.length
+
+
+def encode(
+    nodes: Sequence[tuple[Digest, bytes]],
+    chunks: Sequence[tuple[Digest, int, bytes]],
+    readings: Sequence[Reading],
+    salt: bytes,
+) -> tuple[list[bytes], int]:
+    """The parts of a bundle, and the bytes of its head.
+
+    `nodes` are names and stored forms, parents first; `chunks` are names, masks of the blocks to take, and whole contents,
+    in first-touch order.
+    """
+    frames: list[bytearray] = [bytearray()]
+    limit = _FIRST_FRAME_BYTES
+    entries, masks, blocks, absent = [], [], bytearray(), []
+
+    def put(name: Digest, data: bytes) -> None:
+        nonlocal limit
+        if frames[-1] and len(frames[-1]) + len(data) > limit:
+            frames.append(bytearray())
+            limit = min(2 * limit, _FRAME_BYTES)
+        entries.append(_ENTRY.pack(name, len(frames) - 1, len(frames[-1]), len(data)))
+        frames[-1] += data
+
+    for name, frame in nodes:
+        put(name, frame)
+    for name, mask, content in chunks:
+        count = len(content) // BLOCK
+        digests = held_block_digests(content)
+        there = [at for at in range(count) if mask >> at & 1]
+        put(name, b"".join(content[at * BLOCK : (at + 1) * BLOCK] for at in there))
+        masks.append(mask)
+        blocks.append(count - 1)
+        absent += [digests[at * DIGEST_BYTES :][:DIGEST_BYTES] for at in range(count) if not mask >> at & 1]
+    encoder = codec.Encoder()
+    stored = [encoder.encode(bytes(frame)) for frame in frames if frame]
+    raws = [len(frame) for frame in frames if frame]
+    listed = _encode_readings(readings)
+    packed = encoder.compress(listed)
+    tables = b"".join(
+        (
+            _COUNTS.pack(len(nodes), len(absent), len(packed), len(listed)),
+            blocks,
+            np.array(masks, "<u8").tobytes(),
+            *absent,
+            packed,
+        )
+    )
+    offset = length = _HEAD.size + len(entries) * _ENTRY.size + len(stored) * _FRAME.size + len(tables) + DIGEST_BYTES
+    table = []
+    for (kind, data), raw in zip(stored, raws, strict=True):
+        table.append(_FRAME.pack(offset, len(data), raw, kind, bytes(3)))
+        offset += len(data)
+    start = _HEAD.pack(MAGIC, FORMAT, PackKind.BUNDLE, 0, len(entries), len(stored), salt)
+    head = b"".join((start, *entries, *table, tables))
+    return [head + sha256(head).digest(), *(bytes(data) for _, data in stored)], length
+
+
+def decode_head(data: bytes | memoryview) -> Head:
+    """Parses the head, which is all of `data`; FormatError."""
+    view = memoryview(data)
+    end = len(view) - DIGEST_BYTES
+    if end < _HEAD.size or sha256(view[:end]).digest() != view[end:]:
+        raise FormatError("the head of the bundle is damaged: its last 32 bytes are not the SHA-256 of the rest")
+    magic, version, kind, zero, count, frame_count, _ = _HEAD.unpack_from(view)
+    if (magic, version, kind, zero) != (MAGIC, FORMAT, PackKind.BUNDLE, 0):
+        raise FormatError("the object is not a bundle of format 1")
+    try:
+        return _parse(view, end, count, frame_count)
+    except (struct.error, ValueError) as error:
+        raise FormatError(f"the tables of the bundle do not add up: {error}") from error
+
+
+def open_frame(head: Head, number: int, stored: bytes | memoryview) -> bytes | memoryview:
+    """The content of a frame, not verified yet; FormatError."""
+    frame = head.frames[number]
+    return codec.decode(frame.codec, stored, frame.raw)
+
+
+def is_good(piece: Piece, data: bytes | memoryview) -> bool:
+    """Whether `data`, the blocks of a piece that are here, belong to its chunk."""
+    here = held_block_digests(data)
+    if len(here) != piece.mask.bit_count() * DIGEST_BYTES:
+        return False
+    digests, present, absent = [], 0, 0
+    for block in range(piece.blocks):
+        if piece.mask >> block & 1:
+            digests.append(here[present : present + DIGEST_BYTES])
+            present += DIGEST_BYTES
+        else:
+            digests.append(piece.absent[absent : absent + DIGEST_BYTES])
+            absent += DIGEST_BYTES
+    return chunk_digest(b"".join(digests)) == piece.chunk
+
+
+def spread(piece: Piece, data: bytes | memoryview) -> bytearray:
+    """The chunk with the blocks that are here in their places, and zeros for the others."""
+    content = bytearray(piece.blocks * BLOCK)
+    at = 0
+    for block in range(piece.blocks):
+        if piece.mask >> block & 1:
+            content[block * BLOCK : (block + 1) * BLOCK] = data[at : at + BLOCK]
+            at += BLOCK
+    return content
+
+
+def _parse(view: memoryview, end: int, count: int, frame_count: int) -> Head:
+    at = _HEAD.size
+    entries = list(_ENTRY.iter_unpack(view[at : at + count * _ENTRY.size]))
+    at += count * _ENTRY.size
+    frames: list[FrameAt] = []
+    for offset, stored, raw, kind, zero in _FRAME.iter_unpack(view[at : at + frame_count * _FRAME.size]):
+        if any(zero) or raw > max(_FRAME_BYTES, MAX_BLOCKS * BLOCK):
+            raise FormatError("a frame of the bundle uses what this release of blockmap does not know: upgrade it")
+        if offset != (frames[-1].end if frames else len(view)):
+            raise FormatError("the frames of the bundle do not follow each other")
+        frames.append(FrameAt(offset, stored, raw, kind))
+    at += frame_count * _FRAME.size
+    nodes, absent, packed, listed = _COUNTS.unpack_from(view, at)
+    at += _COUNTS.size
+    chunks = count - nodes
+    if nodes > count or len(entries) != count or len(frames) != frame_count or listed > MAX_HEAD_BYTES:
+        raise FormatError(f"a bundle of {count} entries, {nodes} of them nodes, does not add up")
+    blocks = bytes(view[at : at + chunks])
+    masks: np.ndarray[Any, Any] = np.frombuffer(view, "<u8", chunks, at + chunks)
+    at += 9 * chunks
+    others = bytes(view[at : at + absent * DIGEST_BYTES])
+    at += absent * DIGEST_BYTES
+    if at + packed != end:
+        raise FormatError("the tables of the bundle do not end where its head does")
+    readings = _readings(bytes(codec.decode(codec.ZSTD, view[at:end], listed)))
+    for _, frame, offset, length in entries:
+        if frame >= frame_count or offset + length > frames[frame].raw:
+            raise FormatError("an entry of the bundle points outside of its frames")
+    stems = [Stem(Digest(name), frame, offset, length) for name, frame, offset, length in entries[:nodes]]
+    pieces = list(_pieces(entries[nodes:], blocks, masks.tolist(), others))
+    return Head(stems, pieces, frames, readings, len(view))
+
+
+def _pieces(
+    entries: Sequence[tuple[bytes, int, int, int]], blocks: bytes, masks: Sequence[int], others: bytes
+) -> Iterator[Piece]:
+    at = 0
+    for (name, frame, offset, length), less, mask in zip(entries, blocks, masks, strict=True):
+        count = less + 1
+        if count > MAX_BLOCKS or mask >> count or length != mask.bit_count() * BLOCK:
+            raise FormatError("a chunk of the bundle has not the blocks that it says")
+        end = at + (count - mask.bit_count()) * DIGEST_BYTES
+        yield Piece(Digest(name), count, mask, others[at:end], frame, offset)
+        at = end
+    if at != len(others):
+        raise FormatError("the bundle has digests of blocks that are in none of its chunks")
+
+
+def _encode_readings(readings: Sequence[Reading]) -> bytes:
+    paths = {path: at + 1 for at, path in enumerate(dict.fromkeys(r.path for r in readings if r.path is not None))}
+    rows = [(r.start, r.blocks, 0 if r.path is None else paths[r.path], r.at) for r in readings]
+    columns = zip(*rows, strict=True) if rows else [[]] * len(_COLUMNS)
+    return b"".join(
+        [
+            _LIST.pack(len(rows), len(paths)),
+            *(np.array(column, kind).tobytes() for column, kind in zip(columns, _COLUMNS, strict=True)),
+            *(_LENGTH.pack(len(path)) + path for path in paths),
+        ]
+    )
+
+
+def _readings(body: bytes) -> list[Reading]:
+    count, paths = _LIST.unpack_from(body)
+    at = _LIST.size
+    columns = []
+    for kind in _COLUMNS:
+        column: np.ndarray[Any, Any] = np.frombuffer(body, kind, count, at)
+        columns.append(column.tolist())
+        at += column.nbytes
+    files: list[bytes | None] = [None]
+    for _ in range(paths):
+        (length,) = _LENGTH.unpack_from(body, at)
+        files.append(body[at + _LENGTH.size : at + _LENGTH.size + length])
+        at += _LENGTH.size + length
+    if at != len(body) or any(path > paths for path in columns[2]):
+        raise FormatError("the reading list of the bundle does not add up")
+    return [Reading(start, blocks, files[path], where) for start, blocks, path, where in zip(*columns, strict=True)]

@@ -1,0 +1,127 @@
+"""Traces: what one start read, and when, as a server writes it into a mapped file while it happens. Of one host only.
+
+    offset  size  type  meaning
+    0       4     s     magic `bmtr`
+    4       1     u8    format, 1
+    5       1     u8    flags: 1 the device was new to the host, 2 exact: the kernel read nothing ahead
+    6       1     u8    how it ended: 0 not yet, or with the server; see End
+    7       1     -     zero
+    8       8     u64   when the export was opened, microseconds since 1970
+    16      8     u64   bytes of the volume
+    24      4     u32   milliseconds from the open until the program was ready; 0 where nobody said
+    28      4     u32   number of the profile that was replayed; 0 for none
+    32      32    -     digest of the version
+    64      32    -     digest of the volume's root
+    96      64    s     label, filled up with zeros
+    160     256   s     repository, filled up with zeros
+    512     16n   -     per read, in the order in which they began: microseconds since the open u32, bytes u32, offset u64
+
+Little-endian. The reads end before the first record without bytes, or with the file. A server that is killed leaves a file
+with all that was read until then.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from blockmap.errors import FormatError
+from blockmap.format.digest import Digest
+
+MAGIC: Final = b"bmtr"
+FORMAT: Final = 1
+HEAD_BYTES: Final = 512
+NEW: Final = 1
+EXACT: Final = 2
+
+READ = np.dtype([("time_us", "<u4"), ("length", "<u4"), ("offset", "<u8")])
+Reads = npt.NDArray[np.void]
+"""Of the type READ, one dimension."""
+
+RECORD: Final = struct.Struct("<IIQ")
+_HEAD = struct.Struct("<4sBBBBQQII32s32s64s256s")
+
+
+class End(IntEnum):
+    """Why a trace ended."""
+
+    OPEN = 0
+    READY = 1
+    """The program is ready, as whoever started it said."""
+    LONG = 2
+    QUIET = 3
+    """Nothing was read for the first time for a while."""
+    FULL = 4
+    CLOSED = 5
+    """The last connection closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a trace says about itself."""
+
+    repo: str
+    label: str
+    version: Digest
+    root: Digest
+    size: int
+    """Bytes of the volume."""
+    started_us: int
+    """Since 1970."""
+    flags: int = 0
+    end: End = End.OPEN
+    ready_ms: int = 0
+    profile: int = 0
+    """Number of the profile that was replayed, whose ranges say nothing about what this start needs; 0 for none."""
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether what it does not have was not needed: the device was new, so no cache of the kernel hid it."""
+        return bool(self.flags & NEW)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    head: Head
+    reads: Reads
+
+
+def encode_head(head: Head) -> bytes:
+    """The first 512 bytes."""
+    label, repo = head.label.encode(), head.repo.encode()
+    if len(label) > 64 or len(repo) > 256:
+        raise FormatError(f"{head.repo}+{head.label} is too long for a trace")
+    packed = _HEAD.pack(
+        MAGIC, FORMAT, head.flags, head.end, 0, head.started_us, head.size, head.ready_ms, head.profile, head.version,
+        head.root, label, repo,
+    )  # fmt: skip
+    return packed.ljust(HEAD_BYTES, b"\0")
+
+
+def decode_head(data: bytes) -> Head:
+    """Parses the first 512 bytes of a trace; FormatError."""
+    if len(data) < HEAD_BYTES:
+        raise FormatError(f"{len(data)} bytes are too short for a trace")
+    magic, version, flags, end, zero, started, size, ready, profile, name, root, label, repo = _HEAD.unpack_from(data)
+    if (magic, version, zero) != (MAGIC, FORMAT, 0) or end not in End.__members__.values():
+        raise FormatError("the file is not a trace in a format known to this release")
+    try:
+        texts = repo.rstrip(b"\0").decode(), label.rstrip(b"\0").decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"the trace's name is damaged: {error}") from error
+    return Head(*texts, Digest(name), Digest(root), size, started, flags, End(end), ready, profile)
+
+
+def decode(data: bytes) -> Trace:
+    """Parses a trace, whole or cut off; FormatError."""
+    head = decode_head(data)
+    count = (len(data) - HEAD_BYTES) // READ.itemsize
+    reads: np.ndarray[Any, Any] = np.frombuffer(data, READ, count, HEAD_BYTES)
+    empty = np.flatnonzero(reads["length"] == 0)
+    reads = reads[: int(empty[0])] if len(empty) else reads
+    if len(reads) and (reads["offset"] >= head.size).any():
+        raise FormatError("a read of the trace lies outside of the volume")
+    return Trace(head, reads)
