@@ -81,9 +81,6 @@ class Recorder:
         empty = np.flatnonzero(found["length"] == 0)
         return found[: int(empty[0])] if len(empty) else found
 
-    def is_full(self, reads: int) -> bool:
-        return reads >= self._records
-
     def end(self, finish: Callable[[Reads], Head]) -> Head:
         """Takes no more reads, and cuts the file to what it holds under the head that `finish` makes. To be called once."""
         self._mapped.close()  # before the file is cut: a write past its end through the mapping ends the server
