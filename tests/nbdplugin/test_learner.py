@@ -78,7 +78,7 @@ def test_what_is_asked_for(place: Place, caplog: pytest.LogCaptureFixture) -> No
     ]  # fmt: skip
     assert "a+migrate: profile 3 published" in caplog.text
     assert "some detail" not in caplog.text
-    assert place.learner.status() == {"runs": 1, "failures": 0}
+    assert place.learner.status() == {"running": 0, "runs": 1, "failures": 0}
 
 
 def test_it_has_little_weight_and_none_of_the_sockets(place: Place) -> None:
@@ -99,7 +99,7 @@ def test_a_failure_is_said_and_counted(place: Place, caplog: pytest.LogCaptureFi
     (place.folder / "fail").touch()
     place.learner.offer(head(), Path("/t"))
     place.idle()
-    assert place.learner.status() == {"runs": 1, "failures": 1}
+    assert place.learner.status() == {"running": 0, "runs": 1, "failures": 1}
     assert [each.levelname for each in caplog.records] == ["WARNING"]
     assert "the store is read only" in caplog.text
 
@@ -111,7 +111,7 @@ def test_a_program_that_is_not_there(
     learner = Learner("s", tmp_path, ("/nowhere/program",))
     learner.offer(head(), Path("/t"))
     until(lambda: not learning())
-    assert learner.status() == {"runs": 1, "failures": 1}
+    assert learner.status() == {"running": 0, "runs": 1, "failures": 1}
     assert "No such file" in caplog.text
 
 
@@ -134,12 +134,13 @@ def test_one_at_a_time(place: Place) -> None:
     for label in ("one", "two", "three"):
         place.learner.offer(replace(head(), label=label), Path("/t"))
     until(place.asked)
+    assert place.learner.status() == {"running": 3, "runs": 1, "failures": 0}
     (first,) = place.asked()
     (place.folder / "hang").unlink()
     os.kill(int(str(first["pid"])), signal.SIGKILL)
     place.idle()
     assert [each["arguments"][4] for each in place.asked()] == ["one", "two", "three"]  # type: ignore[index]
-    assert place.learner.status() == {"runs": 3, "failures": 1}
+    assert place.learner.status() == {"running": 0, "runs": 3, "failures": 1}
 
 
 def test_it_ends_with_the_server(place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -150,7 +151,7 @@ def test_it_ends_with_the_server(place: Place, caplog: pytest.LogCaptureFixture)
     place.learner.close()
     assert not runs(int(str(asked["pid"])))
     place.learner.offer(replace(head(), label="two"), Path("/t"))
-    assert place.learner.status() == {"runs": 1, "failures": 0}
+    assert place.learner.status() == {"running": 0, "runs": 1, "failures": 0}
     assert caplog.text == ""
 
 

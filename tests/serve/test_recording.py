@@ -1,5 +1,6 @@
 """Starts that a real server records."""
 
+import json
 import os
 import signal
 import subprocess
@@ -184,7 +185,7 @@ def test_a_start_is_learnt_from(server: Server) -> None:
 def test_learning_is_switched_off(idle_server: Server) -> None:
     idle_server.start("--no-learn")
     start(idle_server)
-    assert idle_server.client.request("status")["learn"] == {"runs": 0, "failures": 0}
+    assert idle_server.client.request("status")["learn"] == {"running": 0, "runs": 0, "failures": 0}
 
 
 def test_a_bare_client_that_mounts_is_evidence(server: Server) -> None:
@@ -204,3 +205,12 @@ def test_a_copy_is_no_evidence(server: Server, tmp_path: Path, need: Callable[..
     until(lambda: [each["state"] for each in told(server)] == ["closed", "closed"])
     assert [decode(path.read_bytes()).head.flags for path in files(server)] == [0, 0]
     assert all(int(str(each["reads"])) > 10 for each in told(server))
+
+
+def test_what_recording_costs(idle_server: Server) -> None:
+    out = idle_server.run("bench", "record", "small:1", "--pairs", "2", "--reads", "1000", "--json").stdout
+    report = json.loads(out)
+    assert [row["depth"] for row in report["rows"]] == [1, 16]
+    assert all(row["without, us per read"] > 0 < row["with, us per read"] for row in report["rows"])
+    assert report["append_us"]["low"] > 0
+    assert "at least 1" in idle_server.run("bench", "record", "small:1", "--pairs", "0", check=False).stderr
