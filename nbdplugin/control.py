@@ -10,6 +10,8 @@ are answered.
                                     which it ended, each [op, key, start, seconds, bytes, error]; number of the first
                                     (more than `since` where calls are forgotten); start by the monotonic clock
     names                           names: [export, description]
+    readings  export                profile, readings: number of the profile that is replayed for it (0: none), and what
+                                    its starts read, in order: [first block, blocks, path or null, first block in it]
     resolve   export                export: the name by digest of the version that it stands for now
     config    export                config: the OCI image configuration, as text
 
@@ -109,9 +111,15 @@ class Control:
             return {"names": self._exports.names()}
         if op == "resolve":
             return {"export": self._exports.resolve(export)}
+        if op == "readings":
+            number, found = self._exports.readings(export)
+            told = [(each.start, each.blocks, each.path and os.fsdecode(each.path), each.at) for each in found]
+            return {"profile": number, "readings": told}
         if op == "config":
             return {"config": self._exports.config(export).decode("utf-8", "replace")}
-        raise UsageError(f"{op!r} is not an operation of this server: status, calls, names, resolve and config are")
+        raise UsageError(
+            f"{op!r} is not an operation of this server: status, calls, names, readings, resolve and config are"
+        )
 
     def _calls(self, since: object) -> dict[str, Any]:
         if type(since) is not int or since < 0:

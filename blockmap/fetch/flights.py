@@ -44,7 +44,7 @@ class Flights:
         self._lock = threading.Lock()
         self._by_key: dict[bytes, Flight] = {}
         self._opened = self._damaged = 0
-        self._verifying = threading.Lock()  # no other is taken while it is held
+        self.verifying = threading.Lock()  # no other is taken while it is held
         self._landed: queue.SimpleQueue[_Landed | threading.Event | None] = queue.SimpleQueue()
         self._keeper = threading.Thread(target=self._keep_landed, name="keeper", daemon=True)
         self._keeper.start()
@@ -76,7 +76,7 @@ class Flights:
     def open(self, item: Wanted, stored: memoryview) -> bytes | memoryview:
         """The content of a chunk, or the frame of a node; Corrupt."""
         try:
-            with self._verifying:
+            with self.verifying:
                 if item.is_node:
                     return open_node(item.name, item.place, stored)[1]
                 return open_chunk(item.name, item.place, stored)

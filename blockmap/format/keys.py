@@ -62,9 +62,14 @@ def profile(repo: str, label: str, number: int) -> str:
     return f"profiles/{to_component(repo)}/{to_component(label)}/{_number(number)}"
 
 
+def bundles(version: Digest) -> str:
+    """What is below belongs to a version."""
+    return f"bundles/{version.hex()}/"
+
+
 def bundle(version: Digest, label: str, number: int) -> str:
     """Of the profile `number`."""
-    return f"bundles/{version.hex()}/{to_component(label)}/{_number(number)}"
+    return f"{bundles(version)}{to_component(label)}/{_number(number)}"
 
 
 def layer(chain: bytes, number: int) -> str:

@@ -15,6 +15,7 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _LABEL = re.compile(r"[a-z0-9._/-]{1,64}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _MAX_REPO = 255
+DEFAULT_LABEL = "default"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from blockmap.fetch.known import Known, open_served
 from blockmap.fetch.patience import DEFAULT, Patience
 from blockmap.fetch.scrubber import Scrubber
 from blockmap.fetch.warmth import Warmth
+from blockmap.format.bundle import Reading
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
 from blockmap.store.base import Writer
@@ -22,6 +23,8 @@ from blockmap.volume.listing import Listing
 from blockmap.volume.opener import ANSWER_SECONDS, Opener
 from blockmap.volume.opening import Found
 from blockmap.volume.view import View
+
+_HEAD_SECONDS = 10.0
 
 _Key = tuple[Digest, Patience]
 """A version, and how patient its readers are."""
@@ -74,6 +77,8 @@ class Exports:
             if view is None:
                 view = View(found.pinned, found.root, self._fetcher, lambda: self._closed(key), patience)
                 self._views[key] = view
+            if found.replay is not None:
+                view.replay = found.replay
             self._open[key] = self._open.get(key, 0) + 1
             self._opened += 1
         return view
@@ -92,6 +97,12 @@ class Exports:
         if found.version.config is None:
             raise NotFound(f"{export} is a disk image without a configuration: attach it instead")
         return found.version.config
+
+    def readings(self, export: str) -> tuple[int, list[Reading]]:
+        """The profile that is replayed for an export, and what its starts read, in order; 0 and nothing without one."""
+        replay = self._find(export).replay
+        head = None if replay is None else replay.wait_head(_HEAD_SECONDS)
+        return (0, []) if replay is None or head is None else (replay.number, head.readings)
 
     def status(self) -> dict[str, object]:
         """Counters, for people and machines."""

@@ -1,6 +1,7 @@
 """The leaves of one open volume, in memory, with what the hit path needs of each; and what lies around a chunk or a leaf."""
 
 import threading
+from collections.abc import Callable
 
 from blockmap.errors import Corrupt
 from blockmap.fetch.fetcher import Fetcher
@@ -29,10 +30,14 @@ sees the base of one slot with the mark of another."""
 class Leaves:
     """Loads nodes as they are needed; safe to share between threads."""
 
-    def __init__(self, root: Root, fetcher: Fetcher, patience: Patience) -> None:
+    def __init__(
+        self, root: Root, fetcher: Fetcher, patience: Patience, is_sparing: Callable[[], bool] = lambda: False
+    ) -> None:
+        """While it `is_sparing` nothing is brought that was not asked for."""
         self._root = root
         self._fetcher = fetcher
         self._patience = patience
+        self._is_sparing = is_sparing
         # Guards what follows against change by two threads; never held across I/O. Readers look without it, but for the
         # neighbours.
         self._lock = threading.Lock()
@@ -49,7 +54,8 @@ class Leaves:
         if loaded is None:
             loaded = self._find(span, self._patience)
             with self._lock:
-                look, self._looking = not self._looking, True
+                look = not self._looking and not self._is_sparing()
+                self._looking = self._looking or look
             if look:
                 self._fetcher.later(lambda: self._look_around(span))
         return loaded
