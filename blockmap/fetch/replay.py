@@ -347,7 +347,7 @@ class Replay:
         """Nodes go to the cache by their places, which their parents tell."""
         for stem in head.stems if self._stems else ():
             place = self._places.get(stem.node)
-            frame = self._stems.get(stem.node)
+            frame = None if place is None else self._stems.pop(stem.node, None)
             if place is None or frame is None:
                 continue
             try:
@@ -355,7 +355,6 @@ class Replay:
                 self._cache.put(node_at(stem.node, place).key, frame)
             except FormatError:
                 self.damaged += 1
-            del self._stems[stem.node]
 
     def _learn(self, node: nodes.Node) -> None:
         if isinstance(node, Inner):

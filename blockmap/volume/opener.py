@@ -136,18 +136,18 @@ class Opener:
             if low == 0:
                 check_presence(self._store)
                 self._known.forget_name(repo, tag)
-            return self._look(reference, low)
+            return self._look(reference, low, hint)
         except StoreError as error:
             with self._lock:
                 self._unconfirmed += 1
             _log.warning("%s is opened as it was last seen here, entry %d: %s", reference, seen.entry.n, error)
             return opening.end(patient=False)
 
-    def _look(self, reference: Reference, low: int) -> Found:
-        """Opens a name whose entry `low` is known to be there, 0 for none."""
+    def _look(self, reference: Reference, low: int, hint: Hint | None = None) -> Found:
+        """Opens a name whose entry `low` is known to be there, 0 for none; reads its hint where that is not given."""
         assert reference.tag is not None
         repo, tag = reference.repo, reference.tag
-        hint = self._names.hint(repo, tag)
+        hint = hint or self._names.hint(repo, tag)
         if hint is not None and hint.entry.n >= low:
             believed = Seen(hint.entry, hint.stored)
             asked = begin(lambda: self._names.confirm(repo, tag, believed))
