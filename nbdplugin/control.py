@@ -12,6 +12,7 @@ are answered.
     names                           names: [export, description]
     readings  export                profile, readings: number of the profile that is replayed for it (0: none), and what
                                     its starts read, in order: [first block, blocks, path or null, first block in it]
+    hydrate   export                -: begins to bring all of it into the cache
     resolve   export                export: the name by digest of the version that it stands for now
     config    export                config: the OCI image configuration, as text
 
@@ -111,6 +112,9 @@ class Control:
             return {"names": self._exports.names()}
         if op == "resolve":
             return {"export": self._exports.resolve(export)}
+        if op == "hydrate":
+            self._exports.hydrate(export)
+            return {}
         if op == "readings":
             number, found = self._exports.readings(export)
             told = [(each.start, each.blocks, each.path and os.fsdecode(each.path), each.at) for each in found]
@@ -118,7 +122,7 @@ class Control:
         if op == "config":
             return {"config": self._exports.config(export).decode("utf-8", "replace")}
         raise UsageError(
-            f"{op!r} is not an operation of this server: status, calls, names, readings, resolve and config are"
+            f"{op!r} is not an operation of this server: status, calls, names, hydrate, readings, resolve and config are"
         )
 
     def _calls(self, since: object) -> dict[str, Any]:

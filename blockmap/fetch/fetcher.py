@@ -130,6 +130,20 @@ class Fetcher:
         for request in requests(self._flights.missing(items), MAX_REQUEST_BYTES):
             self._bring_calmly(request)
 
+    def complete(self, items: Sequence[Wanted]) -> int:
+        """Brings what is not at hand as a whole, in the calling thread, while the link has room; the bytes asked for."""
+        came = 0
+        for request in requests(self._flights.incomplete(items), MAX_REQUEST_BYTES):
+            self._ranges.await_calm()
+            came += request[-1].end - request[0].place.offset
+            self._bring(request, complete=True)
+        return came
+
+    @property
+    def bytes_per_s(self) -> float:
+        """What the link to the store gives."""
+        return self._ranges.bytes_per_s
+
     def ping(self) -> None:
         """Asks the store for next to nothing; StoreUnavailable."""
         self._ranges.ping()
@@ -177,8 +191,14 @@ class Fetcher:
     def status(self) -> dict[str, object]:
         with self._lock:
             failed, replays = self._failed, list(self._replays.values())
+        bundles = {
+            "bundles": len(replays),
+            "bundles_failed": sum(bool(each.failed) for each in replays),
+            "bundle_bytes": sum(each.bytes for each in replays),
+            "bundle_strays": sum(each.strays for each in replays),
+        }
         told = [replay.status() for replay in replays]
-        return {"failed": failed, "replays": told} | self._flights.status() | self._ranges.status()
+        return {"failed": failed, **bundles, "replays": told} | self._flights.status() | self._ranges.status()
 
     def stop(self) -> None:
         """Ends all waiting for the store, with StoreUnavailable."""
@@ -293,11 +313,11 @@ class Fetcher:
 
     # --- what nobody waits for yet
 
-    def _bring(self, request: Request, demand: bool = False) -> None:
+    def _bring(self, request: Request, demand: bool = False, complete: bool = False) -> None:
         """Leads flights for what is neither at hand nor in flight; waits for no other's, and never raises."""
         if self.line.away or not (demand or self.cache.keeps):
             return
-        flights = self._flights.take_off(request)
+        flights = self._flights.take_off(request, complete)
         if not flights:
             return
         items = [item for item, _ in flights]

@@ -55,6 +55,11 @@ class Ranges:
         self.line.answered()
 
     @property
+    def bytes_per_s(self) -> float:
+        with self._lock:
+            return self._link.bytes_per_s
+
+    @property
     def held_bytes(self) -> int:
         """What the link holds."""
         with self._lock:

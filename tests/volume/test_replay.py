@@ -30,6 +30,7 @@ BLOCKS = 900
 SIZE = 2 * SPAN
 DATA = bulk(1, BLOCKS * BLOCK)
 FAR = bulk(2, 30 * BLOCK)
+WHOLE = DATA.ljust(SPAN * BLOCK, b"\0") + FAR
 
 
 def bundled(store: MemoryStore, root: Root, wanted: Sequence[int]) -> Bundle:
@@ -59,7 +60,7 @@ def bundled(store: MemoryStore, root: Root, wanted: Sequence[int]) -> Bundle:
         assert place is not None
         chunks.append((name, mask, bytes(repository.chunk(name, place))))  # type: ignore[arg-type]
     readings = [bundles.Reading(block, 1, None, 0) for block in wanted]
-    parts, table = bundles.encode(nodes, chunks, readings, bytes(16))  # type: ignore[arg-type]
+    parts, table = bundles.encode(nodes, chunks, readings, BLOCKS + 30, bytes(16))  # type: ignore[arg-type]
     store.create(KEY, parts)
     return Bundle("default", KEY, sum(map(len, parts)), table)
 
@@ -84,8 +85,7 @@ def read(view: View, block: int, blocks: int = 1) -> bytes:
 
 
 def expected(block: int, blocks: int = 1) -> bytes:
-    whole = DATA.ljust(SPAN * BLOCK, b"\0") + FAR
-    return whole[block * BLOCK : (block + blocks) * BLOCK].ljust(blocks * BLOCK, b"\0")
+    return WHOLE[block * BLOCK : (block + blocks) * BLOCK].ljust(blocks * BLOCK, b"\0")
 
 
 @pytest.fixture
@@ -127,6 +127,7 @@ def test_what_a_bundle_lacks_is_fetched_and_nothing_beside_it(store: MemoryStore
         assert view.replay is not None
         assert view.replay.wait_nodes()
         assert read(view, 8) == expected(8), "the chunk is there in part, this block is not"
+        view._fetcher.flush()
         assert read(view, 4, 6) == expected(4, 6)
         assert read(view, 600) == expected(600)
         assert asked(watched).count("packs") == 2
@@ -152,10 +153,10 @@ def test_the_head_is_kept_and_what_is_at_hand_is_left_out(store: MemoryStore, ro
     with viewed(watched, root, tmp_path, about) as view:
         assert view.replay is not None
         assert view.replay.wait_end(60)
-        assert asked(watched) == ["bundles"]
+        assert set(asked(watched)) == {"bundles"}
         assert sum(end - start for _, start, end in watched.ranges) < about.length // 2
         assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
-        assert asked(watched) == ["bundles"]
+        assert set(asked(watched)) == {"bundles"}
 
 
 def test_a_reader_waits_for_what_is_under_way_and_fetches_what_is_not(
