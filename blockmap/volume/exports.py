@@ -74,10 +74,11 @@ class Exports:
         return self._listing.names()
 
     def open(self, export: str) -> View:
-        """The volume that an export name stands for now; call its `close` once. NotFound, UsageError, StoreError, Corrupt."""
+        """The volume that an export name stands for now, whatever its label; call its `close` once. NotFound, UsageError,
+        StoreError, Corrupt."""
         found = self._find(export)
         with self._lock:
-            patience = self._outages.get(export, self._outages[""])
+            patience = self._outages.get(export.partition("+")[0], self._outages[""])
             key = found.name, patience
             view = self._views.get(key)
             if view is None:
@@ -91,12 +92,14 @@ class Exports:
         return view
 
     def resolve(self, export: str) -> str:
-        """The export name by digest of the version that `export` stands for now; it is as patient as `export` is."""
+        """The export name by digest of the version that `export` stands for now, with its label; it is as patient as
+        `export` is."""
         pinned = self._find(export).pinned
+        name, plus, label = export.partition("+")
         with self._lock:
-            if export in self._outages:
-                self._outages.setdefault(pinned, self._outages[export])
-        return pinned
+            if name in self._outages:
+                self._outages.setdefault(pinned, self._outages[name])
+        return pinned + plus + label
 
     def config(self, export: str) -> bytes:
         """The OCI image configuration of an export; NotFound where it has none."""

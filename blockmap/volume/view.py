@@ -42,6 +42,7 @@ class View:
         """By digest: `repo@sha256:HEX`."""
         self.close = close
         """To be called once for each time that the volume was opened."""
+        self.root = root
         self.size = root.size * BLOCK
         """Bytes."""
         self.replay: Replay | None = None
