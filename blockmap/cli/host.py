@@ -73,7 +73,7 @@ def attach(name: str, directory: Path, store: str | None, cache: Path | None, so
     tools.need_root("attach")
     client = _server(store, cache, socket)
     export = str(client.request("resolve", export=name)["export"])
-    attachments().attach(client.nbd_socket, export, name, directory)
+    attachments().attach(client, export, name, directory)
     click.echo(f"{export} is at {directory}")
 
 

@@ -51,7 +51,7 @@ def run(
         try:
             work = stack.enter_context(_folder(runc, attachments, state.absolute() / "runs"))
             lower, root = work / "image", work / "root"
-            attachments.attach(client.nbd_socket, export, name, lower)
+            attachments.attach(client, export, name, lower)
             _overlay(lower, work / "scratch", root)
             bundle = runtime_config(
                 config, command, entrypoint, root, os.uname().nodename, terminal=terminal, supervised=supervised
@@ -180,22 +180,13 @@ def _end_containers(runc: str, work: Path) -> None:
 
 def _take_apart(attachments: Attachments, work: Path) -> None:
     """Undoes a run's mounts, as far as there are any, and removes its folder."""
-    _unmount(work / "root")
+    mounts.unmount(work / "root")
     if mounts.source(work / "image") is not None:
         with contextlib.suppress(BlockmapError):
             attachments.detach(work / "image")
-    _unmount(work / "scratch")
+    mounts.unmount(work / "scratch")
     if mounts.source(work / "image") is None:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _unmount(where: Path) -> None:
-    if mounts.source(where) is None:
-        return
-    try:
-        tools.run("umount", str(where))
-    except HostError:
-        tools.run("umount", "-l", str(where))
 
 
 def _overlay(lower: Path, scratch: Path, root: Path) -> None:
@@ -205,7 +196,7 @@ def _overlay(lower: Path, scratch: Path, root: Path) -> None:
     except HostError:
         shutil.rmtree(scratch)
         scratch.mkdir()
-        tools.run("mount", "-t", "tmpfs", "-o", "mode=700", "blockmap", str(scratch))
+        mounts.mount("blockmap", scratch, "tmpfs", 0, "mode=700")
         _mount_overlay(lower, scratch, root)
 
 
@@ -216,8 +207,8 @@ def _mount_overlay(lower: Path, scratch: Path, root: Path) -> None:
     own = lower.stat()
     os.chown(upper, own.st_uid, own.st_gid)
     upper.chmod(own.st_mode & 0o7777)
-    options = f"nodev,lowerdir={lower},upperdir={upper},workdir={scratch}/work"
-    tools.run("mount", "-t", "overlay", "-o", options, "overlay", str(root))
+    options = f"lowerdir={lower},upperdir={upper},workdir={scratch}/work"
+    mounts.mount("overlay", root, "overlay", mounts.NODEV, options)
 
 
 def _supervised() -> bool:
