@@ -10,12 +10,14 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 BLOCK_BYTES = 4096
 PIECE_BYTES = 128 << 10
 """What is asked for at once: one request at nbdfuse; who waits for a block of it waits for no more than that."""
+_WINDOW_BLOCKS = 1024
+_MOST_BLOCKS = 1 << 40
 _THREADS = 8
 """nbdfuse answers ten requests at once, FUSE takes twelve: what the program itself asks for still gets through."""
 
@@ -35,23 +37,22 @@ class Piece:
     length: int
 
 
-def plan(readings: Sequence[Sequence[object]]) -> list[Piece]:
-    """What to read, in the order of `readings`: [start block, blocks, path or None, block of the file].
+def plan(readings: Iterable[Sequence[object]]) -> list[Piece]:
+    """What to read, about in the order of `readings`: [start block, blocks, path or None, block of the file].
 
-    Neighbours are joined, up to PIECE_BYTES. What makes no sense is left out: it comes from elsewhere, and helps only.
+    Within a window, neighbours are joined, up to PIECE_BYTES: a program touches the pages of a file in no order, and each
+    request costs as much as some ten pages. What makes no sense is left out: it comes from elsewhere, and only helps.
     """
     pieces: list[Piece] = []
+    window: dict[str | None, list[tuple[int, int]]] = {}
+    blocks = 0
     for path, at, end in _ranges(readings):
-        while at < end:
-            last = pieces[-1] if pieces else None
-            if last and last.path == path and last.offset + last.length == at and last.length < PIECE_BYTES:
-                length = min(end - at, PIECE_BYTES - last.length)
-                pieces[-1] = Piece(path, last.offset, last.length + length)
-            else:
-                length = min(end - at, PIECE_BYTES)
-                pieces.append(Piece(path, at, length))
-            at += length
-    return pieces
+        window.setdefault(path, []).append((at, end))
+        blocks += end - at
+        if blocks >= _WINDOW_BLOCKS:
+            pieces += _joined(window)
+            window, blocks = {}, 0
+    return pieces + _joined(window)
 
 
 def warm(pieces: Sequence[Piece], device: int, root: Callable[[], int | None]) -> None:
@@ -129,11 +130,34 @@ def _bring(fd: int, piece: Piece, buffer: memoryview) -> None:
     os.preadv(fd, [buffer], piece.offset)
 
 
-def _ranges(readings: Sequence[Sequence[object]]) -> Iterator[tuple[str | None, int, int]]:
+def _ranges(readings: Iterable[Sequence[object]]) -> Iterator[tuple[str | None, int, int]]:
+    """Path, and half-open range of blocks of the file or device."""
     for reading in readings:
         if len(reading) != 4:
             continue
         start, blocks, path, file_block = reading
         at = start if path is None else file_block
-        if type(at) is int and type(blocks) is int and at >= 0 and blocks > 0 and isinstance(path, str | None):
-            yield path, at * BLOCK_BYTES, (at + blocks) * BLOCK_BYTES
+        if type(at) is not int or type(blocks) is not int or not isinstance(path, str | None):
+            continue
+        if at >= 0 and blocks > 0 and at + blocks <= _MOST_BLOCKS:
+            yield path, at, at + blocks
+
+
+def _joined(window: dict[str | None, list[tuple[int, int]]]) -> list[Piece]:
+    """The pieces of a window; files in the order of their first touch."""
+    pieces = []
+    for path, ranges in window.items():
+        ranges.sort()
+        begin, end = ranges[0]
+        for at, until in ranges[1:]:
+            if at > end:
+                pieces += _cut(path, begin, end)
+                begin = at
+            end = max(end, until)
+        pieces += _cut(path, begin, end)
+    return pieces
+
+
+def _cut(path: str | None, begin: int, end: int) -> list[Piece]:
+    starts = range(begin * BLOCK_BYTES, end * BLOCK_BYTES, PIECE_BYTES)
+    return [Piece(path, at, min(PIECE_BYTES, end * BLOCK_BYTES - at)) for at in starts]
