@@ -55,9 +55,19 @@ def test_the_program_its_environment_and_its_status(running: Host) -> None:
     assert variables == "blue /root /bin"
     assert running.run("run", "app:1", "sh", "-c", "exit 7").returncode == 7
     assert running.run("run", "app:1", "cat", text="typed").stdout == "typed"
-    done = running.run("run", "app:1", "no-such-program")
-    assert done.returncode != 0
-    assert "no-such-program" in done.stderr
+    assert running.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("program", "status"), [("no-such-program", 127), ("/bin/absent", 127), ("/etc/passwd", 126), ("/etc", 126)]
+)
+def test_a_program_that_cannot_be_run_has_the_status_that_docker_gives(
+    running: Host, program: str, status: int
+) -> None:
+    done = running.run("run", "app:1", program)
+    assert (done.returncode, program in done.stderr) == (status, True)
+    # The program's own word is as good as another, whatever it prints.
+    assert running.run("run", "app:1", "sh", "-c", f"echo 'exec: {program}: not found' >&2; exit 1").returncode == 1
     assert running.leftovers() == []
 
 
