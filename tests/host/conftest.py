@@ -138,6 +138,25 @@ class Host:
             until(lambda: not Path(f"/proc/{pid}").exists())
 
 
+def faulty(host: Host, module: str, name: str, code: str, *arguments: object) -> subprocess.Popen[str]:
+    """`blockmap`, with a fault in one function of `module`: `code` has `real`, and gives what is called instead."""
+    script = f"""
+import os, signal, sys, time
+import {module} as module
+from blockmap.cli.main import main
+from blockmap.errors import HostError
+real = module.{name}
+{code}
+module.{name} = instead
+sys.argv = ["blockmap", *sys.argv[1:]]
+main()
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env=host.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory, need: Callable[..., None]) -> Path:
     """An OCI layout whose tags 1 and 2 differ in one file, and run busybox."""

@@ -5,7 +5,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from blockmap.host import mounts, tools
 from blockmap.host.attachments import Attachments
 from blockmap.host.control import Client
 from blockmap.host.device import Device
-from tests.host.conftest import CONTENT, Host
+from tests.host.conftest import CONTENT, Host, faulty
 from tests.waiting import until
 
 pytestmark = pytest.mark.root
@@ -195,25 +194,6 @@ def test_what_is_unmounted_by_hand_is_noticed(mounting: Host) -> None:
     mounting.do("attach", "app:1", other)
     mounting.do("detach", other)
     assert mounting.leftovers() == []
-
-
-def faulty(host: Host, module: str, name: str, code: str, *arguments: object) -> subprocess.Popen[str]:
-    """`blockmap`, with a fault in one function of `module`: `code` has `real`, and gives what is called instead."""
-    script = f"""
-import os, signal, sys, time
-import {module} as module
-from blockmap.cli.main import main
-from blockmap.errors import HostError
-real = module.{name}
-{code}
-module.{name} = instead
-sys.argv = ["blockmap", *sys.argv[1:]]
-main()
-"""
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        env=host.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
 
 
 STEPS = [

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.conftest import BLOCKMAP, Host
+from tests.host.conftest import BLOCKMAP, Host, faulty
 from tests.waiting import LIMIT_S, until
 
 pytestmark = pytest.mark.root
@@ -140,13 +140,10 @@ def test_what_a_killed_run_left_is_taken_apart_by_the_next(running: Host) -> Non
 
 
 def test_a_signal_before_the_program_starts_leaves_nothing(running: Host) -> None:
-    bin = running.where / "bin"
-    bin.mkdir()
-    (bin / "mount").write_text(f"#!/bin/sh\ntouch {bin}/reached; exec sleep 60\n")
-    (bin / "mount").chmod(0o755)
-    running.environment["PATH"] = f"{bin}:{running.environment['PATH']}"
-    process = running.start("run", "app:1")
-    until((bin / "reached").exists)
+    reached = running.where / "reached"
+    wait = f"def instead(*arguments):\n    open({str(reached)!r}, 'w').close()\n    time.sleep(60)"
+    process = faulty(running, "blockmap.host.mounts", "mount", wait, "run", "app:1")
+    until(reached.exists)
     process.terminate()
     process.terminate()
     assert finished(process) == 130
