@@ -29,7 +29,7 @@ for none) and at u32 (block of the file); then each path as length u16 and bytes
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
@@ -127,7 +127,7 @@ class Head:
 
 def encode(
     nodes: Sequence[tuple[Digest, bytes]],
-    chunks: Sequence[tuple[Digest, int, bytes]],
+    chunks: Iterable[tuple[Digest, int, bytes | memoryview]],
     readings: Sequence[Reading],
     image_blocks: int,
     salt: bytes,
@@ -196,6 +196,25 @@ def decode_head(data: bytes | memoryview) -> Head:
         return _parse(view, end, count, frame_count)
     except (struct.error, ValueError) as error:
         raise FormatError(f"the tables of the bundle do not add up: {error}") from error
+
+
+def measure(read: Callable[[int, int], bytes | memoryview]) -> tuple[int, int]:
+    """The bytes of a bundle, and those of its head, neither verified; `read` gives its bytes [start, end); FormatError."""
+    magic, version, kind, zero, count, frame_count, _ = _HEAD.unpack(read(0, _HEAD.size))
+    if (magic, version, kind, zero) != (MAGIC, FORMAT, PackKind.BUNDLE, 0):
+        raise FormatError("the object is not a bundle of format 1")
+    start = _HEAD.size + count * _ENTRY.size
+    counts = start + frame_count * _FRAME.size
+    last = counts - _FRAME.size if frame_count else counts
+    tail = read(last, counts + _COUNTS.size)
+    nodes, absent, packed, _ = _COUNTS.unpack_from(tail, counts - last)
+    head = counts + _COUNTS.size + 9 * (count - nodes) + DIGEST_BYTES * (absent + 1) + packed
+    if nodes > count or head > MAX_HEAD_BYTES:
+        raise FormatError(f"a bundle of {count} entries, {nodes} of them nodes, does not add up")
+    if not frame_count:
+        return head, head
+    offset, stored, *_ = _FRAME.unpack_from(tail)
+    return offset + stored, head
 
 
 def open_frame(head: Head, number: int, stored: bytes | memoryview) -> bytes | memoryview:
