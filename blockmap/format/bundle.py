@@ -207,7 +207,7 @@ def measure(read: Callable[[int, int], bytes | memoryview]) -> tuple[int, int]:
     counts = start + frame_count * _FRAME.size
     last = counts - _FRAME.size if frame_count else counts
     tail = read(last, counts + _COUNTS.size)
-    nodes, absent, packed, _ = _COUNTS.unpack_from(tail, counts - last)
+    nodes, absent, packed, _, _ = _COUNTS.unpack_from(tail, counts - last)
     head = counts + _COUNTS.size + 9 * (count - nodes) + DIGEST_BYTES * (absent + 1) + packed
     if nodes > count or head > MAX_HEAD_BYTES:
         raise FormatError(f"a bundle of {count} entries, {nodes} of them nodes, does not add up")
