@@ -10,6 +10,9 @@ are answered.
                                     which it ended, each [op, key, start, seconds, bytes, error]; number of the first
                                     (more than `since` where calls are forgotten); start by the monotonic clock
     names                           names: [export, description]
+    readings  export                profile, readings: number of the profile that is replayed for it (0: none), and what
+                                    its starts read, in order: [first block, blocks, path or null, first block in it]
+    hydrate   export                -: begins to bring all of it into the cache
     resolve   export                export: the name by digest of the version that it stands for now
     config    export                config: the OCI image configuration, as text
     expect    export, new, exact    a device that is new to the host is about to be made: the next trace of this
@@ -121,6 +124,13 @@ class Control:
             return {"names": self._exports.names()}
         if op == "resolve":
             return {"export": self._exports.resolve(export)}
+        if op == "hydrate":
+            self._exports.hydrate(export)
+            return {}
+        if op == "readings":
+            number, found = self._exports.readings(export)
+            told = [(each.start, each.blocks, each.path and os.fsdecode(each.path), each.at) for each in found]
+            return {"profile": number, "readings": told}
         if op == "config":
             return {"config": self._exports.config(export).decode("utf-8", "replace")}
         if op == "expect":
@@ -129,7 +139,8 @@ class Control:
             trace = self._starts.ready(*self._start_of(export))
             return {"trace": None if trace is None else str(trace)}
         raise UsageError(
-            f"{op!r} is not an operation of this server: status, calls, traces, names, resolve, config, expect and ready are"
+            f"{op!r} is not an operation of this server: status, calls, traces, names, hydrate, readings, resolve, config, "
+            "expect and ready are"
         )
 
     def _expect(self, export: str, new: object, exact: object) -> dict[str, Any]:
