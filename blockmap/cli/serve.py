@@ -34,6 +34,12 @@ from blockmap.volume.opener import ANSWER_SECONDS
     help="While the store is away, reads that need it wait, then fail, or fail at once; wait=60 by default. Once for all "
     "exports, and once for each that differs.",
 )
+@click.option(
+    "--learn/--no-learn",
+    default=True,
+    show_default=True,
+    help="Publish what starts read, so that the next ones, on any host, need not wait for it.",
+)
 @click.option("--idle-exit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", hidden=True)
 def serve(
     store: str | None,
@@ -43,6 +49,7 @@ def serve(
     metrics: str | None,
     cache_size: int | None,
     outages: tuple[str, ...],
+    learn: bool,
     idle_exit: float | None,
 ) -> None:
     """Serve every image of the store over NBD."""
@@ -52,7 +59,7 @@ def serve(
     directory = (cache or default_cache()).absolute()
     open_served(url, directory, ANSWER_SECONDS)
     where = (socket or default_socket()).absolute()
-    Supervisor(url, directory, cache_size, outages, where, listen, idle_exit, _log, metrics).run()
+    Supervisor(url, directory, cache_size, outages, where, listen, idle_exit, _log, metrics, learn).run()
 
 
 def _log(text: str) -> None:
