@@ -11,6 +11,7 @@ import click
 from blockmap import __version__
 from blockmap.cli import host, images
 from blockmap.cli.bench.command import bench
+from blockmap.cli.report.command import report
 from blockmap.cli.status import status
 from blockmap.cli.top import top
 from blockmap.errors import BlockmapError, UsageError
@@ -22,7 +23,7 @@ def program() -> None:
     """Container images as network block devices that start before they are pulled."""
 
 
-for command in (*images.commands, *host.commands, status, top, bench):
+for command in (*images.commands, *host.commands, status, top, report, bench):
     program.add_command(command)
 
 
