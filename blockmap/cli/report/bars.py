@@ -1,18 +1,20 @@
 """The plots of a report that are no map: bytes over time, waits by file, coverage."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from bokeh.layouts import row
-from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Range1d
+from bokeh.models import ColumnDataSource, FactorRange, HoverTool, LegendItem, Range1d
 from bokeh.plotting import figure
 
 from blockmap.cli.report.data import Coverage, Run, Start
-from blockmap.cli.report.style import COLORS, REST_COLOR, SECONDS, TOOLS, mark_ready, shortened
+from blockmap.cli.report.files import Numbers
+from blockmap.cli.report.style import COLORS, REST_COLOR, SECONDS, TOOLS, legend, mark_ready, shortened
 from blockmap.format import BLOCK
 
 _BARS = 12
+_LABEL_LENGTHS = (48, 30)
 _MOST_STEPS = 2_000
 _DASHES = ("solid", "dashed")
 
@@ -34,7 +36,7 @@ def draw_growth(starts: Sequence[Start]) -> Any:
         source = ColumnDataSource({"time": run.touched_s[at], "mb": (np.asarray(at) + 1) * BLOCK / 1e6})
         line = plot.step(
             "time", "mb", source=source, mode="after", color=COLORS[(0, 3)[number]], line_dash=_DASHES[number],
-            line_width=2.5, legend_label=f"{number + 1}: {run.title}",
+            line_width=2.5, legend_label=run.title,
         )  # fmt: skip
         plot.add_tools(HoverTool(renderers=[line], tooltips=[("time", "@time{0.000} s"), ("sum", "@mb{0.00} MB")]))
         mark_ready(plot, run.head.ready_ms, COLORS[(0, 3)[number]])
@@ -50,7 +52,7 @@ def draw_waits(starts: Sequence[Start]) -> Any:
     longest_ms = max((total for waits in sums for _, _, total in waits), default=1.0)
     across = Range1d(0, 1.05 * longest_ms)
     for start, waits in zip(starts, sums, strict=True):
-        names = _distinct([name for name, _, _ in waits])
+        names = _distinct([name for name, _, _ in waits], _LABEL_LENGTHS[len(starts) - 1])
         source = ColumnDataSource(
             {
                 "name": names,
@@ -60,31 +62,41 @@ def draw_waits(starts: Sequence[Start]) -> Any:
             }
         )
         plot = figure(
-            title=start.run.title, height=130 + 24 * len(names), y_range=FactorRange(*reversed(names)), x_range=across,
+            title=start.run.title, height=160 + 22 * len(names), y_range=FactorRange(*reversed(names)), x_range=across,
             tools="reset,save", x_axis_label="milliseconds without a read", sizing_mode="stretch_width",
         )  # fmt: skip
-        labels = ("while the store was asked (measured)", "otherwise: program, kernel, host")
-        if not start.pauses.known:
-            labels = ("", "reason not known")
-        plot.hbar_stack(
-            ["asking", "other"], y="name", height=0.75, source=source, color=[COLORS[3], COLORS[1]], line_color="white",
-            hatch_pattern=[" ", "/"], hatch_color="white", legend_label=list(labels),
-        )  # fmt: skip
-        plot.add_tools(
-            HoverTool(tooltips=[("file", "@path"), ("store asked", "@asking{0.0} ms"), ("otherwise", "@other{0.0} ms")])
-        )
-        if not start.pauses.known:
-            plot.legend.items = plot.legend.items[1:]
-        _lay_below(plot)
+        plot.title.text_font_size = "9pt"
+        asked = _Part("asking", "while the store was asked (measured)", COLORS[3], " ")
+        other = _Part("other", "otherwise: program, kernel, host", COLORS[1], "/")
+        unknown = _Part("other", "reason not known", COLORS[1], "/")
+        _stack(plot, source, [asked, other] if start.pauses.known else [unknown], 3 - len(starts), "@path: ", "ms")
         plots.append(plot)
     return row(*plots, sizing_mode="stretch_width")
 
 
-def _lay_below(plot: Any) -> None:
-    box = plot.legend[0]
-    plot.center.remove(box)
-    box.update(orientation="horizontal", border_line_color=None, label_text_font_size="9pt", location="top_left")
-    plot.add_layout(box, "below")
+class _Part(NamedTuple):
+    """One colour of stacked bars."""
+
+    column: str
+    label: str
+    color: str
+    hatch: str
+
+
+def _stack(
+    plot: Any, source: ColumnDataSource, parts: Sequence[_Part], legend_columns: int, before: str, unit: str
+) -> None:
+    bars = plot.hbar_stack(
+        [part.column for part in parts], y="name", height=0.7, source=source, color=[part.color for part in parts],
+        line_color="white", hatch_pattern=[part.hatch for part in parts], hatch_color="white",
+    )  # fmt: skip
+    items = []
+    for bar, part in zip(bars, parts, strict=True):
+        plot.add_tools(
+            HoverTool(renderers=[bar], tooltips=[(part.label, f"{before}@{{{part.column}}}{{0,0.00}} {unit}")])
+        )
+        items.append(LegendItem(label=part.label, renderers=[bar]))
+    plot.add_layout(legend(items, legend_columns), "below")
 
 
 def _waits(start: Start) -> list[tuple[str, float, float]]:
@@ -97,36 +109,32 @@ def _waits(start: Start) -> list[tuple[str, float, float]]:
     return [(titles[n], float(asking[n]), float(total[n])) for n in order.tolist() if total[n]]
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
+def _distinct(names: Sequence[str], length: int) -> list[str]:
     """Names cut to fit, each another."""
     found: list[str] = []
     for name in names:
-        short = shortened(name)
-        found.append(short if short not in found else f"{short} ({found.count(short) + len(found)})")
+        short = shortened(name, length)
+        found.append(f"{short} ({len(found) + 1})" if short in found else short)
     return found
 
 
 def draw_coverage(covered: Sequence[tuple[Run, Coverage]]) -> Any:
     """One bar for each start: what the profile covered, missed and wasted."""
-    names = [f"{number}: {shortened(run.title, 60)}" for number, (run, _) in enumerate(covered, 1)]
-    parts = {
-        "covered: in the profile and read": [each.covered for _, each in covered],
-        "missed: read, not in the profile": [each.missed for _, each in covered],
-        "wasted: in the profile, not read": [each.wasted for _, each in covered],
-    }
-    source = ColumnDataSource(
-        {"name": names, **{label: [len(blocks) * BLOCK / 1e6 for blocks in each] for label, each in parts.items()}}
-    )
+    names = _distinct([run.title for run, _ in covered], 60)
+    parts = [
+        _Part("covered", "covered: in the profile and read", COLORS[2], " "),
+        _Part("missed", "missed: read, not in the profile", COLORS[3], "x"),
+        _Part("wasted", "wasted: in the profile, not read", REST_COLOR, "/"),
+    ]
+    sums = {part.column: [_megabytes(getattr(each, part.column)) for _, each in covered] for part in parts}
     plot = figure(
         height=150 + 50 * len(names), y_range=FactorRange(*reversed(names)), tools="reset,save", x_axis_label="MB",
         sizing_mode="stretch_width",
     )  # fmt: skip
     plot.x_range.start = 0
-    bars = plot.hbar_stack(
-        list(parts), y="name", height=0.6, source=source, color=[COLORS[2], COLORS[3], REST_COLOR], line_color="white",
-        hatch_pattern=[" ", "x", "/"], hatch_color="white", legend_label=list(parts),
-    )  # fmt: skip
-    for bar, label in zip(bars, parts, strict=True):
-        plot.add_tools(HoverTool(renderers=[bar], tooltips=[(label.partition(":")[0], f"@{{{label}}}{{0.00}} MB")]))
-    _lay_below(plot)
+    _stack(plot, ColumnDataSource({"name": names, **sums}), parts, len(parts), "", "MB")
     return plot
+
+
+def _megabytes(blocks: Numbers) -> float:
+    return len(blocks) * BLOCK / 1e6

@@ -1,6 +1,7 @@
 """The command `blockmap report`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,11 @@ def report(
         _say("without --store, and with no server that answers, the report names no files")
     folder = (cache or default_cache()) / "traces"
     starts = []
-    for trace in sources.find_traces(words, folder, label, repository):
+    traces = sources.find_traces(words, folder, label, repository)
+    for number_of_start, trace in enumerate(traces, 1):
         run = sources.load_run(trace, repository, _say)
+        if len(traces) > 1:
+            run = replace(run, title=f"start {number_of_start}: {run.title}")
         starts.append(_start(run, repository, client if served == url else None, number))
     path = output or Path(f"{starts[0].run.head.repo.replace('/', '-').replace(':', '-')}.html")
     page = render(starts).encode()

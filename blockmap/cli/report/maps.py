@@ -55,7 +55,7 @@ def draw_maps(starts: Sequence[Start]) -> Any:
     for start in starts:
         plot = _map(start.run, across, upward, MAX_POINTS // len(runs))
         _draw_reads(plot, start.run, groups, switched, MAX_POINTS // len(runs), 3 if len(runs) == 1 else 2)
-        columns.append(column(plot, _timeline(start, across), sizing_mode="stretch_width"))
+        columns.append(column(plot, _timeline(start, across, 1 if len(runs) > 1 else 3), sizing_mode="stretch_width"))
     switch = RadioButtonGroup(labels=[f"by {by}" for by in choices], active=0)
     switch.js_on_change("active", CustomJS(args={"parts": [switched[by] for by in choices]}, code=_SWITCH))
     return column(switch, row(*columns, sizing_mode="stretch_width"), sizing_mode="stretch_width")
@@ -128,7 +128,7 @@ def _hover(run: Run, file: Any) -> HoverTool:
             "@file": CustomJSHover(args={"names": {n: paths[n] for n in used}}, code=_LOOK_UP),
             "@package": CustomJSHover(args={"names": {n: packages[n] for n in used}}, code=_LOOK_UP),
         },
-        limit=3,
+        limit=2,
     )  # fmt: skip
 
 
@@ -136,13 +136,13 @@ _LOOK_UP = "return names.get(value);"
 """Dictionaries with numbers as keys arrive as maps."""
 
 
-def _timeline(start: Start, across: Range1d) -> Any:
+def _timeline(start: Start, across: Range1d, legend_columns: int) -> Any:
     """Pauses in the top row, below it what the store was asked for, calls that overlap in rows of their own."""
     rows = lanes(start.calls)
     count = min(max(rows, default=-1) + 1, _LANES)
     plot = figure(
-        height=140 + 9 * count, x_range=across, y_range=Range1d(-count - 0.5, 1.6), tools=TOOLS, x_axis_label=SECONDS,
-        sizing_mode="stretch_width",
+        height=120 + 9 * count + 75 // legend_columns, x_range=across, y_range=Range1d(-count - 0.5, 1.6), tools=TOOLS,
+        x_axis_label=SECONDS, sizing_mode="stretch_width",
     )  # fmt: skip
     plot.yaxis.visible = False
     plot.ygrid.visible = False
@@ -150,7 +150,7 @@ def _timeline(start: Start, across: Range1d) -> Any:
     items = items or [_draw_pauses(plot, start, None)]
     if start.calls:
         items.append(_draw_calls(plot, start, rows))
-    plot.add_layout(legend(items, len(items)), "below")
+    plot.add_layout(legend(items, legend_columns), "below")
     mark_ready(plot, start.run.head.ready_ms)
     return plot
 

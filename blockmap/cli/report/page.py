@@ -22,7 +22,10 @@ from blockmap.format.trace import EXACT, End
 _SCRIPTS: Final = ("bokeh", "bokeh-gl", "bokeh-widgets", "bokeh-tables")
 """Not MathJax, which is as long as the others together, and which nothing here needs."""
 
-_POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+_POLICY: Final = (
+    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; font-src data:"
+)
 _ENDS: Final = {
     End.OPEN: "it did not: the server ended first, or it goes on",
     End.READY: "the program was ready",

@@ -29,7 +29,7 @@ def shortened(text: str, length: int = _LABEL_LENGTH) -> str:
 def legend(items: list[LegendItem], columns: int, visible: bool = True) -> Any:
     """A legend to lay below a plot; a click hides what it names."""
     return Legend(
-        items=items, click_policy="hide", ncols=columns, label_text_font_size=_FONT, border_line_color=None, spacing=0,
+        items=items, click_policy="hide", ncols=columns, label_text_font_size=_FONT, border_line_color=None, spacing=5,
         padding=2, visible=visible, location="top_left",
     )  # fmt: skip
 

@@ -29,29 +29,28 @@ view.filter.booleans = Array.from(file, (text, n) => `${text} ${owner[n]}`.toLow
 
 def draw_files(starts: Sequence[Start]) -> Any:
     """Files by the bytes that were read of them for the first time; of two starts, side by side."""
-    rows: dict[tuple[str, str], list[float]] = {}
-    width = 2 * len(starts)
-    for place, start in enumerate(starts):
-        run = start.run
-        paths, packages, sums = run.image.titles("file"), run.image.packages, bytes_by_file(run.touched_file, run.image)
-        found, first = np.unique(run.touched_file, return_index=True)
-        for number, at in zip(found.tolist(), first.tolist(), strict=True):
-            cells = rows.setdefault((paths[number], packages[number]), [float("nan")] * width)
-            cells[2 * place : 2 * place + 2] = float(sums[number]) / 1e3, float(run.touched_s[at])
-    filled = {key: [0.0 if n % 2 == 0 and c != c else c for n, c in enumerate(cells)] for key, cells in rows.items()}
+    sums, firsts = zip(*(_by_file(start.run) for start in starts), strict=True)
+    keys = list(dict.fromkeys(key for each in sums for key in each))
+    kilobytes = [[each.get(key, 0) / 1e3 for key in keys] for each in sums]
+    first_s = [[each.get(key, float("nan")) for key in keys] for each in firsts]
     if len(starts) == 1:
-        return _table(
-            {"kB": [cells[0] for cells in filled.values()], "first read at, s": [c[1] for c in filled.values()]},
-            list(filled),
-        )
+        return _table("Search files", {"kB": kilobytes[0], "first read at, s": first_s[0]}, keys)
     columns = {
-        "kB, start 1": [cells[0] for cells in filled.values()],
-        "kB, start 2": [cells[2] for cells in filled.values()],
-        "difference, kB": [cells[2] - cells[0] for cells in filled.values()],
-        "1 first read at, s": [cells[1] for cells in filled.values()],
-        "2 first read at, s": [cells[3] for cells in filled.values()],
+        "larger, kB": np.max(kilobytes, axis=0).tolist(),
+        "start 1, kB": kilobytes[0],
+        "start 2, kB": kilobytes[1],
+        "start 1 first, s": first_s[0],
+        "start 2 first, s": first_s[1],
     }
-    return _table(columns, list(filled))
+    return _table("Search files", columns, keys)
+
+
+def _by_file(run: Run) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], float]]:
+    """Bytes of each file, and when the first of them were read."""
+    numbers, first = np.unique(run.touched_file, return_index=True)
+    keys = _keys(run.image, numbers.tolist())
+    sums = bytes_by_file(run.touched_file, run.image)[numbers].tolist()
+    return dict(zip(keys, sums, strict=True)), dict(zip(keys, run.touched_s[first].tolist(), strict=True))
 
 
 def draw_waits_table(start: Start) -> Any:
@@ -68,7 +67,7 @@ def draw_waits_table(start: Start) -> Any:
     }
     if pauses.known:
         columns["store asked, ms"] = (asking[files] * 1e3).tolist()
-    return _table(columns, _keys(image, files.tolist()))
+    return _table(f"Search pauses of {start.run.title}", columns, _keys(image, files.tolist()))
 
 
 def draw_coverage_table(run: Run, coverage: Coverage) -> Any:
@@ -80,7 +79,8 @@ def draw_coverage_table(run: Run, coverage: Coverage) -> Any:
         "covered, kB": bytes_by_file(coverage.covered, image),
     }
     files = np.flatnonzero(sum(sums.values()))
-    return _table({title: (each[files] / 1e3).tolist() for title, each in sums.items()}, _keys(image, files.tolist()))
+    columns = {title: (each[files] / 1e3).tolist() for title, each in sums.items()}
+    return _table(f"Search files of {run.title}", columns, _keys(image, files.tolist()))
 
 
 def _format(title: str) -> str:
@@ -94,7 +94,7 @@ def _keys(image: Image, files: Sequence[int]) -> list[tuple[str, str]]:
     return [(paths[number], image.packages[number]) for number in files]
 
 
-def _table(numbers: Mapping[str, Sequence[float]], keys: Sequence[tuple[str, str]]) -> Any:
+def _table(title: str, numbers: Mapping[str, Sequence[float]], keys: Sequence[tuple[str, str]]) -> Any:
     """Rows by the first column of numbers, the highest first, with a field to search them."""
     order = np.argsort(-np.array(next(iter(numbers.values())), float), kind="stable")[:MAX_ROWS]
     source = ColumnDataSource(
@@ -119,9 +119,9 @@ def _table(numbers: Mapping[str, Sequence[float]], keys: Sequence[tuple[str, str
         source=source, view=view, columns=columns, height=min(330, 32 + 26 * max(len(order), 1)), index_position=None,
         sizing_mode="stretch_width", reorderable=False,
     )  # fmt: skip
-    field = TextInput(placeholder="a part of the path or package", title="Search", width=320)
+    field = TextInput(placeholder="a part of the path or package", title=title, width=420)
     field.js_on_change("value_input", CustomJS(args={"source": source, "view": view}, code=_SEARCH))
     left_out = len(keys) - len(order)
     if left_out:
-        field.title = f"Search ({left_out:,} rows with the lowest numbers are left out)"
+        field.title = f"{title} ({left_out:,} rows with the lowest numbers are left out)"
     return column(field, table, sizing_mode="stretch_width")
