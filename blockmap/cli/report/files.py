@@ -13,7 +13,7 @@ from blockmap.format.filemap import File
 
 Numbers = npt.NDArray[np.int64]
 
-METADATA: Final = "(no file: metadata of the file system)"
+METADATA: Final = "(metadata of the file system)"
 _DIRECTORY_DEPTH = 4
 _LIBRARIES = re.compile(rb"(?:^|/)(?:site-packages|dist-packages|node_modules)/(@[^/]+/[^/]+|[^/]+)")
 _COMPILED = re.compile(rb"(.*/)__pycache__/([^/.]+)\.[^/]*\.pyc", re.DOTALL)

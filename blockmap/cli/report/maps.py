@@ -141,7 +141,7 @@ def _timeline(start: Start, across: Range1d, legend_columns: int) -> Any:
     rows = lanes(start.calls)
     count = min(max(rows, default=-1) + 1, _LANES)
     plot = figure(
-        height=120 + 9 * count + 75 // legend_columns, x_range=across, y_range=Range1d(-count - 0.5, 1.6), tools=TOOLS,
+        height=130 + 11 * count + 75 // legend_columns, x_range=across, y_range=Range1d(-count - 0.5, 1.6), tools=TOOLS,
         x_axis_label=SECONDS, sizing_mode="stretch_width",
     )  # fmt: skip
     plot.yaxis.visible = False

@@ -22,7 +22,7 @@ def shortened(text: str, length: int = _LABEL_LENGTH) -> str:
     """The text with its middle left out where it is long: both ends of a path say more."""
     if len(text) <= length:
         return text
-    head = length // 3
+    head = length // 4
     return f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[head + 1 - length :]}"
 
 
