@@ -19,10 +19,12 @@ _LABEL_LENGTH = 40
 
 
 def shortened(text: str, length: int = _LABEL_LENGTH) -> str:
-    """The text with its middle left out where it is long: both ends of a path say more."""
+    """The text, where it is long without the directories of the path that it is, and then without its middle."""
+    if len(text) > length and "/" in text:
+        text = f"\N{HORIZONTAL ELLIPSIS}/{text.rpartition('/')[2]}"
     if len(text) <= length:
         return text
-    head = length // 4
+    head = length // 2
     return f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[head + 1 - length :]}"
 
 

@@ -19,7 +19,8 @@ from bokeh.models import (
 from blockmap.cli.report.data import Coverage, Image, Run, Start, bytes_by_file
 
 MAX_ROWS: Final = 3_000
-_TEXT_WIDTH, _NUMBER_WIDTH = 420, 110
+_WIDTH, _PACKAGE_WIDTH, _NUMBER_WIDTH = 1330, 220, 115
+"""Pixels. Fixed: columns that bokeh fits to the page come out in any width, now and then the paths' narrower than the numbers'."""
 _SEARCH = """
 const wanted = cb_obj.value_input.toLowerCase();
 const {file, package: owner} = source.data;
@@ -105,8 +106,10 @@ def _table(title: str, numbers: Mapping[str, Sequence[float]], keys: Sequence[tu
         }
     )
     view = CDSView(filter=BooleanFilter([True] * len(order)))
+    path_width = _WIDTH - _PACKAGE_WIDTH - len(numbers) * _NUMBER_WIDTH
     columns = [
-        TableColumn(field=name, title=name, width=_TEXT_WIDTH // (1 + (name != "file"))) for name in ("file", "package")
+        TableColumn(field="file", title="file", width=path_width),
+        TableColumn(field="package", title="package", width=_PACKAGE_WIDTH),
     ]
     columns += [
         TableColumn(
@@ -117,7 +120,7 @@ def _table(title: str, numbers: Mapping[str, Sequence[float]], keys: Sequence[tu
     ]  # fmt: skip
     table = DataTable(
         source=source, view=view, columns=columns, height=min(330, 32 + 26 * max(len(order), 1)), index_position=None,
-        sizing_mode="stretch_width", reorderable=False,
+        sizing_mode="stretch_width", autosize_mode="none", reorderable=False,
     )  # fmt: skip
     field = TextInput(placeholder="a part of the path or package", title=title, width=420)
     field.js_on_change("value_input", CustomJS(args={"source": source, "view": view}, code=_SEARCH))

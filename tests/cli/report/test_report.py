@@ -128,6 +128,17 @@ def test_a_trace_without_reads_makes_a_page(made: Made, tmp_path: Path) -> None:
     assert "The trace has no reads." in Page(out.read_text()).text
 
 
+def test_long_traces_make_a_page_of_bounded_size(made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    runs = list(made.runs().values())
+    reads = reads_of(*((n // 10, runs[n % len(runs)][0] + n % 2, 1) for n in range(60_000)))
+    path = made.write_trace("long", Trace(made.head, reads))
+    report(made, path, path, "-o", out)
+    path.unlink()
+    assert out.stat().st_size < MAX_BYTES
+    assert "one read in 3 is shown" in out.read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
