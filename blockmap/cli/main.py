@@ -19,6 +19,7 @@ _COMMANDS = {
     "detach": "blockmap.cli.host:detach",
     "images": "blockmap.cli.images:images",
     "import": "blockmap.cli.images:import_",
+    "report": "blockmap.cli.report.command:report",
     "run": "blockmap.cli.host:run",
     "serve": "blockmap.cli.serve:serve",
     "show": "blockmap.cli.images:show",
