@@ -11,8 +11,10 @@ import click
 from blockmap import __version__
 from blockmap.cli import host, images
 from blockmap.cli.bench.command import bench
+from blockmap.cli.profiles import profile
 from blockmap.cli.status import status
 from blockmap.cli.top import top
+from blockmap.cli.traces import trace
 from blockmap.errors import BlockmapError, UsageError
 
 
@@ -22,7 +24,7 @@ def program() -> None:
     """Container images as network block devices that start before they are pulled."""
 
 
-for command in (*images.commands, *host.commands, status, top, bench):
+for command in (*images.commands, *host.commands, status, top, profile, trace, bench):
     program.add_command(command)
 
 
