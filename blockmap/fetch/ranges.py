@@ -60,10 +60,10 @@ class Ranges:
             return self._link.bytes_per_s
 
     @property
-    def held_bytes(self) -> int:
-        """What the link holds."""
+    def held_bytes(self) -> int | None:
+        """What the link holds, as far as that is known."""
         with self._lock:
-            return int(self._link.bytes_per_s * self._link.rtt_s)
+            return int(self._link.bytes_per_s * self._link.rtt_s) if self._link.is_known else None
 
     def read(self, key: str, start: int, end: int, demand: bool) -> memoryview:
         """The bytes [start, end) of an object; Corrupt, NotFound, StoreUnavailable."""

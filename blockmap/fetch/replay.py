@@ -2,17 +2,18 @@
 
 All of it is asked for at once, in ranges that grow, as far as the link holds them. Where the cache is empty they are cut
 before the head is there, so that the first data comes with it; else the head says which frames hold something new. A
-reader whose blocks have been asked for waits for them; one whose blocks are further down fetches its chunk itself. What
-does not come, or comes damaged, is fetched when it is read.
+reader whose blocks come soon waits for them; one whose blocks are further down fetches its chunk itself. What does not
+come, or comes damaged, is fetched when it is read.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import suppress
 from hashlib import sha256
+from itertools import accumulate
 
 from blockmap.errors import BlockmapError, Corrupt, FormatError
 from blockmap.fetch.cache import Cache
@@ -39,6 +40,9 @@ _GAP_BYTES = 16 << 10
 _EMPTY_SLOTS = 64
 """A cache with no more counts as empty: the nodes of another image are so many."""
 _MIN_UNDER_WAY_BYTES = 512 << 10
+_UNKNOWN_LINK_BYTES = 8 << 20
+"""As much is asked for at once where nothing has told of the link's rate yet: a round trip less over a fast one, and over a
+slow one the first blocks share it with later ones."""
 _ATTEMPTS = 2
 _PATIENCE_S = 2.0
 """How long a reader waits for what was asked for: a stream that stalls must not hold it up."""
@@ -80,16 +84,20 @@ class Replay:
         self.head: Head | None = None
         self.failed = ""
         """Why it ended before its time."""
-        self.bytes = self.chunks = self.damaged = self.waited = self.strays = 0
-        """Bytes that came; chunks that were new; of them, damaged ones; reads that waited for what was under way; reads of
-        what the bundle does not have, or not soon enough. Counted without a lock: a read may be lost."""
+        self.bytes = self.chunks = self.damaged = 0
+        """Bytes that came; chunks that were new; damaged ones."""
+        self.waited = self.overtaken = self.strays = 0
+        """Reads that waited for what was to come soon, of what was far down, and of what the bundle does not have. Counted
+        without a lock: one may be lost."""
         self._about, self._root = about, root
         self._ranges, self._cache, self._pool, self._verifying = ranges, cache, pool, verifying
         self._began = time.monotonic()
         self._head_known, self._ended = threading.Event(), threading.Event()
         self._changed = threading.Condition()  # guards what follows; never held across I/O
         self._cut = Cut([])
-        self._asked = self._under_way_bytes = 0
+        self._due: list[int] = []
+        """By range: bytes until its end, in the order in which they are asked for."""
+        self._came = self._under_way_bytes = 0
         self._waiting: list[_Frame] = []
         """Frames that are not whole yet."""
         self._with_nodes: list[_Frame] = []
@@ -104,12 +112,17 @@ class Replay:
     # --- for readers
 
     def wait(self, key: bytes, mask: int) -> bool:
-        """Whether these blocks of a chunk were under way, and have come."""
+        """Whether these blocks of a chunk were to come soon, and have come."""
         found = self._coming.get(key)
-        if found is None or mask & ~found[1] or found[0].last >= self._asked:
+        if found is None or mask & ~found[1]:
+            self.strays += 1
+            return False
+        frame = found[0]
+        if self._due[frame.last] - self._came > 2 * self._most_under_way():
+            self.overtaken += 1
             return False
         self.waited += 1
-        return found[0].landed.wait(_PATIENCE_S)
+        return frame.landed.wait(_PATIENCE_S)
 
     def is_sparing(self) -> bool:
         """Whether a miss is to bring nothing besides."""
@@ -148,6 +161,7 @@ class Replay:
             "chunks": self.chunks,
             "damaged": self.damaged,
             "waited": self.waited,
+            "overtaken": self.overtaken,
             "strays": self.strays,
         }
 
@@ -158,7 +172,7 @@ class Replay:
             head = self._kept_head()
             if head is None and self._cache.status()["slots"] <= _EMPTY_SLOTS:
                 first = self._about.table + _FIRST_BYTES
-                self._cut = Cut(pieces([(0, self._about.length)], first, _FIRST_BYTES, _MOST_BYTES))
+                self._plan(pieces([(0, self._about.length)], first, _FIRST_BYTES, _MOST_BYTES))
                 self._ask()
                 return
             have = None
@@ -167,17 +181,20 @@ class Replay:
                 head = self._take_head(have)
             end = len(have) if have is not None else 0
             rest = pieces(self._new_ranges(head, end), _FIRST_BYTES, 2 * _FIRST_BYTES, _MOST_BYTES)
-            self._cut = Cut([(0, end)] * (end > 0) + list(rest))
+            self._plan([(0, end)] * (end > 0) + list(rest))
             self._enter(head)
             self._ask(have)
         except Exception as error:
             self._fail(error)
 
+    def _plan(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self._cut = Cut(ranges)
+        self._due = list(accumulate(end - start for start, end in self._cut.ranges))
+
     def _ask(self, have: memoryview | None = None) -> None:
         """Asks for one range after the other, as the link has room for it; has the first where `have` is given."""
         for number, (start, end) in enumerate(self._cut.ranges):
             if number == 0 and have is not None:
-                self._asked = 1
                 self._put(0, have)
                 continue
             with self._changed:
@@ -186,11 +203,11 @@ class Replay:
                         return
                     self._changed.wait()
                 self._under_way_bytes += end - start
-                self._asked = number + 1
             self._pool.submit(self._bring, number, start, end)
 
     def _most_under_way(self) -> int:
-        return max(_MIN_UNDER_WAY_BYTES, 2 * self._ranges.held_bytes)
+        held = self._ranges.held_bytes
+        return _UNKNOWN_LINK_BYTES if held is None else max(_MIN_UNDER_WAY_BYTES, 2 * held)
 
     def _bring(self, number: int, start: int, end: int) -> None:
         if self._ended.is_set():
@@ -302,6 +319,7 @@ class Replay:
     def _put(self, number: int, data: memoryview) -> None:
         """A range has come: opens what is whole now."""
         with self._changed:
+            self._came += len(data)
             self._cut.put(number, data)
             if self.head is None:
                 return

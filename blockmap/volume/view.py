@@ -217,11 +217,8 @@ class View:
         mask = _blocks(start, start + len(piece))
         slot = self._read_held(piece, name, start, mask)
         source = Source.CACHE
-        if slot < 0 and self.replay is not None:
-            if self.replay.wait(name, mask):
-                slot, source = self._read_held(piece, name, start, mask), Source.FETCHED
-            if slot < 0:
-                self.replay.strays += 1
+        if slot < 0 and self.replay is not None and self.replay.wait(name, mask):
+            slot, source = self._read_held(piece, name, start, mask), Source.FETCHED
         if slot >= 0:
             # Of a chunk that is there in part, the hit path knows an extent all of whose blocks are.
             extent = _blocks(first * BLOCK, (first + int(leaf.lengths[i])) * BLOCK)
