@@ -19,11 +19,13 @@ _COMMANDS = {
     "detach": "blockmap.cli.host:detach",
     "images": "blockmap.cli.images:images",
     "import": "blockmap.cli.images:import_",
+    "profile": "blockmap.cli.profiles:profile",
     "run": "blockmap.cli.host:run",
     "serve": "blockmap.cli.serve:serve",
     "show": "blockmap.cli.images:show",
     "status": "blockmap.cli.status:status",
     "top": "blockmap.cli.top:top",
+    "trace": "blockmap.cli.traces:trace",
     "verify": "blockmap.cli.images:verify",
 }
 """Where each is; imported when it is asked for, because `attach` and `run` are waited for and need a tenth of it all."""

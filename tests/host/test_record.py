@@ -21,7 +21,6 @@ SCRIPT = """
 import sys
 from blockmap.cli import main, record
 record._build = lambda wanted, store, trace: print("built", wanted, store, trace)
-main._COMMANDS["profile"] = "blockmap.cli.record:record"
 main.main()
 """
 
@@ -58,7 +57,7 @@ def backing(device: Path) -> str:
 
 def record(host: Host, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, "profile", *map(str, arguments)],
+        [sys.executable, "-c", SCRIPT, "profile", "record", *map(str, arguments)],
         env=host.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_S, check=False,
     )  # fmt: skip
 
