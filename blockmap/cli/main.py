@@ -20,6 +20,7 @@ _COMMANDS = {
     "images": "blockmap.cli.images:images",
     "import": "blockmap.cli.images:import_",
     "profile": "blockmap.cli.profiles:profile",
+    "report": "blockmap.cli.report.command:report",
     "run": "blockmap.cli.host:run",
     "serve": "blockmap.cli.serve:serve",
     "show": "blockmap.cli.images:show",

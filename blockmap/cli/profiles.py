@@ -17,7 +17,7 @@ from blockmap.cli.units import size
 from blockmap.errors import BlockmapError, NotFound, UsageError
 from blockmap.format import BLOCK
 from blockmap.format.profile import Item, Profile
-from blockmap.format.refs import parse_reference
+from blockmap.format.refs import DEFAULT_LABEL, parse_reference
 from blockmap.host.paths import default_cache
 from blockmap.image.learning import Learner, Learnt, Subject, fresh_traces
 from blockmap.learn.kept import LocalProfiles, TraceFolder, load_trace
@@ -29,7 +29,6 @@ from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.volume.opening import find_version
 
-DEFAULT_LABEL = "default"
 _UNBOUNDED = 10_000
 """Columns: wider than any table."""
 _MISSED_SHARE = 0.1

@@ -1,0 +1,172 @@
+"""Finds what a report is about: traces on this host, and what the store and a running server know of them."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+from blockmap.cli.report import files
+from blockmap.cli.report.data import Image, Run, analyse, expand
+from blockmap.cli.report.files import Numbers
+from blockmap.errors import BlockmapError, Corrupt, FormatError, HostError, NotFound, UsageError
+from blockmap.format import bundle, keys, profile
+from blockmap.format.digest import Digest
+from blockmap.format.filemap import File
+from blockmap.format.profile import Profile
+from blockmap.format.refs import Reference, parse_reference
+from blockmap.format.trace import HEAD_BYTES, Head, Trace, decode, decode_head
+from blockmap.host.calls import read_calls
+from blockmap.host.control import Client
+from blockmap.store.observed import Call
+from blockmap.store.repository import Repository
+from blockmap.volume.content import stored_reader, usage
+from blockmap.volume.opening import find_version
+
+
+def find_traces(words: Sequence[str], folder: Path, label: str | None, repository: Repository | None) -> list[Trace]:
+    """The traces that files or names stand for, of a name given n times its n latest, the oldest first; UsageError."""
+    found: list[Trace] = []
+    taken: dict[str, list[Path]] = {}
+    for word in words:
+        if word.endswith(".trace"):
+            found.append(_read(Path(word)))
+            continue
+        if word not in taken:
+            wanted = words.count(word)
+            taken[word] = _latest(word, folder, label, repository)[:wanted]
+            if len(taken[word]) < wanted:
+                raise UsageError(
+                    f"{folder} has {len(taken[word])} traces of {word}, not {wanted}: start it, and see `blockmap trace list`"
+                )
+        found.append(_read(taken[word].pop()))
+    return found
+
+
+def _latest(word: str, folder: Path, label: str | None, repository: Repository | None) -> list[Path]:
+    """Traces of a name, the newest first. A tag or digest that was typed says which version, else any will do."""
+    reference = parse_reference(word)
+    label = label or reference.label
+    version = _version_of(word, reference, repository)
+    heads: list[tuple[int, Path]] = []
+    for path in folder.glob("*.trace"):
+        with suppress(FormatError, OSError), open(path, "rb") as file:
+            head = decode_head(file.read(HEAD_BYTES))
+            if head.repo == reference.repo and label in (None, head.label) and version in (None, head.version):
+                heads.append((head.started_us, path))
+    return [path for _, path in sorted(heads, reverse=True)]
+
+
+def _version_of(word: str, reference: Reference, repository: Repository | None) -> Digest | None:
+    name = word.partition("+")[0]
+    if name == reference.repo:
+        return None
+    if repository is None:
+        raise UsageError(
+            f"which version {word} is, only the store knows: add --store URL, or name {reference.repo} alone"
+        )
+    return find_version(repository, reference).name
+
+
+def _read(path: Path) -> Trace:
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"the trace {path} cannot be read: {error.strerror}") from error
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def load_run(trace: Trace, repository: Repository | None, say: Callable[[str], None]) -> Run:
+    """A start with what the store has of its version, as far as it has it."""
+    head = trace.head
+    moment = datetime.fromtimestamp(head.started_us / 1e6).strftime("%Y-%m-%d %H:%M:%S")
+    title = f"{head.repo}@{head.version.hex()[:12]}+{head.label}, {moment}"
+    listed: Sequence[File] = []
+    owned: dict[bytes, str] = {}
+    data_bytes = None
+    if repository is not None:
+        try:
+            listed = repository.file_map(head.root)
+            root = repository.version(head.version).root
+            data_bytes = usage(repository, root).data_bytes
+            owned = files.owners(listed, stored_reader(repository, root))
+        except BlockmapError as error:
+            say(f"of {title}, the report lacks what the store does not give: {error}")
+    numbered = files.index(listed)
+    packages = numbered.labels(files.packager(owned))
+    return analyse(title, trace, Image(numbered, packages, data_bytes, bool(owned)))
+
+
+@dataclass(frozen=True, slots=True)
+class Profiled:
+    """The blocks of a profile in one version, and where they come from."""
+
+    profile: Profile
+    blocks: Numbers
+    replayed: bool
+    """Whether this start replayed it."""
+
+
+def find_profile(run: Run, repository: Repository, number: int | None) -> Profiled | str:
+    """Profile `number` of a start's repository and label, else the one that it replayed, else the newest; or why not."""
+    head = run.head
+    chosen = number or head.profile or _newest(repository, head)
+    if not chosen:
+        return f"{head.repo} has no profile for the label {head.label} yet."
+    try:
+        found = profile.decode(
+            repository.store.get(keys.profile(head.repo, head.label, chosen)), head.repo, head.label, chosen
+        )
+        blocks = _blocks(repository, head, found)
+    except FormatError as error:
+        raise Corrupt(f"profile {chosen} of {head.repo}+{head.label}, or its bundle, is damaged: {error}") from error
+    except NotFound:
+        return (
+            f"Profile {chosen} of {head.repo}+{head.label} is not in the store, or was recorded on another version and has "
+            "no bundle for this one."
+        )
+    return Profiled(found, blocks, chosen == head.profile)
+
+
+def _newest(repository: Repository, head: Head) -> int:
+    """The log is dense from 1; stores that cannot list are asked step by step as well."""
+    return next(n for n in count() if not repository.store.exists(keys.profile(head.repo, head.label, n + 1)))
+
+
+def _blocks(repository: Repository, head: Head, found: Profile) -> Numbers:
+    """NotFound where the profile is another version's, and no bundle says where its blocks are in this one."""
+    if found.root == head.root:
+        return expand([(item.start, item.blocks) for item in found.items])
+    key = keys.bundle(head.version, head.label, found.n)
+    store = repository.store
+    if not store.exists(key):
+        raise NotFound(key)
+    data = store.get(key)
+    readings = bundle.decode_head(memoryview(data)[: bundle.head_length(data)]).readings
+    return expand([(reading.start, reading.blocks) for reading in readings])
+
+
+def server_calls(client: Client, run: Run) -> list[Call] | str:
+    """What a server asked the store for during a start, in seconds since its open; or why that is not known.
+
+    The log has the monotonic clock, a trace the wall clock: a wall clock that was set in between moves one against the other.
+    """
+    try:
+        status = client.request("status")
+        calls, noted = read_calls(client, 0)
+    except HostError:
+        return f"no server answers at {client.nbd_socket}"
+    opened_s = run.head.started_us / 1e6
+    to_wall = time.time() - time.monotonic()
+    if float(status["started"]) > opened_s:
+        return f"the server at {client.nbd_socket} began only after this start"
+    if not any(str(each["export"]).endswith(run.head.version.hex()) for each in status["reads"]):
+        return f"the server at {client.nbd_socket} has not served this version"
+    if len(calls) < noted and (not calls or calls[0].start_s + to_wall > opened_s):
+        return f"the server at {client.nbd_socket} has forgotten its calls of that time"
+    moved = [replace(call, start_s=call.start_s + to_wall - opened_s) for call in calls]
+    during = (call for call in moved if call.start_s < run.end_s and call.start_s + call.seconds > 0)
+    return sorted(during, key=lambda call: call.start_s)
