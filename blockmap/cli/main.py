@@ -25,8 +25,8 @@ _COMMANDS = {
     "serve": "blockmap.cli.serve:serve",
     "show": "blockmap.cli.images:show",
     "status": "blockmap.cli.status:status",
-    "trace": "blockmap.cli.traces:trace",
     "top": "blockmap.cli.top:top",
+    "trace": "blockmap.cli.traces:trace",
     "verify": "blockmap.cli.images:verify",
 }
 """Where each is; imported when it is asked for, because `attach` and `run` are waited for and need a tenth of it all."""

@@ -1,4 +1,4 @@
-"""Commands about profiles: build, show, list."""
+"""Commands about profiles: build, show, list; record is its own."""
 
 import json
 import random

@@ -1,6 +1,7 @@
 """`blockmap profile record`: a start is run exactly, and ended when the program is ready."""
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,15 +14,15 @@ import pytest
 
 from blockmap.errors import UsageError
 from blockmap.host.readiness import parse_readiness
-from tests.host.conftest import Host
+from tests.host.conftest import CONTENT, Host
 from tests.host.standin import StandIn
-from tests.waiting import LIMIT_S, free_ports
+from tests.host.test_warm import device_of, is_warming, served
+from tests.waiting import LIMIT_S, free_ports, until
 
 SCRIPT = """
 import sys
 from blockmap.cli import main, record
 record._build = lambda wanted, store, trace: print("built", wanted, store, trace)
-main._COMMANDS["profile"] = "blockmap.cli.record:record"
 main.main()
 """
 
@@ -58,7 +59,7 @@ def backing(device: Path) -> str:
 
 def record(host: Host, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, "profile", *map(str, arguments)],
+        [sys.executable, "-c", SCRIPT, "profile", "record", *map(str, arguments)],
         env=host.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_S, check=False,
     )  # fmt: skip
 
@@ -112,6 +113,31 @@ def test_what_cannot_be_recorded_is_explained(mounting: Host, front: StandIn) ->
     finally:
         server.server_close()
     assert (done.returncode, "holds before the program has started" in done.stderr) == (2, True), done.stderr
+    assert mounting.leftovers() == []
+
+
+@pytest.mark.root
+def test_what_one_start_read_is_in_memory_at_the_next(mounting: Host, need: Callable[..., None]) -> None:
+    need("runc")
+    mounting.serve()
+    said = mounting.do("profile", "record", "--label", "copy", "app:1", "--", "sh", "-c", "cat content | wc -c")
+    assert said.startswith(f"{len(CONTENT)}\n")
+    assert "app+copy" in said
+    mounting.stop()
+    shutil.rmtree(mounting.cache)  # another host
+    mounting.serve()
+    where = mounting.where / "mnt"
+    where.mkdir()
+    mounting.do("attach", "--label", "copy", "app:1", where)
+    folder, _ = device_of(mounting)
+    until(lambda: not is_warming(folder))
+    before = served(mounting)
+    assert before[1] > len(CONTENT)
+    assert (where / "data/content").read_bytes() == CONTENT
+    with open(where / "bin/busybox", "rb", buffering=0) as program:
+        assert program.read(4) == b"\x7fELF"
+    assert served(mounting) == before
+    mounting.do("detach", where)
     assert mounting.leftovers() == []
 
 
