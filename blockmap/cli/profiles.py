@@ -112,7 +112,7 @@ def _tell(learnt: Learnt, as_json: bool) -> None:
             "adding_starts": merged.added,
             "items": len(made.items),
             "bytes": data,
-            "bundles": [{"bytes": own.stored_bytes, "blocks": own.blocks} for own in learnt.bundles],
+            "bundles": [{"version": own.version.hex(), "bytes": own.stored_bytes} for own in learnt.bundles],
             "local": None if learnt.kept is None else str(learnt.kept),
         }
         click.echo(json.dumps(summary))
@@ -122,7 +122,10 @@ def _tell(learnt: Learnt, as_json: bool) -> None:
             f"from {made.starts} starts"
         )
         for own in learnt.bundles:
-            click.echo(f"  bundle of {size(own.stored_bytes)} with {size(own.blocks * BLOCK)} of data")
+            data = own.blocks * BLOCK
+            click.echo(
+                f"  {size(own.stored_bytes)} for version {own.version.hex()[:12]}, {size(data)} before compression"
+            )
     if merged.is_guess:
         _warn("no start was on a host that had nothing of the image: what its kernel still had may be missing")
     if learnt.kept is not None:

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 class Made:
     """A bundle that was stored."""
 
+    version: Digest
     label: str
     n: int
     """Of the profile."""
@@ -55,7 +56,7 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: Layout, profi
         return None
     parts, _ = bundles.build(repository, root, readings(items), layout.blocks)
     log.put_bundle(version, profile.label, profile.n, parts)
-    return Made(profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
+    return Made(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
 
 
 def put_bundles(store: Writer, repo: str, version: Digest, root: Root) -> list[Made]:

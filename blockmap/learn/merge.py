@@ -16,7 +16,8 @@ from blockmap.learn.layout import Layout, Numbers, blocks_of
 MEMORY = 20
 """Starts that a profile remembers: older ones fade, so that it follows a workload that changes."""
 _MANY = 3
-"""Of so many starts, what only one touched is dropped."""
+"""Of so many starts, what only one touched is dropped; the newest has to be contradicted first, or nothing new could be learnt
+one start at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ def merge(layout: Layout, old: Sequence[Item], old_starts: int, starts: Sequence
     blocks, times_ms, touched = _counted(votes)
     if whole and not is_guess and total >= _MANY:
         often = touched > 1
+        if len(whole) < _MANY:
+            often |= np.isin(blocks, np.concatenate([own.blocks for own in votes[bool(kept) :]]))
         blocks, times_ms, touched = blocks[often], times_ms[often], touched[often]
     items = layout.items(blocks, times_ms, np.minimum(touched, total))
     return Merged(items, total, len(whole), len(added), is_guess)

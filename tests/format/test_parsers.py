@@ -16,7 +16,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blockmap.errors import FormatError
-from blockmap.format import codec, entry, filemap, keys, layer, node, oci, pack, record, version
+from blockmap.format import (
+    bundle,
+    codec,
+    entry,
+    filemap,
+    keys,
+    layer,
+    node,
+    oci,
+    pack,
+    profile,
+    record,
+    trace,
+    version,
+)
 from blockmap.format.digest import ABSENT, Digest, Kind, digest
 from blockmap.format.extent import Extent
 from blockmap.format.node import Inner, Placement
@@ -97,6 +111,16 @@ def parse_placement(data: bytes) -> None:
     version.decode_placement(value)
 
 
+def parse_profile(data: bytes) -> None:
+    found = profile.decode(data, "redis", "default", 1)
+    assert profile.decode(profile.encode(found), "redis", "default", 1) == found
+
+
+def parse_bundle(data: bytes) -> None:
+    head = bundle.decode_head(data)
+    assert head.end >= head.length == len(data)
+
+
 EXTENTS = [Extent(0, 5, *CHUNKS[8], 0), Extent(5, 2, *CHUNKS[9], 1), Extent(9, 5, *CHUNKS[8], 5)]
 LEAF = node.leaf(EXTENTS, 0, PLACES)
 assert LEAF is not None
@@ -108,6 +132,11 @@ ENTRY = entry.Entry(KEY, 1, NAME, 1, PLACE, entry.Run(NAME, 80, 5000), bytes(NAM
 FRAMES = [pack.Frame(Digest(bytes([at]) * 32), at % 2, bytes(10 + at), 100 + at) for at in range(3)]
 FILES = [filemap.File(b"a", 5000, [(7, 2)]), filemap.File(b"b" * 50, 0, []), filemap.File(b"c", 1, [(9, 1), (30, 3)])]
 LAYER = layer.LayerRecord(NAME, NAME, 1, 6000, zstandard.ZstdCompressor().compress(b"header" * 1000))
+ITEMS = [profile.Item(at, 2, CHUNKS[at][0], 1, b"bin/sh", at, at, 1) for at in range(3)]
+PROFILE = profile.Profile("redis", "default", 1, NAME, NAME, 1, ITEMS, "host", 17, "00")
+READINGS = [bundle.Reading(at, 2, b"bin/sh", at) for at in range(3)]
+BUNDLE, _ = bundle.encode([(NAME, b"frame")], [(NAME, 0b101, bytes(4 * 4096))], READINGS, bytes(16))
+TRACE = trace.encode_head(trace.Head("redis", "default", NAME, NAME, 1 << 30, 17)) + trace.RECORD.pack(1, 4096, 0)
 
 PARSERS = {
     "leaf": Parser(parse_node, node.encode(LEAF)),
@@ -121,6 +150,9 @@ PARSERS = {
     "placement": Parser(parse_placement, record.encode(version.encode_placement(PLACE) or {})),
     "file map": Parser(parse_filemap, filemap.encode(NAME, FILES), sealed),
     "layer": Parser(parse_layer, layer.encode(LAYER), sealed),
+    "profile": Parser(parse_profile, profile.encode(PROFILE), sealed),
+    "bundle": Parser(parse_bundle, BUNDLE[0], sealed),
+    "trace": Parser(trace.decode, TRACE),
     "zstd": Parser(lambda data: codec.decode(codec.ZSTD, data, 9000), codec.Encoder().compress(b"012345678" * 1000)),
 }
 every_parser = pytest.mark.parametrize("kind", PARSERS)

@@ -1,0 +1,218 @@
+"""Traces and profiles through the program: learnt, shown, published, kept, and made for a version that is imported later."""
+
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from blockmap.cli import profiles as commands
+from blockmap.cli.main import program
+from blockmap.errors import BlockmapError, NotFound, StoreReadOnly, UsageError
+from blockmap.format import BLOCK, bundle, trace
+from blockmap.format.trace import NEW, READ, End, Head
+from blockmap.learn.layout import Layout
+from blockmap.learn.profiles import ProfileReader
+from blockmap.learn.stored import layout_of
+from blockmap.store.memory import MemoryStore
+from blockmap.store.names import NameReader
+from blockmap.store.opening import open_store
+from blockmap.store.repository import Repository
+from tests.image.builder import bulk, docker_archive, import_image
+from tests.image.layouts import Member, archive, directory, file
+
+BASE = [directory("usr"), *(file(f"usr/file-{n}", bulk(n, 20_000)) for n in range(20))]
+Call = Callable[..., str]
+
+
+class Site:
+    """A store with the image app:1, and a cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.store, self.cache = folder, folder / "store", folder / "cache"
+        self.traces = self.cache / "traces"
+        self.traces.mkdir(parents=True)
+        self.versions: dict[str, Any] = {}
+        self.put("app:1", BASE)
+
+    def put(self, name: str, members: list[Member]) -> None:
+        image = docker_archive(self.folder / f"{name}.tar".replace(":", "-"), [archive(members)])
+        self.versions[name] = import_image(self.store, f"docker-archive:{image}", name, self.folder)
+
+    def layout(self, name: str) -> Layout:
+        repository = Repository(open_store(str(self.store))[0])
+        return layout_of(repository, repository.version(self.versions[name].version).root)
+
+    def start(self, number: int, paths: list[bytes], name: str = "app:1", flags: int = NEW, profile: int = 0) -> str:
+        """Writes the trace of a start that read whole files."""
+        own, summary = self.layout(name), self.versions[name]
+        runs = [run for path in paths for run in own.by_path[path].runs]
+        reads = [(1000 * at, length * BLOCK, start * BLOCK) for at, (start, length) in enumerate(runs)]
+        head = Head(
+            "app", "default", summary.version, summary.root, summary.volume_bytes, number, flags, End.QUIET, 0, profile
+        )
+        data = trace.encode_head(head) + np.array(reads, READ).tobytes() + bytes(16)
+        (self.traces / f"{number:016d}-0.trace").write_bytes(data)
+        return f"{number:016d}-0"
+
+    def call(self, *arguments: str) -> str:
+        environment = {"BLOCKMAP_STORE": str(self.store), "BLOCKMAP_CACHE": str(self.cache)}
+        done = CliRunner().invoke(program, arguments, env=environment)
+        if isinstance(done.exception, BlockmapError):
+            raise done.exception
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    def bundle_of(self, name: str) -> bundle.Head:
+        """The one that the name's hint tells."""
+        store = open_store(str(self.store))[0]
+        told = NameReader(store).hint(*name.split(":"))
+        assert told is not None
+        (own,) = told.bundles
+        assert len(store.get(own.key)) == own.length
+        return bundle.decode_head(store.get_range(own.key, 0, own.table))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def paths_of(head: bundle.Head) -> list[bytes]:
+    return list(dict.fromkeys(own.path for own in head.readings if own.path is not None))
+
+
+def test_a_profile_is_built_shown_and_listed(site: Site) -> None:
+    for number in (1, 2, 3):
+        odd = [b"usr/file-9"] if number == 2 else []
+        site.start(number, [b"usr/file-3", b"usr/file-1", *odd])
+    site.start(4, [b"usr/file-8"], flags=0)
+    summary = json.loads(site.call("profile", "build", "app:1", "--json"))
+    assert (summary["n"], summary["starts"], summary["local"]) == (1, 3, None)
+    assert summary["bytes"] == 10 * BLOCK
+    assert paths_of(site.bundle_of("app:1")) == [b"usr/file-3", b"usr/file-1"]
+    shown = site.call("profile", "show", "app:1")
+    assert shown.index("/usr/file-3") < shown.index("/usr/file-1")
+    assert "file-9" not in shown
+    assert "100%" in shown
+    assert "app:1" in shown
+    (item, *_) = json.loads(site.call("profile", "show", "app:1", "--json"))["items"]
+    assert (item["path"], item["file_offset"], item["share"]) == ("usr/file-3", 0, 1.0)
+    (row,) = json.loads(site.call("profile", "list", "app", "--json"))
+    assert (row["repo"], row["label"], row["n"]) == ("app", "default", 1)
+    assert json.loads(site.call("profile", "list", "other", "--json")) == []
+    assert "default" in site.call("profile", "list")
+
+
+def test_a_trace_is_merged_once_unless_it_is_named(site: Site) -> None:
+    name = site.start(1, [b"usr/file-1"])
+    site.call("profile", "build", "app:1")
+    with pytest.raises(NotFound, match="not in its profile yet"):
+        site.call("profile", "build", "app:1")
+    assert "from 2 starts" in site.call("profile", "build", "app:1", name)
+
+
+def test_a_new_version_is_fast_at_its_first_start(site: Site) -> None:
+    site.start(1, [b"usr/file-1", b"usr/file-2"])
+    site.call("profile", "build", "app:1")
+    changed = [m for m in BASE if m.path != b"usr/file-1"]
+    site.put(
+        "app:2", [directory("new"), file("new/f", bulk(99, 50_000)), file("usr/file-1", bulk(77, 30_000)), *changed]
+    )
+    head = site.bundle_of("app:2")
+    assert paths_of(head) == [b"usr/file-1", b"usr/file-2"]
+    assert head.readings[0].path is None, "what finding the first file reads comes first"
+    own = site.layout("app:2")
+    wanted = {
+        b for path in (b"usr/file-1", b"usr/file-2") for s, n in own.by_path[path].runs for b in range(s, s + min(n, 5))
+    }
+    assert wanted <= {block for r in head.readings for block in range(r.start, r.start + r.blocks)}
+
+
+def test_other_names_get_bundles_when_a_profile_is_built(site: Site) -> None:
+    site.put("app:2", [*BASE, file("more", bulk(50, 9000))])
+    site.start(1, [b"usr/file-1"])
+    summary = json.loads(site.call("profile", "build", "app:1", "--json"))
+    assert len(summary["bundles"]) == 2
+    assert paths_of(site.bundle_of("app:2")) == [b"usr/file-1"]
+    site.start(2**50, [b"usr/file-5", b"more"], name="app:2")
+    site.call("profile", "build", "app:1", f"{2**50:016d}-0")
+    assert paths_of(site.bundle_of("app:1")) == [b"usr/file-1", b"usr/file-5"]
+
+
+def test_a_server_publishes_only_what_it_learnt(site: Site) -> None:
+    reader = ProfileReader(open_store(str(site.store))[0])
+    first = site.start(1, [b"usr/file-1", b"usr/file-2"])
+    auto = ("profile", "build", "app:1", "--auto", "--wait", "0")
+    site.call(*auto, first)
+    assert reader.number("app", "default") == 1
+    assert "nothing to learn" in site.call(*auto, first)
+    warm = site.start(2, [b"usr/file-7"], flags=0)
+    assert "nothing to learn" in site.call(*auto, warm)
+    replayed = site.start(3, [b"usr/file-1"], profile=1)
+    assert "nothing to learn" in site.call(*auto, replayed)
+    assert reader.number("app", "default") == 1
+    other = site.start(4, [b"usr/file-1", b"usr/file-7"], profile=1)
+    site.call(*auto, other)
+    found = reader.newest("app", "default")
+    assert found is not None
+    assert (found.n, found.starts) == (2, 1)
+    assert {item.path for item in found.items} == {b"usr/file-1", b"usr/file-2", b"usr/file-7"}
+
+
+def test_warm_starts_alone_are_a_guess(site: Site) -> None:
+    warm = site.start(1, [b"usr/file-7"], flags=0)
+    assert "no start was on a host that had nothing" in site.call("profile", "build", "app:1", warm)
+
+
+class Sealed(MemoryStore):
+    """Credentials that can only read."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.get, self.list, self.get_range, self.exists = inner.get, inner.list, inner.get_range, inner.exists  # type: ignore[method-assign]
+
+    def create(self, key: str, parts: Any) -> None:
+        raise StoreReadOnly("these credentials cannot write")
+
+
+def test_read_only_credentials_keep_a_profile_on_the_host(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.start(1, [b"usr/file-1"])
+    opened, form = open_store(str(site.store))
+    monkeypatch.setattr(commands, "open_store", lambda url: (Sealed(opened), form))
+    said = site.call("profile", "build", "app:1")
+    kept = site.cache / "profiles/app/default"
+    assert f"stays on this host, in {kept}" in said
+    assert stat.S_ISREG(kept.stat().st_mode)
+    assert ProfileReader(opened).number("app", "default") == 0
+    assert "of this host" in site.call("profile", "show", "app:1")
+    assert "from 2 starts" in site.call("profile", "build", "app:1", f"{1:016d}-0")
+
+
+def test_traces_are_listed_shown_and_exported(site: Site) -> None:
+    name = site.start(1, [b"usr/file-3", b"usr/file-1"])
+    (site.traces / "junk.trace").write_bytes(b"junk")
+    listed = site.call("trace", "list")
+    assert name in listed
+    assert "junk.trace is left out" in listed
+    about = json.loads(site.call("trace", "show", name, "--json"))
+    assert (about["repo"], about["reads"], about["bytes"], about["end"]) == ("app", 2, 10 * BLOCK, "quiet")
+    files = site.call("trace", "show", name, "--files")
+    assert files.index("/usr/file-3") < files.index("/usr/file-1")
+    rows = [json.loads(line) for line in site.call("trace", "export", name).splitlines()]
+    assert [row["time_us"] for row in rows] == [0, 1000]
+    assert site.call("trace", "export", name, "--csv").splitlines()[0] == "time_us,offset,length"
+    with pytest.raises(UsageError, match="there is no trace"):
+        site.call("trace", "show", "none")
+
+
+def test_a_trace_of_another_image_is_refused(site: Site) -> None:
+    name = site.start(1, [b"usr/file-3"])
+    with pytest.raises(UsageError, match="is not of app"):
+        site.call("profile", "build", "app:1", "--label", "migrate", name)
+    with pytest.raises(NotFound, match="no profile of app"):
+        site.call("profile", "show", "app:1", "--label", "migrate")

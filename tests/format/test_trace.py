@@ -1,0 +1,74 @@
+"""Traces: what a server wrote is read, whole or cut off, and what is none is refused."""
+
+from hashlib import sha256
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockmap.errors import FormatError
+from blockmap.format import trace
+from blockmap.format.digest import Digest
+from blockmap.format.trace import EXACT, HEAD_BYTES, NEW, READ, RECORD, End, Head
+
+SIZE = 1 << 40
+HEAD = Head("a/redis", "migrate", Digest(b"v" * 32), Digest(b"r" * 32), SIZE, 17, NEW | EXACT, End.QUIET, 900, 3)
+GOLDEN = "d8d51fe526c5fb078d550f5e9ffc6deda506e39c5c67fbb7da2079493c600575"
+reads = st.lists(
+    st.tuples(st.integers(0, (1 << 32) - 1), st.integers(1, (1 << 32) - 1), st.integers(0, SIZE - 1)), max_size=20
+)
+
+
+def whole(found: list[tuple[int, int, int]], head: Head = HEAD) -> bytes:
+    return trace.encode_head(head) + b"".join(RECORD.pack(*read) for read in found)
+
+
+@given(reads, st.integers(0, 3), st.sampled_from(End))
+def test_what_is_written_comes_back(found: list[tuple[int, int, int]], flags: int, end: End) -> None:
+    head = Head("redis", "default", Digest(b"v" * 32), Digest(b"r" * 32), SIZE, 1, flags, end)
+    back = trace.decode(whole(found, head))
+    assert back.head == head
+    assert back.reads.dtype == READ
+    assert back.reads.tolist() == found
+    assert back.head.is_evidence == bool(flags & NEW)
+
+
+@given(reads, st.integers(0, 40))
+def test_a_file_that_was_cut_off_has_the_reads_until_then(found: list[tuple[int, int, int]], zeros: int) -> None:
+    data = whole(found)
+    assert trace.decode(data + bytes(16 * zeros)).reads.tolist() == found
+    for cut in range(HEAD_BYTES, len(data), 7):
+        assert trace.decode(data[:cut]).reads.tolist() == found[: (cut - HEAD_BYTES) // 16]
+
+
+def test_the_format_is_frozen() -> None:
+    data = whole([(1, 4096, 8192), (2000, 100, 50)])
+    assert len(data) == HEAD_BYTES + 32
+    assert sha256(data).hexdigest() == GOLDEN
+
+
+@pytest.mark.parametrize(("at", "byte"), [(0, 0), (4, 2), (6, 9), (7, 1), (96, 0xFF), (160, 0xFF)])
+def test_what_is_no_trace_is_refused(at: int, byte: int) -> None:
+    data = bytearray(whole([(1, 4096, 0)]))
+    data[at] = byte
+    with pytest.raises(FormatError):
+        trace.decode(bytes(data))
+
+
+def test_a_short_file_and_a_read_outside_are_refused() -> None:
+    with pytest.raises(FormatError, match="too short"):
+        trace.decode(whole([])[: HEAD_BYTES - 1])
+    with pytest.raises(FormatError, match="outside"):
+        trace.decode(whole([(1, 4096, SIZE)]))
+
+
+def test_a_name_that_does_not_fit_is_refused() -> None:
+    for repo, label in (("r" * 257, "x"), ("r", "x" * 65)):
+        with pytest.raises(FormatError, match="too long"):
+            trace.encode_head(Head(repo, label, HEAD.version, HEAD.root, SIZE, 1))
+
+
+def test_reads_are_what_numpy_says_they_are() -> None:
+    assert READ.itemsize == RECORD.size
+    assert np.frombuffer(RECORD.pack(1, 2, 3), READ).tolist() == [(1, 2, 3)]
