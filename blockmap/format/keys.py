@@ -8,6 +8,7 @@ from blockmap.format.refs import from_component, to_component
 
 FORMAT = "format"
 NAMES = "names/"
+PROFILES = "profiles/"
 CATALOGUE = "hints/catalogue"
 UNCHANGING = ("versions/", "oci/")
 """Records that a host may keep for good."""
@@ -62,9 +63,35 @@ def profile(repo: str, label: str, number: int) -> str:
     return f"profiles/{to_component(repo)}/{to_component(label)}/{_number(number)}"
 
 
+def profiles(repo: str) -> str:
+    """What the keys of a repository's profiles begin with."""
+    return f"{PROFILES}{to_component(repo)}/"
+
+
+def parse_profile(key: str) -> tuple[str, str, int] | None:
+    """Repository, label and number of the profile at `key`; None where it is no profile's key."""
+    parts = key.split("/")
+    if len(parts) != 4 or parts[0] != "profiles" or not _NUMBER.fullmatch(parts[3]) or int(parts[3]) == 0:
+        return None
+    return from_component(parts[1]), from_component(parts[2]), int(parts[3])
+
+
+def bundles(version: Digest) -> str:
+    """What the keys of a version's bundles begin with."""
+    return f"bundles/{version.hex()}/"
+
+
+def parse_bundle(key: str) -> tuple[str, int] | None:
+    """Label and profile's number of the bundle at `key`; None where it is no bundle's key."""
+    parts = key.split("/")
+    if len(parts) != 4 or parts[0] != "bundles" or not _NUMBER.fullmatch(parts[3]) or int(parts[3]) == 0:
+        return None
+    return from_component(parts[2]), int(parts[3])
+
+
 def bundle(version: Digest, label: str, number: int) -> str:
     """Of the profile `number`."""
-    return f"bundles/{version.hex()}/{to_component(label)}/{_number(number)}"
+    return f"{bundles(version)}{to_component(label)}/{_number(number)}"
 
 
 def layer(chain: bytes, number: int) -> str:

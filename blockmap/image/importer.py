@@ -20,6 +20,7 @@ from blockmap.format.digest import Digest
 from blockmap.format.filemap import File
 from blockmap.format.tree import Root
 from blockmap.format.version import Layout, Run, Version
+from blockmap.image.bundling import put_bundles
 from blockmap.image.disk import DiskSource
 from blockmap.image.ext4.writer import WRITER, Writer
 from blockmap.image.member import Source
@@ -132,6 +133,7 @@ class Importer:
             raise
         try:
             self._put_derived(publication, source, laid, trees, version, number)
+            put_bundles(self._store, repo, version.name, trees.root)
         except BlockmapError as error:
             self._warn(
                 f"{repo}:{tag} is in the store; what speeds its use up is not, until it is imported again: {error}"

@@ -28,10 +28,11 @@ from blockmap.format import catalogue, hint, keys
 from blockmap.format import entry as entries
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
-from blockmap.format.hint import Hint
+from blockmap.format.hint import Bundle, Hint
 from blockmap.format.node import Placement
 from blockmap.format.version import Run
 from blockmap.store.base import Reader, Writer
+from blockmap.store.bundles import newest_bundles
 from blockmap.store.calls import begin
 
 _log = logging.getLogger(__name__)
@@ -175,14 +176,18 @@ class NameLog(NameReader):
         return found
 
     def mend(self, repo: str, tag: str, newest: Seen) -> None:
-        """Rewrites the hint of a name that was found behind; what cannot be written stays as it is."""
+        """Rewrites the hint of a name that was found behind, or whose version has a new bundle.
+
+        What cannot be written stays as it is.
+        """
         entry = newest.entry
+        bundles = () if entry.version is None else self._bundles(repo, tag, entry.version)
         try:
             about = None if entry.version is None else self._store.get(keys.version(entry.version, entry.number))
         except BlockmapError as error:
             _log.debug("the hint of %s:%s goes without the record of its version: %s", repo, tag, error)
             about = None
-        self._advise(keys.name_hint(repo, tag), hint.encode(Hint(entry, newest.stored, about)))
+        self._advise(keys.name_hint(repo, tag), hint.encode(Hint(entry, newest.stored, about, bundles)))
 
     def set(
         self,
@@ -253,6 +258,14 @@ class NameLog(NameReader):
 
     def _mend(self, repo: str, tag: str, newest: Seen) -> None:
         self.mend(repo, tag, newest)
+
+    def _bundles(self, repo: str, tag: str, version: Digest) -> tuple[Bundle, ...]:
+        try:
+            return newest_bundles(self._store, version)
+        except BlockmapError as error:
+            _log.debug("the bundles of version %s are those of the hint: %s", version.hex(), error)
+        old = self.hint(repo, tag)
+        return old.bundles if old is not None and old.entry.version == version else ()
 
     def _announce(self, repo: str, tag: str, n: int) -> None:
         """Writes the catalogue anew with a name that has just been moved."""

@@ -82,7 +82,7 @@ class Reader:
                 if number in seen:
                     raise ImageError(f"the directory {path!r} is found twice: the file system is damaged")
                 seen.add(number)
-                names = sorted(self._names(entry), reverse=True)
+                names = sorted(self.names(entry), reverse=True)
                 waiting.extend((path + b"/" + name if path else name, child) for name, child in names)
 
     def entry(self, path: bytes, number: int) -> Entry:
@@ -137,7 +137,8 @@ class Reader:
             at = end
         yield from _zeros(size - at)
 
-    def _names(self, directory: Entry) -> Iterator[tuple[bytes, int]]:
+    def names(self, directory: Entry) -> Iterator[tuple[bytes, int]]:
+        """What is in a directory, with the numbers of the inodes."""
         if directory.size > _MAX_DIRECTORY:
             raise ImageError(f"the directory {directory.path!r} is too long: the file system is damaged")
         data = b"".join(self.contents(directory))

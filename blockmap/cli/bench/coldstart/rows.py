@@ -18,6 +18,7 @@ from blockmap.host import tools
 from blockmap.host.calls import read_calls
 from blockmap.host.control import Client
 from blockmap.host.nbdfuse import NbdFuse
+from blockmap.host.start import started
 from blockmap.store.observed import Call
 
 _ATTACHING = (("nbdfuse", "--version"), ("fusermount3", "--version"), ("losetup", "--version"))
@@ -88,7 +89,13 @@ class Blockmap:
 
     def root(self, place: Place) -> Path:
         socket = socket_of(place) if self._resident else self._serve(place)
-        return _attach(place, socket, str(Client(socket).request("resolve", export=place.image.name)["export"]))
+        client = Client(socket)
+        export = str(client.request("resolve", export=place.image.name)["export"])
+        # As `attach` does it.
+        where = place.folder / "image"
+        where.mkdir()
+        place.stack.enter_context(started(NbdFuse(), client, export, place.folder / "device", where))
+        return where
 
     def calls(self, place: Place) -> list[Call] | None:
         return calls_of(place)

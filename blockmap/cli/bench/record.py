@@ -1,0 +1,150 @@
+"""`blockmap bench record`: what recording costs a read that the cache answers.
+
+Each half of a pair reads the same blocks of a volume in the same order through nbdkit. In one half a trace runs all the while;
+in the other it is ended after the first read, as when a program says that it is ready.
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+
+from blockmap.cli.bench import Report, json_option, show
+from blockmap.cli.bench.reader import BlockReader
+from blockmap.cli.bench.statistics import ratios, spread
+from blockmap.cli.bench.warm import densest_window, served
+from blockmap.cli.options import need_store, store_option
+from blockmap.errors import HostError, UsageError
+from blockmap.format import BLOCK
+from blockmap.format.digest import Digest
+from blockmap.format.trace import Head, decode
+from blockmap.host import tools
+from blockmap.host.control import Client
+from blockmap.volume.reads import Slow
+from blockmap.volume.recorder import RECORDS, Recorder
+
+CAVEATS = [
+    "Processor time is that of the whole nbdkit process, user and system, by its own clock; the client's is not in it.",
+    "Half of the reads of a run are one trace, half another, as a trace holds 65,536; both begin at a new connection.",
+    "Every read is of 4 KiB that the page cache has: with larger reads, or misses, the same cost is a smaller share.",
+    "A batch of requests is answered before the next is sent, so depth 16 is at most 16.",
+]
+DEPTHS = (1, 16)
+_TRACES = 2
+_APPENDS = 60_000
+_SEED = 7
+
+
+@click.command()
+@click.argument("name")
+@store_option
+@click.option("--pairs", default=20, show_default=True, help="Runs with recording, each beside one without.")
+@click.option("--reads", default=100_000, show_default=True, help="Of each run.")
+@json_option
+def record(name: str, store: str | None, pairs: int, reads: int, as_json: bool) -> None:
+    """Reads of NAME from a warm cache, while a start is recorded and while none is."""
+    tools.find("nbdkit")
+    if pairs < 1 or not 100 <= reads < RECORDS * _TRACES:
+        raise UsageError(f"--pairs is at least 1, and --reads 100 to {RECORDS * _TRACES - 1}")
+    show(_measure(need_store(store), name, pairs, reads), as_json)
+
+
+def _measure(store: str, name: str, pairs: int, reads: int) -> Report:
+    with tempfile.TemporaryDirectory(prefix="blockmap-bench-") as work:
+        directory = Path(work)
+        (start, length), _ = densest_window(store, name)
+        offsets = np.random.default_rng(_SEED).integers(0, length // BLOCK, reads // _TRACES) * BLOCK + start
+        with served(directory, store) as socket:
+            client = Client(socket)
+            export = str(client.request("resolve", export=name)["export"])
+            server = _Server(client, socket, export, [int(each) for each in offsets])
+            rows = [_compare(server, depth, pairs) for depth in DEPTHS]
+        appends = [_append_us(directory) for _ in range(9)]
+    append = spread(appends)
+    return {
+        "caveats": CAVEATS, "rows": rows, "pairs": pairs, "reads": reads, "append_us": append._asdict(),
+        "summary": [f"one append: {append.median:.2f} microseconds, {append.low:.2f} to {append.high:.2f}"],
+    }  # fmt: skip
+
+
+class _Server:
+    """One that answers reads of the same blocks over and over."""
+
+    def __init__(self, client: Client, socket: Path, export: str, offsets: Sequence[int]) -> None:
+        self._client, self._socket, self._export, self._offsets = client, socket, export, offsets
+        self._pid = int(client.request("status")["pid"])
+
+    def run(self, recorded: bool, depth: int) -> float:
+        """Microseconds of processor time per read."""
+        used = 0.0
+        for _ in range(_TRACES):
+            with BlockReader(self._socket, self._export) as reader:
+                reader.read(self._offsets[:depth], depth)
+                running = self._client.request("traces")["traces"][0]
+                if not recorded:
+                    self._client.request("ready", export=self._export)
+                began = _cpu_s(self._pid)
+                reader.read(self._offsets, depth)
+                used += _cpu_s(self._pid) - began
+            self._check(Path(running["path"]), depth + (len(self._offsets) if recorded else 0))
+        return used / (_TRACES * len(self._offsets)) * 1e6
+
+    def _check(self, trace: Path, reads: int) -> None:
+        """HostError where a trace does not hold what it should, so that the run does not count."""
+        end = time.monotonic() + 30
+        while self._client.request("status")["exports"]:
+            if time.monotonic() > end:
+                raise HostError("the server still has a client")
+            time.sleep(0.01)
+        noted = len(decode(trace.read_bytes()).reads)
+        if noted != reads:
+            raise HostError(
+                f"{reads} reads should be in {trace}, and {noted} are: measure on a machine that is less busy"
+            )
+
+
+def _compare(server: _Server, depth: int, pairs: int) -> dict[str, Any]:
+    server.run(False, depth)
+    figures: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(pairs):
+        for recorded in (True, False) if number % 2 else (False, True):
+            figures[recorded].append(server.run(recorded, depth))
+    share = ratios(figures[True], figures[False])
+    return {
+        "depth": depth,
+        "without, us per read": median(figures[False]),
+        "with, us per read": median(figures[True]),
+        "difference %": (share.median - 1) * 100,
+        "lowest %": (share.low - 1) * 100,
+        "highest %": (share.high - 1) * 100,
+    }
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor time of a process, with threads that have ended: its clock as of clock_getcpuclockid(3)."""
+    return time.clock_gettime(~pid << 3 | 2)
+
+
+def _append_us(directory: Path) -> float:
+    """Of one append, beside a read that does nothing."""
+    zero = Digest(bytes(32))
+    recorder = Recorder(directory, Head("bench", "default", zero, zero, 1 << 40, 0), time.monotonic_ns())
+
+    def nothing(buf: memoryview, offset: int) -> Slow | None:
+        return None
+
+    buf = memoryview(bytearray(BLOCK))
+    took = []
+    for read in (recorder.around(nothing), nothing):
+        began = time.perf_counter()
+        for offset in range(0, _APPENDS * BLOCK, BLOCK):
+            read(buf, offset)
+        took.append(time.perf_counter() - began)
+    recorder.end(lambda reads: Head("bench", "default", zero, zero, 1 << 40, 0))
+    recorder.path.unlink()
+    return (took[0] - took[1]) / _APPENDS * 1e6

@@ -1,0 +1,79 @@
+"""Bundles of profiles on versions of images: the profile is carried there, with what ext4 reads to find its files."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blockmap.errors import BlockmapError, ImageError
+from blockmap.format.digest import Digest
+from blockmap.format.profile import Item, Profile
+from blockmap.format.tree import Root
+from blockmap.image.ext4.lookup import Lookup
+from blockmap.learn import bundles
+from blockmap.learn.carry import carry, readings
+from blockmap.learn.layout import Layout
+from blockmap.learn.profiles import ProfileLog
+from blockmap.learn.stored import layout_of
+from blockmap.store.base import Writer
+from blockmap.store.repository import Repository
+from blockmap.volume.content import stored_reader
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A bundle that was stored."""
+
+    label: str
+    n: int
+    """Of the profile."""
+    stored_bytes: int
+    blocks: int
+    """Of the volume that it brings."""
+
+
+def carry_to(repository: Repository, root: Root, layout: Layout, items: Sequence[Item], source: Digest) -> list[Item]:
+    """The items of a profile of the volume `source` on the volume `root`, with what finding its files reads there."""
+    if source == root.digest:
+        return list(items)
+    try:
+        lookup = Lookup(stored_reader(repository, root))
+    except ImageError as error:
+        _log.info("profiles are carried without the file system's own blocks: %s", error)
+        lookup = None
+    return carry(items, source, layout, lookup)
+
+
+def put_bundle(store: Writer, version: Digest, root: Root, layout: Layout, profile: Profile) -> Made | None:
+    """Makes and stores the bundle of a profile on a version; None where it has one already, or nothing of the profile."""
+    log, repository = ProfileLog(store), Repository(store)
+    if log.has_bundle(version, profile.label, profile.n):
+        return None
+    items = carry_to(repository, root, layout, profile.items, profile.root)
+    if not items:
+        return None
+    parts, _ = bundles.build(repository, root, readings(items), layout.blocks)
+    log.put_bundle(version, profile.label, profile.n, parts)
+    return Made(profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
+
+
+def put_bundles(store: Writer, repo: str, version: Digest, root: Root) -> list[Made]:
+    """Makes the bundles of all profiles of a repository on a version, and tells the names that stand for it."""
+    log = ProfileLog(store)
+    layout: Layout | None = None
+    made = []
+    for label, n in log.labels(repo).items():
+        if log.has_bundle(version, label, n):
+            continue
+        try:
+            profile = log.get(repo, label, n)
+        except BlockmapError as error:
+            _log.warning("version %s starts without what was learnt for %s: %s", version.hex(), label, error)
+            continue
+        layout = layout or layout_of(Repository(store), root)
+        one = put_bundle(store, version, root, layout, profile)
+        made += [one] if one is not None else []
+    if made:
+        log.advise(repo, version)
+    return made

@@ -1,0 +1,41 @@
+"""Which blocks of a volume the lookup of a path reads: descriptors, inodes, directories, extent trees."""
+
+from collections.abc import Callable
+
+from blockmap.format import BLOCK
+from blockmap.image.ext4.reader import Reader
+from blockmap.image.member import Kind
+
+_ROOT = 2
+"""Inode of the root directory."""
+
+
+class Lookup:
+    """Looks paths up in a file system behind `read(offset, length)`, both in bytes; ImageError where there is none."""
+
+    def __init__(self, read: Callable[[int, int], bytes]) -> None:
+        self._read = read
+        self._noted: dict[int, None] = {}
+        self._reader = Reader(self._note)
+        self._directories: dict[int, dict[bytes, int]] = {}
+
+    def __call__(self, path: bytes) -> list[int]:
+        """The blocks that finding a path and where its contents are reads, in order; those given before are left out."""
+        before = len(self._noted)
+        number: int | None = _ROOT
+        for name in path.split(b"/"):
+            names = self._names(number) if number is not None else {}
+            number = names.get(name)
+        if number is not None:
+            self._reader.entry(path, number)
+        return list(self._noted)[before:]
+
+    def _names(self, number: int) -> dict[bytes, int]:
+        if number not in self._directories:
+            entry = self._reader.entry(b"", number)
+            self._directories[number] = dict(self._reader.names(entry)) if entry.kind is Kind.DIR else {}
+        return self._directories[number]
+
+    def _note(self, offset: int, length: int) -> bytes:
+        self._noted.update(dict.fromkeys(range(offset // BLOCK, -(-(offset + length) // BLOCK))))
+        return self._read(offset, length)

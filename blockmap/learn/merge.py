@@ -1,0 +1,103 @@
+"""From the first touches of many starts, and what was known before, to one order: pure.
+
+A start on a host that had nothing of the image counts in full: what it did not read, it did not need. A start that had a
+profile replayed read from the kernel's cache whatever the profile brought, so it says nothing about that; what it read
+besides is added. A start on a warm host says nothing about absence, and is taken only where there is nothing else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from blockmap.format.profile import Item
+from blockmap.learn.layout import Layout, Numbers, blocks_of
+
+MEMORY = 20
+"""Starts that a profile remembers: older ones fade, so that it follows a workload that changes."""
+_MANY = 3
+"""Of so many starts, what only one touched is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What one start touched first; places are those of the version that the profile is about."""
+
+    items: Sequence[Item]
+    is_evidence: bool
+    prefilled: Sequence[Item] | None = None
+    """What was replayed before; None for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    items: list[Item]
+    starts: int
+    """How many it rests on, those of the old profile included."""
+    whole: int
+    """Of the new ones, how many count in full."""
+    added: int
+    """Of the new ones, how many only add."""
+    is_guess: bool
+    """Whether none of them was on a host that had nothing of the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Votes:
+    blocks: Numbers
+    times_ms: Numbers
+    ranks: Numbers
+    counts: Numbers
+
+
+def merge(layout: Layout, old: Sequence[Item], old_starts: int, starts: Sequence[Start]) -> Merged:
+    """What a profile should hold that rests on `old`, the items of one of `old_starts` starts, and on new starts."""
+    whole = [start for start in starts if start.is_evidence and start.prefilled is None]
+    added = [start for start in starts if start.is_evidence and start.prefilled is not None]
+    is_guess = not (whole or added or old_starts)
+    if is_guess:
+        whole = list(starts)
+    kept = min(old_starts, max(1, MEMORY - len(whole))) if whole else old_starts
+    votes = [_votes(old, kept, old_starts)] if kept else []
+    votes += [_votes(start.items) for start in whole]
+    votes += [_outside(_votes(start.items), start.prefilled or ()) for start in added]
+    total = max(kept + len(whole), 1)
+    blocks, times_ms, touched = _counted(votes)
+    if whole and not is_guess and total >= _MANY:
+        often = touched > 1
+        blocks, times_ms, touched = blocks[often], times_ms[often], touched[often]
+    items = layout.items(blocks, times_ms, np.minimum(touched, total))
+    return Merged(items, total, len(whole), len(added), is_guess)
+
+
+def outside(items: Sequence[Item], known: Sequence[Item]) -> int:
+    """How many blocks of `items` are not in `known`."""
+    return int((~np.isin(blocks_of(items)[0], blocks_of(known)[0])).sum())
+
+
+def _votes(items: Sequence[Item], kept: int = 1, of: int = 1) -> _Votes:
+    blocks, owners = blocks_of(items)
+    times = np.fromiter((item.time_ms for item in items), np.int64)
+    counts = np.fromiter((item.touched * kept // of for item in items), np.int64)
+    return _Votes(blocks, times[owners], owners, counts[owners])
+
+
+def _outside(votes: _Votes, prefilled: Sequence[Item]) -> _Votes:
+    new = ~np.isin(votes.blocks, blocks_of(prefilled)[0])
+    return _Votes(votes.blocks[new], votes.times_ms[new], votes.ranks[new], votes.counts[new])
+
+
+def _counted(votes: Sequence[_Votes]) -> tuple[Numbers, Numbers, Numbers]:
+    """Each block with its median time and how many touched it, in the order of these times."""
+    if not votes:
+        return (np.empty(0, np.int64),) * 3
+    blocks, times, ranks, counts = (
+        np.concatenate([getattr(own, name) for own in votes]) for name in ("blocks", "times_ms", "ranks", "counts")
+    )
+    blocks, times, ranks = (np.repeat(column, counts) for column in (blocks, times, ranks))
+    order = np.lexsort((ranks, times, blocks))
+    blocks, times, ranks = blocks[order], times[order], ranks[order]
+    distinct, heads, touched = np.unique(blocks, return_index=True, return_counts=True)
+    middle = heads + (touched - 1) // 2
+    order = np.lexsort((distinct, ranks[middle], times[middle]))
+    return distinct[order], times[middle][order], touched[order]

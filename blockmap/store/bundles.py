@@ -1,0 +1,33 @@
+"""Where the bundles of a version are."""
+
+import logging
+import struct
+
+from blockmap.errors import BlockmapError
+from blockmap.format import bundle, keys
+from blockmap.format.digest import Digest
+from blockmap.format.hint import Bundle
+from blockmap.store.base import Reader
+
+_log = logging.getLogger(__name__)
+
+
+def newest_bundles(store: Reader, version: Digest) -> tuple[Bundle, ...]:
+    """The newest bundle of each label, by label; CannotList, StoreUnavailable."""
+    newest: dict[str, int] = {}
+    for key in store.list(keys.bundles(version)):
+        parsed = keys.parse_bundle(key)
+        if parsed is not None:
+            label, n = parsed
+            newest[label] = max(n, newest.get(label, 0))
+    found = (_measured(store, label, keys.bundle(version, label, n)) for label, n in sorted(newest.items()))
+    return tuple(each for each in found if each is not None)
+
+
+def _measured(store: Reader, label: str, key: str) -> Bundle | None:
+    try:
+        length, table = bundle.measure(lambda start, end: store.get_range(key, start, end))
+    except (BlockmapError, struct.error) as error:
+        _log.warning("%s in %s is left out of hints: %s", key, store.url, error)
+        return None
+    return Bundle(label, key, length, table)
