@@ -189,7 +189,7 @@ def _about_waits(starts: Sequence[Start]) -> list[str]:
     if any(start.pauses.known for start in starts):
         texts.append(
             "Measured: when the server asked the store for something. A pause in which it did is likely a wait for the store; "
-            "calls for other starts of that time are among them."
+            "calls for other starts, and those that keep connections open, are among them."
         )
     texts += [
         f"{start.run.title}: what the store was asked for is not known ({start.calls_note}), so a pause may be a "
