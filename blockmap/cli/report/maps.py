@@ -15,7 +15,7 @@ from bokeh.models import (
     LegendItem,
     RadioButtonGroup,
     Range1d,
-)  # fmt: skip
+)
 from bokeh.plotting import figure
 
 from blockmap.cli.report.data import Run, Start, biggest_groups, lanes
@@ -28,7 +28,7 @@ from blockmap.cli.report.style import (
     legend,
     mark_ready,
     shortened,
-)  # fmt: skip
+)
 from blockmap.format import BLOCK
 
 MAX_POINTS: Final = 50_000
