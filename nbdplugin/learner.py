@@ -23,6 +23,7 @@ _NICE = 10
 _APART_S = 60.0
 _MOST_S = 900.0
 """A store that is away makes it wait; what it was to learn is in other traces too."""
+_END_S = 5.0
 _WAITING = 64
 _KILLED_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
@@ -62,9 +63,10 @@ class Learner:
                 self._thread.start()
 
     def status(self) -> dict[str, int]:
-        """Counters."""
+        """How many run or wait, and counters."""
         with self._lock:
-            return {"runs": self._runs, "failures": self._failures}
+            running = len(self._waiting) + (self._thread is not None)
+            return {"running": running, "runs": self._runs, "failures": self._failures}
 
     def close(self) -> None:
         """Ends what runs."""
@@ -75,7 +77,7 @@ class Learner:
             if self._process is not None:
                 self._process.kill()
         if thread is not None:
-            thread.join()
+            thread.join(_END_S)
 
     def _work(self) -> None:
         """Runs while there is something to do."""

@@ -27,7 +27,7 @@ _LEVELS = {
     "cache": {"bytes", "cap_bytes", "pinned_bytes", "slots"},
     "fetch": {"away", "bytes_per_s", "rtt_us"},
     "traces": {"running"},
-    "learn": set(),
+    "learn": {"running"},
 }
 """Of a part's numbers, which go up and down; all others only grow."""
 _PARTS = {

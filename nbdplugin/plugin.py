@@ -127,7 +127,7 @@ def cleanup() -> None:
 
 def _status() -> dict[str, object]:
     assert _sessions is not None
-    learn = {"runs": 0, "failures": 0} if _learner is None else _learner.status()
+    learn = {"running": 0, "runs": 0, "failures": 0} if _learner is None else _learner.status()
     return {**_sessions.status(), "learn": learn}
 
 

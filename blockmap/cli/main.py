@@ -19,11 +19,13 @@ _COMMANDS = {
     "detach": "blockmap.cli.host:detach",
     "images": "blockmap.cli.images:images",
     "import": "blockmap.cli.images:import_",
+    "profile": "blockmap.cli.profiles:profile",
     "report": "blockmap.cli.report.command:report",
     "run": "blockmap.cli.host:run",
     "serve": "blockmap.cli.serve:serve",
     "show": "blockmap.cli.images:show",
     "status": "blockmap.cli.status:status",
+    "trace": "blockmap.cli.traces:trace",
     "top": "blockmap.cli.top:top",
     "verify": "blockmap.cli.images:verify",
 }

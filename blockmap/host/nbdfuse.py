@@ -1,7 +1,8 @@
 """Devices through nbdfuse and a loop device, for kernels without nbd.
 
-Direct I/O on the loop device is seven times faster than without, and spares a second page cache. There is no
-reconnection: when the server goes away, reads fail, and the device has to be made again.
+Direct I/O on the loop device is seven times faster than without, and spares a second page cache. One connection is as fast
+as four, and up some milliseconds earlier. There is no reconnection: when the server goes away, reads fail, and the device has
+to be made again.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ class NbdFuse:
         log = directory / "nbdfuse.log"
         with open(log, "wb") as out:
             process = subprocess.Popen(
-                [tools.find("nbdfuse"), "-r", str(mountpoint), uri],
+                [tools.find("nbdfuse"), "-r", "-C", "1", str(mountpoint), uri],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/",
             )  # fmt: skip
         device = Device(self.kind, "", process.pid, start_ticks(process.pid), str(mountpoint))

@@ -175,7 +175,7 @@ class Supervisor:
             with contextlib.suppress(HostError):
                 status = client.request("status")
                 counts = int(status["opened"]), int(status["asked"])
-                if status["exports"] or counts != seen:
+                if status["exports"] or status["learn"]["running"] or counts != seen:
                     last_used, seen = time.monotonic(), counts
             if time.monotonic() - last_used >= self._idle_seconds:
                 self._say(f"nobody has used an export for {self._idle_seconds:g} s; stopping")

@@ -22,6 +22,8 @@ from blockmap.host.warm import plan, warm
 _NAME = "warming"
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.002
+_ANSWER_SECONDS = 15.0
+"""The server waits for the bundle's head; until it has answered, nothing is read ahead either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def _let_go(keep: tuple[int, int]) -> None:
 
 def _warm(client: Client, export: str, device: str, pipe: int) -> None:
     try:
-        pieces = plan(client.request("readings", export=export)["readings"])
+        pieces = plan(Client(client.nbd_socket, _ANSWER_SECONDS).request("readings", export=export)["readings"])
         if pieces:
             # Open until the mount is there: the last to close a device drops what its page cache holds.
             warm(pieces, os.open(device, os.O_RDONLY), _Root(pipe))

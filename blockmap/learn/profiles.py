@@ -23,6 +23,9 @@ from blockmap.store.repository import Publication
 _log = logging.getLogger(__name__)
 
 
+_LAST = 10
+
+
 class ProfileReader:
     """Finds profiles."""
 
@@ -54,6 +57,15 @@ class ProfileReader:
             return profiles.decode(self._store.get(keys.profile(repo, label, n)), repo, label, n)
         except FormatError as error:
             raise Corrupt(f"profile {n} of {repo}+{label} is damaged: {error}") from error
+
+    def latest_by(self, host: str, repo: str, label: str) -> Profile | None:
+        """The newest profile that a host published, among the last few."""
+        newest = self.number(repo, label)
+        for n in range(newest, max(newest - _LAST, 0), -1):
+            found = self.get(repo, label, n)
+            if found.host == host:
+                return found
+        return None
 
     def labels(self, repo: str) -> dict[str, int]:
         """The number of the newest profile of each label of a repository; CannotList, StoreUnavailable."""

@@ -26,7 +26,7 @@ SUFFIX: Final = ".trace"
 Read = Callable[[memoryview, int], Slow | None]
 """As `View.read`."""
 
-_NO_MORE = (ValueError, struct.error)
+_NO_MORE = (TypeError, ValueError, struct.error)
 """What packing raises once the mapping is closed, or full."""
 
 

@@ -1,5 +1,6 @@
 """Starts that a real server records."""
 
+import json
 import os
 import signal
 import subprocess
@@ -162,3 +163,54 @@ def test_reads_go_on_where_no_trace_can_be_written(idle_server: Server) -> None:
         closed(idle_server)
     assert idle_server.said().count("starts are not recorded") == 1
     assert idle_server.client.request("status")["traces"]["failed"] == 2
+
+
+def start(server: Server) -> None:
+    """One that is evidence."""
+    server.client.request("expect", export="small:1+migrate", new=True, exact=False)
+    with Nbd(server.socket, "small:1+migrate") as nbd:
+        nbd.read(0, 4096)
+    closed(server)
+    until(lambda: server.client.request("status")["traces"]["evidence"] == 1)
+
+
+def test_a_start_is_learnt_from(server: Server) -> None:
+    start(server)
+    until(lambda: server.client.request("status")["learn"]["runs"] == 1)
+    out = server.run("status").stdout
+    assert "0 under way, 1 recorded, 1 to learn from" in out
+    assert server.stop() == 0
+
+
+def test_learning_is_switched_off(idle_server: Server) -> None:
+    idle_server.start("--no-learn")
+    start(idle_server)
+    assert idle_server.client.request("status")["learn"] == {"running": 0, "runs": 0, "failures": 0}
+
+
+def test_a_bare_client_that_mounts_is_evidence(server: Server) -> None:
+    with Nbd(server.socket, "small:1") as nbd:
+        for offset in (0, 4096, nbd.size - 4096, *(number << 20 for number in range(1, 40))):
+            nbd.read(offset, 4096)
+    closed(server)
+    until(lambda: told(server)[0]["state"] == "closed")
+    assert only(server).head.flags == NEW
+
+
+def test_a_copy_is_no_evidence(server: Server, tmp_path: Path, need: Callable[..., None]) -> None:
+    need("qemu-img", "nbdcopy")
+    for command in (["nbdcopy"], ["qemu-img", "convert", "-f", "raw", "-O", "raw"]):
+        subprocess.run([*command, server.uri("small:1"), str(tmp_path / "copy")], check=True, capture_output=True)
+        closed(server)
+    until(lambda: [each["state"] for each in told(server)] == ["closed", "closed"])
+    assert [decode(path.read_bytes()).head.flags for path in files(server)] == [0, 0]
+    assert all(int(str(each["reads"])) > 10 for each in told(server))
+
+
+def test_what_recording_costs(idle_server: Server) -> None:
+    out = idle_server.run("bench", "record", "small:1", "--pairs", "2", "--reads", "1000", "--json").stdout
+    report = json.loads(out)
+    assert [row["depth"] for row in report["rows"]] == [1, 16]
+    assert all(row["without, us per read"] > 0 < row["with, us per read"] for row in report["rows"])
+    assert report["append_us"]["low"] > 0
+    assert "at least 1" in idle_server.run("bench", "record", "small:1", "--pairs", "0", check=False).stderr

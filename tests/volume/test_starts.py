@@ -44,7 +44,9 @@ class Host:
 
     @property
     def newest(self) -> Head:
-        return stored(Path(str(self.starts.traces()[0]["path"]))).head
+        """Of the trace that ended last."""
+        told = next(each for each in self.starts.traces() if each["state"] != "running")
+        return stored(Path(str(told["path"]))).head
 
 
 @pytest.fixture
@@ -68,7 +70,6 @@ def test_connections_that_come_while_it_lasts_are_one_start(host: Host) -> None:
         each.read_all([(number, 10)])
     for each in (one, two, three, other):
         host.starts.leave(each)
-        assert is_bare(each)
     found = {trace.head.label: ranges(trace) for trace in map(stored, host.files)}
     assert found == {"default": [(0, 1), (0, 10), (1, 10), (3, 10)], "migrate": [(2, 10)]}
     assert [each["state"] for each in host.starts.traces()] == ["closed", "closed"]

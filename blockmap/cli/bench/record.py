@@ -1,7 +1,8 @@
 """`blockmap bench record`: what recording costs a read that the cache answers.
 
-Each half of a pair reads the same blocks of a volume in the same order through nbdkit. In one half a trace runs all the while;
-in the other it is ended after the first read, as when a program says that it is ready.
+Both halves of a pair read the same blocks of a volume in the same order through one nbdkit, in slices that take turns, so that
+what else the machine does meets both. For one a trace runs all the while; for the other it was ended after the first reads,
+as when a program says that it is ready.
 """
 
 import tempfile
@@ -30,12 +31,13 @@ from blockmap.volume.recorder import RECORDS, Recorder
 
 CAVEATS = [
     "Processor time is that of the whole nbdkit process, user and system, by its own clock; the client's is not in it.",
-    "Half of the reads of a run are one trace, half another, as a trace holds 65,536; both begin at a new connection.",
+    "Half of the reads of a pair are one trace, half another, as a trace holds 65,536; both begin at new connections.",
     "Every read is of 4 KiB that the page cache has: with larger reads, or misses, the same cost is a smaller share.",
     "A batch of requests is answered before the next is sent, so depth 16 is at most 16.",
 ]
 DEPTHS = (1, 16)
 _TRACES = 2
+_SLICE = 2000
 _APPENDS = 60_000
 _SEED = 7
 
@@ -43,8 +45,8 @@ _SEED = 7
 @click.command()
 @click.argument("name")
 @store_option
-@click.option("--pairs", default=20, show_default=True, help="Runs with recording, each beside one without.")
-@click.option("--reads", default=100_000, show_default=True, help="Of each run.")
+@click.option("--pairs", default=20, show_default=True, help="Measurements with recording, each beside one without.")
+@click.option("--reads", default=100_000, show_default=True, help="Of each half of a pair.")
 @json_option
 def record(name: str, store: str | None, pairs: int, reads: int, as_json: bool) -> None:
     """Reads of NAME from a warm cache, while a start is recorded and while none is."""
@@ -79,27 +81,33 @@ class _Server:
         self._client, self._socket, self._export, self._offsets = client, socket, export, offsets
         self._pid = int(client.request("status")["pid"])
 
-    def run(self, recorded: bool, depth: int) -> float:
-        """Microseconds of processor time per read."""
-        used = 0.0
+    def pair(self, depth: int) -> tuple[float, float]:
+        """Microseconds of processor time per read, with recording and without."""
+        used = [0.0, 0.0]
         for _ in range(_TRACES):
-            with BlockReader(self._socket, self._export) as reader:
-                reader.read(self._offsets[:depth], depth)
-                running = self._client.request("traces")["traces"][0]
-                if not recorded:
-                    self._client.request("ready", export=self._export)
-                began = _cpu_s(self._pid)
-                reader.read(self._offsets, depth)
-                used += _cpu_s(self._pid) - began
-            self._check(Path(running["path"]), depth + (len(self._offsets) if recorded else 0))
-        return used / (_TRACES * len(self._offsets)) * 1e6
+            exports = [f"{self._export}+{label}" for label in ("with", "without")]
+            with BlockReader(self._socket, exports[0]) as recorded, BlockReader(self._socket, exports[1]) as bare:
+                readers = recorded, bare
+                for each in readers:
+                    each.read(self._offsets[:depth], depth)
+                running = {each["label"]: Path(each["path"]) for each in self._traces() if each["state"] == "running"}
+                self._client.request("ready", export=exports[1])
+                for number, at in enumerate(range(0, len(self._offsets), _SLICE)):
+                    for which in (0, 1) if number % 2 else (1, 0):
+                        began = _cpu_s(self._pid)
+                        readers[which].read(self._offsets[at : at + _SLICE], depth)
+                        used[which] += _cpu_s(self._pid) - began
+            self._check(running["with"], depth + len(self._offsets))
+            self._check(running["without"], depth)
+        with_us, without_us = (seconds / (_TRACES * len(self._offsets)) * 1e6 for seconds in used)
+        return with_us, without_us
 
     def _check(self, trace: Path, reads: int) -> None:
         """HostError where a trace does not hold what it should, so that the run does not count."""
         end = time.monotonic() + 30
-        while self._client.request("status")["exports"]:
+        while any(each["state"] == "running" for each in self._traces()):
             if time.monotonic() > end:
-                raise HostError("the server still has a client")
+                raise HostError("a trace of a connection that was closed is still running")
             time.sleep(0.01)
         noted = len(decode(trace.read_bytes()).reads)
         if noted != reads:
@@ -107,18 +115,20 @@ class _Server:
                 f"{reads} reads should be in {trace}, and {noted} are: measure on a machine that is less busy"
             )
 
+    def _traces(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._client.request("traces")["traces"]
+        return found
+
 
 def _compare(server: _Server, depth: int, pairs: int) -> dict[str, Any]:
-    server.run(False, depth)
-    figures: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(pairs):
-        for recorded in (True, False) if number % 2 else (False, True):
-            figures[recorded].append(server.run(recorded, depth))
-    share = ratios(figures[True], figures[False])
+    server.pair(depth)
+    figures = [server.pair(depth) for _ in range(pairs)]
+    recorded, bare = [each[0] for each in figures], [each[1] for each in figures]
+    share = ratios(recorded, bare)
     return {
         "depth": depth,
-        "without, us per read": median(figures[False]),
-        "with, us per read": median(figures[True]),
+        "without, us per read": median(bare),
+        "with, us per read": median(recorded),
         "difference %": (share.median - 1) * 100,
         "lowest %": (share.low - 1) * 100,
         "highest %": (share.high - 1) * 100,
@@ -131,7 +141,7 @@ def _cpu_s(pid: int) -> float:
 
 
 def _append_us(directory: Path) -> float:
-    """Of one append, beside a read that does nothing."""
+    """Processor time of one append, beside a read that does nothing."""
     zero = Digest(bytes(32))
     recorder = Recorder(directory, Head("bench", "default", zero, zero, 1 << 40, 0), time.monotonic_ns())
 
@@ -141,10 +151,10 @@ def _append_us(directory: Path) -> float:
     buf = memoryview(bytearray(BLOCK))
     took = []
     for read in (recorder.around(nothing), nothing):
-        began = time.perf_counter()
+        began = time.thread_time()
         for offset in range(0, _APPENDS * BLOCK, BLOCK):
             read(buf, offset)
-        took.append(time.perf_counter() - began)
+        took.append(time.thread_time() - began)
     recorder.end(lambda reads: Head("bench", "default", zero, zero, 1 << 40, 0))
     recorder.path.unlink()
     return (took[0] - took[1]) / _APPENDS * 1e6

@@ -1,0 +1,265 @@
+"""Commands about profiles: build, show, list."""
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from blockmap.cli.options import cache_option, need_store, store_option
+from blockmap.cli.record import record
+from blockmap.cli.units import size
+from blockmap.errors import BlockmapError, NotFound, UsageError
+from blockmap.format import BLOCK
+from blockmap.format.profile import Item, Profile
+from blockmap.format.refs import DEFAULT_LABEL, parse_reference
+from blockmap.host.paths import default_cache
+from blockmap.image.learning import Learner, Learnt, Subject, fresh_traces
+from blockmap.learn.kept import LocalProfiles, TraceFolder, load_trace
+from blockmap.learn.profiles import ProfileReader
+from blockmap.store.base import Reader
+from blockmap.store.bundles import newest_bundles
+from blockmap.store.names import NameReader
+from blockmap.store.opening import open_store
+from blockmap.store.repository import Repository
+from blockmap.volume.opening import find_version
+
+_UNBOUNDED = 10_000
+"""Columns: wider than any table."""
+_MISSED_SHARE = 0.1
+"""A start that missed more of what it read teaches something."""
+_MAX_WAIT_S = 60.0
+
+
+@click.group()
+def profile() -> None:
+    """What starts of images read, learnt from traces and shared by all hosts."""
+
+
+profile.add_command(record)
+
+
+@profile.command()
+@click.argument("name")
+@click.argument("traces", nargs=-1, metavar="[TRACE]...")
+@store_option
+@cache_option
+@click.option("--label", help="Which workload of the image.  [default: default]")
+@click.option("--auto", is_flag=True, hidden=True, help="Build only what is worth it, after a random wait.")
+@click.option("--wait", "wait_s", type=float, hidden=True, help="How long to wait, in seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary for machines.")
+def build(
+    name: str,
+    traces: tuple[str, ...],
+    store: str | None,
+    cache: Path | None,
+    label: str | None,
+    auto: bool,
+    wait_s: float | None,
+    as_json: bool,
+) -> None:
+    """Learn from starts of NAME what its next starts read, and store it for all hosts.
+
+    Merges each TRACE (a file, or a name from `blockmap trace list`) with the newest profile; without any, the traces on
+    this host that are not in it yet, of starts on a host that had nothing of the image.
+    """
+    subject, opened = _subject(name, label, store)
+    where = cache or default_cache()
+    folder = TraceFolder(where / "traces", _warn)
+    learner = Learner(opened, subject, LocalProfiles(where / "profiles"), _warn)
+    chosen = [load_trace(folder.find(each)) for each in traces]
+    if any((trace.head.repo, trace.head.label) != (subject.repo, subject.label) for trace in chosen):
+        raise UsageError(f"a trace is not of {subject.repo}+{subject.label}: see `blockmap trace list`")
+    if auto:
+        time.sleep(random.uniform(0, _MAX_WAIT_S) if wait_s is None else wait_s)
+        share = max((learner.missed(trace) for trace in chosen), default=0.0)
+        if share <= _MISSED_SHARE:
+            click.echo(f"{subject.repo}+{subject.label}: nothing to learn, {share:.0%} of the start was not known")
+            return
+    elif not chosen:
+        found = [trace for trace in folder.of(subject.repo, subject.label) if trace.head.is_evidence]
+        chosen = fresh_traces(opened, found, subject.repo, subject.label)
+        if not chosen:
+            raise NotFound(
+                f"{where / 'traces'} has no trace of {subject.repo}+{subject.label} that is not in its profile yet: start "
+                "the image, or name traces"
+            )
+    _tell(learner.learn(chosen), as_json)
+
+
+def _subject(name: str, label: str | None, store: str | None) -> tuple[Subject, Reader]:
+    reference = parse_reference(name if label is None else f"{name}+{label}")
+    opened, _ = open_store(need_store(store))
+    found = find_version(Repository(opened), reference)
+    return Subject(reference.repo, reference.label or DEFAULT_LABEL, found.name, found.root), opened
+
+
+def _tell(learnt: Learnt, as_json: bool) -> None:
+    made, merged = learnt.profile, learnt.merged
+    data = sum(item.blocks for item in made.items) * BLOCK
+    if as_json:
+        summary = {
+            "repo": made.repo,
+            "label": made.label,
+            "n": made.n,
+            "starts": made.starts,
+            "new_starts": merged.whole,
+            "adding_starts": merged.added,
+            "items": len(made.items),
+            "bytes": data,
+            "bundles": [{"bytes": own.stored_bytes, "blocks": own.blocks} for own in learnt.bundles],
+            "local": None if learnt.kept is None else str(learnt.kept),
+        }
+        click.echo(json.dumps(summary))
+    else:
+        click.echo(
+            f"profile {made.n or 'of this host'} of {made.repo}+{made.label}: {size(data)} in {len(made.items):,} items, "
+            f"from {made.starts} starts"
+        )
+        for own in learnt.bundles:
+            click.echo(f"  bundle of {size(own.stored_bytes)} with {size(own.blocks * BLOCK)} of data")
+    if merged.is_guess:
+        _warn("no start was on a host that had nothing of the image: what its kernel still had may be missing")
+    if learnt.kept is not None:
+        _warn(f"the store cannot be written from here: the profile stays on this host, in {learnt.kept}")
+
+
+@profile.command()
+@click.argument("name")
+@store_option
+@cache_option
+@click.option("--label", help="Which workload of the image.  [default: default]")
+@click.option("--limit", default=40, show_default=True, help="Rows to show; 0 for all.")
+@click.option("--json", "as_json", is_flag=True, help="For machines, all rows.")
+def show(name: str, store: str | None, cache: Path | None, label: str | None, limit: int, as_json: bool) -> None:
+    """Show what starts of NAME read, in which order."""
+    reference = parse_reference(name if label is None else f"{name}+{label}")
+    opened, _ = open_store(need_store(store))
+    repo, own = reference.repo, reference.label or DEFAULT_LABEL
+    found = ProfileReader(opened).newest(repo, own)
+    if found is None:
+        found = LocalProfiles((cache or default_cache()) / "profiles").get(repo, own)
+    if found is None:
+        raise NotFound(f"there is no profile of {repo}+{own}: `blockmap profile build` makes one of traces")
+    bundles = _bundles(opened, found)
+    data = sum(item.blocks for item in found.items) * BLOCK
+    if as_json:
+        head = {
+            "repo": repo,
+            "label": own,
+            "n": found.n,
+            "version": found.version.hex(),
+            "starts": found.starts,
+            "host": found.host,
+            "time": found.time,
+            "bytes": data,
+            "bundles": [{"version": version, "names": names, "bytes": length} for version, names, length in bundles],
+            "items": item_rows(found.items, found.starts),
+        }
+        click.echo(json.dumps(head))
+        return
+    click.echo(f"profile     {found.n or 'of this host'} of {repo}+{own}, made on {found.host}")
+    click.echo(f"items       {len(found.items):,}, {size(data)}, from {found.starts} starts")
+    for version, names, length in bundles:
+        click.echo(f"bundle      {size(length)} for {version[:12]} ({', '.join(names)})")
+    print_table(item_table(found.items[: limit or None], found.starts))
+    if limit and len(found.items) > limit:
+        click.echo(f"... {len(found.items) - limit:,} more: --limit 0 shows all")
+
+
+def _bundles(store: Reader, found: Profile) -> list[tuple[str, list[str], int]]:
+    """The versions of names that have a bundle of the label: digest, names, bytes."""
+    names = NameReader(store)
+    versions: dict[bytes, list[str]] = {}
+    rows = []
+    try:
+        for (repo, tag), n in sorted(names.catalogue().items()):
+            entry = names.entry(repo, tag, n)[0] if repo == found.repo else None
+            if entry is not None and entry.version is not None:
+                versions.setdefault(entry.version, []).append(f"{repo}:{tag}")
+                if len(versions[entry.version]) == 1:
+                    rows += [
+                        (entry.version, own.length)
+                        for own in newest_bundles(store, entry.version)
+                        if own.label == found.label
+                    ]
+    except BlockmapError as error:
+        _warn(f"which versions have bundles is not known: {error}")
+    return [(version.hex(), versions[version], length) for version, length in rows]
+
+
+def item_rows(items: Sequence[Item], starts: int) -> list[dict[str, object]]:
+    """Items for machines."""
+    return [
+        {
+            "time_ms": item.time_ms,
+            "path": None if item.path is None else item.path.decode("utf-8", "backslashreplace"),
+            "file_offset": item.at * BLOCK,
+            "offset": item.start * BLOCK,
+            "bytes": item.blocks * BLOCK,
+            "share": item.touched / starts,
+        }
+        for item in items
+    ]
+
+
+def item_table(items: Sequence[Item], starts: int) -> Table:
+    """Items for people."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("#", "MS", "SIZE", "BLOCKS", "STARTS"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("PATH", overflow="fold")
+    for number, item in enumerate(items, 1):
+        first = item.start if item.path is None else item.at
+        path = Text("-" if item.path is None else "/" + item.path.decode("utf-8", "backslashreplace"))
+        blocks = f"{first}-{first + item.blocks - 1}"
+        share = f"{item.touched / starts:.0%}"
+        table.add_row(str(number), str(item.time_ms), size(item.blocks * BLOCK), blocks, share, path)
+    return table
+
+
+@profile.command("list")
+@click.argument("repo", required=False)
+@store_option
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def list_(repo: str | None, store: str | None, as_json: bool) -> None:
+    """List the profiles in the store, or those of REPO."""
+    opened, _ = open_store(need_store(store))
+    reader = ProfileReader(opened)
+    rows = []
+    for (own, label), n in reader.all().items():
+        if repo is not None and own != repo:
+            continue
+        try:
+            found = reader.get(own, label, n)
+        except BlockmapError as error:
+            _warn(str(error))
+            continue
+        data = sum(item.blocks for item in found.items) * BLOCK
+        rows.append({"repo": own, "label": label, "n": n, "starts": found.starts, "bytes": data, "host": found.host})
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("REPO", "LABEL", "PROFILE", "STARTS", "DATA", "HOST"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        values = (row["repo"], row["label"], row["n"], row["starts"], size(float(str(row["bytes"]))), row["host"])
+        table.add_row(*map(str, values))
+    print_table(table)
+
+
+def print_table(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = _UNBOUNDED  # a pipe gets every name in one piece
+    console.print(table)
+
+
+def _warn(text: str) -> None:
+    click.echo(f"blockmap: {text}", err=True)

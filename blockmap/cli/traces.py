@@ -1,0 +1,111 @@
+"""Commands about traces, which servers keep of every start: list, show, export."""
+
+import csv
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from blockmap.cli.options import cache_option, need_store, store_option
+from blockmap.cli.profiles import item_rows, item_table, print_table
+from blockmap.cli.units import size
+from blockmap.format.trace import EXACT, Trace
+from blockmap.host.paths import default_cache
+from blockmap.learn.kept import TraceFolder, load_trace
+from blockmap.learn.stored import layout_of
+from blockmap.learn.touches import touches
+from blockmap.store.opening import open_store
+from blockmap.store.repository import Repository
+
+
+@click.group()
+def trace() -> None:
+    """What each start on this host read, and when."""
+
+
+@trace.command("list")
+@cache_option
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def list_(cache: Path | None, as_json: bool) -> None:
+    """List the traces on this host, oldest first."""
+    rows = [{"trace": path.stem, **_about(own)} for path, own in _folder(cache).all()]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("TRACE", "STARTED", "IMAGE", "VERSION", "READS", "SIZE", "END", "READY", "NEW", "PROFILE"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        ready = f"{row['ready_ms']} ms" if row["ready_ms"] else "-"
+        table.add_row(
+            str(row["trace"]), str(row["started"]), f"{row['repo']}+{row['label']}", str(row["version"])[:12],
+            str(row["reads"]), size(float(str(row["bytes"]))), str(row["end"]), ready, "yes" if row["new"] else "no",
+            str(row["profile"] or "-"),
+        )  # fmt: skip
+    print_table(table)
+
+
+@trace.command()
+@click.argument("name", metavar="TRACE")
+@store_option
+@cache_option
+@click.option("--files", is_flag=True, help="List which files were read first, in which order; asks the store.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def show(name: str, store: str | None, cache: Path | None, files: bool, as_json: bool) -> None:
+    """Show what TRACE is about, and what was read."""
+    own = load_trace(_folder(cache).find(name))
+    about = _about(own)
+    items = []
+    if files:
+        repository = Repository(open_store(need_store(store))[0])
+        items = touches(own, layout_of(repository, repository.version(own.head.version).root))
+    if as_json:
+        click.echo(json.dumps({**about, "items": item_rows(items, 1)} if files else about))
+        return
+    for key, value in about.items():
+        click.echo(f"{key:<10}  {value}")
+    if files:
+        print_table(item_table(items, 1))
+
+
+@trace.command()
+@click.argument("name", metavar="TRACE")
+@cache_option
+@click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values instead of a JSON object a line.")
+def export(name: str, cache: Path | None, as_csv: bool) -> None:
+    """Print the reads of TRACE: microseconds since the open, offset and length in bytes."""
+    own = load_trace(_folder(cache).find(name))
+    columns = ("time_us", "offset", "length")
+    rows = zip(*(own.reads[column].tolist() for column in columns), strict=True)
+    if as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        return
+    for row in rows:
+        click.echo(json.dumps(dict(zip(columns, row, strict=True))))
+
+
+def _folder(cache: Path | None) -> TraceFolder:
+    return TraceFolder((cache or default_cache()) / "traces", lambda text: click.echo(f"blockmap: {text}", err=True))
+
+
+def _about(own: Trace) -> dict[str, object]:
+    head = own.head
+    return {
+        "repo": head.repo,
+        "label": head.label,
+        "version": head.version.hex(),
+        "started": datetime.fromtimestamp(head.started_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        "reads": len(own.reads),
+        "bytes": int(own.reads["length"].sum(dtype="int64")),
+        "seconds": int(own.reads["time_us"][-1]) / 1e6 if len(own.reads) else 0.0,
+        "end": head.end.name.lower(),
+        "ready_ms": head.ready_ms,
+        "new": head.is_evidence,
+        "exact": bool(head.flags & EXACT),
+        "profile": head.profile,
+    }
