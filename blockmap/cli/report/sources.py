@@ -17,10 +17,11 @@ from blockmap.format.digest import Digest
 from blockmap.format.filemap import File
 from blockmap.format.profile import Profile
 from blockmap.format.refs import Reference, parse_reference
-from blockmap.format.trace import HEAD_BYTES, Head, Trace, decode, decode_head
+from blockmap.format.trace import HEAD_BYTES, Head, Trace, decode_head
 from blockmap.host.calls import read_calls
 from blockmap.host.control import Client
 from blockmap.learn.carry import carry
+from blockmap.learn.kept import TraceFolder, load_trace
 from blockmap.learn.profiles import ProfileReader
 from blockmap.learn.stored import layout_of
 from blockmap.store.observed import Call
@@ -32,10 +33,11 @@ from blockmap.volume.opening import find_version
 def find_traces(words: Sequence[str], folder: Path, label: str | None, repository: Repository | None) -> list[Trace]:
     """The traces that files or names stand for, of a name given n times its n latest, the oldest first; UsageError."""
     found: list[Trace] = []
+    kept = TraceFolder(folder, lambda text: None)
     taken: dict[str, list[Path]] = {}
     for word in words:
-        if word.endswith(".trace"):
-            found.append(_read(Path(word)))
+        if word.endswith(".trace") or (folder / f"{word}.trace").is_file():
+            found.append(_read(kept.find(word)))
             continue
         if word not in taken:
             wanted = words.count(word)
@@ -75,9 +77,7 @@ def _version_of(word: str, reference: Reference, repository: Repository | None) 
 
 def _read(path: Path) -> Trace:
     try:
-        return decode(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"the trace {path} cannot be read: {error.strerror}") from error
+        return load_trace(path)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
 

@@ -54,6 +54,7 @@ def test_names_choose_by_label_and_version(made: Made, repository: Repository) -
     assert started("evil:1") == [60], "a tag says which version"
     assert started("evil", label="default") == [60]
     assert started("evil+migrate", "evil:1") == [90, 60]
+    assert started("first", "second.trace", str(folder / "first.trace")) == [0, 60, 0]
     with pytest.raises(UsageError, match="2 traces of evil:1, not 3"):
         started("evil:1", "evil:1", "evil:1")
     with pytest.raises(UsageError, match="only the store knows"):
