@@ -183,16 +183,6 @@ def encode(
     return [head + sha256(head).digest(), *(bytes(data) for _, data in stored)], length
 
 
-def head_length(data: bytes | memoryview) -> int:
-    """Bytes of the head of a whole bundle, not verified yet; FormatError."""
-    try:
-        _, _, _, _, count, frame_count, _ = _HEAD.unpack_from(data)
-        end: int = _FRAME.unpack_from(data, _HEAD.size + count * _ENTRY.size)[0] if frame_count else len(data)
-    except struct.error as error:
-        raise FormatError(f"the tables of the bundle do not add up: {error}") from error
-    return end
-
-
 def decode_head(data: bytes | memoryview) -> Head:
     """Parses the head, which is all of `data`; FormatError."""
     view = memoryview(data)

@@ -15,7 +15,7 @@ from bokeh.models import (
     LegendItem,
     RadioButtonGroup,
     Range1d,
-)  # fmt: skip
+)
 from bokeh.plotting import figure
 
 from blockmap.cli.report.data import Run, Start, biggest_groups, lanes
@@ -28,12 +28,14 @@ from blockmap.cli.report.style import (
     legend,
     mark_ready,
     shortened,
-)  # fmt: skip
+)
 from blockmap.format import BLOCK
 
 MAX_POINTS: Final = 50_000
 """In all maps together, so that the page stays below 6 MB."""
 _LANES = 12
+_LOOK_UP = "return names.get(value);"
+"""Dictionaries with numbers as keys arrive as maps."""
 _SWITCH = "parts.forEach((list, n) => list.forEach((part) => { part.visible = n === cb_obj.active; }));"
 
 Groups = Mapping[str, Sequence[str]]
@@ -130,10 +132,6 @@ def _hover(run: Run, file: Any) -> HoverTool:
         },
         limit=2,
     )  # fmt: skip
-
-
-_LOOK_UP = "return names.get(value);"
-"""Dictionaries with numbers as keys arrive as maps."""
 
 
 def _timeline(start: Start, across: Range1d, legend_columns: int) -> Any:

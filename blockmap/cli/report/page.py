@@ -47,6 +47,7 @@ _PAGE = """<!DOCTYPE html>
 :root {{ color-scheme: light; }}
 body {{ font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; }}
 body {{ margin: 0 auto; max-width: 1500px; padding: 0 24px 48px; }}
+body.two {{ min-width: 1150px; }}
 h1 {{ font-size: 1.6rem; margin: 24px 0 8px; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.2rem; margin: 36px 0 4px; }}
 p {{ margin: 4px 0 10px; max-width: 75em; }}
@@ -61,7 +62,7 @@ table.figures td {{ font-variant-numeric: tabular-nums; }}
 </style>
 {scripts}
 </head>
-<body>
+<body class="{width}">
 <main>
 <h1>{title}</h1>
 <noscript><p>The plots and tables below are drawn by JavaScript, which is off.</p></noscript>
@@ -98,7 +99,8 @@ def render(starts: Sequence[Start]) -> str:
     repos = list(dict.fromkeys(start.run.head.repo for start in starts))
     title = f"What {'a start' if len(starts) == 1 else 'two starts'} of {' and '.join(repos)} read"
     return _PAGE.format(
-        policy=_POLICY, title=escape(title), scripts=Resources("inline", components=list(_SCRIPTS)).render_js(),
+        policy=_POLICY, title=escape(title), width="two" if len(starts) > 1 else "one",
+        scripts=Resources("inline", components=list(_SCRIPTS)).render_js(),
         summary=_summary(starts), sections="\n".join(bodies), data=data,
     )  # fmt: skip
 
@@ -187,7 +189,7 @@ def _about_waits(starts: Sequence[Start]) -> list[str]:
     if any(start.pauses.known for start in starts):
         texts.append(
             "Measured: when the server asked the store for something. A pause in which it did is likely a wait for the store; "
-            "calls for other starts of that time are among them."
+            "calls for other starts, and those that keep connections open, are among them."
         )
     texts += [
         f"{start.run.title}: what the store was asked for is not known ({start.calls_note}), so a pause may be a "

@@ -1,25 +1,29 @@
 """Finds what a report is about: traces on this host, and what the store and a running server know of them."""
 
+import struct
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import count
 from pathlib import Path
 
 from blockmap.cli.report import files
 from blockmap.cli.report.data import Image, Run, analyse, expand
 from blockmap.cli.report.files import Numbers
 from blockmap.errors import BlockmapError, Corrupt, FormatError, HostError, NotFound, UsageError
-from blockmap.format import bundle, keys, profile
+from blockmap.format import bundle, keys
 from blockmap.format.digest import Digest
 from blockmap.format.filemap import File
 from blockmap.format.profile import Profile
 from blockmap.format.refs import Reference, parse_reference
-from blockmap.format.trace import HEAD_BYTES, Head, Trace, decode, decode_head
+from blockmap.format.trace import HEAD_BYTES, Head, Trace, decode_head
 from blockmap.host.calls import read_calls
 from blockmap.host.control import Client
+from blockmap.learn.carry import carry
+from blockmap.learn.kept import TraceFolder, load_trace
+from blockmap.learn.profiles import ProfileReader
+from blockmap.learn.stored import layout_of
 from blockmap.store.observed import Call
 from blockmap.store.repository import Repository
 from blockmap.volume.content import stored_reader, usage
@@ -29,10 +33,11 @@ from blockmap.volume.opening import find_version
 def find_traces(words: Sequence[str], folder: Path, label: str | None, repository: Repository | None) -> list[Trace]:
     """The traces that files or names stand for, of a name given n times its n latest, the oldest first; UsageError."""
     found: list[Trace] = []
+    kept = TraceFolder(folder, lambda text: None)
     taken: dict[str, list[Path]] = {}
     for word in words:
-        if word.endswith(".trace"):
-            found.append(_read(Path(word)))
+        if word.endswith(".trace") or (folder / f"{word}.trace").is_file():
+            found.append(_read(kept.find(word)))
             continue
         if word not in taken:
             wanted = words.count(word)
@@ -72,9 +77,7 @@ def _version_of(word: str, reference: Reference, repository: Repository | None) 
 
 def _read(path: Path) -> Trace:
     try:
-        return decode(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"the trace {path} cannot be read: {error.strerror}") from error
+        return load_trace(path)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
 
@@ -111,42 +114,37 @@ class Profiled:
 
 
 def find_profile(run: Run, repository: Repository, number: int | None) -> Profiled | str:
-    """Profile `number` of a start's repository and label, else the one that it replayed, else the newest; or why not."""
+    """Profile `number` of a start's repository and label, else the one that it replayed, else the newest; or why not.
+
+    On the version of the start: as its bundle says, else carried over.
+    """
     head = run.head
-    chosen = number or head.profile or _newest(repository, head)
+    reader = ProfileReader(repository.store)
+    chosen = number or head.profile or reader.number(head.repo, head.label)
     if not chosen:
         return f"{head.repo} has no profile for the label {head.label} yet."
     try:
-        found = profile.decode(
-            repository.store.get(keys.profile(head.repo, head.label, chosen)), head.repo, head.label, chosen
-        )
-        blocks = _blocks(repository, head, found)
-    except FormatError as error:
-        raise Corrupt(f"profile {chosen} of {head.repo}+{head.label}, or its bundle, is damaged: {error}") from error
-    except NotFound:
-        return (
-            f"Profile {chosen} of {head.repo}+{head.label} is not in the store, or was recorded on another version and has "
-            "no bundle for this one."
-        )
-    return Profiled(found, blocks, chosen == head.profile)
+        found = reader.get(head.repo, head.label, chosen)
+        if reader.has_bundle(head.version, head.label, chosen):
+            readings = _bundle(repository, head, chosen).readings
+            return Profiled(
+                found, expand([(reading.start, reading.blocks) for reading in readings]), chosen == head.profile
+            )
+        items = found.items
+        if found.root != head.root:
+            items = carry(items, found.root, layout_of(repository, repository.version(head.version).root))
+        return Profiled(found, expand([(item.start, item.blocks) for item in items]), chosen == head.profile)
+    except NotFound as error:
+        return f"Profile {chosen} cannot be compared: {error}."
 
 
-def _newest(repository: Repository, head: Head) -> int:
-    """The log is dense from 1; stores that cannot list are asked step by step as well."""
-    return next(n for n in count() if not repository.store.exists(keys.profile(head.repo, head.label, n + 1)))
-
-
-def _blocks(repository: Repository, head: Head, found: Profile) -> Numbers:
-    """NotFound where the profile is another version's, and no bundle says where its blocks are in this one."""
-    if found.root == head.root:
-        return expand([(item.start, item.blocks) for item in found.items])
-    key = keys.bundle(head.version, head.label, found.n)
-    store = repository.store
-    if not store.exists(key):
-        raise NotFound(key)
-    data = store.get(key)
-    readings = bundle.decode_head(memoryview(data)[: bundle.head_length(data)]).readings
-    return expand([(reading.start, reading.blocks) for reading in readings])
+def _bundle(repository: Repository, head: Head, n: int) -> bundle.Head:
+    data = repository.store.get(keys.bundle(head.version, head.label, n))
+    try:
+        _, length = bundle.measure(lambda start, end: data[start:end])
+        return bundle.decode_head(memoryview(data)[:length])
+    except (FormatError, struct.error) as error:
+        raise Corrupt(f"the bundle of profile {n} on version {head.version.hex()} is damaged: {error}") from error
 
 
 def server_calls(client: Client, run: Run) -> list[Call] | str:

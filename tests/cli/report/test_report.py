@@ -151,7 +151,7 @@ def test_long_traces_make_a_page_of_bounded_size(made: Made, tmp_path: Path) -> 
         (["absent"], "0 traces of absent, not 1"),
         (["evil"] * 3, "3 starts do not fit"),
         (["evil", "--label", "other"], "0 traces"),
-        (["no.trace"], "cannot be read"),
+        (["no.trace"], "there is no trace no.trace"),
         (["evil:none"], "there is no image evil:none"),
     ],
 )

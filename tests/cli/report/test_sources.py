@@ -11,7 +11,7 @@ import pytest
 from blockmap.cli.report import sources
 from blockmap.cli.report.data import Run, find_pauses
 from blockmap.errors import Corrupt, FormatError, UsageError
-from blockmap.format import BLOCK, bundle, keys
+from blockmap.format import BLOCK, bundle, keys, profile
 from blockmap.format.bundle import Reading
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
@@ -54,6 +54,7 @@ def test_names_choose_by_label_and_version(made: Made, repository: Repository) -
     assert started("evil:1") == [60], "a tag says which version"
     assert started("evil", label="default") == [60]
     assert started("evil+migrate", "evil:1") == [90, 60]
+    assert started("first", "second.trace", str(folder / "first.trace")) == [0, 60, 0]
     with pytest.raises(UsageError, match="2 traces of evil:1, not 3"):
         started("evil:1", "evil:1", "evil:1")
     with pytest.raises(UsageError, match="only the store knows"):
@@ -68,7 +69,9 @@ def test_the_profile_that_was_replayed_comes_before_the_newest(made: Made, repos
     assert isinstance(found, sources.Profiled)
     assert found.replayed
     assert len(found.blocks) == 4
-    assert "Profile 7" in str(sources.find_profile(run_of(replace(made.head, profile=7), repository), repository, None))
+    assert "Profile 7 cannot be compared" in str(
+        sources.find_profile(run_of(replace(made.head, profile=7), repository), repository, None)
+    )
     newest = sources.find_profile(run_of(made.head, repository), repository, None)
     assert isinstance(newest, sources.Profiled)
     assert (newest.profile.n, newest.replayed) == (1, False)
@@ -78,12 +81,11 @@ def test_the_profile_that_was_replayed_comes_before_the_newest(made: Made, repos
 
 def test_a_profile_of_another_version_is_placed_by_the_bundle_of_this_one(made: Made, repository: Repository) -> None:
     run = run_of(replace(made.head, version=OTHER, root=OTHER), None, (1, 0, 1))
-    assert "no bundle for this one" in str(sources.find_profile(run, repository, 1))
+    assert "cannot be compared: there is no version" in str(sources.find_profile(run, repository, 1))
     chunk = bytes(range(256)) * (2 * BLOCK // 256)
     for chunks in ([], [(OTHER, 3, chunk)]):
-        parts, length = bundle.encode([], chunks, [Reading(5, 2, b"a", 0), Reading(9, 1, None, 0)], bytes(16))
+        parts, _ = bundle.encode([], chunks, [Reading(5, 2, b"a", 0), Reading(9, 1, None, 0)], 12, bytes(16))
         data = b"".join(parts)
-        assert bundle.head_length(data) == length
         path = made.store / keys.bundle(OTHER, "default", 1)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
@@ -91,9 +93,22 @@ def test_a_profile_of_another_version_is_placed_by_the_bundle_of_this_one(made: 
         assert isinstance(found, sources.Profiled)
         assert found.blocks.tolist() == [5, 6, 9]
     path.write_bytes(data[:40])
-    with pytest.raises(Corrupt, match="its bundle, is damaged"):
+    with pytest.raises(Corrupt, match=r"the bundle of profile 1 .* is damaged"):
         sources.find_profile(run, repository, 1)
     path.unlink()
+
+
+def test_a_profile_is_carried_to_a_version_without_a_bundle(made: Made, repository: Repository, tmp_path: Path) -> None:
+    name = b"line\nbreak\x1b[31m"
+    start, blocks = made.runs()[name]
+    item = profile.Item(start + 1000, 1, OTHER, 0, name, 1, 5, 1)
+    foreign = profile.Profile("evil", "carried", 1, OTHER, OTHER, 1, [item])
+    path = made.store / keys.profile("evil", "carried", 1)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(profile.encode(foreign))
+    found = sources.find_profile(run_of(replace(made.head, label="carried"), repository), repository, None)
+    assert isinstance(found, sources.Profiled)
+    assert (blocks, found.blocks.tolist()) == (2, [start + 1])
 
 
 def test_what_the_store_lacks_is_said_and_the_rest_shown(made: Made, repository: Repository) -> None:
