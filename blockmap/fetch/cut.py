@@ -12,11 +12,13 @@ class Cut:
         """Half-open, bytes."""
         self._data: list[memoryview | None] = [None] * len(self.ranges)
         self._users = [0] * len(self.ranges)
+        self._settled = False
         self._starts = [start for start, _ in self.ranges]
 
     def put(self, number: int, data: memoryview) -> None:
         """A range has come."""
-        self._data[number] = data
+        if self._users[number] or not self._settled:
+            self._data[number] = data
 
     def spans(self, start: int, end: int) -> tuple[int, int] | None:
         """The first and last of the ranges that bring the bytes [start, end); None where they do not bring all."""
@@ -33,6 +35,11 @@ class Cut:
         """Somebody will take bytes of these ranges, once."""
         for number in range(first, last + 1):
             self._users[number] += 1
+
+    def settle(self) -> None:
+        """All users are known: what none of them takes is forgotten."""
+        self._settled = True
+        self._data = [data if users else None for data, users in zip(self._data, self._users, strict=True)]
 
     def is_here(self, first: int, last: int) -> bool:
         return all(self._data[number] is not None for number in range(first, last + 1))

@@ -12,6 +12,7 @@ What nobody waits for is asked for by a few threads, and while the link has room
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -42,7 +43,8 @@ _NEIGHBOUR_THREADS = 4
 _WANT_THREADS = 4
 _DEMAND_THREADS = 16
 """For further ranges of one read: reader threads do the rest."""
-_BUNDLE_THREADS = 12
+_BUNDLE_REQUESTS = 12
+"""Of all bundles, at once."""
 _REPLAYS_KEPT = 64
 _MAX_QUEUED = 16
 _PATROL_S = 0.5
@@ -63,6 +65,9 @@ class Fetcher:
         # Guards _queued, _failed and _replays; never held across I/O, nor while another lock is taken.
         self._lock = threading.Lock()
         self._replays: dict[str, Replay] = {}
+        """The latest at the end."""
+        self._before: Counter[str] = Counter()
+        """Sums of what came before those."""
         self._queued = 0  # neighbours that no helper has begun with
         self._failed = 0
         # Apart from each other, so that no reader waits for what is wanted for later.
@@ -71,7 +76,7 @@ class Fetcher:
         self._demands = ThreadPoolExecutor(_DEMAND_THREADS, "demands")
         self._wants = ThreadPoolExecutor(_WANT_THREADS, "wants")
         self._scout = ThreadPoolExecutor(1, "scout")
-        self._bundles = ThreadPoolExecutor(_BUNDLE_THREADS, "bundles")
+        self._room = threading.Semaphore(_BUNDLE_REQUESTS)
 
     def get(self, wanted: Sequence[Wanted], around: Around | None, patience: Patience) -> bytes | memoryview:
         """The content of the first of `wanted`; its reader needs the others next, so they are asked for as well, and what
@@ -179,30 +184,39 @@ class Fetcher:
 
     def replay(self, about: Bundle, root: Callable[[], Root]) -> Replay:
         """Begins to bring a bundle, unless that is under way or was done just now; `root`, the volume's, may be waited for."""
+        gone = []
         with self._lock:
             found = self._replays.get(about.key)
             if found is None or not found.is_recent():
-                found = Replay(about, root, self._ranges, self.cache, self._bundles, self._flights.verifying)
+                gone = [each for each in [self._replays.pop(about.key, None)] if each is not None]
+                found = Replay(about, root, self._ranges, self.cache, self._room, self._flights.verifying)
                 self._replays[about.key] = found
                 while len(self._replays) > _REPLAYS_KEPT:
-                    self._replays.pop(next(iter(self._replays))).stop()
+                    gone.append(self._replays.pop(next(iter(self._replays))))
+                self._before.update(_sums(gone))
+        for each in gone:
+            each.stop()
         return found
 
     def status(self) -> dict[str, object]:
         with self._lock:
-            failed, replays = self._failed, list(self._replays.values())
-        bundles = {
-            "bundles": len(replays),
-            "bundles_failed": sum(bool(each.failed) for each in replays),
-            "bundle_bytes": sum(each.bytes for each in replays),
-            "bundle_strays": sum(each.strays for each in replays),
-        }
+            failed, replays, before = self._failed, list(self._replays.values()), dict(self._before)
+        bundles = {name: before.get(name, 0) + value for name, value in _sums(replays).items()}
         told = [replay.status() for replay in replays]
-        return {"failed": failed, **bundles, "replays": told} | self._flights.status() | self._ranges.status()
+        running = sum(not replay.ended for replay in replays)
+        return (
+            {"failed": failed, "bundles_running": running, **bundles, "replays": told}
+            | self._flights.status()
+            | self._ranges.status()
+        )
 
     def stop(self) -> None:
         """Ends all waiting for the store, with StoreUnavailable."""
         self._ranges.stop()
+        with self._lock:
+            replays = list(self._replays.values())
+        for replay in replays:
+            replay.stop()
 
     def close(self) -> None:
         """Ends the threads, when no reader is left."""
@@ -210,8 +224,8 @@ class Fetcher:
         with self._lock:
             replays = list(self._replays.values())
         for replay in replays:
-            replay.stop()
-        for pool in (self._bundles, self._scout, self._wants, self._neighbours, self._demands, self._openers):
+            replay.close()
+        for pool in (self._scout, self._wants, self._neighbours, self._demands, self._openers):
             pool.shutdown(wait=True, cancel_futures=pool is not self._openers)
         self._flights.close()
 
@@ -333,3 +347,14 @@ class Fetcher:
     def _bring_calmly(self, request: Request) -> None:
         self._ranges.await_calm()
         self._bring(request)
+
+
+def _sums(replays: Sequence[Replay]) -> dict[str, int]:
+    """What only grows."""
+    return {
+        "bundles": len(replays),
+        "bundles_failed": sum(bool(each.failed) for each in replays),
+        "bundle_bytes": sum(each.bytes for each in replays),
+        "bundle_damaged": sum(each.damaged for each in replays),
+        "bundle_strays": sum(each.strays for each in replays),
+    }

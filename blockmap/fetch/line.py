@@ -57,6 +57,11 @@ class Line:
         """Whether the store is known not to answer, or nobody is to ask it any more."""
         return self._away is not None or self._stopped
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody is to ask it any more."""
+        return self._stopped
+
     def trial(self, patience: Patience) -> Trial:
         return Trial(self._clock(), patience)
 

@@ -6,6 +6,7 @@ Demand comes first: what nobody waits for is not asked for while readers have mo
 import threading
 import time
 
+from blockmap.errors import StoreUnavailable
 from blockmap.fetch.line import Line
 from blockmap.fetch.link import Link
 from blockmap.fetch.plan import Request
@@ -67,6 +68,8 @@ class Ranges:
 
     def read(self, key: str, start: int, end: int, demand: bool) -> memoryview:
         """The bytes [start, end) of an object; Corrupt, NotFound, StoreUnavailable."""
+        if self.line.stopped:
+            raise StoreUnavailable("the server is ending: read again when it is there")
         count = end - start
         began = time.monotonic()
         with self._lock:

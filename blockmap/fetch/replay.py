@@ -10,12 +10,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from itertools import accumulate
 
-from blockmap.errors import BlockmapError, Corrupt, FormatError
+from blockmap.errors import BlockmapError, Corrupt, FormatError, HostError
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.cut import Cut, pieces
 from blockmap.fetch.plan import node_at
@@ -28,6 +28,7 @@ from blockmap.format.digest import Digest
 from blockmap.format.hint import Bundle
 from blockmap.format.node import Inner, Placement
 from blockmap.format.tree import Root
+from blockmap.store.calls import begin
 
 _log = logging.getLogger(__name__)
 
@@ -74,10 +75,11 @@ class Replay:
         root: Callable[[], Root],
         ranges: Ranges,
         cache: Cache,
-        pool: Executor,
+        room: threading.Semaphore,
         verifying: threading.Lock,
     ) -> None:
-        """`root` is that of the volume, and may be waited for; `verifying` is held by whoever verifies."""
+        """`root` is that of the volume, and may be waited for; `room` is for requests, each in a thread that nobody has to wait
+        for; `verifying` is held by whoever verifies."""
         self.key = about.key
         self.number = int(about.key.rpartition("/")[2])
         """Of the profile."""
@@ -90,14 +92,19 @@ class Replay:
         """Reads that waited for what was to come soon, of what was far down, and of what the bundle does not have. Counted
         without a lock: one may be lost."""
         self._about, self._root = about, root
-        self._ranges, self._cache, self._pool, self._verifying = ranges, cache, pool, verifying
+        self._ranges, self._cache, self._room, self._verifying = ranges, cache, room, verifying
         self._began = time.monotonic()
         self._head_known, self._ended = threading.Event(), threading.Event()
         self._changed = threading.Condition()  # guards what follows; never held across I/O
         self._cut = Cut([])
         self._due: list[int] = []
         """By range: bytes until its end, in the order in which they are asked for."""
-        self._came = self._under_way_bytes = 0
+        self._came = self._under_way_bytes = self._early_bytes = 0
+        """Early are those that came before it is known what they are: they count as under way until then."""
+        self._opening = 0
+        """Threads that give the cache what has come."""
+        self._stalled_at = -1
+        """How much had come when a reader waited in vain."""
         self._waiting: list[_Frame] = []
         """Frames that are not whole yet."""
         self._with_nodes: list[_Frame] = []
@@ -121,8 +128,14 @@ class Replay:
         if self._due[frame.last] - self._came > 2 * self._most_under_way():
             self.overtaken += 1
             return False
+        if self._came == self._stalled_at and not frame.landed.is_set():
+            self.overtaken += 1
+            return False
         self.waited += 1
-        return frame.landed.wait(_PATIENCE_S)
+        if frame.landed.wait(_PATIENCE_S):
+            return True
+        self._stalled_at = self._came
+        return False
 
     def is_sparing(self) -> bool:
         """Whether a miss is to bring nothing besides."""
@@ -144,12 +157,23 @@ class Replay:
         """Whether it is under way, or brought what it could a moment ago."""
         return not self._ended.is_set() or (not self.failed and time.monotonic() - self._began < _START_S)
 
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
     def wait_end(self, seconds: float) -> bool:
         """Whether it is over in time."""
         return self._ended.wait(seconds)
 
     def stop(self) -> None:
-        self._end()
+        """Ends it before its time."""
+        self._end("stopped")
+
+    def close(self) -> None:
+        """Ends it; the cache is not touched any more."""
+        self.stop()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._opening)
 
     def status(self) -> dict[str, object]:
         """Counters, for people and machines."""
@@ -203,25 +227,32 @@ class Replay:
                         return
                     self._changed.wait()
                 self._under_way_bytes += end - start
-            self._pool.submit(self._bring, number, start, end)
+            self._room.acquire()
+            begin(partial(self._bring, number, start, end))
 
     def _most_under_way(self) -> int:
         held = self._ranges.held_bytes
         return _UNKNOWN_LINK_BYTES if held is None else max(_MIN_UNDER_WAY_BYTES, 2 * held)
 
     def _bring(self, number: int, start: int, end: int) -> None:
-        if self._ended.is_set():
-            return
         try:
+            if self._ended.is_set():
+                return
             data = self._read(start, end)
             if self.head is None and number == 0:
                 self._enter(self._take_head(data))
             with self._changed:
-                self._under_way_bytes -= end - start
-                self._changed.notify_all()
+                if self.head is None:
+                    self._early_bytes += end - start
+                else:
+                    self._under_way_bytes -= end - start + self._early_bytes
+                    self._early_bytes = 0
+                    self._changed.notify_all()
             self._put(number, data)
         except Exception as error:
             self._fail(error)
+        finally:
+            self._room.release()
 
     def _read(self, start: int, end: int) -> memoryview:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -237,10 +268,13 @@ class Replay:
     # --- the head
 
     def _kept_head(self) -> Head | None:
-        """As this host had it before."""
+        """As this host had it before, unless it is of another bundle with the same name."""
         data = self._cache.get(_head_key(self.key))
+        if data is None or len(data) != self._about.table:
+            return None
         with suppress(FormatError):
-            return None if data is None else bundles.decode_head(data)
+            head = bundles.decode_head(data)
+            return head if head.end == self._about.length else None
         return None
 
     def _take_head(self, data: memoryview) -> Head:
@@ -289,6 +323,7 @@ class Replay:
             for frame in self._waiting:
                 self._cut.use(frame.first, frame.last)
                 self._coming.update({piece.chunk: (frame, piece.mask) for piece in frame.pieces})
+            self._cut.settle()
             done = not self._waiting
         self._head_known.set()
         if done:
@@ -320,21 +355,33 @@ class Replay:
         """A range has come: opens what is whole now."""
         with self._changed:
             self._came += len(data)
+            if self._ended.is_set():
+                return
             self._cut.put(number, data)
             if self.head is None:
                 return
+            self._opening += 1
+        try:
+            self._open_whole(self.head)
+        finally:
+            with self._changed:
+                self._opening -= 1
+                done = not self._coming and not self._waiting and not self._opening
+                self._changed.notify_all()
+        if done:
+            self._end()
+
+    def _open_whole(self, head: Head) -> None:
+        """Gives the cache the frames of which all has come."""
+        with self._changed:
             here = [frame for frame in self._waiting if self._cut.is_here(frame.first, frame.last)]
             self._waiting = [frame for frame in self._waiting if frame not in here]
             taken = []
             for frame in here:
-                place = self.head.frames[frame.number]
+                place = head.frames[frame.number]
                 taken.append((frame, self._cut.take(frame.first, frame.last, place.offset, place.end)))
         for frame, stored in taken:
-            self._open(self.head, frame, stored)
-        with self._changed:
-            done = not self._coming and not self._waiting
-        if done:
-            self._end()
+            self._open(head, frame, stored)
 
     def _open(self, head: Head, frame: _Frame, stored: memoryview) -> None:
         """Gives what is in a frame to the cache."""
@@ -344,17 +391,19 @@ class Replay:
                 self._stems[stem.node] = bytes(content[stem.offset : stem.offset + stem.length])
             self._keep_nodes(head)
             for piece in frame.pieces:
+                if self._ended.is_set():
+                    return
                 data = content[piece.offset : piece.offset + piece.mask.bit_count() * BLOCK]
                 with self._verifying:
                     good = bundles.is_good(piece, data)
-                if good:
-                    self._cache.put(piece.chunk, bundles.spread(piece, data), piece.mask)
+                if not good:
+                    self._note_damage(1, f"frame {frame.number} has other blocks than its chunks have")
+                elif self._cache.put(piece.chunk, bundles.spread(piece, data), piece.mask) >= 0:
                     self.chunks += 1
                 else:
-                    self.damaged += 1
+                    raise HostError(f"the cache {self._cache.directory} does not take it")
         except FormatError as error:
-            self.damaged += len(frame.pieces)
-            _log.warning("frame %d of bundle %s is damaged: %s", frame.number, self.key, error)
+            self._note_damage(len(frame.pieces) + len(frame.stems), f"frame {frame.number}: {error}")
         finally:
             with self._changed:
                 for piece in frame.pieces:
@@ -371,8 +420,19 @@ class Replay:
             try:
                 self._learn(nodes.decode(frame, place.pack, stem.node))
                 self._cache.put(node_at(stem.node, place).key, frame)
-            except FormatError:
-                self.damaged += 1
+            except FormatError as error:
+                self._note_damage(1, str(error))
+
+    def _note_damage(self, count: int, why: str) -> None:
+        """Says so once: of a bundle that is damaged, every frame may be."""
+        with self._changed:
+            first = not self.damaged
+            self.damaged += count
+        if first:
+            _log.warning(
+                "the start is slower than it could be, its bundle %s is damaged in part: %s; what is missing is fetched "
+                "when it is read", self.key, why,
+            )  # fmt: skip
 
     def _learn(self, node: nodes.Node) -> None:
         if isinstance(node, Inner):
@@ -383,21 +443,26 @@ class Replay:
     # --- the end
 
     def _fail(self, error: Exception) -> None:
-        if not self._ended.is_set():
-            self.failed = str(error) or repr(error)
-            _log.warning("the start is slower than it could be, its bundle %s does not come: %s", self.key, self.failed)
-        self._end()
+        why = str(error) or repr(error)
+        if self._end(why):
+            _log.warning("the start is slower than it could be, its bundle %s does not come: %s", self.key, why)
 
-    def _end(self) -> None:
-        """Lets go of all that wait."""
-        self._ended.set()
+    def _end(self, failed: str = "") -> bool:
+        """Lets go of all that wait, and of what nobody needs any more; whether it had not ended before."""
         with self._changed:
+            first = not self._ended.is_set()
+            if first:
+                self.failed = failed
+            self._ended.set()
+            self._cut = Cut([])
+            self._stems.clear()
             waiting, self._waiting = self._waiting, []
             self._coming.clear()
             self._changed.notify_all()
         for frame in waiting:
             frame.landed.set()
         self._head_known.set()
+        return first
 
 
 def _head_key(key: str) -> bytes:

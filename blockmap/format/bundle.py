@@ -256,6 +256,8 @@ def _parse(view: memoryview, end: int, count: int, frame_count: int) -> Head:
     at += count * _ENTRY.size
     frames: list[FrameAt] = []
     for offset, stored, raw, kind, zero in _FRAME.iter_unpack(view[at : at + frame_count * _FRAME.size]):
+        if stored > raw:
+            raise FormatError("a frame of the bundle is longer than its content")
         if any(zero) or raw > max(_FRAME_BYTES, MAX_BLOCKS * BLOCK):
             raise FormatError("a frame of the bundle uses what this release of blockmap does not know: upgrade it")
         if offset != (frames[-1].end if frames else len(view)):

@@ -24,7 +24,9 @@ FORMAT = 1
 MAX_VERSION_BYTES = 256 << 10
 """A longer record is fetched beside the nodes: here it would hold up the first step of every open."""
 MAX_BYTES = 2 << 20
-_MAX_BUNDLE_BYTES = 1 << 40
+_MAX_BUNDLE_BYTES = 1 << 32
+"""Where a frame begins is told in 32 bits."""
+_MAX_TABLE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def _bundle(value: Any) -> Bundle:
     made = Bundle(value["label"], value["key"], value["length"], value["table"])
     if type(made.label) is not str or type(made.key) is not str:
         raise FormatError("a bundle of the hint has no label or no key")
-    if not 0 <= _count(made.table) <= _count(made.length) <= _MAX_BUNDLE_BYTES:
+    if not 0 < _count(made.table) <= min(_count(made.length), _MAX_TABLE_BYTES) or made.length > _MAX_BUNDLE_BYTES:
         raise FormatError(f"a bundle of {made.length} bytes with a table of {made.table} makes no sense")
     return made
 

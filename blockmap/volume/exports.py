@@ -68,6 +68,7 @@ class Exports:
         self._open: dict[_Key, int] = {}
         self._opened = 0
         self._hydrations: dict[Digest, Hydration] = {}
+        self._closing = False
 
     def names(self) -> list[tuple[str, str]]:
         """The catalogue: export names, each with a description; raises StoreError where nothing is known of it."""
@@ -147,7 +148,10 @@ class Exports:
             self._warmth.close()
         self._scrubber.close()
         self._fetcher.stop()
-        for each in self._hydrations.values():
+        with self._lock:
+            self._closing = True
+            hydrations = list(self._hydrations.values())
+        for each in hydrations:
             each.stop()
         self._fetcher.close()
         self._cache.close()
@@ -159,7 +163,7 @@ class Exports:
     def _hydrate(self, found: Found) -> None:
         with self._lock:
             at_work = self._hydrations.get(found.name)
-            if at_work is None or at_work.ended:
+            if not self._closing and (at_work is None or at_work.ended):
                 self._hydrations[found.name] = Hydration(found.pinned, found.root, self._fetcher)
 
     def _hydrate_covered(self, found: Found) -> None:

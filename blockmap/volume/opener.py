@@ -234,7 +234,11 @@ class Opener:
             return _done(None)
 
         def prime() -> None:
-            if (replay is not None and replay.wait_nodes()) or run is None:
+            if replay is not None and replay.wait_nodes():
+                top = wait_root()
+                if self._fetcher.has_node(top.digest, top.placement):
+                    return
+            if run is None:
                 return
             try:
                 self._fetcher.prime(run, wait_root)
