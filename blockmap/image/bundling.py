@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blockmap.errors import BlockmapError, ImageError
+from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound
 from blockmap.format.digest import Digest
 from blockmap.format.profile import Item, Profile
 from blockmap.format.tree import Root
@@ -43,7 +43,12 @@ def carry_to(repository: Repository, root: Root, layout: Layout, items: Sequence
     except ImageError as error:
         _log.info("profiles are carried without the file system's own blocks: %s", error)
         lookup = None
-    return carry(items, source, layout, lookup)
+    try:
+        sizes = {file.path: file.size for file in repository.file_map(source)}
+    except (NotFound, Corrupt) as error:
+        _log.info("files that grew are carried as they were: %s", error)
+        sizes = {}
+    return carry(items, source, layout, lookup, sizes)
 
 
 def put_bundle(store: Writer, version: Digest, root: Root, layout: Layout, profile: Profile) -> Made | None:

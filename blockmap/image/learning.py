@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockmap.errors import BlockmapError, NotFound, StoreReadOnly
+from blockmap.errors import BlockmapError, Corrupt, NotFound, StoreReadOnly
 from blockmap.format.digest import Digest
 from blockmap.format.entry import root_of
 from blockmap.format.profile import Item, Profile
@@ -93,9 +93,14 @@ class Learner:
         return new / total if total else 0.0
 
     def known(self) -> Profile | None:
-        """The newest profile, of this host alone where that is newer."""
+        """The newest profile, of this host alone where that is newer; a damaged one is none, so that the next is whole."""
         repo, label = self._subject.repo, self._subject.label
-        shared, own = self._log.newest(repo, label), self._local.get(repo, label)
+        try:
+            shared = self._log.newest(repo, label)
+        except Corrupt as error:
+            self._warn(f"what was learnt before is not used: {error}")
+            shared = None
+        own = self._local.get(repo, label)
         return own if own is not None and (shared is None or own.time > shared.time) else shared
 
     def _start(self, trace: Trace) -> Start | None:
