@@ -1,4 +1,4 @@
-"""What runs inside nbdkit: callbacks, thread states, the control socket, and the metrics for Prometheus.
+"""What runs inside nbdkit: callbacks, thread states, the control socket, metrics for Prometheus, and learning from starts.
 
 Imports `blockmap.volume` and what lies below. Requests come from NBD clients through nbdkit; bytes go straight into its
 buffers. Only here are errno values chosen.

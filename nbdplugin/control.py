@@ -10,10 +10,18 @@ are answered.
                                     which it ended, each [op, key, start, seconds, bytes, error]; number of the first
                                     (more than `since` where calls are forgotten); start by the monotonic clock
     names                           names: [export, description]
+    readings  export                profile, readings: number of the profile that is replayed for it (0: none), and what
+                                    its starts read, in order: [first block, blocks, path or null, first block in it]
+    hydrate   export                -: begins to bring all of it into the cache
     resolve   export                export: the name by digest of the version that it stands for now
     config    export                config: the OCI image configuration, as text
+    expect    export, new, exact    a device that is new to the host is about to be made: the next trace of this
+                                    export (with its label) is evidence; exact: the kernel reads nothing ahead
+    ready     export                trace: the file of the trace that ended so, or null; the program can be used
+    traces                          traces: those that run, and the latest, each with path, export, label, started, reads,
+                                    state, new, exact, ready_ms, profile
 
-`asked` counts requests other than these two: whoever resolves a name is about to open it.
+`asked` counts requests other than status, calls and traces: whoever resolves a name is about to open it.
 """
 
 import json
@@ -27,7 +35,9 @@ from dataclasses import astuple
 from typing import Any
 
 from blockmap.errors import BlockmapError, UsageError
+from blockmap.format.refs import DEFAULT_LABEL
 from blockmap.volume.exports import Exports
+from blockmap.volume.starts import Starts
 
 VERSION = 1
 _MAX_LINE = 1 << 16
@@ -40,9 +50,12 @@ _log = logging.getLogger("blockmap")
 class Control:
     """Answers on a listening Unix socket, each client in a thread of its own."""
 
-    def __init__(self, listening: socket.socket, exports: Exports, status: Callable[[], dict[str, object]]) -> None:
+    def __init__(
+        self, listening: socket.socket, exports: Exports, starts: Starts, status: Callable[[], dict[str, object]]
+    ) -> None:
         self._listening = listening
         self._exports = exports
+        self._starts = starts
         self._status = status
         self._lock = threading.Lock()  # guards _asked
         self._asked = 0
@@ -101,6 +114,8 @@ class Control:
             return {"asked": self._asked, **self._status()}
         if op == "calls":
             return self._calls(request.get("since", 0))
+        if op == "traces":
+            return {"traces": self._starts.traces()}
         with self._lock:
             self._asked += 1
         if not isinstance(export, str):
@@ -109,9 +124,35 @@ class Control:
             return {"names": self._exports.names()}
         if op == "resolve":
             return {"export": self._exports.resolve(export)}
+        if op == "hydrate":
+            self._exports.hydrate(export)
+            return {}
+        if op == "readings":
+            number, found = self._exports.readings(export)
+            told = [(each.start, each.blocks, each.path and os.fsdecode(each.path), each.at) for each in found]
+            return {"profile": number, "readings": told}
         if op == "config":
             return {"config": self._exports.config(export).decode("utf-8", "replace")}
-        raise UsageError(f"{op!r} is not an operation of this server: status, calls, names, resolve and config are")
+        if op == "expect":
+            return self._expect(export, request.get("new"), request.get("exact", False))
+        if op == "ready":
+            trace = self._starts.ready(*self._start_of(export))
+            return {"trace": None if trace is None else str(trace)}
+        raise UsageError(
+            f"{op!r} is not an operation of this server: status, calls, traces, names, hydrate, readings, resolve, config, "
+            "expect and ready are"
+        )
+
+    def _expect(self, export: str, new: object, exact: object) -> dict[str, Any]:
+        if new is not True or type(exact) is not bool:
+            raise UsageError(f"new is true, and exact is true or false, not {new!r} and {exact!r}")
+        self._starts.expect(*self._start_of(export), exact)
+        return {}
+
+    def _start_of(self, export: str) -> tuple[str, str]:
+        """The export by digest, and the label."""
+        pinned, _, label = self._exports.resolve(export).partition("+")
+        return pinned, label or DEFAULT_LABEL
 
     def _calls(self, since: object) -> dict[str, Any]:
         if type(since) is not int or since < 0:

@@ -26,11 +26,15 @@ _log = logging.getLogger("blockmap")
 _LEVELS = {
     "cache": {"bytes", "cap_bytes", "pinned_bytes", "slots"},
     "fetch": {"away", "bytes_per_s", "rtt_us"},
+    "traces": {"running"},
+    "learn": {"running"},
 }
 """Of a part's numbers, which go up and down; all others only grow."""
 _PARTS = {
     "cache": "the host's cache: its slots hold chunks and nodes; stored, evicted, bad (dropped as damaged) and failed",
     "fetch": "fetching: requests and bytes of ranges, chunks, damaged on arrival, failed, and what else it counts",
+    "traces": "traces of starts: begun, ended, those that are evidence, and failed (could not be written)",
+    "learn": "learning from starts: runs of `blockmap profile build`, and failures",
 }
 
 

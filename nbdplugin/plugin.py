@@ -17,10 +17,13 @@ import nbdkit
 
 from blockmap.errors import BlockmapError, UsageError
 from blockmap.fetch.patience import Patience, parse_option
+from blockmap.format.trace import Head
 from blockmap.store.opening import location
 from blockmap.volume.exports import Exports
+from blockmap.volume.starts import Starts
 from nbdplugin.control import Control
 from nbdplugin.failures import Failures
+from nbdplugin.learner import Learner
 from nbdplugin.metrics import MetricsServer
 from nbdplugin.session import Session, Sessions
 from nbdplugin.sockets import hang_up_on_idle, peer
@@ -47,6 +50,8 @@ _failures = Failures(_log, time.monotonic)
 _stopping = threading.Event()
 _exports: Exports | None = None
 _sessions: Sessions | None = None
+_starts: Starts | None = None
+_learner: Learner | None = None
 
 
 class RequestFailed(Exception):
@@ -57,12 +62,15 @@ def config(key: str, value: str) -> None:
     if key == "outage":
         _outages.update([parse_option(value)])
         return
-    if key not in ("store", "cache", "cache_bytes", "control_fd", "metrics_fd"):
+    if key not in ("store", "cache", "cache_bytes", "control_fd", "metrics_fd", "learn"):
         raise UsageError(
-            f"{key}= is not a parameter of this plugin: store, cache, cache_bytes, outage, control_fd and metrics_fd are"
+            f"{key}= is not a parameter of this plugin: store, cache, cache_bytes, outage, control_fd, metrics_fd and learn "
+            "are"
         )
     if key in ("cache_bytes", "control_fd", "metrics_fd") and not value.isdecimal():
         raise UsageError(f"{key}={value} is not a number")
+    if key == "learn" and value not in ("on", "off"):
+        raise UsageError(f"learn={value} is neither on nor off")
     _settings[key] = value
 
 
@@ -82,7 +90,7 @@ def get_ready() -> None:
 
 
 def after_fork() -> None:
-    global _exports, _sessions
+    global _exports, _sessions, _starts, _learner
     sys.setswitchinterval(_SWITCH_SECONDS)
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER)
@@ -95,18 +103,37 @@ def after_fork() -> None:
     except BlockmapError as error:
         _log.error("%s", error)
         raise
-    _sessions = Sessions(_exports)
+    cache = Path(_settings["cache"])
+    if _settings.get("learn") != "off":
+        _learner = Learner(_settings["store"], cache)
+    _starts = Starts(cache / "traces", _learn)
+    _sessions = Sessions(_exports, _starts)
     if "control_fd" in _settings:
-        Control(socket.socket(fileno=int(_settings["control_fd"])), _exports, _sessions.status).start()
+        Control(socket.socket(fileno=int(_settings["control_fd"])), _exports, _starts, _status).start()
     if "metrics_fd" in _settings:
-        MetricsServer(socket.socket(fileno=int(_settings["metrics_fd"])), _sessions.status).start()
+        MetricsServer(socket.socket(fileno=int(_settings["metrics_fd"])), _status).start()
     threading.Thread(target=_watch, name="watch", daemon=True).start()
 
 
 def cleanup() -> None:
     _stopping.set()
+    if _starts is not None:
+        _starts.close()
+    if _learner is not None:
+        _learner.close()
     if _exports is not None:
         _exports.close()
+
+
+def _status() -> dict[str, object]:
+    assert _sessions is not None
+    learn = {"running": 0, "runs": 0, "failures": 0} if _learner is None else _learner.status()
+    return {**_sessions.status(), "learn": learn}
+
+
+def _learn(head: Head, trace: Path) -> None:
+    if _learner is not None:
+        _learner.offer(head, trace)
 
 
 def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:

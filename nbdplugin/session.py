@@ -8,8 +8,11 @@ import os
 import threading
 import time
 
+from blockmap.format.refs import DEFAULT_LABEL, parse_reference
 from blockmap.volume.exports import Exports
 from blockmap.volume.reads import Slow, Tally
+from blockmap.volume.recorder import Read
+from blockmap.volume.starts import Starts
 from blockmap.volume.view import View
 
 _EXPORTS_KEPT = 64
@@ -24,7 +27,8 @@ class Session:
 
     def __init__(self, view: View) -> None:
         self.view = view
-        self.read = view.read
+        self.read: Read = view.read
+        """As the view's; by way of the recorder, while a trace runs."""
         self._tallies: dict[int, Tally] = {}
         """By thread."""
 
@@ -48,8 +52,9 @@ class Session:
 class Sessions:
     """All connections of a server; safe to share between threads."""
 
-    def __init__(self, exports: Exports) -> None:
+    def __init__(self, exports: Exports, starts: Starts) -> None:
         self._exports = exports
+        self._starts = starts
         self._started = time.time()
         self._lock = threading.Lock()  # guards what follows
         self._open: set[Session] = set()
@@ -59,12 +64,14 @@ class Sessions:
     def open(self, export: str) -> Session:
         """A connection to what `export` stands for now; NotFound, UsageError, StoreError, Corrupt."""
         session = Session(self._exports.open(export))
+        self._starts.join(session, parse_reference(export).label or DEFAULT_LABEL)
         with self._lock:
             self._open.add(session)
         return session
 
     def close(self, session: Session) -> None:
         """To be called once, when none of its threads runs any more."""
+        self._starts.leave(session)
         with self._lock:
             self._open.discard(session)
             total = self._closed.pop(session.view.name, None) or Tally()
@@ -83,7 +90,7 @@ class Sessions:
                 session.add_to(totals.setdefault(session.view.name, Tally()))
         reads = [{"export": name, **total.status()} for name, total in totals.items()]
         started = {"pid": os.getpid(), "started": self._started, "seconds": time.time() - self._started}
-        return {**started, **self._exports.status(), "reads": reads}
+        return {**started, **self._exports.status(), "reads": reads, "traces": self._starts.status()}
 
     def _forget(self) -> None:
         open_now = {session.view.name for session in self._open}

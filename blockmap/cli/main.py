@@ -4,28 +4,50 @@ import logging
 import os
 import signal
 import sys
+from importlib import import_module
 from types import FrameType
 
 import click
 
 from blockmap import __version__
-from blockmap.cli import host, images
-from blockmap.cli.bench.command import bench
-from blockmap.cli.profiles import profile
-from blockmap.cli.status import status
-from blockmap.cli.top import top
-from blockmap.cli.traces import trace
 from blockmap.errors import BlockmapError, UsageError
 
+_COMMANDS = {
+    "attach": "blockmap.cli.host:attach",
+    "bench": "blockmap.cli.bench.command:bench",
+    "create": "blockmap.cli.images:create",
+    "detach": "blockmap.cli.host:detach",
+    "images": "blockmap.cli.images:images",
+    "import": "blockmap.cli.images:import_",
+    "profile": "blockmap.cli.profiles:profile",
+    "report": "blockmap.cli.report.command:report",
+    "run": "blockmap.cli.host:run",
+    "serve": "blockmap.cli.serve:serve",
+    "show": "blockmap.cli.images:show",
+    "status": "blockmap.cli.status:status",
+    "top": "blockmap.cli.top:top",
+    "trace": "blockmap.cli.traces:trace",
+    "verify": "blockmap.cli.images:verify",
+}
+"""Where each is; imported when it is asked for, because `attach` and `run` are waited for and need a tenth of it all."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Program(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="blockmap")
 def program() -> None:
     """Container images as network block devices that start before they are pulled."""
-
-
-for command in (*images.commands, *host.commands, status, top, profile, trace, bench):
-    program.add_command(command)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from blockmap.errors import UsageError
+from blockmap.format.refs import parse_reference
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -42,6 +43,24 @@ def socket_option(command: Command) -> Command:
         metavar="PATH",
         help="The server's Unix socket. [env BLOCKMAP_SOCKET; default /run/blockmap/nbd.sock or below XDG_RUNTIME_DIR]",
     )(command)
+
+
+def label_option(command: Command) -> Command:
+    """`--label LABEL`."""
+    return click.option(
+        "--label",
+        metavar="LABEL",
+        help="Which of the image's workloads it is: what its starts read is learnt, and brought ahead, by label.",
+    )(command)
+
+
+def labelled(name: str, label: str | None) -> str:
+    """The export name of an image's workload; UsageError."""
+    if label is None:
+        return name
+    if "+" in name:
+        raise UsageError(f"{name} has a label already: leave out --label {label}, or what follows the +")
+    return str(parse_reference(f"{name}+{label}"))
 
 
 def need_store(url: str | None) -> str:

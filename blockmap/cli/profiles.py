@@ -1,4 +1,4 @@
-"""Commands about profiles: build, show, list."""
+"""Commands about profiles: build, show, list; record is its own."""
 
 import json
 import random
@@ -12,11 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from blockmap.cli.options import cache_option, need_store, store_option
+from blockmap.cli.record import record
 from blockmap.cli.units import size
 from blockmap.errors import BlockmapError, NotFound, UsageError
 from blockmap.format import BLOCK
 from blockmap.format.profile import Item, Profile
-from blockmap.format.refs import parse_reference
+from blockmap.format.refs import DEFAULT_LABEL, parse_reference
 from blockmap.host.paths import default_cache
 from blockmap.image.learning import Learner, Learnt, Subject, fresh_traces
 from blockmap.learn.kept import LocalProfiles, TraceFolder, load_trace
@@ -28,7 +29,6 @@ from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.volume.opening import find_version
 
-DEFAULT_LABEL = "default"
 _UNBOUNDED = 10_000
 """Columns: wider than any table."""
 _MISSED_SHARE = 0.1
@@ -39,6 +39,9 @@ _MAX_WAIT_S = 60.0
 @click.group()
 def profile() -> None:
     """What starts of images read, learnt from traces and shared by all hosts."""
+
+
+profile.add_command(record)
 
 
 @profile.command()

@@ -35,6 +35,7 @@ def status(socket: Path | None, as_json: bool) -> None:
 
 def _tell(answer: dict[str, Any]) -> None:
     fetch, cache, calls = answer["fetch"], answer["cache"], remote(answer)
+    traces, learn = answer["traces"], answer["learn"]
     click.echo(f"server    process {answer['pid']}, up {answer['seconds']:.0f} s, store {answer['store']}")
     click.echo(
         f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}, {cache['slots']:,} chunks and nodes, "
@@ -47,6 +48,10 @@ def _tell(answer: dict[str, Any]) -> None:
     click.echo(
         f"remote    {calls.count:,} requests, {size(calls.bytes)}, {calls.errors:,} errors, "
         f"p50 {duration(calls.latency_s(0.5))}, p99 {duration(calls.latency_s(0.99))}"
+    )
+    click.echo(
+        f"starts    {traces['running']:,} under way, {traces['begun']:,} recorded, {traces['evidence']:,} to learn from, "
+        f"learnt {learn['runs'] - learn['failures']:,} times, {learn['failures']:,} failed"
     )
     console = Console()
     if not console.is_terminal:

@@ -74,6 +74,15 @@ class Cache:
         """The slot of a digest, or -1; looks in memory only, and checks nothing."""
         return self._table.index.get(digest, -1)
 
+    def has(self, digest: bytes) -> bool:
+        """Whether it is there, if only in part; not checked."""
+        return digest in self._table.index
+
+    def has_all(self, digest: bytes) -> bool:
+        """Whether all of it is there; not checked."""
+        slot = self.lookup(digest)
+        return slot >= 0 and self._table.mask[slot] == slots.whole_mask(self._table.length[slot])
+
     def check(self, slot: int, digest: bytes) -> bool:
         """Whether a slot holds what it should: reads all of it the first time. A bad one is dropped, and said."""
         if self._table.checked[slot]:

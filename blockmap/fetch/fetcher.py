@@ -24,8 +24,11 @@ from blockmap.fetch.link import MAX_WINDOW_BYTES
 from blockmap.fetch.patience import Patience
 from blockmap.fetch.plan import MAX_REQUEST_BYTES, Request, Wanted, node_at, requests
 from blockmap.fetch.ranges import Ranges
+from blockmap.fetch.replay import Replay
+from blockmap.format import keys
 from blockmap.format import node as nodes
 from blockmap.format.digest import Digest
+from blockmap.format.hint import Bundle
 from blockmap.format.node import Inner, Node, Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import Run
@@ -39,6 +42,8 @@ _NEIGHBOUR_THREADS = 4
 _WANT_THREADS = 4
 _DEMAND_THREADS = 16
 """For further ranges of one read: reader threads do the rest."""
+_BUNDLE_THREADS = 12
+_REPLAYS_KEPT = 64
 _MAX_QUEUED = 16
 _PATROL_S = 0.5
 """How soon a reader that waits for another's request sees that its patience is at an end."""
@@ -55,8 +60,9 @@ class Fetcher:
         self._flights = Flights(cache)
         self._ranges = Ranges(repository.store)
         self.line = self._ranges.line
-        # Guards _queued and _failed; never held across I/O, nor while another lock is taken.
+        # Guards _queued, _failed and _replays; never held across I/O, nor while another lock is taken.
         self._lock = threading.Lock()
+        self._replays: dict[str, Replay] = {}
         self._queued = 0  # neighbours that no helper has begun with
         self._failed = 0
         # Apart from each other, so that no reader waits for what is wanted for later.
@@ -65,9 +71,11 @@ class Fetcher:
         self._demands = ThreadPoolExecutor(_DEMAND_THREADS, "demands")
         self._wants = ThreadPoolExecutor(_WANT_THREADS, "wants")
         self._scout = ThreadPoolExecutor(1, "scout")
+        self._bundles = ThreadPoolExecutor(_BUNDLE_THREADS, "bundles")
 
-    def get(self, wanted: Sequence[Wanted], around: Around, patience: Patience) -> bytes | memoryview:
-        """The content of the first of `wanted`; its reader needs the others next, so they are asked for as well.
+    def get(self, wanted: Sequence[Wanted], around: Around | None, patience: Patience) -> bytes | memoryview:
+        """The content of the first of `wanted`; its reader needs the others next, so they are asked for as well, and what
+        lies around it, but for None.
 
         Raises Corrupt, NotFound, StoreUnavailable.
         """
@@ -96,7 +104,7 @@ class Fetcher:
             except FormatError as error:
                 _log.warning("the cache's copy of node %s is dropped: %s", wanted.name.hex(), error)
                 self.cache.discard(self.cache.lookup(wanted.key))
-        frame = bytes(self.get([wanted], _nothing, patience))
+        frame = bytes(self.get([wanted], None, patience))
         return nodes.decode(frame, wanted.place.pack, wanted.name)
 
     def want(self, items: Sequence[Wanted]) -> None:
@@ -122,6 +130,20 @@ class Fetcher:
         for request in requests(self._flights.missing(items), MAX_REQUEST_BYTES):
             self._bring_calmly(request)
 
+    def complete(self, items: Sequence[Wanted]) -> int:
+        """Brings what is not at hand as a whole, in the calling thread, while the link has room; the bytes asked for."""
+        came = 0
+        for request in requests(self._flights.incomplete(items), MAX_REQUEST_BYTES):
+            self._ranges.await_calm()
+            came += request[-1].end - request[0].place.offset
+            self._bring(request, complete=True)
+        return came
+
+    @property
+    def bytes_per_s(self) -> float:
+        """What the link to the store gives."""
+        return self._ranges.bytes_per_s
+
     def ping(self) -> None:
         """Asks the store for next to nothing; StoreUnavailable."""
         self._ranges.ping()
@@ -135,7 +157,7 @@ class Fetcher:
 
         Advice: what is not in it, or damaged, is fetched when it is needed. Raises what reading the range raises.
         """
-        stored = self._ranges.read(run.pack, run.start, run.end, demand=True)
+        stored = self._ranges.read(keys.pack(run.pack), run.start, run.end, demand=True)
         top = root()
         waiting: list[tuple[Digest, Placement | None]] = [(top.digest, top.placement)]
         for name, place in waiting:
@@ -155,10 +177,28 @@ class Fetcher:
         """Waits until the cache has been given what has come."""
         self._flights.flush()
 
-    def status(self) -> dict[str, int]:
+    def replay(self, about: Bundle, root: Callable[[], Root]) -> Replay:
+        """Begins to bring a bundle, unless that is under way or was done just now; `root`, the volume's, may be waited for."""
         with self._lock:
-            failed = self._failed
-        return {"failed": failed} | self._flights.status() | self._ranges.status()
+            found = self._replays.get(about.key)
+            if found is None or not found.is_recent():
+                found = Replay(about, root, self._ranges, self.cache, self._bundles, self._flights.verifying)
+                self._replays[about.key] = found
+                while len(self._replays) > _REPLAYS_KEPT:
+                    self._replays.pop(next(iter(self._replays))).stop()
+        return found
+
+    def status(self) -> dict[str, object]:
+        with self._lock:
+            failed, replays = self._failed, list(self._replays.values())
+        bundles = {
+            "bundles": len(replays),
+            "bundles_failed": sum(bool(each.failed) for each in replays),
+            "bundle_bytes": sum(each.bytes for each in replays),
+            "bundle_strays": sum(each.strays for each in replays),
+        }
+        told = [replay.status() for replay in replays]
+        return {"failed": failed, **bundles, "replays": told} | self._flights.status() | self._ranges.status()
 
     def stop(self) -> None:
         """Ends all waiting for the store, with StoreUnavailable."""
@@ -167,7 +207,11 @@ class Fetcher:
     def close(self) -> None:
         """Ends the threads, when no reader is left."""
         self.stop()
-        for pool in (self._scout, self._wants, self._neighbours, self._demands, self._openers):
+        with self._lock:
+            replays = list(self._replays.values())
+        for replay in replays:
+            replay.stop()
+        for pool in (self._bundles, self._scout, self._wants, self._neighbours, self._demands, self._openers):
             pool.shutdown(wait=True, cancel_futures=pool is not self._openers)
         self._flights.close()
 
@@ -177,7 +221,7 @@ class Fetcher:
         while not flight.landed.wait(_PATROL_S):
             self.line.check(trial)
 
-    def _lead(self, flight: Flight, wanted: Sequence[Wanted], around: Around) -> None:
+    def _lead(self, flight: Flight, wanted: Sequence[Wanted], around: Around | None) -> None:
         """Ends the flight for the first of `wanted`, with data or with an error."""
         own = wanted[0]
         try:
@@ -191,7 +235,7 @@ class Fetcher:
             with self._lock:
                 self._failed += 1
 
-    def _fly(self, flight: Flight, wanted: Sequence[Wanted], around: Around) -> None:
+    def _fly(self, flight: Flight, wanted: Sequence[Wanted], around: Around | None) -> None:
         own = wanted[0]
         request = [own]
         for each in requests([own, *self._flights.missing(wanted[1:])], MAX_REQUEST_BYTES):
@@ -216,12 +260,12 @@ class Fetcher:
         if rest:
             self._openers.submit(self._flights.land, rest, stored, start)
 
-    def _with_neighbours(self, own: Wanted, request: Request, around: Around) -> Request:
+    def _with_neighbours(self, own: Wanted, request: Request, around: Around | None) -> Request:
         """The range to ask for, where the neighbours belong in it; else sends a helper for them."""
         allowance = self._ranges.allowance()
         with self._lock:
             busy = self._queued >= _MAX_QUEUED
-        if allowance is None or busy or not self.cache.keeps:
+        if around is None or allowance is None or busy or not self.cache.keeps:
             return request
         window, instant = allowance
         near = self._flights.missing(around(own, window // 2))
@@ -269,11 +313,11 @@ class Fetcher:
 
     # --- what nobody waits for yet
 
-    def _bring(self, request: Request, demand: bool = False) -> None:
+    def _bring(self, request: Request, demand: bool = False, complete: bool = False) -> None:
         """Leads flights for what is neither at hand nor in flight; waits for no other's, and never raises."""
         if self.line.away or not (demand or self.cache.keeps):
             return
-        flights = self._flights.take_off(request)
+        flights = self._flights.take_off(request, complete)
         if not flights:
             return
         items = [item for item, _ in flights]
@@ -289,7 +333,3 @@ class Fetcher:
     def _bring_calmly(self, request: Request) -> None:
         self._ranges.await_calm()
         self._bring(request)
-
-
-def _nothing(own: Wanted, each_bytes: int) -> list[Wanted]:
-    return []

@@ -44,7 +44,7 @@ class Flights:
         self._lock = threading.Lock()
         self._by_key: dict[bytes, Flight] = {}
         self._opened = self._damaged = 0
-        self._verifying = threading.Lock()  # no other is taken while it is held
+        self.verifying = threading.Lock()  # no other is taken while it is held
         self._landed: queue.SimpleQueue[_Landed | threading.Event | None] = queue.SimpleQueue()
         self._keeper = threading.Thread(target=self._keep_landed, name="keeper", daemon=True)
         self._keeper.start()
@@ -59,16 +59,22 @@ class Flights:
         return flight, lead
 
     def missing(self, items: Sequence[Wanted]) -> list[Wanted]:
-        """What is neither at hand nor in flight."""
+        """What is neither at hand, if only in part, nor in flight."""
         lookup, flights = self._cache.lookup, self._by_key
         return [item for item in items if lookup(item.key) < 0 and item.key not in flights]
 
-    def take_off(self, request: Request) -> list[tuple[Wanted, Flight]]:
-        """New flights for what is neither at hand nor in flight."""
+    def incomplete(self, items: Sequence[Wanted]) -> list[Wanted]:
+        """What is neither at hand as a whole nor in flight."""
+        has_all, flights = self._cache.has_all, self._by_key
+        return [item for item in items if not has_all(item.key) and item.key not in flights]
+
+    def take_off(self, request: Request, complete: bool = False) -> list[tuple[Wanted, Flight]]:
+        """New flights for what is not in flight, nor at hand: if only in part, or as a whole."""
+        at_hand = self._cache.has_all if complete else self._cache.has
         found = []
         with self._lock:
             for item in request:
-                if item.key not in self._by_key and self._cache.lookup(item.key) < 0:
+                if item.key not in self._by_key and not at_hand(item.key):
                     flight = self._by_key[item.key] = Flight()
                     found.append((item, flight))
         return found
@@ -76,7 +82,7 @@ class Flights:
     def open(self, item: Wanted, stored: memoryview) -> bytes | memoryview:
         """The content of a chunk, or the frame of a node; Corrupt."""
         try:
-            with self._verifying:
+            with self.verifying:
                 if item.is_node:
                     return open_node(item.name, item.place, stored)[1]
                 return open_chunk(item.name, item.place, stored)

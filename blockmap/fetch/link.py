@@ -41,6 +41,11 @@ class Link:
         self.bytes_per_s = _ASSUMED_BYTES_PER_S
 
     @property
+    def is_known(self) -> bool:
+        """Whether a request was long enough to tell of the rate."""
+        return bool(self._rates)
+
+    @property
     def window_bytes(self) -> int:
         """What a miss may bring along: half of what the link holds, which adds half a round trip to it at most."""
         return min(max(MIN_WINDOW_BYTES, int(self.bytes_per_s * self.rtt_s / 2)), MAX_WINDOW_BYTES)

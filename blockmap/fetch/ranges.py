@@ -10,7 +10,6 @@ from blockmap.fetch.line import Line
 from blockmap.fetch.link import Link
 from blockmap.fetch.plan import Request
 from blockmap.format import keys
-from blockmap.format.digest import Digest
 from blockmap.store.base import Reader
 
 _WORTH_SPLITTING_S = 1e-3
@@ -55,15 +54,26 @@ class Ranges:
             self._link.note(start, time.monotonic(), 1)
         self.line.answered()
 
-    def read(self, pack: Digest, start: int, end: int, demand: bool) -> memoryview:
-        """The bytes [start, end) of a pack; Corrupt, NotFound, StoreUnavailable."""
+    @property
+    def bytes_per_s(self) -> float:
+        with self._lock:
+            return self._link.bytes_per_s
+
+    @property
+    def held_bytes(self) -> int | None:
+        """What the link holds, as far as that is known."""
+        with self._lock:
+            return int(self._link.bytes_per_s * self._link.rtt_s) if self._link.is_known else None
+
+    def read(self, key: str, start: int, end: int, demand: bool) -> memoryview:
+        """The bytes [start, end) of an object; Corrupt, NotFound, StoreUnavailable."""
         count = end - start
         began = time.monotonic()
         with self._lock:
             self._requests += 1
             self._demand_bytes += count * demand
         try:
-            stored = self._store.get_range(keys.pack(pack), start, end)
+            stored = self._store.get_range(key, start, end)
         finally:
             with self._lock:
                 if demand:
@@ -78,7 +88,7 @@ class Ranges:
     def get(self, request: Request, demand: bool) -> memoryview:
         """The bytes from the first of a request to the last; Corrupt, NotFound, StoreUnavailable."""
         first = request[0].place
-        return self.read(first.pack, first.offset, request[-1].end, demand)
+        return self.read(keys.pack(first.pack), first.offset, request[-1].end, demand)
 
     def status(self) -> dict[str, int]:
         with self._lock:

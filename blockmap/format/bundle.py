@@ -14,6 +14,7 @@
     ..      4     u32     count of absent blocks a
     ..      4     u32     bytes of the reading list, stored
     ..      4     u32     the same before compression
+    ..      8     u64     blocks of data that the whole image has
     ..      1c    u8      per chunk: its blocks - 1
     ..      8c    u64     per chunk: which of its blocks are here, a bit each
     ..      32a   -       digests of the chunks' other blocks, in order
@@ -51,7 +52,7 @@ _FRAME_BYTES = 1 << 20
 _HEAD = struct.Struct("<4sBBHII16s")
 _ENTRY = struct.Struct("<32sIII")
 _FRAME = struct.Struct("<IIIB3s")
-_COUNTS = struct.Struct("<IIII")
+_COUNTS = struct.Struct("<IIIIQ")
 _LIST = struct.Struct("<II")
 _LENGTH = struct.Struct("<H")
 _COLUMNS = ("<u8", "<u4", "<u4", "<u4")
@@ -113,6 +114,8 @@ class Head:
     pieces: list[Piece]
     frames: list[FrameAt]
     readings: list[Reading]
+    image_blocks: int
+    """Blocks of data that the whole image has."""
     length: int
     """Bytes of the head."""
 
@@ -126,6 +129,7 @@ def encode(
     nodes: Sequence[tuple[Digest, bytes]],
     chunks: Iterable[tuple[Digest, int, bytes | memoryview]],
     readings: Sequence[Reading],
+    image_blocks: int,
     salt: bytes,
 ) -> tuple[list[bytes], int]:
     """The parts of a bundle, and the bytes of its head.
@@ -162,7 +166,7 @@ def encode(
     packed = encoder.compress(listed)
     tables = b"".join(
         (
-            _COUNTS.pack(len(nodes), len(absent), len(packed), len(listed)),
+            _COUNTS.pack(len(nodes), len(absent), len(packed), len(listed), image_blocks),
             blocks,
             np.array(masks, "<u8").tobytes(),
             *absent,
@@ -203,7 +207,7 @@ def measure(read: Callable[[int, int], bytes | memoryview]) -> tuple[int, int]:
     counts = start + frame_count * _FRAME.size
     last = counts - _FRAME.size if frame_count else counts
     tail = read(last, counts + _COUNTS.size)
-    nodes, absent, packed, _ = _COUNTS.unpack_from(tail, counts - last)
+    nodes, absent, packed, _, _ = _COUNTS.unpack_from(tail, counts - last)
     head = counts + _COUNTS.size + 9 * (count - nodes) + DIGEST_BYTES * (absent + 1) + packed
     if nodes > count or head > MAX_HEAD_BYTES:
         raise FormatError(f"a bundle of {count} entries, {nodes} of them nodes, does not add up")
@@ -258,7 +262,7 @@ def _parse(view: memoryview, end: int, count: int, frame_count: int) -> Head:
             raise FormatError("the frames of the bundle do not follow each other")
         frames.append(FrameAt(offset, stored, raw, kind))
     at += frame_count * _FRAME.size
-    nodes, absent, packed, listed = _COUNTS.unpack_from(view, at)
+    nodes, absent, packed, listed, image_blocks = _COUNTS.unpack_from(view, at)
     at += _COUNTS.size
     chunks = count - nodes
     if nodes > count or len(entries) != count or len(frames) != frame_count or listed > MAX_HEAD_BYTES:
@@ -276,7 +280,7 @@ def _parse(view: memoryview, end: int, count: int, frame_count: int) -> Head:
             raise FormatError("an entry of the bundle points outside of its frames")
     stems = [Stem(Digest(name), frame, offset, length) for name, frame, offset, length in entries[:nodes]]
     pieces = list(_pieces(entries[nodes:], blocks, masks.tolist(), others))
-    return Head(stems, pieces, frames, readings, len(view))
+    return Head(stems, pieces, frames, readings, image_blocks, len(view))
 
 
 def _pieces(

@@ -11,6 +11,7 @@ The first line's keys: `bundles` (of that version: a list of `key`, `label`, `le
 still be old or wrong: its entry is compared with the one in the log, and the version has its own digest.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +54,7 @@ def encode(hint: Hint) -> bytes:
     version = hint.version if hint.version is not None and len(hint.version) <= MAX_VERSION_BYTES else b""
     stored, about = _lines(hint.stored), _lines(version)
     head = {
-        "bundles": [
-            {"key": each.key, "label": each.label, "length": each.length, "table": each.table} for each in hint.bundles
-        ],
+        "bundles": [_told(each) for each in hint.bundles],
         "entry": len(stored),
         "format": FORMAT,
         "n": hint.entry.n,
@@ -80,6 +79,24 @@ def decode(data: bytes, repo: str, tag: str) -> Hint:
         return Hint(entry, stored, _joined(lines[end:]) or None, bundles)
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"the hint lacks a field, or one has the wrong type: {error}") from error
+
+
+def encode_bundles(bundles: Sequence[Bundle]) -> bytes:
+    """Bundles alone, as a host keeps them."""
+    return record.seal([record.encode({"bundles": [_told(each) for each in bundles], "format": FORMAT})])
+
+
+def decode_bundles(data: bytes) -> tuple[Bundle, ...]:
+    """Parses what `encode_bundles` made; FormatError."""
+    head = record.decode(record.unseal(data, MAX_BYTES)[0])
+    try:
+        return tuple(_bundle(each) for each in head["bundles"])
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"a bundle lacks a field, or one has the wrong type: {error}") from error
+
+
+def _told(bundle: Bundle) -> dict[str, Any]:
+    return {"key": bundle.key, "label": bundle.label, "length": bundle.length, "table": bundle.table}
 
 
 def _lines(stored: bytes) -> list[bytes]:

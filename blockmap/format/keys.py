@@ -91,7 +91,7 @@ def parse_bundle(key: str) -> tuple[str, int] | None:
 
 def bundle(version: Digest, label: str, number: int) -> str:
     """Of the profile `number`."""
-    return f"bundles/{version.hex()}/{to_component(label)}/{_number(number)}"
+    return f"{bundles(version)}{to_component(label)}/{_number(number)}"
 
 
 def layer(chain: bytes, number: int) -> str:

@@ -5,6 +5,7 @@ The grammar is docker's, as typed: no registry is implied.
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from blockmap.errors import UsageError
 
@@ -15,6 +16,9 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _LABEL = re.compile(r"[a-z0-9._/-]{1,64}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _MAX_REPO = 255
+
+DEFAULT_LABEL: Final = "default"
+"""Of a workload that nobody named."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from blockmap.errors import HostError, UsageError
-from blockmap.host import mounts, tools
+from blockmap.host import mounts, start, tools, warming
+from blockmap.host.control import Client
 from blockmap.host.device import Attacher, Device
 
 _SCHEMA = """
@@ -56,8 +57,11 @@ class Attachments:
         self._attacher = attacher
         self._say = say
 
-    def attach(self, nbd_socket: Path, export: str, name: str, directory: Path) -> None:
-        """Mounts `export` (by digest) read-only at a directory; shares the device that shows it already. HostError."""
+    def attach(self, client: Client, export: str, name: str, directory: Path, *, exact: bool = False) -> None:
+        """Mounts `export` (by digest) read-only at a directory; shares the device that shows it already.
+
+        With `exact`, the device is new, and the kernel reads nothing ahead. HostError, UsageError.
+        """
         tools.need_root("attach")
         where = str(directory.resolve())
         if not os.path.isdir(where):
@@ -70,13 +74,15 @@ class Attachments:
                 raise UsageError(
                     f"something is mounted at {directory} already: detach it first, or choose another directory"
                 )
-            key, device, made = self._device(database, str(nbd_socket.absolute()), export)
+            key, device, made = self._device(database, client, export, exact)
             try:
                 # Noted before it is there: a mount that nobody knows of would keep its device for ever.
                 database.execute("INSERT OR REPLACE INTO mounts VALUES (?, ?, ?)", (where, key, name))
                 database.commit()
-                # noload: an import leaves the journal empty, and nothing can be written to the device anyway.
-                tools.run("mount", "-t", "ext4", "-o", "ro,noload,nodev", device.path, where)
+                if made:
+                    start.mount(client, export, device, Path(key), where, exact=exact)
+                else:
+                    start.mount_device(device.path, where)
             except BaseException:
                 if mounts.source(where) == device.path:
                     tools.run("umount", where)
@@ -92,13 +98,14 @@ class Attachments:
         where = str(directory.resolve())
         with self._locked() as database:
             row = database.execute(
-                "SELECT path FROM mounts JOIN devices ON device = devices.directory WHERE mounts.directory = ?",
+                "SELECT path, device FROM mounts JOIN devices ON device = devices.directory WHERE mounts.directory = ?",
                 (where,),
             ).fetchone()
             if row is None or mounts.source(where) != row[0]:
                 self._clean(database)
                 listed = ", ".join(each.directory for each in _list(database)) or "nothing is attached"
                 raise UsageError(f"nothing of blockmap is attached at {directory} (attached: {listed})")
+            warming.end(Path(row[1]), row[0])
             tools.run("umount", where)
             database.execute("DELETE FROM mounts WHERE directory = ?", (where,))
             database.commit()
@@ -118,14 +125,23 @@ class Attachments:
         except sqlite3.Error as error:
             raise HostError(f"the record of what is attached, {path}, cannot be read: {error}") from error
 
-    def _device(self, database: sqlite3.Connection, nbd_socket: str, export: str) -> tuple[str, Device, bool]:
-        """The device that shows an export: its key, and whether it is new."""
+    def _device(
+        self, database: sqlite3.Connection, client: Client, export: str, exact: bool
+    ) -> tuple[str, Device, bool]:
+        """The device that shows an export: its key, and whether it is new; then the record of it is not committed yet."""
+        nbd_socket = str(client.nbd_socket.absolute())
         row = database.execute(
             "SELECT directory, kind, path, pid, started, mount FROM devices WHERE socket = ? AND export = ?",
             (nbd_socket, export),
         ).fetchone()
         if row is not None:
+            if exact:
+                raise UsageError(
+                    f"{export} is attached, and what is in memory already would not be seen: detach it first "
+                    "(`blockmap status` says where it is)"
+                )
             return row[0], Device(*row[1:]), False
+        start.expect(client, export, exact=exact)
         devices = self._state / "devices"
         devices.mkdir(parents=True, exist_ok=True)
         key = tempfile.mkdtemp(dir=devices)
@@ -137,7 +153,6 @@ class Attachments:
         database.execute(
             "INSERT INTO devices VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (key, nbd_socket, export, *astuple(device))
         )
-        database.commit()
         return key, device, True
 
     def _clean(self, database: sqlite3.Connection) -> None:
@@ -162,10 +177,12 @@ class Attachments:
         known = {key for (key,) in database.execute("SELECT directory FROM devices")}
         for left in (self._state / "devices").glob("*"):
             if str(left) not in known:
+                warming.end(left, "")
                 self._attacher.detach(Device("", "", 0, 0, str(left / "fuse")))
                 shutil.rmtree(left, ignore_errors=True)
 
     def _drop(self, database: sqlite3.Connection, key: str, device: Device) -> None:
+        warming.end(Path(key), device.path)
         self._attacher.detach(device)
         database.execute("DELETE FROM devices WHERE directory = ?", (key,))
         database.commit()

@@ -1,8 +1,12 @@
 """Block devices on this host that show an export."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+USUAL_READ_AHEAD_KIB = 128
+"""The kernel's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +44,9 @@ def start_ticks(pid: int) -> int:
     except OSError:
         return 0
     return int(text.rpartition(")")[2].split()[19])
+
+
+def set_read_ahead(path: str, kib: int) -> None:
+    """How far the kernel reads ahead on a block device, and in the files of what is mounted from it; best effort."""
+    with contextlib.suppress(OSError):
+        Path("/sys/block", Path(path).name, "queue/read_ahead_kb").write_text(str(kib))

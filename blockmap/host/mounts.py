@@ -1,8 +1,36 @@
 """What is mounted where, as the kernel tells it: a look at the directories themselves fails where a server has died."""
 
+import ctypes
 import os
 import re
 from pathlib import Path
+
+from blockmap.errors import HostError
+from blockmap.host import tools
+
+READ_ONLY = 1
+NODEV = 4
+"""Of mount(2)."""
+
+
+def mount(source: str, where: Path | str, kind: str, flags: int, options: str) -> None:
+    """mount(2), without a program; HostError, whose cause is the OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = (os.fsencode(source), os.fsencode(where), kind.encode(), ctypes.c_ulong(flags), os.fsencode(options))
+    if libc.mount(*arguments) == 0:
+        return
+    error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    raise HostError(f"cannot mount {source} ({kind}) at {where}: {error.strerror}; dmesg may say why") from error
+
+
+def unmount(where: Path | str) -> None:
+    """Unmounts, lazily where it is in use; nothing where nothing is mounted. HostError."""
+    if source(where) is None:
+        return
+    try:
+        tools.run("umount", str(where))
+    except HostError:
+        tools.run("umount", "-l", str(where))
 
 
 def source(directory: Path | str) -> str | None:
@@ -17,19 +45,6 @@ def source(directory: Path | str) -> str | None:
 def cgroups() -> list[Path]:
     """Where control groups are mounted."""
     return [Path(fields[4]) for fields, tail in _entries() if tail[0] in ("cgroup", "cgroup2")]
-
-
-def loops_of(file: str) -> list[str]:
-    """The loop devices that show a file."""
-    found = []
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            text = backing.read_text()
-        except OSError:
-            continue  # let go of meanwhile
-        if text.removesuffix("\n") == file:
-            found.append(f"/dev/{backing.parts[3]}")
-    return found
 
 
 def _entries() -> list[tuple[list[str], list[str]]]:

@@ -65,7 +65,9 @@ _THREADS = 64
 """Per connection: reads of what is at hand are answered while fewer than these wait for the store."""
 
 
-def command(store: str, cache: Path, cache_bytes: int | None, outages: Sequence[str], control_fd: int) -> list[str]:
+def command(
+    store: str, cache: Path, cache_bytes: int | None, outages: Sequence[str], control_fd: int, learn: bool
+) -> list[str]:
     """nbdkit in the foreground with the plugin; its sockets come by socket activation."""
     spec = find_spec("nbdplugin")
     if spec is None or spec.origin is None:
@@ -74,6 +76,6 @@ def command(store: str, cache: Path, cache_bytes: int | None, outages: Sequence[
     arguments = [
         tools.find("nbdkit"), "-f", "-r", "--exit-with-parent", "-t", str(_THREADS), "python", str(script),
         f"store={store}", f"cache={cache}", f"control_fd={control_fd}",
-        *(f"outage={each}" for each in outages),
+        f"learn={'on' if learn else 'off'}", *(f"outage={each}" for each in outages),
     ]  # fmt: skip
     return arguments if cache_bytes is None else [*arguments, f"cache_bytes={cache_bytes}"]

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -14,8 +15,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from blockmap.errors import BlockmapError, HostError, UsageError
 from blockmap.host import mounts, tools
@@ -25,38 +28,67 @@ from blockmap.host.control import Client
 
 _END_SECONDS = 10.0
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_RUNC_FAILED = 1
+_ABSENT = re.compile("exec: .*(executable file not found|no such file or directory)|exec .*: no such file or directory")
+_NO_PROGRAM = re.compile("exec: .*(permission denied|is a directory)|exec .*: (permission denied|exec format error)")
 _LAST_WORDS = (signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What is run of which image."""
+
+    name: str
+    """Of the image."""
+    command: list[str]
+    """In the place of the image's Cmd."""
+    entrypoint: str | None
+    """In the place of the image's Entrypoint and Cmd."""
+    terminal: bool
+
+
+class Observer(Protocol):
+    """Who wants to know what a start reads."""
+
+    def starts(self, export: str) -> None:
+        """The program starts now."""
+
+    def ended(self) -> None:
+        """It has ended; the image is still mounted."""
 
 
 def run(
     client: Client,
     attachments: Attachments,
     state: Path,
-    name: str,
-    command: list[str],
-    entrypoint: str | None,
-    terminal: bool,
+    program: Program,
+    observer: Observer | None = None,
 ) -> int:
-    """Runs an image's program with `command` as its arguments, or `entrypoint` in its place, to its end.
+    """Runs an image's program to its end.
 
-    Returns its exit status, 128 + n where signal n ended it. A SIGTERM is passed on, and ends it by force after 10 s.
+    Returns its exit status, 128 + n where signal n ended it, 127 or 126 where it is absent or cannot be executed. A SIGTERM
+    is passed on, and ends it by force after 10 s. For an observer, the image is on a new device that reads nothing ahead.
     HostError, ImageError, UsageError.
     """
     tools.need_root("run")
     runc = tools.find("runc")
     supervised = _supervised()
-    export = str(client.request("resolve", export=name)["export"])
+    export = str(client.request("resolve", export=program.name)["export"])
     config = str(client.request("config", export=export)["config"]).encode()
     with _Signals() as signals, contextlib.ExitStack() as stack:
         try:
             work = stack.enter_context(_folder(runc, attachments, state.absolute() / "runs"))
             lower, root = work / "image", work / "root"
-            attachments.attach(client.nbd_socket, export, name, lower)
+            attachments.attach(client, export, program.name, lower, exact=observer is not None)
             _overlay(lower, work / "scratch", root)
             bundle = runtime_config(
-                config, command, entrypoint, root, os.uname().nodename, terminal=terminal, supervised=supervised
-            )
+                config, program.command, program.entrypoint, root, os.uname().nodename,
+                terminal=program.terminal, supervised=supervised,
+            )  # fmt: skip
             (work / "config.json").write_text(json.dumps(bundle))
+            if observer is not None:
+                stack.callback(observer.ended)
+                observer.starts(export)
             return _run_container(runc, work, supervised, signals)
         finally:
             signals.over = True
@@ -107,15 +139,16 @@ class _Signals:
 
 def _run_container(runc: str, work: Path, supervised: bool, signals: _Signals) -> int:
     identity = f"blockmap-{secrets.token_hex(6)}"
+    log = work / "runc.log"
     base = [runc, "--root", str(work / "runc"), *([] if supervised else ["--rootless=true"])]
-    process = signals.start([*base, "run", "--bundle", str(work), identity])
+    process = signals.start([*base, "--log", str(log), "run", "--bundle", str(work), identity])
     try:
         while True:
             left = None if signals.deadline is None else max(signals.deadline - time.monotonic(), 0)
             try:
                 # In slices, because a signal may set the deadline while this waits.
                 code = process.wait(1.0 if left is None else left)
-                return 128 - code if code < 0 else code
+                return 128 - code if code < 0 else _status(code, log)
             except subprocess.TimeoutExpired:
                 if left is not None:
                     subprocess.run([*base, "kill", identity, "KILL"], capture_output=True, check=False)
@@ -125,6 +158,19 @@ def _run_container(runc: str, work: Path, supervised: bool, signals: _Signals) -
             process.kill()
             process.wait()
         _end_containers(runc, work)
+
+
+def _status(code: int, log: Path) -> int:
+    """The program's exit status; as with docker, another where runc could not start it, which it logs alone."""
+    try:
+        said = log.read_text(errors="replace")
+    except OSError:
+        return code
+    if code != _RUNC_FAILED or "level=error" not in said:
+        return code
+    if _ABSENT.search(said):
+        return 127
+    return 126 if _NO_PROGRAM.search(said) else code
 
 
 @contextlib.contextmanager
@@ -180,22 +226,13 @@ def _end_containers(runc: str, work: Path) -> None:
 
 def _take_apart(attachments: Attachments, work: Path) -> None:
     """Undoes a run's mounts, as far as there are any, and removes its folder."""
-    _unmount(work / "root")
+    mounts.unmount(work / "root")
     if mounts.source(work / "image") is not None:
         with contextlib.suppress(BlockmapError):
             attachments.detach(work / "image")
-    _unmount(work / "scratch")
+    mounts.unmount(work / "scratch")
     if mounts.source(work / "image") is None:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _unmount(where: Path) -> None:
-    if mounts.source(where) is None:
-        return
-    try:
-        tools.run("umount", str(where))
-    except HostError:
-        tools.run("umount", "-l", str(where))
 
 
 def _overlay(lower: Path, scratch: Path, root: Path) -> None:
@@ -205,7 +242,7 @@ def _overlay(lower: Path, scratch: Path, root: Path) -> None:
     except HostError:
         shutil.rmtree(scratch)
         scratch.mkdir()
-        tools.run("mount", "-t", "tmpfs", "-o", "mode=700", "blockmap", str(scratch))
+        mounts.mount("blockmap", scratch, "tmpfs", 0, "mode=700")
         _mount_overlay(lower, scratch, root)
 
 
@@ -216,8 +253,8 @@ def _mount_overlay(lower: Path, scratch: Path, root: Path) -> None:
     own = lower.stat()
     os.chown(upper, own.st_uid, own.st_gid)
     upper.chmod(own.st_mode & 0o7777)
-    options = f"nodev,lowerdir={lower},upperdir={upper},workdir={scratch}/work"
-    tools.run("mount", "-t", "overlay", "-o", options, "overlay", str(root))
+    options = f"lowerdir={lower},upperdir={upper},workdir={scratch}/work"
+    mounts.mount("overlay", root, "overlay", mounts.NODEV, options)
 
 
 def _supervised() -> bool:

@@ -65,12 +65,14 @@ class Supervisor:
         idle_seconds: float | None,
         say: Callable[[str], None],
         metrics: str | None = None,
+        learn: bool = True,
     ) -> None:
         self._store, self._cache, self._cache_bytes = store, cache, cache_bytes
         self._outages = outages
         self._socket = nbd_socket
         self._idle_seconds = idle_seconds
         self._say = say
+        self._learn = learn
         self._stop = False
         self._listen = parse_listen(listen) if listen else None
         self._metrics = parse_place(metrics) if metrics else None
@@ -132,9 +134,10 @@ class Supervisor:
             select.select([self._wake], [], [], delay)
 
     def _start(self, sockets: list[socket.socket], own: list[socket.socket]) -> Process:
-        arguments = nbdkit.command(self._store, self._cache, self._cache_bytes, self._outages, FIRST_FD + len(sockets))
+        control_fd = FIRST_FD + len(sockets)
+        arguments = nbdkit.command(self._store, self._cache, self._cache_bytes, self._outages, control_fd, self._learn)
         if self._metrics is not None:
-            arguments.append(f"metrics_fd={FIRST_FD + len(sockets) + 1}")
+            arguments.append(f"metrics_fd={control_fd + 1}")
         environment = {**nbdkit.environment(), "LISTEN_FDS": str(len(sockets))}
         return Process(arguments, environment, [each.fileno() for each in (*sockets, *own)], Tidy(_to_stderr))
 
@@ -172,7 +175,7 @@ class Supervisor:
             with contextlib.suppress(HostError):
                 status = client.request("status")
                 counts = int(status["opened"]), int(status["asked"])
-                if status["exports"] or counts != seen:
+                if status["exports"] or status["learn"]["running"] or counts != seen:
                     last_used, seen = time.monotonic(), counts
             if time.monotonic() - last_used >= self._idle_seconds:
                 self._say(f"nobody has used an export for {self._idle_seconds:g} s; stopping")

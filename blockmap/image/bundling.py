@@ -59,7 +59,7 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: Layout, profi
     items = carry_to(repository, root, layout, profile.items, profile.root)
     if not items:
         return None
-    parts, _ = bundles.build(repository, root, readings(items))
+    parts, _ = bundles.build(repository, root, readings(items), layout.blocks)
     log.put_bundle(version, profile.label, profile.n, parts)
     return Made(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
 

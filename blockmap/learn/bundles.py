@@ -19,8 +19,13 @@ _BATCH_BYTES = 32 << 20
 """Of chunks, after decompression: what is in memory besides the bundle."""
 
 
-def build(repository: Repository, root: Root, readings: Sequence[Reading]) -> tuple[list[bytes], int]:
-    """The parts of the bundle of `readings`, and the bytes of its head; Corrupt, StoreUnavailable."""
+def build(
+    repository: Repository, root: Root, readings: Sequence[Reading], image_blocks: int
+) -> tuple[list[bytes], int]:
+    """The parts of the bundle of `readings`, and the bytes of its head; Corrupt, StoreUnavailable.
+
+    `image_blocks` are the blocks of data of the whole volume.
+    """
     spans = {span for own in readings for span in range(own.start // SPAN, (own.start + own.blocks - 1) // SPAN + 1)}
     above = nodes(repository, root, spans)
     leaves = {own.span: own.node for own in above if isinstance(own.node, Leaf)}
@@ -33,7 +38,7 @@ def build(repository: Repository, root: Root, readings: Sequence[Reading]) -> tu
     }
     stems = list(dict.fromkeys((own.name, own.frame) for own in above))
     chunks = _chunks(repository, _masks(readings, extents), places)
-    return bundle.encode(stems, chunks, readings, secrets.token_bytes(16))
+    return bundle.encode(stems, chunks, readings, image_blocks, secrets.token_bytes(16))
 
 
 def _masks(readings: Sequence[Reading], extents: Sequence[Extent]) -> dict[Digest, int]:

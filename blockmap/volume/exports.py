@@ -11,17 +11,25 @@ from blockmap.fetch.known import Known, open_served
 from blockmap.fetch.patience import DEFAULT, Patience
 from blockmap.fetch.scrubber import Scrubber
 from blockmap.fetch.warmth import Warmth
+from blockmap.format.bundle import Reading
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
 from blockmap.store.base import Writer
+from blockmap.store.calls import begin
 from blockmap.store.names import NameLog
 from blockmap.store.observed import Observed
 from blockmap.store.repository import Repository
 from blockmap.volume.calls import CallLog
+from blockmap.volume.hydrate import Hydration
 from blockmap.volume.listing import Listing
 from blockmap.volume.opener import ANSWER_SECONDS, Opener
 from blockmap.volume.opening import Found
 from blockmap.volume.view import View
+
+_HEAD_SECONDS = 10.0
+_REPLAY_SECONDS = 3600.0
+_MOST = 0.5
+"""Of an image's blocks: where its starts read more, all of it is brought."""
 
 _Key = tuple[Digest, Patience]
 """A version, and how patient its readers are."""
@@ -59,32 +67,39 @@ class Exports:
         self._views: dict[_Key, View] = {}
         self._open: dict[_Key, int] = {}
         self._opened = 0
+        self._hydrations: dict[Digest, Hydration] = {}
 
     def names(self) -> list[tuple[str, str]]:
         """The catalogue: export names, each with a description; raises StoreError where nothing is known of it."""
         return self._listing.names()
 
     def open(self, export: str) -> View:
-        """The volume that an export name stands for now; call its `close` once. NotFound, UsageError, StoreError, Corrupt."""
+        """The volume that an export name stands for now, whatever its label; call its `close` once. NotFound, UsageError,
+        StoreError, Corrupt."""
         found = self._find(export)
         with self._lock:
-            patience = self._outages.get(export, self._outages[""])
+            patience = self._outages.get(export.partition("+")[0], self._outages[""])
             key = found.name, patience
             view = self._views.get(key)
             if view is None:
                 view = View(found.pinned, found.root, self._fetcher, lambda: self._closed(key), patience)
                 self._views[key] = view
+            if found.replay is not None and view.replay is not found.replay:
+                view.replay = found.replay
+                begin(lambda: self._hydrate_covered(found))
             self._open[key] = self._open.get(key, 0) + 1
             self._opened += 1
         return view
 
     def resolve(self, export: str) -> str:
-        """The export name by digest of the version that `export` stands for now; it is as patient as `export` is."""
+        """The export name by digest of the version that `export` stands for now, with its label; it is as patient as
+        `export` is."""
         pinned = self._find(export).pinned
+        name, plus, label = export.partition("+")
         with self._lock:
-            if export in self._outages:
-                self._outages.setdefault(pinned, self._outages[export])
-        return pinned
+            if name in self._outages:
+                self._outages.setdefault(pinned, self._outages[name])
+        return pinned + plus + label
 
     def config(self, export: str) -> bytes:
         """The OCI image configuration of an export; NotFound where it has none."""
@@ -92,6 +107,16 @@ class Exports:
         if found.version.config is None:
             raise NotFound(f"{export} is a disk image without a configuration: attach it instead")
         return found.version.config
+
+    def readings(self, export: str) -> tuple[int, list[Reading]]:
+        """The profile that is replayed for an export, and what its starts read, in order; 0 and nothing without one."""
+        replay = self._find(export).replay
+        head = None if replay is None else replay.wait_head(_HEAD_SECONDS)
+        return (0, []) if replay is None or head is None else (replay.number, head.readings)
+
+    def hydrate(self, export: str) -> None:
+        """Begins to bring all of an export into the cache; NotFound, UsageError, StoreError, Corrupt."""
+        self._hydrate(self._find(export))
 
     def status(self) -> dict[str, object]:
         """Counters, for people and machines."""
@@ -101,11 +126,13 @@ class Exports:
                 for key, view in self._views.items()
             ]
             opened = self._opened
+            hydrations = [each.status() for each in self._hydrations.values()]
         return {
             "store": self._repository.store.url,
             "exports": exports,
             "opened": opened,
             "unconfirmed": self._opener.unconfirmed,
+            "hydrations": hydrations,
             "remote": self.calls.status(),
             "fetch": self._fetcher.status(),
             "cache": self._cache.status(),
@@ -119,12 +146,29 @@ class Exports:
         if self._warmth is not None:
             self._warmth.close()
         self._scrubber.close()
+        self._fetcher.stop()
+        for each in self._hydrations.values():
+            each.stop()
         self._fetcher.close()
         self._cache.close()
         self._known.close()
 
     def _find(self, export: str) -> Found:
         return self._opener.find(parse_reference(export))
+
+    def _hydrate(self, found: Found) -> None:
+        with self._lock:
+            at_work = self._hydrations.get(found.name)
+            if at_work is None or at_work.ended:
+                self._hydrations[found.name] = Hydration(found.pinned, found.root, self._fetcher)
+
+    def _hydrate_covered(self, found: Found) -> None:
+        """Hydrates, after the start, what the profile covers most of: lazy is to be no slower than a pull."""
+        replay = found.replay
+        if replay is None or not replay.wait_end(_REPLAY_SECONDS) or replay.head is None or replay.failed:
+            return
+        if sum(each.blocks for each in replay.head.readings) > _MOST * replay.head.image_blocks:
+            self._hydrate(found)
 
     def _closed(self, key: _Key) -> None:
         with self._lock:

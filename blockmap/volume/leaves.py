@@ -1,6 +1,7 @@
 """The leaves of one open volume, in memory, with what the hit path needs of each; and what lies around a chunk or a leaf."""
 
 import threading
+from collections.abc import Callable
 
 from blockmap.errors import Corrupt
 from blockmap.fetch.fetcher import Fetcher
@@ -29,10 +30,14 @@ sees the base of one slot with the mark of another."""
 class Leaves:
     """Loads nodes as they are needed; safe to share between threads."""
 
-    def __init__(self, root: Root, fetcher: Fetcher, patience: Patience) -> None:
+    def __init__(
+        self, root: Root, fetcher: Fetcher, patience: Patience, is_sparing: Callable[[], bool] = lambda: False
+    ) -> None:
+        """While it `is_sparing` nothing is brought that was not asked for."""
         self._root = root
         self._fetcher = fetcher
         self._patience = patience
+        self._is_sparing = is_sparing
         # Guards what follows against change by two threads; never held across I/O. Readers look without it, but for the
         # neighbours.
         self._lock = threading.Lock()
@@ -49,7 +54,8 @@ class Leaves:
         if loaded is None:
             loaded = self._find(span, self._patience)
             with self._lock:
-                look, self._looking = not self._looking, True
+                look = not self._looking and not self._is_sparing()
+                self._looking = self._looking or look
             if look:
                 self._fetcher.later(lambda: self._look_around(span))
         return loaded
@@ -78,7 +84,7 @@ class Leaves:
     def _find(self, span: int, patience: Patience) -> tuple[Leaf | None, Hot]:
         leaf = tree.find(self._root, span, lambda name, place: self._node(name, place, patience))
         loaded = (leaf, _heat(leaf))
-        near = [] if leaf is None else _all_chunks(leaf)
+        near = [] if leaf is None else all_chunks(leaf)
         with self._lock:
             if span in self._by_span:
                 return self._by_span[span]
@@ -86,7 +92,7 @@ class Leaves:
                 oldest = next(iter(self._by_span))
                 self.hot.pop(oldest, None)
                 gone, _ = self._by_span.pop(oldest)
-                self._neighbours.remove([] if gone is None else _all_chunks(gone))
+                self._neighbours.remove([] if gone is None else all_chunks(gone))
             self._by_span[span] = loaded
             self._neighbours.add(near)
             self.hot[span] = loaded[1]
@@ -110,13 +116,18 @@ class Leaves:
         inner = self._inner.get(name)
         if inner is not None:
             return inner
-        if place is None:
-            raise Corrupt(f"nothing says where node {name.hex()} is stored")
-        node = self._fetcher.node(node_at(name, place), patience)
+        node = load_node(self._fetcher, name, place, patience)
         if isinstance(node, Inner):
             with self._lock:
                 self._inner[name] = node
         return node
+
+
+def load_node(fetcher: Fetcher, name: Digest, place: Placement | None, patience: Patience) -> Node:
+    """A node, from the cache or the store; Corrupt, NotFound, StoreUnavailable."""
+    if place is None:
+        raise Corrupt(f"nothing says where node {name.hex()} is stored")
+    return fetcher.node(node_at(name, place), patience)
 
 
 def chunks_of(leaf: Leaf, first: int, end: int) -> list[Wanted]:
@@ -138,7 +149,8 @@ def _heat(leaf: Leaf | None) -> Hot:
     return starts.tolist(), ends.tolist(), [NOWHERE] * len(starts)
 
 
-def _all_chunks(leaf: Leaf) -> list[Wanted]:
+def all_chunks(leaf: Leaf) -> list[Wanted]:
+    """Of a leaf, in volume order."""
     return [
         chunk_at(name, place) for name, place in zip(leaf.chunks, leaf.placements, strict=True) if place is not None
     ]

@@ -2,27 +2,30 @@
 
 An open by name takes two steps over the network: the name's hint; then, at once, the log's word on it and the run of nodes
 that the first reads need. Where this host has opened the name before, its own record takes the hint's place, and the log's
-word is all that is asked for; where that does not come in time, the name is opened as this host knows it.
+word is all that is asked for; where that does not come in time, the name is opened as this host knows it. Where there is a
+bundle, it is asked for in the place of the nodes, which are the first that it holds.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from blockmap.errors import BlockmapError, FormatError, StoreError, StoreUnavailable
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.known import Known, KnownReader
+from blockmap.fetch.replay import Replay
 from blockmap.format import entry as entries
 from blockmap.format import keys, oci
 from blockmap.format import version as versions
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry, root_of
-from blockmap.format.refs import Reference
+from blockmap.format.hint import Bundle, Hint, decode_bundles, encode_bundles
+from blockmap.format.refs import DEFAULT_LABEL, Reference
 from blockmap.format.tree import Root
 from blockmap.format.version import Run, Version
 from blockmap.store.base import Reader
@@ -52,6 +55,7 @@ class _Started:
     entry: Entry
     version: Future[Version]
     primed: Future[None]
+    replay: Replay | None = None
 
     def end(self, patient: bool = True) -> Found:
         """Waits for the record of the version, and for the nodes if it is patient."""
@@ -59,7 +63,7 @@ class _Started:
         if patient:
             self.primed.result()
         assert self.entry.version is not None
-        return Found(self.reference, self.entry.version, version, root_of(self.entry, version))
+        return Found(self.reference, self.entry.version, version, root_of(self.entry, version), self.replay)
 
 
 class Opener:
@@ -105,10 +109,11 @@ class Opener:
     def _by_digest(self, reference: Reference, digest: Digest) -> Found:
         kept = self._kept_digest(reference, digest)
         found = kept or by_digest(self._records, reference, digest)
-        primed = self._bring(reference, found.version.run, found.root, lambda: found.root)
+        replay = self._replay(reference, found.name, self._kept_bundles(found.name), lambda: found.root)
+        primed = self._bring(reference, found.version.run, found.root, lambda: found.root, replay)
         if kept is None:  # else the store may be away
             primed.result()
-        return found
+        return replace(found, replay=replay)
 
     def _again(self, reference: Reference, seen: Seen) -> Found:
         """Opens a name that this host knows."""
@@ -118,30 +123,35 @@ class Opener:
         opening = self._begin(reference, seen.entry)
         if at_once:
             return opening.end()
+
+        def ask() -> tuple[int, Hint | None]:
+            hint = begin(lambda: self._names.hint(repo, tag))  # it may tell of a bundle that is newer than the entry
+            return self._names.confirm(repo, tag, seen), hint.result()
+
         try:
-            low = self._ask(lambda: self._names.confirm(repo, tag, seen))
+            low, hint = self._ask(ask)
             if low == seen.entry.n:
                 self._note(repo, tag, seen)
-                return opening.end()
+                return self._with_bundles(opening, hint).end()
             if low == 0:
                 check_presence(self._store)
                 self._known.forget_name(repo, tag)
-            return self._look(reference, low)
+            return self._look(reference, low, hint)
         except StoreError as error:
             with self._lock:
                 self._unconfirmed += 1
             _log.warning("%s is opened as it was last seen here, entry %d: %s", reference, seen.entry.n, error)
             return opening.end(patient=False)
 
-    def _look(self, reference: Reference, low: int) -> Found:
-        """Opens a name whose entry `low` is known to be there, 0 for none."""
+    def _look(self, reference: Reference, low: int, hint: Hint | None = None) -> Found:
+        """Opens a name whose entry `low` is known to be there, 0 for none; reads its hint where that is not given."""
         assert reference.tag is not None
         repo, tag = reference.repo, reference.tag
-        hint = self._names.hint(repo, tag)
+        hint = hint or self._names.hint(repo, tag)
         if hint is not None and hint.entry.n >= low:
             believed = Seen(hint.entry, hint.stored)
             asked = begin(lambda: self._names.confirm(repo, tag, believed))
-            opening = self._begin(reference, hint.entry, hint.version)
+            opening = self._begin(reference, hint.entry, hint.version, hint)
             stands = asked.result()
             if stands == hint.entry.n:
                 self._note(repo, tag, believed)
@@ -157,25 +167,75 @@ class Opener:
             begin(lambda: mend.mend(repo, tag, seen))
         return self._begin(reference, seen.entry).end()
 
-    def _begin(self, reference: Reference, entry: Entry, hinted: bytes | None = None) -> _Started:
-        """Asks for what is not at hand: the record of the version, the run of nodes."""
+    def _begin(
+        self, reference: Reference, entry: Entry, hinted: bytes | None = None, hint: Hint | None = None
+    ) -> _Started:
+        """Asks for what is not at hand: the record of the version, the bundle or the run of nodes."""
         name, number = entry.version, entry.number
         if name is None:
             return _Started(reference, entry, _failed(no_image(reference, self._store)), _done(None))
         record = self._at_hand(name, number) or self._from_hint(name, number, hinted)
         version = _done(record) if record is not None else begin(lambda: self._records.version(name, number))
         root = root_of(entry, record) if record is not None else None
-        primed = self._bring(reference, entry.run, root, lambda: root_of(entry, version.result()))
-        return _Started(reference, entry, version, primed)
+
+        def wait_root() -> Root:
+            return root_of(entry, version.result())
+
+        if hint is not None:
+            self._keep_bundles(name, hint.bundles)
+        bundles = self._kept_bundles(name) if hint is None else hint.bundles
+        replay = self._replay(reference, name, bundles, wait_root)
+        primed = self._bring(reference, entry.run, root, wait_root, replay)
+        return _Started(reference, entry, version, primed, replay)
+
+    def _with_bundles(self, opening: _Started, hint: Hint | None) -> _Started:
+        """An open by what this host knew, and what the name's hint says of bundles now."""
+        name = opening.entry.version
+        if name is None or hint is None or hint.entry != opening.entry:
+            return opening
+        if hint.bundles != self._kept_bundles(name):
+            self._keep_bundles(name, hint.bundles)
+        about = _choose(hint.bundles, opening.reference, name)
+        if about is None or (opening.replay is not None and opening.replay.key == about.key):
+            return opening
+        entry = opening.entry
+        replay = self._fetcher.replay(about, lambda: root_of(entry, opening.version.result()))
+        return replace(opening, replay=replay)
+
+    def _replay(
+        self, reference: Reference, name: Digest, bundles: Sequence[Bundle], root: Callable[[], Root]
+    ) -> Replay | None:
+        about = _choose(bundles, reference, name)
+        return None if about is None else self._fetcher.replay(about, root)
+
+    def _kept_bundles(self, name: Digest) -> tuple[Bundle, ...]:
+        """Those of a version that a hint told of."""
+        data = self._known.record(keys.bundles(name))
+        with suppress(FormatError):
+            return () if data is None else decode_bundles(data)
+        return ()
+
+    def _keep_bundles(self, name: Digest, bundles: Sequence[Bundle]) -> None:
+        if bundles:
+            self._known.keep(keys.bundles(name), encode_bundles(bundles))
 
     def _bring(
-        self, reference: Reference, run: Run | None, root: Root | None, wait_root: Callable[[], Root]
+        self,
+        reference: Reference,
+        run: Run | None,
+        root: Root | None,
+        wait_root: Callable[[], Root],
+        replay: Replay | None,
     ) -> Future[None]:
-        """Begins to read a run of nodes, unless the cache has the root, where it is known already."""
-        if run is None or (root is not None and self._fetcher.has_node(root.digest, root.placement)):
+        """Begins to read a run of nodes, unless the cache has the root, where it is known already, or the bundle does."""
+        if root is not None and self._fetcher.has_node(root.digest, root.placement):
+            return _done(None)
+        if run is None and replay is None:
             return _done(None)
 
         def prime() -> None:
+            if (replay is not None and replay.wait_nodes()) or run is None:
+                return
             try:
                 self._fetcher.prime(run, wait_root)
             except BlockmapError as error:
@@ -249,6 +309,12 @@ class Opener:
             raise StoreUnavailable(
                 f"{self._store.url} did not answer within {self._answer_seconds:g} s: check that it can be reached"
             ) from None
+
+
+def _choose(bundles: Sequence[Bundle], reference: Reference, name: Digest) -> Bundle | None:
+    """The bundle of a version for the label that was asked for."""
+    label = reference.label or DEFAULT_LABEL
+    return next((each for each in bundles if each.label == label and each.key.startswith(keys.bundles(name))), None)
 
 
 def _done(value: _T) -> Future[_T]:

@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from blockmap.errors import Corrupt, FormatError, NotFound, StoreUnavailable
+from blockmap.fetch.replay import Replay
 from blockmap.format import keys, oci
 from blockmap.format.digest import Digest
 from blockmap.format.entry import root_of
@@ -25,6 +26,8 @@ class Found:
     version: Version
     root: Root
     """Of the volume, placed where the name's entry says."""
+    replay: Replay | None = None
+    """What is brought for its start."""
 
     @property
     def pinned(self) -> str:

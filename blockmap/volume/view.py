@@ -15,8 +15,10 @@ from blockmap.errors import Corrupt
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.patience import DEFAULT, Patience
 from blockmap.fetch.readahead import ReadAhead
+from blockmap.fetch.replay import Replay
 from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
+from blockmap.format.digest import Digest
 from blockmap.format.node import Leaf
 from blockmap.format.tree import Root
 from blockmap.volume.leaves import NOWHERE, Leaves, chunks_of
@@ -40,14 +42,15 @@ class View:
         """By digest: `repo@sha256:HEX`."""
         self.close = close
         """To be called once for each time that the volume was opened."""
+        self.root = root
         self.size = root.size * BLOCK
         """Bytes."""
-        self.profile = 0
-        """Number of the profile that was replayed; 0 for none."""
+        self.replay: Replay | None = None
+        """What is brought for its start."""
         self._fetcher = fetcher
         self._cache = fetcher.cache
         self._patience = patience
-        self._leaves = Leaves(root, fetcher, patience)
+        self._leaves = Leaves(root, fetcher, patience, self._is_sparing)
         self._streams = ReadAhead()
         self._lock = threading.Lock()  # guards _streams
         self._waiting: set[int] = set()
@@ -121,6 +124,11 @@ class View:
                 self._fetcher.want(chunks_of(leaf, wanted[0], wanted[-1] + 1))
 
     @property
+    def profile(self) -> int:
+        """Number of the profile that was replayed; 0 for none."""
+        return self.replay.number if self.replay is not None else 0
+
+    @property
     def waiting(self) -> int:
         """Reads that are under way off the hit path, which all that wait for the store are."""
         return len(self._waiting)
@@ -141,9 +149,24 @@ class View:
             self._waiting.discard(thread)
         with self._lock:
             ahead = self._streams.note(offset, length)
-        if ahead is not None and ahead[0] < self.size:
+        if ahead is not None and ahead[0] < self.size and not self._is_sparing():
             self._fetcher.later(lambda: self.want(ahead[0], ahead[1] - ahead[0]))
         return Slow(source, time.perf_counter() - began)
+
+    def _is_sparing(self) -> bool:
+        """Whether what was not asked for is not worth bringing."""
+        return self.replay is not None and self.replay.is_sparing()
+
+    def _read_held(self, piece: memoryview, name: Digest, start: int, mask: int) -> int:
+        """Fills `piece` from byte `start` of a chunk, where the cache has its blocks: the slot, else -1."""
+        cache = self._cache
+        slot = cache.lookup(name)
+        if slot < 0 or mask & ~cache.mask(slot) or not cache.check(slot, name):
+            return -1
+        if os.preadv(cache.fd, (piece,), cache.data_position(slot) + start) != len(piece) or cache.dead[slot]:
+            return -1
+        cache.used[slot] = 1
+        return slot
 
     def _read_span(self, buf: memoryview, span: int, at: int) -> Source:
         """Fills `buf` with the bytes at `at` within a span."""
@@ -188,25 +211,33 @@ class View:
     ) -> Source:
         """Fills `piece` from extent `i`, whose place in the cache is not known, or no longer; extents up to `last` are
         read next."""
-        cache = self._cache
-        number = int(leaf.index[i])
-        name = leaf.chunks[number]
-        start = int(leaf.first[i]) * BLOCK + at - extent_start  # in the chunk
-        slot = cache.lookup(name)
-        whole = (1 << int(leaf.blocks[number])) - 1
-        if slot >= 0 and cache.check(slot, name) and cache.mask(slot) == whole:
-            position = cache.data_position(slot)
-            if os.preadv(cache.fd, (piece,), position + start) == len(piece) and not cache.dead[slot]:
-                cache.used[slot] = 1
-                places[i] = (position + int(leaf.first[i]) * BLOCK - extent_start, slot)
-                return Source.CACHE
+        name = leaf.chunks[int(leaf.index[i])]
+        first = int(leaf.first[i])
+        start = first * BLOCK + at - extent_start  # in the chunk
+        mask = _blocks(start, start + len(piece))
+        slot = self._read_held(piece, name, start, mask)
+        source = Source.CACHE
+        if slot < 0 and self.replay is not None and self.replay.wait(name, mask):
+            slot, source = self._read_held(piece, name, start, mask), Source.FETCHED
+        if slot >= 0:
+            # Of a chunk that is there in part, the hit path knows an extent all of whose blocks are.
+            extent = _blocks(first * BLOCK, (first + int(leaf.lengths[i])) * BLOCK)
+            if not extent & ~self._cache.mask(slot):
+                places[i] = (self._cache.data_position(slot) + first * BLOCK - extent_start, slot)
+            return source
         places[i] = NOWHERE
         wanted = chunks_of(leaf, i, last)
-        data = self._fetcher.get(wanted, self._leaves.around, self._patience)
+        data = self._fetcher.get(wanted, None if self._is_sparing() else self._leaves.around, self._patience)
         if len(data) < start + len(piece):
             raise Corrupt(f"chunk {name.hex()} in pack {wanted[0].place.pack.hex()} is shorter than its extent")
         piece[:] = memoryview(data)[start : start + len(piece)]
         return Source.FETCHED
+
+
+def _blocks(start: int, end: int) -> int:
+    """The mask of the blocks of a chunk that have its bytes [start, end)."""
+    first = start // BLOCK
+    return ((1 << (-(-end // BLOCK) - first)) - 1) << first
 
 
 def _fill_zeros(buf: memoryview) -> None:

@@ -426,6 +426,7 @@ def test_a_cache_that_cannot_be_written_is_brought_nothing_ahead(
             for each in chunks[5:8]
         ]
     assert get(fetcher, chunks, 5) == content(5, chunks)  # written again, so that neighbours are worth it again
+    fetcher.flush()
     store.ranges.clear()
     get(fetcher, chunks, 20)
     until(lambda: sum(fetcher.cache.lookup(each.key) >= 0 for each in chunks) > 2)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from blockmap.errors import HostError
-from blockmap.host import mounts
+from blockmap.host import loops
 from blockmap.host.control import Client
 from tests.image.layouts import archive, directory, file, layout, symlink
 from tests.waiting import LIMIT_S, until
@@ -125,10 +125,10 @@ class Host:
             subprocess.run(command, check=False)
         points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         points = [point for point in points if point.startswith(f"{self.where}/")]
-        loops = [loop for point in points for loop in mounts.loops_of(f"{point}/nbd")]  # while the path is known
+        shown = [loop for point in points for loop in loops.showing(f"{point}/nbd")]  # while the path is known
         for point in points[::-1]:
             subprocess.run(["umount", "-l", point], check=False)
-        for loop in loops:
+        for loop in shown:
             subprocess.run(["losetup", "-d", loop], check=False)
         if self.server is not None:
             self.stop()
@@ -136,6 +136,25 @@ class Host:
             pid = self.nbdkit()
             os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGTERM)
             until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def faulty(host: Host, module: str, name: str, code: str, *arguments: object) -> subprocess.Popen[str]:
+    """`blockmap`, with a fault in one function of `module`: `code` has `real`, and gives what is called instead."""
+    script = f"""
+import os, signal, sys, time
+import {module} as module
+from blockmap.cli.main import main
+from blockmap.errors import HostError
+real = module.{name}
+{code}
+module.{name} = instead
+sys.argv = ["blockmap", *sys.argv[1:]]
+main()
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env=host.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

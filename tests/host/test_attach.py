@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,8 +14,9 @@ from blockmap.cli.main import program
 from blockmap.errors import HostError, UsageError
 from blockmap.host import mounts, tools
 from blockmap.host.attachments import Attachments
+from blockmap.host.control import Client
 from blockmap.host.device import Device
-from tests.host.conftest import CONTENT, Host
+from tests.host.conftest import CONTENT, Host, faulty
 from tests.waiting import until
 
 pytestmark = pytest.mark.root
@@ -196,28 +196,24 @@ def test_what_is_unmounted_by_hand_is_noticed(mounting: Host) -> None:
     assert mounting.leftovers() == []
 
 
-@pytest.mark.parametrize("at", ["losetup", "mount", "nbdfuse"])
-def test_an_attach_that_is_killed_half_way_is_cleaned_by_the_next(mounting: Host, at: str) -> None:
+STEPS = [
+    ("blockmap.host.loops", "attach"),
+    ("blockmap.host.mounts", "mount"),
+    ("blockmap.host.warming", "begin"),
+    ("blockmap.host.nbdfuse", "_image"),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), STEPS, ids=["loop", "mount", "warming", "nbdfuse"])
+def test_an_attach_that_is_killed_half_way_is_cleaned_by_the_next(mounting: Host, module: str, name: str) -> None:
     mounting.serve()
     (where,) = directories(mounting, "mnt")
-    (bin,) = directories(mounting, "bin")
-    # The tool does its work, and then the command that called it is killed.
-    real = shutil.which(at)
-    wait = '(sleep 1; kill -9 "$PPID") & ' if at == "nbdfuse" else ""
-    last = f'exec {real} "$@"' if at == "nbdfuse" else f'{real} "$@"; kill -9 "$PPID"'
-    (bin / at).write_text(f"#!/bin/sh\n{wait}{last}\n")
-    (bin / at).chmod(0o755)
-    if at == "nbdfuse":
-        (bin / "losetup").write_text("#!/bin/sh\nexec sleep 5\n")
-        (bin / "losetup").chmod(0o755)
-    path = mounting.environment["PATH"]
-    mounting.environment["PATH"] = f"{bin}:{path}"
-    process = mounting.start("attach", "app:1", where)
+    kill = "def instead(*arguments):\n    real(*arguments)\n    os.kill(os.getpid(), signal.SIGKILL)"
+    process = faulty(mounting, module, name, kill, "attach", "app:1", where)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert mounting.leftovers()
-    mounting.environment["PATH"] = path
-    if at == "mount":
+    if name == "mount":
         assert (where / "etc/version").read_bytes() == b"1"  # all was done but the farewell
         mounting.do("detach", where)
     else:
@@ -226,31 +222,38 @@ def test_an_attach_that_is_killed_half_way_is_cleaned_by_the_next(mounting: Host
     assert mounting.leftovers() == []
 
 
-@pytest.mark.parametrize("at", ["losetup", "mount", "nbdfuse"])
-def test_an_attach_that_fails_half_way_leaves_nothing(mounting: Host, at: str) -> None:
+@pytest.mark.parametrize(("module", "name"), STEPS[:3], ids=["loop", "mount", "warming"])
+def test_an_attach_that_fails_half_way_leaves_nothing(mounting: Host, module: str, name: str) -> None:
     mounting.serve()
     (where,) = directories(mounting, "mnt")
-    (bin,) = directories(mounting, "bin")
-    (bin / at).write_text("#!/bin/sh\necho it is broken >&2; exit 32\n")
-    (bin / at).chmod(0o755)
+    fail = "def instead(*arguments):\n    raise HostError('it is broken')"
+    process = faulty(mounting, module, name, fail, "attach", "app:1", where)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (1, "blockmap: it is broken\n")
+    assert mounting.leftovers() == []
+    assert json.loads(mounting.do("status", "--json"))["exports"] == []
+
+
+def test_an_nbdfuse_that_fails_is_quoted(mounting: Host) -> None:
+    mounting.serve()
+    where, bin = directories(mounting, "mnt", "bin")
+    (bin / "nbdfuse").write_text("#!/bin/sh\necho it is broken >&2; exit 32\n")
+    (bin / "nbdfuse").chmod(0o755)
     mounting.environment["PATH"] = f"{bin}:{mounting.environment['PATH']}"
     done = mounting.run("attach", "app:1", where)
     assert done.returncode == 1
     assert "it is broken" in done.stderr
     assert "Traceback" not in done.stderr
     assert mounting.leftovers() == []
-    assert json.loads(mounting.do("status", "--json"))["exports"] == []
 
 
 def test_interrupting_it_leaves_nothing(mounting: Host) -> None:
     mounting.serve()
     (where,) = directories(mounting, "mnt")
-    (bin,) = directories(mounting, "bin")
-    (bin / "mount").write_text(f"#!/bin/sh\ntouch {bin}/reached; exec sleep 60\n")
-    (bin / "mount").chmod(0o755)
-    mounting.environment["PATH"] = f"{bin}:{mounting.environment['PATH']}"
-    process = mounting.start("attach", "app:1", where)
-    until((bin / "reached").exists)
+    reached = mounting.where / "reached"
+    wait = f"def instead(*arguments):\n    open({str(reached)!r}, 'w').close()\n    time.sleep(60)"
+    process = faulty(mounting, "blockmap.host.mounts", "mount", wait, "attach", "app:1", where)
+    until(reached.exists)
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said.strip()) == (130, "blockmap: interrupted")
@@ -285,7 +288,7 @@ def test_records(tmp_path: Path, need_root: None) -> None:
     assert attachments.list() == []
     assert not (tmp_path / "state").exists()  # who only looks makes nothing
     with pytest.raises(HostError, match="no"):
-        attachments.attach(tmp_path / "nbd.sock", "app@sha256:00", "app", tmp_path)
+        attachments.attach(Client(tmp_path / "nbd.sock"), "app@sha256:00", "app", tmp_path)
     assert list((tmp_path / "state/devices").iterdir()) == []
     with pytest.raises(UsageError, match="nothing is attached"):
         attachments.detach(tmp_path)

@@ -70,6 +70,10 @@ def test_the_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
         "TZ": "Europe/Berlin",
         "PATH": f"{sys.prefix}/bin:/usr/bin:/bin",
         "PYTHONNOUSERSITE": "1",
+        "MALLOC_ARENA_MAX": "2",
+        "MALLOC_MMAP_THRESHOLD_": "33554432",
+        "MALLOC_TRIM_THRESHOLD_": "67108864",
+        "OPENBLAS_NUM_THREADS": "1",
     }
 
 

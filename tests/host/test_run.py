@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.conftest import BLOCKMAP, Host
+from tests.host.conftest import BLOCKMAP, Host, faulty
 from tests.waiting import LIMIT_S, until
 
 pytestmark = pytest.mark.root
@@ -55,9 +55,19 @@ def test_the_program_its_environment_and_its_status(running: Host) -> None:
     assert variables == "blue /root /bin"
     assert running.run("run", "app:1", "sh", "-c", "exit 7").returncode == 7
     assert running.run("run", "app:1", "cat", text="typed").stdout == "typed"
-    done = running.run("run", "app:1", "no-such-program")
-    assert done.returncode != 0
-    assert "no-such-program" in done.stderr
+    assert running.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("program", "status"), [("no-such-program", 127), ("/bin/absent", 127), ("/etc/passwd", 126), ("/etc", 126)]
+)
+def test_a_program_that_cannot_be_run_has_the_status_that_docker_gives(
+    running: Host, program: str, status: int
+) -> None:
+    done = running.run("run", "app:1", program)
+    assert (done.returncode, program in done.stderr) == (status, True)
+    # The program's own word is as good as another, whatever it prints.
+    assert running.run("run", "app:1", "sh", "-c", f"echo 'exec: {program}: not found' >&2; exit 1").returncode == 1
     assert running.leftovers() == []
 
 
@@ -130,13 +140,10 @@ def test_what_a_killed_run_left_is_taken_apart_by_the_next(running: Host) -> Non
 
 
 def test_a_signal_before_the_program_starts_leaves_nothing(running: Host) -> None:
-    bin = running.where / "bin"
-    bin.mkdir()
-    (bin / "mount").write_text(f"#!/bin/sh\ntouch {bin}/reached; exec sleep 60\n")
-    (bin / "mount").chmod(0o755)
-    running.environment["PATH"] = f"{bin}:{running.environment['PATH']}"
-    process = running.start("run", "app:1")
-    until((bin / "reached").exists)
+    reached = running.where / "reached"
+    wait = f"def instead(*arguments):\n    open({str(reached)!r}, 'w').close()\n    time.sleep(60)"
+    process = faulty(running, "blockmap.host.mounts", "mount", wait, "run", "app:1")
+    until(reached.exists)
     process.terminate()
     process.terminate()
     assert finished(process) == 130

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ class Served:
 
     def __init__(self) -> None:
         self.calls = CallLog(10)
+        self.expected: tuple[str, str, bool] | None = None
         for number in range(15):
             self.calls.note(Call("get", f"key {number}", float(number), 0.5, 100, None))
 
@@ -34,19 +36,32 @@ class Served:
             raise StoreUnavailable("the store does not answer")
         if export == "broken:1":
             raise ZeroDivisionError("oops")
-        if export != "app:1":
+        if export.partition("+")[0] != "app:1":
             raise NotFound(f"there is no {export}")
-        return "app@sha256:00"
+        return "app@sha256:00" + ("+" + export.partition("+")[2] if "+" in export else "")
+
+    def traces(self) -> list[dict[str, object]]:
+        return [{"path": "/t"}]
+
+    def expect(self, export: str, label: str, exact: bool) -> None:
+        self.expected = export, label, exact
+
+    def ready(self, export: str, label: str) -> Path | None:
+        return Path(f"/{export}/{label}") if label == "migrate" else None
 
     def config(self, export: str) -> bytes:
         return b'{"config": {}}\xff'
 
 
 @pytest.fixture
-def control() -> Iterator[Control]:
+def served() -> Served:
+    return Served()
+
+
+@pytest.fixture
+def control(served: Served) -> Iterator[Control]:
     with socket.socket() as listening:
-        served = Served()
-        yield Control(listening, served, served.status)  # type: ignore[arg-type]
+        yield Control(listening, served, served, served.status)  # type: ignore[arg-type]
 
 
 def ask(control: Control, **request: object) -> dict[str, Any]:
@@ -70,6 +85,19 @@ def test_calls_since_a_number(control: Control) -> None:
     assert (forgotten["first"], len(forgotten["calls"])) == (5, 10)
     assert ask(control, v=1, op="calls", since=99) == {"ok": True, "v": 1, "first": 15, "calls": []}
     assert ask(control, v=1, op="status")["asked"] == 0, "who watches does not use"
+
+
+def test_what_is_said_of_a_start(control: Control, served: Served) -> None:
+    assert ask(control, v=1, op="expect", export="app:1+migrate", new=True, exact=True)["ok"]
+    assert served.expected == ("app@sha256:00", "migrate", True)
+    assert ask(control, v=1, op="expect", export="app:1", new=True)["ok"]
+    assert served.expected == ("app@sha256:00", "default", False)
+    assert ask(control, v=1, op="ready", export="app:1+migrate")["trace"] == "/app@sha256:00/migrate"
+    assert ask(control, v=1, op="ready", export="app:1")["trace"] is None
+    assert ask(control, v=1, op="ready", export="no:1")["kind"] == "NotFound"
+    asked = ask(control, v=1, op="status")["asked"]
+    assert ask(control, v=1, op="traces")["traces"] == [{"path": "/t"}]
+    assert ask(control, v=1, op="status")["asked"] == asked, "who watches does not use"
 
 
 def test_errors_keep_their_kind(control: Control, caplog: pytest.LogCaptureFixture) -> None:
@@ -98,6 +126,8 @@ def test_errors_keep_their_kind(control: Control, caplog: pytest.LogCaptureFixtu
         b'{"v":1,"op":"resolve","export":{"a":1}}\n',
         b'{"v":1,"op":"calls","since":-1}\n',
         b'{"v":1,"op":"calls","since":"0"}\n',
+        b'{"v":1,"op":"expect","export":"app:1"}\n',
+        b'{"v":1,"op":"expect","export":"app:1","new":true,"exact":1}\n',
         b"[" * 60_000 + b"\n",
         b'{"v":1,"op":"status"}',
     ],

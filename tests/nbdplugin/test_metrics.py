@@ -33,6 +33,8 @@ def status() -> dict[str, Any]:
             {"export": "other", **Tally().status()},
         ],
         "remote": CallLog().status(),
+        "traces": {"running": 2, "begun": 8},
+        "learn": {"runs": 9},
         "cache": {"bytes": 5, "cap_bytes": 10, "evicted": 4},
         "fetch": {"retries": 6, "away": 1, "bytes": 7, "last": "a text"},
     }
@@ -65,6 +67,9 @@ def test_names_labels_and_kinds() -> None:
     assert found["blockmap_fetch_retries_total",] == 6
     assert found["blockmap_fetch_bytes_total",] == 7
     assert found["blockmap_fetch_away",] == 1
+    assert found["blockmap_traces_running",] == 2
+    assert found["blockmap_traces_begun_total",] == 8
+    assert found["blockmap_learn_runs_total",] == 9
     assert not [key for key in found if "last" in key[0]]
 
 

@@ -4,10 +4,12 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from blockmap.volume.reads import MOST, Slow, Source, Tally
+from blockmap.volume.starts import Starts
 from nbdplugin import session
 from nbdplugin.session import OTHER, Sessions
 
@@ -36,8 +38,9 @@ class Served:
 
 
 @pytest.fixture
-def sessions() -> Sessions:
-    return Sessions(Served())  # type: ignore[arg-type]
+def sessions(tmp_path: Path) -> Sessions:
+    starts = Starts(tmp_path / "traces", lambda head, path: None)
+    return Sessions(Served(), starts)  # type: ignore[arg-type]
 
 
 def reads(sessions: Sessions, export: str) -> dict[str, int]:

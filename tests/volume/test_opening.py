@@ -158,10 +158,10 @@ def test_a_warm_open_takes_one_step_also_after_a_restart(store: Pruner, host: Ho
     volume(store, 1)
     here = host(Remote(store))
     here.first(here.find())
-    steps = Steps(store, 2)
+    steps = Steps(store, 3)
     here = host(steps)
     assert here.first(here.find()) == block(1)
-    assert steps.serial == [sorted([f"exists {entry(2)}", f"get {entry(1)}"])]
+    assert steps.serial == [sorted([f"exists {entry(2)}", f"get {entry(1)}", f"get {HINT}"])]
 
 
 def test_a_name_is_asked_for_once_a_second(store: Pruner, host: Hosts) -> None:
@@ -174,7 +174,7 @@ def test_a_name_is_asked_for_once_a_second(store: Pruner, host: Hosts) -> None:
     assert here.first(here.find()) == block(1)
     assert [key for step in steps.serial[2:] for key in step if "names/" in key] == []
     here.seconds = 1.0
-    steps.expect(2, 1, 3)
+    steps.expect(3, 3)
     assert here.first(here.find()) == block(2)
 
 
@@ -191,10 +191,10 @@ def test_a_name_that_moved_is_found_by_its_hint(store: Pruner, host: Hosts, move
     host(Remote(store)).find()
     for seed in range(1, moves + 1):
         volume(store, seed)
-    steps = Steps(store, 2, 1, 3)
+    steps = Steps(store, 3, 3)
     here = host(steps)
     assert here.first(here.find()) == block(moves)
-    assert steps.serial[1] == [f"get {HINT}"]
+    assert f"get {HINT}" in steps.serial[0]
 
 
 def test_a_digest_takes_two_steps_and_asks_for_no_name(store: Pruner, host: Hosts) -> None:
@@ -456,10 +456,10 @@ def test_a_store_that_hangs_is_waited_for_once(store: Pruner, host: Hosts) -> No
     here = host(Hanging(store), answer_s=0.05)
     try:
         assert here.first(here.find()) == block(1)
-        until(lambda: len(waiting) == 2)
+        until(lambda: len(waiting) == 3)
         here.seconds = 4.9
         assert here.first(here.find()) == block(1)
-        assert (len(waiting), here.opener.unconfirmed) == (2, 2), "it was not asked again"
+        assert (len(waiting), here.opener.unconfirmed) == (3, 2), "it was not asked again"
     finally:
         gate.set()
     volume(store, 2)
@@ -514,6 +514,6 @@ def test_what_a_host_knew_can_be_lost(store: Pruner, host: Hosts, tmp_path: Path
     here = host(steps := Steps(store, 1, 2))
     assert here.first(here.find()) == block(1)
     assert len(steps.serial) == 2, "the nodes and chunks are in the cache"
-    here = host(steps := Steps(store, 2))
+    here = host(steps := Steps(store, 3))
     here.find()
     assert len(steps.serial) == 1

@@ -64,8 +64,9 @@ def warm(name: str, store: str | None, rounds: int, seconds: int, as_json: bool)
 def _measure(store: str, name: str, rounds: int, seconds: int) -> Report:
     with tempfile.TemporaryDirectory(prefix="blockmap-bench-") as work, contextlib.ExitStack() as stack:
         directory = Path(work)
-        window, dense = _densest_window(store, name)
-        servers = {"blockmap": stack.enter_context(_blockmap(directory, store, name))}
+        window, dense = densest_window(store, name)
+        socket = stack.enter_context(served(directory, store))
+        servers = {"blockmap": f"nbd+unix:///{name}?socket={socket}"}
         raw = directory / "volume.raw"
         subprocess.run(["nbdcopy", servers["blockmap"], str(raw)], check=True)
         servers["nbdkit file"] = stack.enter_context(_file_plugin(directory, raw))
@@ -105,7 +106,7 @@ def _measure(store: str, name: str, rounds: int, seconds: int) -> Report:
     }  # fmt: skip
 
 
-def _densest_window(store: str, name: str) -> tuple[tuple[int, int], float]:
+def densest_window(store: str, name: str) -> tuple[tuple[int, int], float]:
     """Offset and length in bytes of the window of 64 MiB that holds most data, and how much of it that is."""
     opened, _ = open_store(store)
     repository = Repository(opened)
@@ -165,12 +166,13 @@ def _running(command: list[str], ready: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _blockmap(directory: Path, store: str, name: str) -> Iterator[str]:
+def served(directory: Path, store: str) -> Iterator[Path]:
+    """A `blockmap serve` with a cache of its own; its socket."""
     socket = directory / "blockmap.sock"
     program = [sys.executable, "-m", "blockmap.cli.main", "serve", "--socket", str(socket)]
-    with _running([*program, "--store", store, "--cache", str(directory / "cache")], socket):
+    with _running([*program, "--no-learn", "--store", store, "--cache", str(directory / "cache")], socket):
         Client(socket).wait_ready(30)
-        yield f"nbd+unix:///{name}?socket={socket}"
+        yield socket
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import click
 
 from blockmap.cli.bench import Report, json_option, show
 from blockmap.cli.bench.coldstart import plot as plots
-from blockmap.cli.bench.coldstart.engine import ENGINES
+from blockmap.cli.bench.coldstart.engine import ENGINES, to_write
 from blockmap.cli.bench.coldstart.images import Prepared, prepare
 from blockmap.cli.bench.coldstart.link import Shape
 from blockmap.cli.bench.coldstart.opening import Opening, openings
@@ -16,6 +16,7 @@ from blockmap.cli.bench.coldstart.origin import serving
 from blockmap.cli.bench.coldstart.plan import Step, interleave
 from blockmap.cli.bench.coldstart.prices import Prices
 from blockmap.cli.bench.coldstart.processes import calm
+from blockmap.cli.bench.coldstart.recording import record
 from blockmap.cli.bench.coldstart.report import CAVEATS, Figures, beside, details, of_openings, of_starts, row
 from blockmap.cli.bench.coldstart.rows import all_rows
 from blockmap.cli.bench.coldstart.runs import Bench, Start, start
@@ -108,6 +109,11 @@ def coldstart(
         bench = Bench(folder, origin, engine, Shape(found.netshape, mbit), found.run_startup, timeout)
         _say(f"preparing {', '.join(images)}")
         prepared = [prepare(image, layout, origin, engine, folder) for image, layout in layouts.items()]
+        if not rows or "profile" in rows:
+            store = to_write(engine, f"http://127.0.0.1:{origin.port}", origin.files)
+            for each in prepared:
+                _say(f"recording starts of {each.name}")
+                record(each.name, store, found.run_startup, timeout, folder)
         starts = _starts(bench, prepared, rows or _ROWS, rtts, rounds)
         opened = _openings(bench, prepared, rtts, rounds, idle) if not rows or "resident" in rows else []
     if plot is not None:
@@ -119,7 +125,7 @@ def coldstart(
         "caveats": CAVEATS,
         "rows": [row(each, rtts, prices) for each in figures],
         "summary": [
-            *beside(starts, [ways[key].name for key in ("blockmap", "resident")], ways["qemu"].name),
+            *beside(starts, [ways[key].name for key in ("blockmap", "resident", "profile")], ways["qemu"].name),
             *(failure for each in figures for failure in each.failures),
         ],
         "details": [details(each) for each in figures],

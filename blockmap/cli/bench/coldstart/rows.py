@@ -18,8 +18,11 @@ from blockmap.host import tools
 from blockmap.host.calls import read_calls
 from blockmap.host.control import Client
 from blockmap.host.nbdfuse import NbdFuse
+from blockmap.host.start import started
 from blockmap.store.observed import Call
 
+_UNLEARNT = "+unlearnt"
+"""A workload of which nothing is known."""
 _ATTACHING = (("nbdfuse", "--version"), ("fusermount3", "--version"), ("losetup", "--version"))
 
 
@@ -67,7 +70,7 @@ class _Peer:
 
 
 class Blockmap:
-    """`blockmap serve` with an empty cache; started after the request, or before it (resident)."""
+    """`blockmap serve` with an empty cache; started after the request, or before it (resident); with a profile or without."""
 
     remote = True
     programs: Sequence[Sequence[str]] = (
@@ -77,8 +80,9 @@ class Blockmap:
         *_ATTACHING,
     )
 
-    def __init__(self, resident: bool) -> None:
-        self.name = "blockmap, resident" if resident else "blockmap"
+    def __init__(self, resident: bool, profile: bool = False) -> None:
+        self.name = "blockmap" + ", resident" * resident + ", profile" * profile
+        self.profile = profile
         self._resident = resident
 
     def before(self, place: Place) -> None:
@@ -88,7 +92,13 @@ class Blockmap:
 
     def root(self, place: Place) -> Path:
         socket = socket_of(place) if self._resident else self._serve(place)
-        return _attach(place, socket, str(Client(socket).request("resolve", export=place.image.name)["export"]))
+        client = Client(socket)
+        export = str(client.request("resolve", export=place.image.name + ("" if self.profile else _UNLEARNT))["export"])
+        # As `attach` does it.
+        where = place.folder / "image"
+        where.mkdir()
+        place.stack.enter_context(started(NbdFuse(), client, export, place.folder / "device", where))
+        return where
 
     def calls(self, place: Place) -> list[Call] | None:
         return calls_of(place)
@@ -167,6 +177,7 @@ def all_rows() -> dict[str, Row]:
     return {
         "blockmap": Blockmap(resident=False),
         "resident": Blockmap(resident=True),
+        "profile": Blockmap(resident=True, profile=True),
         "local": LocalDisk(),
         "pull": Pull(),
         "curl": Curl(),

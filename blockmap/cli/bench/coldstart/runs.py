@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from blockmap.cli.bench.coldstart.engine import to_read
 from blockmap.cli.bench.coldstart.images import Prepared
 from blockmap.cli.bench.coldstart.link import Shape, shaped
 from blockmap.cli.bench.coldstart.origin import Origin
+from blockmap.cli.bench.coldstart.overlay import overlay
 from blockmap.cli.bench.coldstart.processes import calm, mounted
 from blockmap.cli.bench.coldstart.requests import Request
 from blockmap.cli.bench.coldstart.rows import Place, Row
@@ -55,7 +56,7 @@ def start(bench: Bench, row: Row, image: Prepared, rtt_ms: float | None) -> Star
         empty_caches(row.programs)
         row.before(place)
         wall, began = time.time(), time.monotonic()
-        root = place.stack.enter_context(_overlay(row.root(place), scratch))
+        root = place.stack.enter_context(overlay(row.root(place), scratch))
         command = [
             str(bench.run_startup),
             "--since",
@@ -106,13 +107,3 @@ def empty_caches(programs: Sequence[Sequence[str]]) -> None:
         subprocess.run(
             [tools.find(command[0]), *command[1:]], stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
-
-
-@contextmanager
-def _overlay(lower: Path, scratch: Path) -> Iterator[Path]:
-    """The image's files, writable; what is written is kept in memory."""
-    with ExitStack() as stack:
-        for name in ("upper", "work"):
-            (scratch / name).mkdir()
-        options = f"lowerdir={lower},upperdir={scratch}/upper,workdir={scratch}/work"
-        yield stack.enter_context(mounted(scratch / "root", "-t", "overlay", "-o", options, "overlay"))

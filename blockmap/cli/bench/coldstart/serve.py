@@ -16,7 +16,7 @@ BLOCKMAP = (sys.executable, "-m", "blockmap.cli.main")
 def served(store: Store, cache: Path, folder: Path) -> Iterator[Path]:
     """Its NBD socket. Whoever connects waits until nbdkit is there behind it."""
     socket, log = folder / "blockmap.sock", folder / "blockmap.log"
-    command = [*BLOCKMAP, "serve", "--store", store.url, "--cache", str(cache), "--socket", str(socket)]
+    command = [*BLOCKMAP, "serve", "--store", store.url, "--cache", str(cache), "--socket", str(socket), "--no-learn"]
     with running(command, log, store.environment) as process:
         wait_ready(process, log, lambda: listens(control_socket(socket)))
         yield socket

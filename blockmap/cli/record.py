@@ -1,0 +1,132 @@
+"""`blockmap profile record`: run, record and build in one go."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from blockmap.cli.attached import attachments, state
+from blockmap.cli.host import words
+from blockmap.cli.options import cache_option, label_option, labelled, socket_option, store_option
+from blockmap.cli.server import server
+from blockmap.errors import HostError, UsageError
+from blockmap.format.refs import parse_reference
+from blockmap.host import runner, tools
+from blockmap.host.readiness import parse_readiness
+from blockmap.host.recording import Recording
+
+_PIECE_BYTES = 1 << 16
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.argument("name")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
+@click.option("--entrypoint", metavar="PROGRAM", help="Instead of the image's; its arguments follow --.")
+@click.option(
+    "--ready",
+    default="exit",
+    metavar="CONDITION",
+    help="When the program can be used: tcp:PORT, http:URL, log:REGEX (of what it prints), or exit (when it has ended), "
+    "which is the default.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="How long it may take.",
+)
+@label_option
+@store_option
+@cache_option
+@socket_option
+def record(
+    name: str,
+    command: tuple[str, ...],
+    entrypoint: str | None,
+    ready: str,
+    seconds: float,
+    label: str | None,
+    store: str | None,
+    cache: Path | None,
+    socket: Path | None,
+) -> None:
+    """Run the image NAME until it is ready, stop it, and learn what it read.
+
+    The image must not be attached: what the kernel has in memory already would not be seen.
+    """
+    tools.need_root("record")
+    wanted = labelled(name, label)
+    readiness = parse_readiness(ready)
+    if readiness.holds():
+        raise UsageError(f"{ready} holds before the program has started: end what answers there, or choose another")
+    client = server(store, cache, socket)
+    recording = Recording(client, readiness, seconds, _say)
+    program = runner.Program(wanted, words(command), entrypoint, terminal=False)
+    with _heard(readiness.hear):
+        code = runner.run(client, attachments(), state(), program, recording)
+    if recording.trace is None:
+        raise HostError("the server has recorded nothing of this start: its log says why")
+    _tell(recording, ready, seconds, code)
+    _build(wanted, str(client.request("status")["store"]), recording.trace)
+
+
+def _tell(recording: Recording, ready: str, seconds: float, code: int) -> None:
+    if recording.ready_seconds is not None:
+        _say(f"ready after {recording.ready_seconds:.2f} s")
+    elif ready != "exit":
+        _say(f"{ready} did not hold within {seconds:g} s: what the program read until then is recorded")
+    elif code not in (0, 143):
+        _say(f"the program ended with status {code}: what it read until then is recorded")
+    _say(f"recorded in {recording.trace}")
+
+
+def _build(wanted: str, store: str, trace: str) -> None:
+    reference = parse_reference(wanted)
+    label = ["--label", reference.label] if reference.label else []
+    name = wanted.partition("+")[0]
+    arguments = ["profile", "build", "--store", store, *label, name, trace]
+    done = subprocess.run([sys.executable, "-m", "blockmap.cli.main", *arguments], check=False)
+    if done.returncode:
+        raise HostError(
+            f"the profile could not be built; the trace is kept: once the cause is mended, blockmap {' '.join(arguments)}"
+        )
+
+
+@contextlib.contextmanager
+def _heard(hear: Callable[[bytes], None]) -> Iterator[None]:
+    """What is written to standard output and standard error, by children too, is heard and passed on."""
+    sys.stdout.flush()
+    with contextlib.ExitStack() as stack:
+        for fd in (1, 2):
+            kept = os.dup(fd)
+            reading, writing = os.pipe()
+            os.dup2(writing, fd)
+            os.close(writing)
+            pump = threading.Thread(target=_pump, args=(reading, kept, hear), daemon=True)
+            pump.start()
+            stack.callback(_restore, fd, kept, pump)
+        yield
+
+
+def _pump(reading: int, out: int, hear: Callable[[bytes], None]) -> None:
+    with open(reading, "rb", buffering=0) as said:
+        while piece := said.read(_PIECE_BYTES):
+            hear(piece)
+            with contextlib.suppress(OSError):
+                os.write(out, piece)
+
+
+def _restore(fd: int, kept: int, pump: threading.Thread) -> None:
+    os.dup2(kept, fd)
+    pump.join(1)  # a process of the container that outlives it would hold the pipe
+    os.close(kept)
+
+
+def _say(text: str) -> None:
+    click.echo(f"blockmap: {text}", err=True)

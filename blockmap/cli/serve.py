@@ -1,0 +1,66 @@
+"""`blockmap serve`."""
+
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from blockmap.cli.options import cache_option, need_store, socket_option, store_option
+from blockmap.fetch.known import open_served
+from blockmap.fetch.patience import parse_option
+from blockmap.host.paths import default_cache, default_socket
+from blockmap.host.supervisor import Supervisor
+from blockmap.store.opening import location
+from blockmap.volume.opener import ANSWER_SECONDS
+
+
+@click.command()
+@store_option
+@cache_option
+@socket_option
+@click.option("--listen", metavar="HOST:PORT", help="Also serve on TCP, without authentication.")
+@click.option("--metrics", metavar="PATH|HOST:PORT", help="Also answer Prometheus, on a Unix socket or TCP.")
+@click.option(
+    "--cache-size",
+    type=click.IntRange(min=0),
+    metavar="BYTES",
+    help="Of the cache; 20 GB or a quarter of the free disk by default.",
+)
+@click.option(
+    "--outage",
+    "outages",
+    multiple=True,
+    metavar="[EXPORT=]wait=SECONDS|fail",
+    help="While the store is away, reads that need it wait, then fail, or fail at once; wait=60 by default. Once for all "
+    "exports, and once for each that differs.",
+)
+@click.option(
+    "--learn/--no-learn",
+    default=True,
+    show_default=True,
+    help="Publish what starts read, so that the next ones, on any host, need not wait for it.",
+)
+@click.option("--idle-exit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", hidden=True)
+def serve(
+    store: str | None,
+    cache: Path | None,
+    socket: Path | None,
+    listen: str | None,
+    metrics: str | None,
+    cache_size: int | None,
+    outages: tuple[str, ...],
+    learn: bool,
+    idle_exit: float | None,
+) -> None:
+    """Serve every image of the store over NBD."""
+    for each in outages:
+        parse_option(each)
+    url = location(need_store(store))
+    directory = (cache or default_cache()).absolute()
+    open_served(url, directory, ANSWER_SECONDS)
+    where = (socket or default_socket()).absolute()
+    Supervisor(url, directory, cache_size, outages, where, listen, idle_exit, _log, metrics, learn).run()
+
+
+def _log(text: str) -> None:
+    click.echo(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}", err=True)

@@ -1,0 +1,15 @@
+"""Starts a server for a command that found none."""
+
+from pathlib import Path
+
+from blockmap.fetch.known import open_served
+from blockmap.host.supervisor import spawn
+from blockmap.store.opening import location
+from blockmap.volume.opener import ANSWER_SECONDS
+
+
+def start(store: str, cache: Path, nbd_socket: Path, idle_seconds: float) -> None:
+    """Starts a server of the store, which ends when nobody has used it for so long; errors as of opening the store."""
+    url = location(store)
+    open_served(url, cache, ANSWER_SECONDS)
+    spawn(url, cache, nbd_socket, idle_seconds)

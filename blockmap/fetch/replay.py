@@ -1,0 +1,405 @@
+"""A bundle on its way into the cache: what a start is known to read, in the order in which it reads it.
+
+All of it is asked for at once, in ranges that grow, as far as the link holds them. Where the cache is empty they are cut
+before the head is there, so that the first data comes with it; else the head says which frames hold something new. A
+reader whose blocks come soon waits for them; one whose blocks are further down fetches its chunk itself. What does not
+come, or comes damaged, is fetched when it is read.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from contextlib import suppress
+from hashlib import sha256
+from itertools import accumulate
+
+from blockmap.errors import BlockmapError, Corrupt, FormatError
+from blockmap.fetch.cache import Cache
+from blockmap.fetch.cut import Cut, pieces
+from blockmap.fetch.plan import node_at
+from blockmap.fetch.ranges import Ranges
+from blockmap.format import BLOCK
+from blockmap.format import bundle as bundles
+from blockmap.format import node as nodes
+from blockmap.format.bundle import Head, Piece, Stem
+from blockmap.format.digest import Digest
+from blockmap.format.hint import Bundle
+from blockmap.format.node import Inner, Placement
+from blockmap.format.tree import Root
+
+_log = logging.getLogger(__name__)
+
+_FIRST_BYTES = 64 << 10
+"""Behind the head, in the same range."""
+_FIRST_BYTES_OF_FEW = 256 << 10
+"""The same where the cache holds something: most of the rest may be at hand."""
+_MOST_BYTES = 1 << 20
+_GAP_BYTES = 16 << 10
+_EMPTY_SLOTS = 64
+"""A cache with no more counts as empty: the nodes of another image are so many."""
+_MIN_UNDER_WAY_BYTES = 512 << 10
+_UNKNOWN_LINK_BYTES = 8 << 20
+"""As much is asked for at once where nothing has told of the link's rate yet: a round trip less over a fast one, and over a
+slow one the first blocks share it with later ones."""
+_ATTEMPTS = 2
+_PATIENCE_S = 2.0
+"""How long a reader waits for what was asked for: a stream that stalls must not hold it up."""
+_READY_S = 10.0
+_START_S = 60.0
+_STRAYS = 8
+"""A start that misses no more than this gets what it misses and nothing around it: nearly all that it reads comes anyway."""
+
+
+class _Frame:
+    """A frame with something new; `landed` once the cache has it, or it will not come."""
+
+    __slots__ = ("first", "landed", "last", "number", "pieces", "stems")
+
+    def __init__(self, number: int, first: int, last: int) -> None:
+        self.number = number
+        self.first, self.last = first, last  # of the ranges that bring it
+        self.stems: list[Stem] = []
+        self.pieces: list[Piece] = []
+        self.landed = threading.Event()
+
+
+class Replay:
+    """One bundle; safe to share between threads."""
+
+    def __init__(
+        self,
+        about: Bundle,
+        root: Callable[[], Root],
+        ranges: Ranges,
+        cache: Cache,
+        pool: Executor,
+        verifying: threading.Lock,
+    ) -> None:
+        """`root` is that of the volume, and may be waited for; `verifying` is held by whoever verifies."""
+        self.key = about.key
+        self.number = int(about.key.rpartition("/")[2])
+        """Of the profile."""
+        self.head: Head | None = None
+        self.failed = ""
+        """Why it ended before its time."""
+        self.bytes = self.chunks = self.damaged = 0
+        """Bytes that came; chunks that were new; damaged ones."""
+        self.waited = self.overtaken = self.strays = 0
+        """Reads that waited for what was to come soon, of what was far down, and of what the bundle does not have. Counted
+        without a lock: one may be lost."""
+        self._about, self._root = about, root
+        self._ranges, self._cache, self._pool, self._verifying = ranges, cache, pool, verifying
+        self._began = time.monotonic()
+        self._head_known, self._ended = threading.Event(), threading.Event()
+        self._changed = threading.Condition()  # guards what follows; never held across I/O
+        self._cut = Cut([])
+        self._due: list[int] = []
+        """By range: bytes until its end, in the order in which they are asked for."""
+        self._came = self._under_way_bytes = 0
+        self._waiting: list[_Frame] = []
+        """Frames that are not whole yet."""
+        self._with_nodes: list[_Frame] = []
+        self._coming: dict[bytes, tuple[_Frame, int]] = {}
+        """By chunk: the frame, and the blocks that it brings."""
+        self._places: dict[Digest, Placement] = {}
+        """Where the tree says that its nodes are."""
+        self._stems: dict[Digest, bytes] = {}
+        """Nodes that have come before their parents, of which they are known by."""
+        threading.Thread(target=self._run, name="replay", daemon=True).start()
+
+    # --- for readers
+
+    def wait(self, key: bytes, mask: int) -> bool:
+        """Whether these blocks of a chunk were to come soon, and have come."""
+        found = self._coming.get(key)
+        if found is None or mask & ~found[1]:
+            self.strays += 1
+            return False
+        frame = found[0]
+        if self._due[frame.last] - self._came > 2 * self._most_under_way():
+            self.overtaken += 1
+            return False
+        self.waited += 1
+        return frame.landed.wait(_PATIENCE_S)
+
+    def is_sparing(self) -> bool:
+        """Whether a miss is to bring nothing besides."""
+        return self.strays < _STRAYS and not self.failed and time.monotonic() - self._began < _START_S
+
+    def wait_nodes(self) -> bool:
+        """Waits for the nodes of the tree that the bundle has; whether it works so far."""
+        end = time.monotonic() + _READY_S
+        if not self._head_known.wait(_READY_S):
+            return False
+        return all(frame.landed.wait(max(end - time.monotonic(), 0)) for frame in self._with_nodes) and not self.failed
+
+    def wait_head(self, seconds: float) -> Head | None:
+        """What the bundle holds, where that is known in time."""
+        self._head_known.wait(seconds)
+        return self.head
+
+    def is_recent(self) -> bool:
+        """Whether it is under way, or brought what it could a moment ago."""
+        return not self._ended.is_set() or (not self.failed and time.monotonic() - self._began < _START_S)
+
+    def wait_end(self, seconds: float) -> bool:
+        """Whether it is over in time."""
+        return self._ended.wait(seconds)
+
+    def stop(self) -> None:
+        self._end()
+
+    def status(self) -> dict[str, object]:
+        """Counters, for people and machines."""
+        return {
+            "bundle": self.key,
+            "ended": self._ended.is_set(),
+            "failed": self.failed,
+            "bytes": self.bytes,
+            "chunks": self.chunks,
+            "damaged": self.damaged,
+            "waited": self.waited,
+            "overtaken": self.overtaken,
+            "strays": self.strays,
+        }
+
+    # --- asking for ranges
+
+    def _run(self) -> None:
+        try:
+            head = self._kept_head()
+            if head is None and self._cache.status()["slots"] <= _EMPTY_SLOTS:
+                first = self._about.table + _FIRST_BYTES
+                self._plan(pieces([(0, self._about.length)], first, _FIRST_BYTES, _MOST_BYTES))
+                self._ask()
+                return
+            have = None
+            if head is None:
+                have = self._read(0, min(self._about.table + _FIRST_BYTES_OF_FEW, self._about.length))
+                head = self._take_head(have)
+            end = len(have) if have is not None else 0
+            rest = pieces(self._new_ranges(head, end), _FIRST_BYTES, 2 * _FIRST_BYTES, _MOST_BYTES)
+            self._plan([(0, end)] * (end > 0) + list(rest))
+            self._enter(head)
+            self._ask(have)
+        except Exception as error:
+            self._fail(error)
+
+    def _plan(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self._cut = Cut(ranges)
+        self._due = list(accumulate(end - start for start, end in self._cut.ranges))
+
+    def _ask(self, have: memoryview | None = None) -> None:
+        """Asks for one range after the other, as the link has room for it; has the first where `have` is given."""
+        for number, (start, end) in enumerate(self._cut.ranges):
+            if number == 0 and have is not None:
+                self._put(0, have)
+                continue
+            with self._changed:
+                while self._under_way_bytes and self._under_way_bytes + end - start > self._most_under_way():
+                    if self._ended.is_set():
+                        return
+                    self._changed.wait()
+                self._under_way_bytes += end - start
+            self._pool.submit(self._bring, number, start, end)
+
+    def _most_under_way(self) -> int:
+        held = self._ranges.held_bytes
+        return _UNKNOWN_LINK_BYTES if held is None else max(_MIN_UNDER_WAY_BYTES, 2 * held)
+
+    def _bring(self, number: int, start: int, end: int) -> None:
+        if self._ended.is_set():
+            return
+        try:
+            data = self._read(start, end)
+            if self.head is None and number == 0:
+                self._enter(self._take_head(data))
+            with self._changed:
+                self._under_way_bytes -= end - start
+                self._changed.notify_all()
+            self._put(number, data)
+        except Exception as error:
+            self._fail(error)
+
+    def _read(self, start: int, end: int) -> memoryview:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                data = self._ranges.read(self.key, start, end, demand=False)
+                self.bytes += len(data)
+                return data
+            except BlockmapError:
+                if attempt == _ATTEMPTS or self._ended.is_set():
+                    raise
+        raise AssertionError
+
+    # --- the head
+
+    def _kept_head(self) -> Head | None:
+        """As this host had it before."""
+        data = self._cache.get(_head_key(self.key))
+        with suppress(FormatError):
+            return None if data is None else bundles.decode_head(data)
+        return None
+
+    def _take_head(self, data: memoryview) -> Head:
+        stored = data[: self._about.table]
+        try:
+            head = bundles.decode_head(stored)
+        except FormatError as error:
+            raise Corrupt(f"bundle {self.key} is damaged: {error}") from error
+        self._cache.put(_head_key(self.key), stored)
+        return head
+
+    def _new_ranges(self, head: Head, have: int) -> list[tuple[int, int]]:
+        """The frames that hold something new, without the first `have` bytes, as few ranges."""
+        self._know_root()
+        new = {piece.frame for piece in head.pieces if not self._holds(piece)}
+        new |= {stem.frame for stem in head.stems if not self._holds_node(stem)}
+        found: list[tuple[int, int]] = []
+        for number in sorted(new):
+            start, end = max(head.frames[number].offset, have), head.frames[number].end
+            if start >= end:
+                continue
+            if found and start - found[-1][1] <= _GAP_BYTES:
+                found[-1] = found[-1][0], end
+            else:
+                found.append((start, end))
+        return found
+
+    def _enter(self, head: Head) -> None:
+        """Notes what comes in which frame; from then on readers may wait for it."""
+        self._know_root()
+        frames: dict[int, _Frame] = {}
+        for number, place in enumerate(head.frames):
+            spans = self._cut.spans(place.offset, place.end)
+            if spans is not None:
+                frames[number] = _Frame(number, *spans)
+        for stem in head.stems:
+            if stem.frame in frames and not self._holds_node(stem):
+                frames[stem.frame].stems.append(stem)
+        for piece in head.pieces:
+            if piece.frame in frames and not self._holds(piece):
+                frames[piece.frame].pieces.append(piece)
+        with self._changed:
+            self.head = head
+            self._waiting = [frame for frame in frames.values() if frame.stems or frame.pieces]
+            self._with_nodes = [frame for frame in self._waiting if frame.stems]
+            for frame in self._waiting:
+                self._cut.use(frame.first, frame.last)
+                self._coming.update({piece.chunk: (frame, piece.mask) for piece in frame.pieces})
+            done = not self._waiting
+        self._head_known.set()
+        if done:
+            self._end()
+
+    def _know_root(self) -> None:
+        root = self._root()
+        if root.placement is not None:
+            self._places[root.digest] = root.placement
+
+    def _holds(self, piece: Piece) -> bool:
+        slot = self._cache.lookup(piece.chunk)
+        return slot >= 0 and not piece.mask & ~self._cache.mask(slot)
+
+    def _holds_node(self, stem: Stem) -> bool:
+        """Whether the cache has a node; learns from it where its children are."""
+        place = self._places.get(stem.node)
+        frame = None if place is None else self._cache.get(node_at(stem.node, place).key)
+        if place is None or frame is None:
+            return False
+        with suppress(FormatError):
+            self._learn(nodes.decode(frame, place.pack, stem.node))
+            return True
+        return False
+
+    # --- frames
+
+    def _put(self, number: int, data: memoryview) -> None:
+        """A range has come: opens what is whole now."""
+        with self._changed:
+            self._came += len(data)
+            self._cut.put(number, data)
+            if self.head is None:
+                return
+            here = [frame for frame in self._waiting if self._cut.is_here(frame.first, frame.last)]
+            self._waiting = [frame for frame in self._waiting if frame not in here]
+            taken = []
+            for frame in here:
+                place = self.head.frames[frame.number]
+                taken.append((frame, self._cut.take(frame.first, frame.last, place.offset, place.end)))
+        for frame, stored in taken:
+            self._open(self.head, frame, stored)
+        with self._changed:
+            done = not self._coming and not self._waiting
+        if done:
+            self._end()
+
+    def _open(self, head: Head, frame: _Frame, stored: memoryview) -> None:
+        """Gives what is in a frame to the cache."""
+        try:
+            content = memoryview(bundles.open_frame(head, frame.number, stored))
+            for stem in frame.stems:
+                self._stems[stem.node] = bytes(content[stem.offset : stem.offset + stem.length])
+            self._keep_nodes(head)
+            for piece in frame.pieces:
+                data = content[piece.offset : piece.offset + piece.mask.bit_count() * BLOCK]
+                with self._verifying:
+                    good = bundles.is_good(piece, data)
+                if good:
+                    self._cache.put(piece.chunk, bundles.spread(piece, data), piece.mask)
+                    self.chunks += 1
+                else:
+                    self.damaged += 1
+        except FormatError as error:
+            self.damaged += len(frame.pieces)
+            _log.warning("frame %d of bundle %s is damaged: %s", frame.number, self.key, error)
+        finally:
+            with self._changed:
+                for piece in frame.pieces:
+                    self._coming.pop(piece.chunk, None)
+            frame.landed.set()
+
+    def _keep_nodes(self, head: Head) -> None:
+        """Nodes go to the cache by their places, which their parents tell."""
+        for stem in head.stems if self._stems else ():
+            place = self._places.get(stem.node)
+            frame = None if place is None else self._stems.pop(stem.node, None)
+            if place is None or frame is None:
+                continue
+            try:
+                self._learn(nodes.decode(frame, place.pack, stem.node))
+                self._cache.put(node_at(stem.node, place).key, frame)
+            except FormatError:
+                self.damaged += 1
+
+    def _learn(self, node: nodes.Node) -> None:
+        if isinstance(node, Inner):
+            for child, place in zip(node.children, node.placements, strict=True):
+                if place is not None:
+                    self._places[child] = place
+
+    # --- the end
+
+    def _fail(self, error: Exception) -> None:
+        if not self._ended.is_set():
+            self.failed = str(error) or repr(error)
+            _log.warning("the start is slower than it could be, its bundle %s does not come: %s", self.key, self.failed)
+        self._end()
+
+    def _end(self) -> None:
+        """Lets go of all that wait."""
+        self._ended.set()
+        with self._changed:
+            waiting, self._waiting = self._waiting, []
+            self._coming.clear()
+            self._changed.notify_all()
+        for frame in waiting:
+            frame.landed.set()
+        self._head_known.set()
+
+
+def _head_key(key: str) -> bytes:
+    """What the cache knows the head of a bundle by."""
+    return sha256(b"bundle" + key.encode()).digest()

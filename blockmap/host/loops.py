@@ -1,0 +1,91 @@
+"""Loop devices, by the kernel's own calls: a program for each step would cost more time than the steps (loop(4))."""
+
+import errno
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+from blockmap.errors import HostError
+
+_CLEAR = 0x4C01
+_SET_BLOCK_SIZE = 0x4C09
+_CONFIGURE = 0x4C0A
+_GET_FREE = 0x4C82
+_READ_ONLY = 1
+_DIRECT_IO = 16
+_NAME_BYTES = 64
+_CONFIG = struct.Struct(f"=II40x12xI{_NAME_BYTES}s176x")
+"""struct loop_config of <linux/loop.h>: file, block size, flags, name; the rest zero."""
+_TRIES = 64
+"""Others may take the device that was found free."""
+SECTOR_BYTES = 4096
+"""With smaller ones, mounting ext4 changes the block size of the device, which drops all that its page cache holds."""
+SMALL_SECTOR_BYTES = 512
+
+
+def attach(file: Path) -> str:
+    """A new read-only loop device with direct I/O that shows a file: its path; HostError."""
+    try:
+        backing = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _attach(backing, os.fsencode(file)[: _NAME_BYTES - 1])
+        finally:
+            os.close(backing)
+    except OSError as error:
+        raise HostError(f"the kernel makes no loop device of {file}: {error.strerror}") from error
+
+
+def detach(device: str) -> None:
+    """Lets go of the file behind a loop device, at once or when it is no longer used; HostError."""
+    try:
+        _control(device, _CLEAR, 0)
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.ENOENT):
+            raise HostError(f"loop device {device} cannot be detached: {error.strerror}") from error
+
+
+def set_small_sectors(device: str) -> None:
+    """For file systems with blocks of less than 4096 bytes; HostError."""
+    try:
+        _control(device, _SET_BLOCK_SIZE, SMALL_SECTOR_BYTES)
+    except OSError as error:
+        raise HostError(f"the sectors of {device} cannot be changed: {error.strerror}") from error
+
+
+def showing(file: str) -> list[str]:
+    """The loop devices that show a file."""
+    found = []
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            text = backing.read_text()
+        except OSError:
+            continue  # let go of meanwhile
+        if text.removesuffix("\n") == file:
+            found.append(f"/dev/{backing.parts[3]}")
+    return found
+
+
+def _attach(backing: int, name: bytes) -> str:
+    config = _CONFIG.pack(backing, SECTOR_BYTES, _READ_ONLY | _DIRECT_IO, name)
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for attempt in range(_TRIES):
+            device = f"/dev/loop{fcntl.ioctl(control, _GET_FREE)}"
+            try:
+                _control(device, _CONFIGURE, config)
+                return device
+            except OSError as error:
+                if error.errno != errno.EBUSY or attempt == _TRIES - 1:
+                    raise
+    finally:
+        os.close(control)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _control(device: str, request: int, argument: int | bytes) -> None:
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, request, argument)
+    finally:
+        os.close(fd)
