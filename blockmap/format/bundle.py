@@ -137,20 +137,30 @@ def encode(
     `nodes` are names and stored forms, parents first; `chunks` are names, masks of the blocks to take, and whole contents,
     in first-touch order.
     """
-    frames: list[bytearray] = [bytearray()]
+    encoder = codec.Encoder()
+    stored: list[tuple[int, bytes | memoryview]] = []
+    raws: list[int] = []
+    frame = bytearray()
     limit = _FIRST_FRAME_BYTES
     entries, masks, blocks, absent = [], [], bytearray(), []
 
+    def close() -> None:
+        """Compresses a frame as soon as it is full: the bundle is in memory only as it is stored."""
+        if frame:
+            stored.append(encoder.encode(bytes(frame)))
+            raws.append(len(frame))
+            frame.clear()
+
     def put(name: Digest, data: bytes) -> None:
         nonlocal limit
-        if frames[-1] and len(frames[-1]) + len(data) > limit:
-            frames.append(bytearray())
+        if frame and len(frame) + len(data) > limit:
+            close()
             limit = min(2 * limit, _FRAME_BYTES)
-        entries.append(_ENTRY.pack(name, len(frames) - 1, len(frames[-1]), len(data)))
-        frames[-1] += data
+        entries.append(_ENTRY.pack(name, len(stored), len(frame), len(data)))
+        frame.extend(data)
 
-    for name, frame in nodes:
-        put(name, frame)
+    for name, node in nodes:
+        put(name, node)
     for name, mask, content in chunks:
         count = len(content) // BLOCK
         digests = held_block_digests(content)
@@ -159,9 +169,7 @@ def encode(
         masks.append(mask)
         blocks.append(count - 1)
         absent += [digests[at * DIGEST_BYTES :][:DIGEST_BYTES] for at in range(count) if not mask >> at & 1]
-    encoder = codec.Encoder()
-    stored = [encoder.encode(bytes(frame)) for frame in frames if frame]
-    raws = [len(frame) for frame in frames if frame]
+    close()
     listed = _encode_readings(readings)
     packed = encoder.compress(listed)
     tables = b"".join(
