@@ -11,6 +11,7 @@ from blockmap.format.tree import Root
 from blockmap.image.ext4.lookup import Lookup
 from blockmap.learn import bundles
 from blockmap.learn.carry import carry, readings
+from blockmap.learn.gaps import filled
 from blockmap.learn.layout import Layout
 from blockmap.learn.profiles import ProfileLog
 from blockmap.learn.stored import layout_of
@@ -59,7 +60,7 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: Layout, profi
     items = carry_to(repository, root, layout, profile.items, profile.root)
     if not items:
         return None
-    parts, _ = bundles.build(repository, root, readings(items), layout.blocks)
+    parts, _ = bundles.build(repository, root, readings(filled(items, layout)), layout.blocks)
     log.put_bundle(version, profile.label, profile.n, parts)
     return Made(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
 

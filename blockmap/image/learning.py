@@ -13,6 +13,7 @@ from blockmap.format.profile import Item, Profile
 from blockmap.format.trace import Trace
 from blockmap.format.tree import Root
 from blockmap.image.bundling import Made, carry_to, put_bundle
+from blockmap.learn.gaps import filled
 from blockmap.learn.kept import LocalProfiles
 from blockmap.learn.layout import Layout
 from blockmap.learn.merge import Merged, Start, merge, outside
@@ -113,7 +114,8 @@ class Learner:
             items = self._items(touches(trace, self._layout(root)), root.digest)
             prefilled = None
             if head.profile:
-                prefilled = self._carried(self._log.get(head.repo, head.label, head.profile))
+                replayed = self._carried(self._log.get(head.repo, head.label, head.profile))
+                prefilled = filled(replayed, self._layout(self._subject.root))
         except BlockmapError as error:
             self._warn(f"the trace of {head.repo} begun at {head.started_us} is not used: {error}")
             return None
