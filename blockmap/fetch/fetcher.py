@@ -42,7 +42,7 @@ _NEIGHBOUR_THREADS = 4
 _WANT_THREADS = 4
 _DEMAND_THREADS = 16
 """For further ranges of one read: reader threads do the rest."""
-_BUNDLE_THREADS = 12
+_BUNDLE_THREADS = 16
 _REPLAYS_KEPT = 64
 _MAX_QUEUED = 16
 _PATROL_S = 0.5
