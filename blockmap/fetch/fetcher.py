@@ -43,7 +43,7 @@ _NEIGHBOUR_THREADS = 4
 _WANT_THREADS = 4
 _DEMAND_THREADS = 16
 """For further ranges of one read: reader threads do the rest."""
-_BUNDLE_REQUESTS = 12
+_BUNDLE_REQUESTS = 16
 """Of all bundles, at once."""
 _REPLAYS_KEPT = 64
 _MAX_QUEUED = 16

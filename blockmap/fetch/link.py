@@ -42,8 +42,9 @@ class Link:
 
     @property
     def is_known(self) -> bool:
-        """Whether a request was long enough to tell of the rate."""
-        return bool(self._rates)
+        """Whether the rate is known: the first of many that come at once tell of a part of it, since what has come of the
+        others is not known until they end."""
+        return len(self._rates) >= _RATES // 2
 
     @property
     def window_bytes(self) -> int:

@@ -41,7 +41,7 @@ _GAP_BYTES = 16 << 10
 _EMPTY_SLOTS = 64
 """A cache with no more counts as empty: the nodes of another image are so many."""
 _MIN_UNDER_WAY_BYTES = 512 << 10
-_UNKNOWN_LINK_BYTES = 8 << 20
+_UNKNOWN_LINK_BYTES = 16 << 20
 """As much is asked for at once where nothing has told of the link's rate yet: a round trip less over a fast one, and over a
 slow one the first blocks share it with later ones."""
 _ATTEMPTS = 2
@@ -319,7 +319,8 @@ class Replay:
         with self._changed:
             self.head = head
             self._waiting = [frame for frame in frames.values() if frame.stems or frame.pieces]
-            self._with_nodes = [frame for frame in self._waiting if frame.stems]
+            first = min((piece.frame for piece in head.pieces), default=len(head.frames))
+            self._with_nodes = [frame for frame in self._waiting if frame.stems and frame.number <= first]
             for frame in self._waiting:
                 self._cut.use(frame.first, frame.last)
                 self._coming.update({piece.chunk: (frame, piece.mask) for piece in frame.pieces})

@@ -9,7 +9,8 @@ from blockmap.errors import BlockmapError
 
 _log = logging.getLogger(__name__)
 
-_CONNECTIONS = 4
+_CONNECTIONS = 16
+"""A bundle is asked for in so many ranges at once, and comes a round trip later over a connection that is new."""
 _EVERY_S = 15.0
 """Common servers close after 60 to 75 s, some load balancers after 20."""
 

@@ -22,10 +22,11 @@
     ..      32    -       SHA-256 of all before: the end of the head
     ..      -     -       frames
 
-A chunk's blocks lie one after the other in one frame. They are verified with the digests of those that are absent, a node by
-its own. The reading list says where the same blocks are in the volume, in first-touch order, and of which files, for
-whoever warms the kernel: count u32, paths u32, then an array each of start u64, blocks u32, path u32 (1 + its index, 0
-for none) and at u32 (block of the file); then each path as length u16 and bytes. Little-endian.
+Nodes above the chunks are in the first frames, further ones in the last. A chunk's blocks lie one after the other in one
+frame. They are verified with the digests of those that are absent, a node by its own. The reading list says where the same
+blocks are in the volume, in first-touch order, and of which files, for whoever warms the kernel: count u32, paths u32, then
+an array each of start u64, blocks u32, path u32 (1 + its index, 0 for none) and at u32 (block of the file); then each path
+as length u16 and bytes. Little-endian.
 """
 
 import struct
@@ -131,48 +132,62 @@ def encode(
     readings: Sequence[Reading],
     image_blocks: int,
     salt: bytes,
+    further: Sequence[tuple[Digest, bytes]] = (),
 ) -> tuple[list[bytes], int]:
     """The parts of a bundle, and the bytes of its head.
 
     `nodes` are names and stored forms, parents first; `chunks` are names, masks of the blocks to take, and whole contents,
-    in first-touch order.
+    in first-touch order; `further` nodes come last, for whoever reads something else.
     """
-    frames: list[bytearray] = [bytearray()]
+    encoder = codec.Encoder()
+    stored: list[tuple[int, bytes | memoryview]] = []
+    raws: list[int] = []
+    frame = bytearray()
     limit = _FIRST_FRAME_BYTES
-    entries, masks, blocks, absent = [], [], bytearray(), []
+    stems: list[bytes] = []
+    pieces: list[bytes] = []
+    masks, blocks, absent = [], bytearray(), []
 
-    def put(name: Digest, data: bytes) -> None:
+    def close() -> None:
+        """Compresses a frame as soon as it is full: the bundle is in memory only as it is stored."""
+        if frame:
+            stored.append(encoder.encode(bytes(frame)))
+            raws.append(len(frame))
+            frame.clear()
+
+    def put(entries: list[bytes], name: Digest, data: bytes) -> None:
         nonlocal limit
-        if frames[-1] and len(frames[-1]) + len(data) > limit:
-            frames.append(bytearray())
+        if frame and len(frame) + len(data) > limit:
+            close()
             limit = min(2 * limit, _FRAME_BYTES)
-        entries.append(_ENTRY.pack(name, len(frames) - 1, len(frames[-1]), len(data)))
-        frames[-1] += data
+        entries.append(_ENTRY.pack(name, len(stored), len(frame), len(data)))
+        frame.extend(data)
 
-    for name, frame in nodes:
-        put(name, frame)
+    for name, node in nodes:
+        put(stems, name, node)
     for name, mask, content in chunks:
         count = len(content) // BLOCK
         digests = held_block_digests(content)
         there = [at for at in range(count) if mask >> at & 1]
-        put(name, b"".join(content[at * BLOCK : (at + 1) * BLOCK] for at in there))
+        put(pieces, name, b"".join(content[at * BLOCK : (at + 1) * BLOCK] for at in there))
         masks.append(mask)
         blocks.append(count - 1)
         absent += [digests[at * DIGEST_BYTES :][:DIGEST_BYTES] for at in range(count) if not mask >> at & 1]
-    encoder = codec.Encoder()
-    stored = [encoder.encode(bytes(frame)) for frame in frames if frame]
-    raws = [len(frame) for frame in frames if frame]
+    for name, node in further:
+        put(stems, name, node)
+    close()
     listed = _encode_readings(readings)
     packed = encoder.compress(listed)
     tables = b"".join(
         (
-            _COUNTS.pack(len(nodes), len(absent), len(packed), len(listed), image_blocks),
+            _COUNTS.pack(len(stems), len(absent), len(packed), len(listed), image_blocks),
             blocks,
             np.array(masks, "<u8").tobytes(),
             *absent,
             packed,
         )
     )
+    entries = [*stems, *pieces]
     offset = length = _HEAD.size + len(entries) * _ENTRY.size + len(stored) * _FRAME.size + len(tables) + DIGEST_BYTES
     table = []
     for (kind, data), raw in zip(stored, raws, strict=True):

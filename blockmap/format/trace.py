@@ -9,7 +9,7 @@
     8       8     u64   when the export was opened, microseconds since 1970
     16      8     u64   bytes of the volume
     24      4     u32   milliseconds from the open until the program was ready; 0 where nobody said
-    28      4     u32   number of the profile that was replayed; 0 for none
+    28      4     u32   number of the profile that the kernel was warmed with; 0 for none
     32      32    -     digest of the version
     64      32    -     digest of the volume's root
     96      64    s     label, filled up with zeros
@@ -75,7 +75,8 @@ class Head:
     end: End = End.OPEN
     ready_ms: int = 0
     profile: int = 0
-    """Number of the profile that was replayed, whose ranges say nothing about what this start needs; 0 for none."""
+    """Number of the profile that the kernel was warmed with, whose ranges say nothing about what the start needs; 0 for
+    none."""
 
     @property
     def is_evidence(self) -> bool:

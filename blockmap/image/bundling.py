@@ -4,13 +4,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blockmap.errors import BlockmapError, ImageError
+from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound
 from blockmap.format.digest import Digest
 from blockmap.format.profile import Item, Profile
 from blockmap.format.tree import Root
 from blockmap.image.ext4.lookup import Lookup
 from blockmap.learn import bundles
 from blockmap.learn.carry import carry, readings
+from blockmap.learn.gaps import filled
 from blockmap.learn.layout import Layout
 from blockmap.learn.profiles import ProfileLog
 from blockmap.learn.stored import layout_of
@@ -43,7 +44,12 @@ def carry_to(repository: Repository, root: Root, layout: Layout, items: Sequence
     except ImageError as error:
         _log.info("profiles are carried without the file system's own blocks: %s", error)
         lookup = None
-    return carry(items, source, layout, lookup)
+    try:
+        sizes = {file.path: file.size for file in repository.file_map(source)}
+    except (NotFound, Corrupt) as error:
+        _log.info("files that grew are carried as they were: %s", error)
+        sizes = {}
+    return carry(items, source, layout, lookup, sizes)
 
 
 def put_bundle(store: Writer, version: Digest, root: Root, layout: Layout, profile: Profile) -> Made | None:
@@ -54,7 +60,7 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: Layout, profi
     items = carry_to(repository, root, layout, profile.items, profile.root)
     if not items:
         return None
-    parts, _ = bundles.build(repository, root, readings(items), layout.blocks)
+    parts, _ = bundles.build(repository, root, readings(filled(items, layout)), layout.blocks)
     log.put_bundle(version, profile.label, profile.n, parts)
     return Made(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
 

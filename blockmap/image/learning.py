@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockmap.errors import BlockmapError, NotFound, StoreReadOnly
+from blockmap.errors import BlockmapError, Corrupt, NotFound, StoreReadOnly
 from blockmap.format.digest import Digest
 from blockmap.format.entry import root_of
 from blockmap.format.profile import Item, Profile
 from blockmap.format.trace import Trace
 from blockmap.format.tree import Root
 from blockmap.image.bundling import Made, carry_to, put_bundle
+from blockmap.learn.gaps import filled
 from blockmap.learn.kept import LocalProfiles
 from blockmap.learn.layout import Layout
 from blockmap.learn.merge import Merged, Start, merge, outside
@@ -93,9 +94,14 @@ class Learner:
         return new / total if total else 0.0
 
     def known(self) -> Profile | None:
-        """The newest profile, of this host alone where that is newer."""
+        """The newest profile, of this host alone where that is newer; a damaged one is none, so that the next is whole."""
         repo, label = self._subject.repo, self._subject.label
-        shared, own = self._log.newest(repo, label), self._local.get(repo, label)
+        try:
+            shared = self._log.newest(repo, label)
+        except Corrupt as error:
+            self._warn(f"what was learnt before is not used: {error}")
+            shared = None
+        own = self._local.get(repo, label)
         return own if own is not None and (shared is None or own.time > shared.time) else shared
 
     def _start(self, trace: Trace) -> Start | None:
@@ -108,7 +114,8 @@ class Learner:
             items = self._items(touches(trace, self._layout(root)), root.digest)
             prefilled = None
             if head.profile:
-                prefilled = self._carried(self._log.get(head.repo, head.label, head.profile))
+                replayed = self._carried(self._log.get(head.repo, head.label, head.profile))
+                prefilled = filled(replayed, self._layout(self._subject.root))
         except BlockmapError as error:
             self._warn(f"the trace of {head.repo} begun at {head.started_us} is not used: {error}")
             return None

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 from blockmap.fetch.plan import chunk_at
-from blockmap.format import bundle
+from blockmap.format import BLOCK, bundle
 from blockmap.format.bundle import Reading
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
@@ -18,6 +18,9 @@ from blockmap.store.repository import Repository, open_chunk
 _BATCH_BYTES = 32 << 20
 """Of chunks, after decompression: what is in memory besides the bundle."""
 
+_FURTHER_SHARE = 0.02
+"""Of what starts read: so many bytes of the tree's other leaves come along, so that what is missed takes one round trip."""
+
 
 def build(
     repository: Repository, root: Root, readings: Sequence[Reading], image_blocks: int
@@ -27,7 +30,8 @@ def build(
     `image_blocks` are the blocks of data of the whole volume.
     """
     spans = {span for own in readings for span in range(own.start // SPAN, (own.start + own.blocks - 1) // SPAN + 1)}
-    above = nodes(repository, root, spans)
+    every = nodes(repository, root)
+    above = [own for own in every if not isinstance(own.node, Leaf) or own.span in spans]
     leaves = {own.span: own.node for own in above if isinstance(own.node, Leaf)}
     extents = [extent for span, leaf in sorted(leaves.items()) for extent in leaf.extents(span * SPAN)]
     places = {
@@ -36,9 +40,12 @@ def build(
         for chunk, place in zip(leaf.chunks, leaf.placements, strict=True)
         if place is not None
     }
-    stems = list(dict.fromkeys((own.name, own.frame) for own in above))
+    stems = dict.fromkeys((own.name, own.frame) for own in above)
+    further = [each for each in dict.fromkeys((own.name, own.frame) for own in every) if each not in stems]
+    if sum(len(frame) for _, frame in further) > _FURTHER_SHARE * BLOCK * sum(own.blocks for own in readings):
+        further = []
     chunks = _chunks(repository, _masks(readings, extents), places)
-    return bundle.encode(stems, chunks, readings, image_blocks, secrets.token_bytes(16))
+    return bundle.encode(list(stems), chunks, readings, image_blocks, secrets.token_bytes(16), further)
 
 
 def _masks(readings: Sequence[Reading], extents: Sequence[Extent]) -> dict[Digest, int]:

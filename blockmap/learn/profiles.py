@@ -9,6 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from blockmap.errors import AlreadyExists, BlockmapError, Corrupt, FormatError, NotFound, StoreUnavailable
@@ -59,12 +60,13 @@ class ProfileReader:
             raise Corrupt(f"profile {n} of {repo}+{label} is damaged: {error}") from error
 
     def latest_by(self, host: str, repo: str, label: str) -> Profile | None:
-        """The newest profile that a host published, among the last few."""
+        """The newest profile that a host published, among the last few; damaged ones are passed over."""
         newest = self.number(repo, label)
         for n in range(newest, max(newest - _LAST, 0), -1):
-            found = self.get(repo, label, n)
-            if found.host == host:
-                return found
+            with suppress(Corrupt):
+                found = self.get(repo, label, n)
+                if found.host == host:
+                    return found
         return None
 
     def labels(self, repo: str) -> dict[str, int]:

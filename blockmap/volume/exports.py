@@ -110,10 +110,18 @@ class Exports:
         return found.version.config
 
     def readings(self, export: str) -> tuple[int, list[Reading]]:
-        """The profile that is replayed for an export, and what its starts read, in order; 0 and nothing without one."""
-        replay = self._find(export).replay
+        """The profile that is replayed for an export, and what its starts read, in order, for the kernel of a new device to
+        be warmed with; 0 and nothing without one."""
+        found = self._find(export)
+        replay = found.replay
         head = None if replay is None else replay.wait_head(_HEAD_SECONDS)
-        return (0, []) if replay is None or head is None else (replay.number, head.readings)
+        if replay is None or head is None:
+            return 0, []
+        with self._lock:
+            for (name, _), view in self._views.items():
+                if name == found.name:
+                    view.profile = replay.number
+        return replay.number, head.readings
 
     def hydrate(self, export: str) -> None:
         """Begins to bring all of an export into the cache; NotFound, UsageError, StoreError, Corrupt."""

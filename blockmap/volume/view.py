@@ -47,6 +47,8 @@ class View:
         """Bytes."""
         self.replay: Replay | None = None
         """What is brought for its start."""
+        self.profile = 0
+        """Number of the profile that whoever warms the kernel was told of: what the kernel has then is read of no view."""
         self._fetcher = fetcher
         self._cache = fetcher.cache
         self._patience = patience
@@ -122,11 +124,6 @@ class View:
             wanted = [i for i in range(len(starts)) if base + starts[i] < offset + count and base + ends[i] > offset]
             if leaf is not None and wanted:
                 self._fetcher.want(chunks_of(leaf, wanted[0], wanted[-1] + 1))
-
-    @property
-    def profile(self) -> int:
-        """Number of the profile that was replayed; 0 for none."""
-        return self.replay.number if self.replay is not None else 0
 
     @property
     def waiting(self) -> int:

@@ -164,6 +164,20 @@ def test_a_server_publishes_only_what_it_learnt(site: Site) -> None:
     assert {item.path for item in found.items} == {b"usr/file-1", b"usr/file-2", b"usr/file-7"}
 
 
+def test_a_damaged_profile_is_followed_by_a_whole_one(site: Site) -> None:
+    site.start(1, [b"usr/file-1"])
+    site.call("profile", "build", "app:1")
+    (path,) = (site.store / "profiles").rglob("0*1")
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    site.start(2**50, [b"usr/file-2"])
+    said = site.call("profile", "build", "app:1")
+    assert "what was learnt before is not used" in said
+    found = ProfileReader(open_store(str(site.store))[0]).newest("app", "default")
+    assert found is not None
+    assert {item.path for item in found.items} == {b"usr/file-1", b"usr/file-2"}
+
+
 def test_warm_starts_alone_are_a_guess(site: Site) -> None:
     warm = site.start(1, [b"usr/file-7"], flags=0)
     assert "no start was on a host that had nothing" in site.call("profile", "build", "app:1", warm)

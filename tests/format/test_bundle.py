@@ -14,7 +14,7 @@ from blockmap.format.digest import Digest, block_digests, chunk_digest
 SALT = bytes(range(16))
 NODES = [(Digest(b"n" * 32), b"inner node"), (Digest(b"m" * 32), b"leaf" * 50)]
 READINGS = [Reading(0, 3, None, 0), Reading(70, 64, b"bin/sh", 5), Reading(1 << 39, 1, b"\xff", 0)]
-GOLDEN = "ec344ea49a8e977f98981d7d2042c2483f84989c06ee2409720d2f855fb19266"
+GOLDEN = "8b6e5a83e852406498fc9691722cea8f66c2dee07611f200a77ae5672ee2302e"
 Chunk = tuple[Digest, int, bytes]
 
 
@@ -24,7 +24,7 @@ def chunk(seed: int, blocks: int, mask: int, fill: bool = False) -> Chunk:
 
 
 def made(chunks: list[Chunk]) -> tuple[bytes, int]:
-    parts, length = bundle.encode(NODES, chunks, READINGS, SALT)
+    parts, length = bundle.encode(NODES, chunks, READINGS, 1 << 30, SALT)
     return b"".join(parts), length
 
 
@@ -61,6 +61,7 @@ def test_what_is_put_in_comes_out(data: st.DataObject) -> None:
     head = bundle.decode_head(whole[:length])
     assert head.end == len(whole)
     assert head.readings == READINGS
+    assert head.image_blocks == 1 << 30
     assert [own.node for own in head.stems] == [name for name, _ in NODES]
     assert [(own.chunk, own.mask) for own in head.pieces] == [(name, mask) for name, mask, _ in chunks]
     assert contents(whole, length) == ([frame for _, frame in NODES], [expected(own) for own in chunks])
@@ -68,7 +69,7 @@ def test_what_is_put_in_comes_out(data: st.DataObject) -> None:
 
 
 def test_nothing_is_a_bundle_too() -> None:
-    parts, length = bundle.encode([], [], [], SALT)
+    parts, length = bundle.encode([], [], [], 0, SALT)
     whole = b"".join(parts)
     assert bundle.decode_head(whole).end == length == len(whole)
     assert bundle.measure(lambda start, end: whole[start:end]) == (length, length)

@@ -135,7 +135,7 @@ LAYER = layer.LayerRecord(NAME, NAME, 1, 6000, zstandard.ZstdCompressor().compre
 ITEMS = [profile.Item(at, 2, CHUNKS[at][0], 1, b"bin/sh", at, at, 1) for at in range(3)]
 PROFILE = profile.Profile("redis", "default", 1, NAME, NAME, 1, ITEMS, "host", 17, "00")
 READINGS = [bundle.Reading(at, 2, b"bin/sh", at) for at in range(3)]
-BUNDLE, _ = bundle.encode([(NAME, b"frame")], [(NAME, 0b101, bytes(4 * 4096))], READINGS, bytes(16))
+BUNDLE, _ = bundle.encode([(NAME, b"frame")], [(NAME, 0b101, bytes(4 * 4096))], READINGS, 1 << 30, bytes(16))
 TRACE = trace.encode_head(trace.Head("redis", "default", NAME, NAME, 1 << 30, 17)) + trace.RECORD.pack(1, 4096, 0)
 
 PARSERS = {

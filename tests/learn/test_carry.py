@@ -39,6 +39,15 @@ def test_a_file_is_found_by_its_path_and_clamped() -> None:
     assert readings(found)[0] == Reading(202, 3, b"bin/sh", 0)
 
 
+def test_what_was_read_to_the_end_of_a_file_is_read_to_its_new_end() -> None:
+    items = touches(trace_of([blocks(26, 4), blocks(100, 7)]), layout())
+    new = layout([Extent(200, 64, digest("x"), 64, 0)], [File(b"bin/sh", 40 * BLOCK, [(200, 40)])], OTHER)
+    sizes = {b"bin/sh": 25 * BLOCK - 5}
+    assert [(i.at, i.blocks) for i in carry(items, ROOT, new, sizes=sizes)] == [(14, 18)]
+    assert [(i.at, i.blocks) for i in carry(items, ROOT, new, sizes={b"bin/sh": 99 * BLOCK})] == [(14, 11)]
+    assert [(i.at, i.blocks) for i in carry(items[:1], ROOT, new, sizes=sizes)] == [(14, 4)]
+
+
 def test_a_file_that_moved_is_found_by_its_chunk() -> None:
     items = touches(trace_of([blocks(12, 18)]), layout())
     new = layout([Extent(700, 30, digest("a"), 64, 4)], [File(b"usr/bin/sh", 30 * BLOCK, [(700, 30)])], OTHER)

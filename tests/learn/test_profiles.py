@@ -99,10 +99,11 @@ def test_a_bundle_holds_what_is_read_and_nothing_else() -> None:
     root = building.publish(store, PIECES, SIZE)
     model = building.model(PIECES, SIZE)
     repository = Repository(store)
-    parts, length = bundles.build(repository, root, READINGS)
+    parts, length = bundles.build(repository, root, READINGS, 1000)
     data = b"".join(parts)
     head = bundle.decode_head(data[:length])
     assert head.readings == READINGS
+    assert head.image_blocks == 1000
     frames = [bundle.open_frame(head, at, data[own.offset : own.end]) for at, own in enumerate(head.frames)]
     held: dict[bytes, tuple[int, bytes]] = {}
     for piece in head.pieces:
@@ -131,7 +132,7 @@ def test_a_bundle_holds_what_is_read_and_nothing_else() -> None:
 def test_only_nodes_above_what_is_read_are_there() -> None:
     store = MemoryStore()
     root = building.publish(store, PIECES, SIZE)
-    parts, length = bundles.build(Repository(store), root, [Reading(9001, 1, None, 0)])
+    parts, length = bundles.build(Repository(store), root, [Reading(9001, 1, None, 0)], 1000)
     head = bundle.decode_head(b"".join(parts)[:length])
     assert len(head.stems) == 2
     assert len(head.pieces) == 1
@@ -144,7 +145,7 @@ def test_the_hints_of_names_say_where_the_newest_bundles_are() -> None:
     building.name(store, root, REPO, "also")
     building.name(store, root, "other", "1")
     log, names = ProfileLog(store), NameLog(store)
-    parts, length = bundles.build(Repository(store), root, READINGS)
+    parts, length = bundles.build(Repository(store), root, READINGS, 1000)
     assert log.put_bundle(version.name, LABEL, 1, parts)
     assert log.put_bundle(version.name, LABEL, 2, parts)
     assert not log.put_bundle(version.name, LABEL, 2, [b"another"])
@@ -163,7 +164,7 @@ def test_a_name_that_moves_tells_the_bundles_of_its_new_version() -> None:
     store = MemoryStore()
     one, two = (building.publish(store, pieces, SIZE) for pieces in (PIECES, PIECES[:2]))
     first = building.name(store, one, REPO, "1")
-    ProfileLog(store).put_bundle(first.name, LABEL, 1, bundles.build(Repository(store), one, READINGS)[0])
+    ProfileLog(store).put_bundle(first.name, LABEL, 1, bundles.build(Repository(store), one, READINGS, 1000)[0])
     ProfileLog(store).advise(REPO, first.name)
     names = NameLog(store)
     building.name(store, two, REPO, "1")

@@ -111,7 +111,7 @@ def test_what_a_bundle_has_is_read_without_any_other_request(store: MemoryStore,
     with viewed(watched, root, tmp_path, about) as view:
         assert view.replay is not None
         assert view.replay.wait_nodes()
-        assert view.profile == 3
+        assert view.replay.number == 3
         for block in WANTED:
             assert read(view, block) == expected(block)
         assert view.replay.wait_end(30)
@@ -162,7 +162,8 @@ def test_the_head_is_kept_and_what_is_at_hand_is_left_out(store: MemoryStore, ro
 def test_a_reader_waits_for_what_is_under_way_and_fetches_what_is_not(
     store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blockmap.fetch.replay._MIN_UNDER_WAY_BYTES", 0)  # one range after the other
+    for limit in ("_MIN_UNDER_WAY_BYTES", "_UNKNOWN_LINK_BYTES"):  # one range after the other
+        monkeypatch.setattr(f"blockmap.fetch.replay.{limit}", 0)
     about = bundled(store, root, list(range(BLOCKS)))
     held: list[int] = []
 

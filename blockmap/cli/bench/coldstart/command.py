@@ -17,7 +17,7 @@ from blockmap.cli.bench.coldstart.plan import Step, interleave
 from blockmap.cli.bench.coldstart.prices import Prices
 from blockmap.cli.bench.coldstart.processes import calm
 from blockmap.cli.bench.coldstart.recording import record
-from blockmap.cli.bench.coldstart.report import CAVEATS, Figures, beside, details, of_openings, of_starts, row
+from blockmap.cli.bench.coldstart.report import CAVEATS, Figures, against, beside, details, of_openings, of_starts, row
 from blockmap.cli.bench.coldstart.rows import all_rows
 from blockmap.cli.bench.coldstart.runs import Bench, Start, start
 from blockmap.cli.bench.coldstart.shared import find_shared, need_image, need_programs
@@ -126,6 +126,7 @@ def coldstart(
         "rows": [row(each, rtts, prices) for each in figures],
         "summary": [
             *beside(starts, [ways[key].name for key in ("blockmap", "resident", "profile")], ways["qemu"].name),
+            *against(starts, ways["profile"].name, ways["local"].name, ways["pull"].name, mbit),
             *(failure for each in figures for failure in each.failures),
         ],
         "details": [details(each) for each in figures],

@@ -120,6 +120,30 @@ def beside(figures: Sequence[Figures], own: Sequence[str], peer: str) -> list[st
     return found
 
 
+def against(figures: Sequence[Figures], own: str, floor: str, pull: str, mbit: float) -> list[str]:
+    """Sentences: for each image and RTT, our way beside what it cannot be faster than (local disk, two round trips, and its
+    bytes at the link's rate), and beside a pull."""
+    by_way = {(each.image, each.way): each for each in figures}
+    found = []
+    for each in figures:
+        local, pulled = by_way.get((each.image, floor)), by_way.get((each.image, pull))
+        if each.way != own:
+            continue
+        for rtt, seconds in sorted((rtt, seconds) for rtt, seconds in each.ready_s.items() if rtt is not None):
+            ready = median(seconds)
+            sent = median(sum(request.sent_bytes for request in one) for one in each.requests[rtt])
+            wire = sent * 8e-6 / mbit if mbit else 0.0
+            parts = []
+            if local is not None and local.ready_s:
+                least = median(local.ready_s[None]) + 2 * rtt / 1000 + wire
+                parts.append(f"{ready / least:.2f} of local + 2 RTT + {sent / 1e6:.1f} MB on the wire ({least:.2f} s)")
+            if pulled is not None and pulled.ready_s.get(rtt):
+                parts.append(f"{ready / median(pulled.ready_s[rtt]):.2f} of a pull")
+            if parts:
+                found.append(f"{each.image}: {each.way} at {rtt:g} ms takes {ready:.2f} s, {' and '.join(parts)}")
+    return found
+
+
 def details(figures: Figures) -> dict[str, Any]:
     """For machines: every measurement."""
     slope = theil_sen(_points(figures))
