@@ -25,7 +25,7 @@ _log = logging.getLogger("blockmap")
 
 _LEVELS = {
     "cache": {"bytes", "cap_bytes", "pinned_bytes", "slots"},
-    "fetch": {"away", "bytes_per_s", "rtt_us"},
+    "fetch": {"away", "bundles_running", "bytes_per_s", "rtt_us"},
     "traces": {"running"},
     "learn": {"running"},
 }
@@ -53,6 +53,7 @@ class StatusCollector(Collector):
         yield from _open_exports(status["exports"])
         yield from _reads(status["reads"])
         yield from _remote(status["remote"])
+        yield from _hydrations(status["hydrations"])
         for part, about in _PARTS.items():
             yield from _numbers(part, about, status[part])
 
@@ -106,6 +107,21 @@ def _remote(remote: dict[str, Any]) -> Iterator[Metric]:
         size.add_metric([op], each["bytes"])
         latency.add_metric([op], *_histogram(each["latency"]))
     yield from (requests, size, latency)
+
+
+def _hydrations(hydrations: list[dict[str, Any]]) -> Iterator[Metric]:
+    running = GaugeMetricFamily(
+        "blockmap_hydration_running", "Whether all of an image is being brought", labels=["export"]
+    )
+    size = GaugeMetricFamily(
+        "blockmap_hydration", "Of an image that is or was to be brought as a whole, what is at hand", labels=["export"],
+        unit="bytes",
+    )  # fmt: skip
+    for each in hydrations:
+        export = short_export(each["export"])
+        running.add_metric([export], not each["ended"])
+        size.add_metric([export], each["bytes"])
+    yield from (running, size)
 
 
 def _numbers(part: str, about: str, numbers: dict[str, object]) -> Iterator[Metric]:

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from blockmap.cli.units import size
+from blockmap.format.refs import short_export
 from blockmap.volume.histogram import quantile
 
 Status = dict[str, Any]
@@ -78,6 +80,21 @@ def exports(status: Status) -> list[Export]:
             reads.pop(each["export"], _NOTHING),
         )
     return [*found.values(), *(Export(name, None, 0, 0, figures) for name, figures in reads.items())]
+
+
+def background(status: Status) -> list[str]:
+    """What is brought that no reader waits for, for people: bundles of starts, and images that are brought whole."""
+    fetch = status["fetch"]
+    bundles = (
+        f"{fetch['bundles']:,} bundles, {fetch['bundles_running']:,} under way, {size(fetch['bundle_bytes'])}, "
+        f"{fetch['bundle_strays']:,} reads of what they lack, {fetch['bundle_damaged']:,} chunks damaged, "
+        f"{fetch['bundles_failed']:,} failed"
+    )
+    return [bundles, *(_hydration(each) for each in status["hydrations"])]
+
+
+def _hydration(each: Status) -> str:
+    return f"all of {short_export(each['export'])}: {size(each['bytes'])}, {each['ended'] or 'under way'}"
 
 
 def remote(status: Status) -> Figures:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from blockmap.cli.attached import attachments, state
-from blockmap.cli.options import cache_option, label_option, labelled, socket_option, store_option
+from blockmap.cli.options import cache_option, hydrate_option, label_option, labelled, socket_option, store_option
 from blockmap.cli.server import server
 from blockmap.host import runner, tools
 
@@ -18,11 +18,18 @@ from blockmap.host import runner, tools
 @click.argument("name")
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 @label_option
+@hydrate_option
 @store_option
 @cache_option
 @socket_option
 def attach(
-    name: str, directory: Path, label: str | None, store: str | None, cache: Path | None, socket: Path | None
+    name: str,
+    directory: Path,
+    label: str | None,
+    hydrate: bool,
+    store: str | None,
+    cache: Path | None,
+    socket: Path | None,
 ) -> None:
     """Mount the image NAME read-only at DIR."""
     tools.need_root("attach")
@@ -30,6 +37,8 @@ def attach(
     client = server(store, cache, socket)
     export = str(client.request("resolve", export=wanted)["export"])
     attachments().attach(client, export, wanted, directory)
+    if hydrate:
+        client.request("hydrate", export=export)
     click.echo(f"{export} is at {directory}")
 
 
@@ -45,6 +54,7 @@ def detach(directory: Path) -> None:
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
 @click.option("--entrypoint", metavar="PROGRAM", help="Instead of the image's; its arguments follow --.")
 @label_option
+@hydrate_option
 @store_option
 @cache_option
 @socket_option
@@ -53,6 +63,7 @@ def run(
     command: tuple[str, ...],
     entrypoint: str | None,
     label: str | None,
+    hydrate: bool,
     store: str | None,
     cache: Path | None,
     socket: Path | None,
@@ -65,6 +76,8 @@ def run(
     tools.need_root("run")
     wanted = labelled(name, label)
     client = server(store, cache, socket)
+    if hydrate:
+        client.request("hydrate", export=wanted)
     program = runner.Program(wanted, words(command), entrypoint, runner.is_terminal())
     sys.exit(runner.run(client, attachments(), state(), program))
 

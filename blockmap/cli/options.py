@@ -54,6 +54,15 @@ def label_option(command: Command) -> Command:
     )(command)
 
 
+def hydrate_option(command: Command) -> Command:
+    """`--hydrate`."""
+    return click.option(
+        "--hydrate",
+        is_flag=True,
+        help="Bring the rest of the image as well, after what its start reads, at half of the link's rate.",
+    )(command)
+
+
 def labelled(name: str, label: str | None) -> str:
     """The export name of an image's workload; UsageError."""
     if label is None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blockmap.cli.attached import attachments
-from blockmap.cli.figures import exports, remote
+from blockmap.cli.figures import background, exports, remote
 from blockmap.cli.options import socket_option
 from blockmap.cli.units import duration, share, size
 from blockmap.errors import HostError
@@ -49,6 +49,8 @@ def _tell(answer: dict[str, Any]) -> None:
         f"remote    {calls.count:,} requests, {size(calls.bytes)}, {calls.errors:,} errors, "
         f"p50 {duration(calls.latency_s(0.5))}, p99 {duration(calls.latency_s(0.99))}"
     )
+    for line in background(answer):
+        click.echo(f"ahead     {line}")
     click.echo(
         f"starts    {traces['running']:,} under way, {traces['begun']:,} recorded, {traces['evidence']:,} to learn from, "
         f"learnt {learn['runs'] - learn['failures']:,} times, {learn['failures']:,} failed"

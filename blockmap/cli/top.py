@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from blockmap.cli.figures import Export, Figures, Status, exports, remote
+from blockmap.cli.figures import Export, Figures, Status, background, exports, remote
 from blockmap.cli.options import socket_option
 from blockmap.cli.units import duration, share, size
 from blockmap.errors import HostError, UsageError
@@ -78,6 +78,7 @@ def render(now: Sample, before: Sample | None) -> RenderableType:
         f"p50 {duration(calls.latency_s(0.5))}, p99 {duration(calls.latency_s(0.99))}",
         f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}, {cache['slots']:,} chunks and nodes, "
         f"{cache['evicted']:,} evicted",
+        *(f"ahead     {line}" for line in background(status)),
         "",
     ]
     earlier = {each.name: each.reads for each in exports(before.status)} if before else {}

@@ -49,6 +49,8 @@ _PATIENCE_S = 2.0
 """How long a reader waits for what was asked for: a stream that stalls must not hold it up."""
 _READY_S = 10.0
 _START_S = 60.0
+_AGAIN_S = 10.0
+"""How soon one that failed is asked for again."""
 _STRAYS = 8
 """A start that misses no more than this gets what it misses and nothing around it: nearly all that it reads comes anyway."""
 
@@ -154,8 +156,8 @@ class Replay:
         return self.head
 
     def is_recent(self) -> bool:
-        """Whether it is under way, or brought what it could a moment ago."""
-        return not self._ended.is_set() or (not self.failed and time.monotonic() - self._began < _START_S)
+        """Whether it is under way, or ended a moment ago: a start opens an export more than once."""
+        return not self._ended.is_set() or time.monotonic() - self._began < (_AGAIN_S if self.failed else _START_S)
 
     @property
     def ended(self) -> bool:

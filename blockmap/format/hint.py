@@ -113,7 +113,7 @@ def _bundle(value: Any) -> Bundle:
     made = Bundle(value["label"], value["key"], value["length"], value["table"])
     if type(made.label) is not str or type(made.key) is not str:
         raise FormatError("a bundle of the hint has no label or no key")
-    if not 0 < _count(made.table) <= min(_count(made.length), _MAX_TABLE_BYTES) or made.length > _MAX_BUNDLE_BYTES:
+    if not 0 <= _count(made.table) <= min(_count(made.length), _MAX_TABLE_BYTES) or made.length > _MAX_BUNDLE_BYTES:
         raise FormatError(f"a bundle of {made.length} bytes with a table of {made.table} makes no sense")
     return made
 

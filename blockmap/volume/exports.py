@@ -172,7 +172,7 @@ class Exports:
         with self._lock:
             at_work = self._hydrations.get(found.name)
             if not self._closing and (at_work is None or at_work.ended):
-                self._hydrations[found.name] = Hydration(found.pinned, found.root, self._fetcher)
+                self._hydrations[found.name] = Hydration(found.pinned, found.root, self._fetcher, found.replay)
 
     def _hydrate_covered(self, found: Found) -> None:
         """Hydrates, after the start, what the profile covers most of: lazy is to be no slower than a pull."""

@@ -11,6 +11,7 @@ from blockmap.errors import BlockmapError
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.patience import Patience
 from blockmap.fetch.plan import Wanted
+from blockmap.fetch.replay import Replay
 from blockmap.format.tree import Root, leaves
 from blockmap.volume.leaves import all_chunks, load_node
 
@@ -20,12 +21,14 @@ _SHARE = 0.5
 """Of the link's rate."""
 _PATIENCE = Patience(3600.0)
 _AT_ONCE_BYTES = 4 << 20
+_REPLAY_SECONDS = 600.0
 
 
 class Hydration:
     """One volume, in a thread of its own that ends by itself."""
 
-    def __init__(self, name: str, root: Root, fetcher: Fetcher) -> None:
+    def __init__(self, name: str, root: Root, fetcher: Fetcher, replay: Replay | None = None) -> None:
+        """Begins when `replay` has ended, where there is one: what a start reads comes first."""
         self.name = name
         self.done_bytes = 0
         """Of chunks that are at hand, as stored."""
@@ -33,6 +36,7 @@ class Hydration:
         """How it ended; empty until then."""
         self._root = root
         self._fetcher = fetcher
+        self._replay = replay
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hydrate", daemon=True)
         self._thread.start()
@@ -46,6 +50,8 @@ class Hydration:
         return {"export": self.name, "bytes": self.done_bytes, "ended": self.ended}
 
     def _run(self) -> None:
+        if self._replay is not None:
+            self._replay.wait_end(_REPLAY_SECONDS)
         try:
             for _, leaf in leaves(self._root, lambda name, place: load_node(self._fetcher, name, place, _PATIENCE)):
                 wanted, size = [], 0

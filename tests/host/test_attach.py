@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -36,6 +37,20 @@ def rows(host: Host) -> list[tuple[str, int]]:
         return database.execute("SELECT path, pid FROM devices").fetchall()
     finally:
         database.close()
+
+
+def test_an_image_is_brought_whole_where_it_is_asked_for(mounting: Host) -> None:
+    mounting.serve()
+    (where,) = directories(mounting, "mnt")
+    mounting.do("attach", "--hydrate", "app:1", where)
+    until(lambda: [each["ended"] for each in mounting.client.request("status")["hydrations"]] == ["complete"])
+    said = mounting.do("status")
+    assert "0 bundles, 0 under way" in said
+    assert "all of app@" in said
+    assert ", complete" in said
+    shutil.rmtree(mounting.store / "packs")
+    assert (where / "data/content").read_bytes() == CONTENT
+    mounting.do("detach", where)
 
 
 def test_what_is_attached_is_the_image_and_nothing_is_written(mounting: Host) -> None:
