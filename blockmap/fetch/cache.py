@@ -54,6 +54,8 @@ class Cache:
         self._table = Table()
         self.dead = self._table.dead
         """By slot: not 0 once its bytes may be gone."""
+        self.checked = self._table.checked
+        """By slot: not 0 once it has been held against its checksums."""
         self.used = self._table.used
         """By slot: not 0 where it was read since eviction last looked."""
         # Taken before _lock by whoever makes room, and held while it punches, so that what it frees is its own and the

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 
 from blockmap.errors import Corrupt
+from blockmap.fetch.cache import Cache
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.neighbours import Neighbours
 from blockmap.fetch.patience import Patience
@@ -18,6 +19,7 @@ _LEAVES_IN_MEMORY = 4096
 """64 GiB of address space, some 100 MB; a volume rarely has so many leaves."""
 
 NOWHERE = (0, -1)
+_LEAST_NOT_HOT = 64
 _FAIL = Patience(0.0)
 """Of what is read for later."""
 
@@ -46,7 +48,10 @@ class Leaves:
         self._inner: dict[Digest, Inner] = {}
         self._by_span: dict[int, tuple[Leaf | None, Hot]] = {}
         self.hot: dict[int, Hot] = {}
-        """By span: of the leaves in memory."""
+        """By span: of the leaves in memory; what of an extent is held, where that is not all of it, is one of its own here."""
+        self._not_hot: dict[int, int] = {}
+        """By span: reads that the cache answered off the hit path, since it was last refined. Counted without the lock: one
+        may be lost."""
 
     def load(self, span: int) -> tuple[Leaf | None, Hot]:
         """The leaf of a span, from memory, cache or store."""
@@ -76,6 +81,19 @@ class Leaves:
             name, place = child
         return 1 if name == ABSENT else 0
 
+    def was_not_hot(self, span: int) -> None:
+        """A read of a span was answered by the cache, off the hit path: after some of these the hit path learns what the
+        cache has now of all extents, so that what is held in part is read as fast as the rest."""
+        leaf, (starts, _, _) = self.load(span)
+        count = self._not_hot[span] = self._not_hot.get(span, 0) + 1
+        if leaf is None or count < max(_LEAST_NOT_HOT, len(starts) // 2):
+            return
+        self._not_hot[span] = 0
+        found = held(leaf, self._fetcher.cache)
+        with self._lock:
+            if span in self._by_span:
+                self.hot[span] = found
+
     def around(self, own: Wanted, each_bytes: int) -> list[Wanted]:
         """The chunks around one in its pack, within so many bytes on each side."""
         with self._lock:
@@ -91,6 +109,7 @@ class Leaves:
             if len(self._by_span) >= _LEAVES_IN_MEMORY:
                 oldest = next(iter(self._by_span))
                 self.hot.pop(oldest, None)
+                self._not_hot.pop(oldest, None)
                 gone, _ = self._by_span.pop(oldest)
                 self._neighbours.remove([] if gone is None else all_chunks(gone))
             self._by_span[span] = loaded
@@ -147,6 +166,29 @@ def _heat(leaf: Leaf | None) -> Hot:
     starts = leaf.starts.astype(int) * BLOCK
     ends = starts + leaf.lengths.astype(int) * BLOCK
     return starts.tolist(), ends.tolist(), [NOWHERE] * len(starts)
+
+
+def held(leaf: Leaf, cache: Cache) -> Hot:
+    """Per run of blocks of one extent that the cache has, as far as it is checked."""
+    starts, ends, places = [], [], []
+    rows = zip(leaf.starts.tolist(), leaf.lengths.tolist(), leaf.first.tolist(), leaf.index.tolist(), strict=True)
+    for start, length, first, index in rows:
+        slot = cache.lookup(leaf.chunks[index])
+        if slot < 0 or not cache.checked[slot] or cache.dead[slot]:
+            continue
+        mask = cache.mask(slot) >> first & ((1 << length) - 1)
+        base = cache.data_position(slot) + (first - start) * BLOCK
+        at = start
+        while mask:
+            skip = (mask & -mask).bit_length() - 1
+            mask >>= skip
+            run = (~mask & (mask + 1)).bit_length() - 1
+            mask >>= run
+            starts.append((at + skip) * BLOCK)
+            at += skip + run
+            ends.append(at * BLOCK)
+            places.append((base, slot))
+    return starts, ends, places
 
 
 def all_chunks(leaf: Leaf) -> list[Wanted]:

@@ -140,7 +140,10 @@ class View:
             while done < length:
                 span, at = divmod(offset + done, _SPAN_BYTES)
                 here = min(length - done, _SPAN_BYTES - at)
-                source = max(source, self._read_span(buf[done : done + here], span, at))
+                found = self._read_span(buf[done : done + here], span, at)
+                if found is Source.CACHE:
+                    self._leaves.was_not_hot(span)
+                source = max(source, found)
                 done += here
         finally:
             self._waiting.discard(thread)

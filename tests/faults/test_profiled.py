@@ -158,7 +158,9 @@ OBJECTS: list[tuple[str, Callable[[Path, str], None], str]] = [
 def told(host: Host) -> tuple[dict[str, Any], list[str]]:
     """What the server counted of its only bundle, and said of it."""
     replays = host.client.request("status")["fetch"]["replays"]
-    return replays[0] if replays else {}, [line for line in host.said().splitlines() if "slower than it could be" in line]
+    return replays[0] if replays else {}, [
+        line for line in host.said().splitlines() if "slower than it could be" in line
+    ]
 
 
 @pytest.fixture

@@ -356,11 +356,40 @@ def test_what_was_brought_in_part_stays_so_whatever_happens_to_the_cache(
                 assert read(view, block, 8) == expected(block, 8)
                 if chosen.random() < 0.1:
                     view.want(block * BLOCK, BLOCK)
-                if chosen.random() < 0.2:
+                if chosen.random() < 0.05:
                     name = chosen.choice(list(view._cache._table.index) or [bytes(32)])
                     view._cache.discard(view._cache.lookup(name))
             view._cache.scrub(1 << 30)
             assert view._cache.status()["bad"] == 0
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_what_was_brought_in_part_is_read_by_the_hit_path(
+    store: MemoryStore, root: Root, tmp_path: Path, step: int
+) -> None:
+    wanted = list(range(0, BLOCKS, step))
+    with viewed(store, root, tmp_path, bundled(store, root, wanted)) as view:
+        assert view.replay is not None
+        assert view.replay.wait_end(60)
+        buf = memoryview(bytearray(BLOCK))
+        for _ in range(2):
+            slow = 0
+            for block in wanted:
+                slow += view.read(buf, block * BLOCK) is not None
+                assert buf == expected(block)
+        assert slow == 0
+        for block in range(0, BLOCKS - 4, 3):  # what is not held is fetched, and then read by the hit path too
+            assert read(view, block, 4) == expected(block, 4)
+        view._fetcher.flush()
+        for block in chosen_blocks():
+            assert read(view, block) == expected(block)
+        view._cache.clear()
+        for block in wanted[::5]:
+            assert read(view, block) == expected(block)
+
+
+def chosen_blocks() -> list[int]:
+    return random.Random(1).choices(range(BLOCKS), k=500)
 
 
 def test_counters_of_bundles_only_grow(store: MemoryStore, root: Root, tmp_path: Path) -> None:
