@@ -118,6 +118,12 @@ def test_arbitrary_bytes_are_format_errors(data: bytes) -> None:
             decode()
 
 
+@pytest.mark.parametrize(("length", "table"), [(5000, 5001), (1 << 33, 400), (1 << 31, 1 << 27), (5000, -1)])
+def test_a_bundle_that_would_take_all_memory_makes_a_hint_none(length: int, table: int) -> None:
+    with pytest.raises(FormatError):
+        hint.decode(hint.encode(Hint(SAMPLE, FULL.stored, None, (Bundle("default", "k", length, table),))), REPO, TAG)
+
+
 # --- the catalogue
 
 names = st.dictionaries(st.tuples(text, text), st.integers(1, entry.MAX_NUMBER), max_size=20)

@@ -21,7 +21,7 @@ from blockmap.format.extent import Extent
 from blockmap.format.hint import Bundle
 from blockmap.format.node import Inner
 from blockmap.format.tree import Root, leaves
-from blockmap.store.base import Reader
+from blockmap.store.base import Pruner, Reader
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Repository, open_node
 from blockmap.volume.view import View
@@ -37,7 +37,7 @@ FAR = bulk(2, 30 * BLOCK)
 WHOLE = DATA.ljust(SPAN * BLOCK, b"\0") + FAR
 
 
-def bundled(store: MemoryStore, root: Root, wanted: Sequence[int]) -> Bundle:
+def bundled(store: Pruner, root: Root, wanted: Sequence[int], key: str = KEY) -> Bundle:
     """Stores the bundle of some blocks of a volume."""
     repository = Repository(store)
     extents: list[Extent] = []
@@ -65,8 +65,8 @@ def bundled(store: MemoryStore, root: Root, wanted: Sequence[int]) -> Bundle:
         chunks.append((name, mask, bytes(repository.chunk(name, place))))  # type: ignore[arg-type]
     readings = [bundles.Reading(block, 1, None, 0) for block in wanted]
     parts, table = bundles.encode(nodes, chunks, readings, BLOCKS + 30, bytes(16))  # type: ignore[arg-type]
-    store.create(KEY, parts)
-    return Bundle("default", KEY, sum(map(len, parts)), table)
+    store.create(key, parts)
+    return Bundle("default", key, sum(map(len, parts)), table)
 
 
 @contextmanager
