@@ -78,6 +78,11 @@ def test_what_it_writes_goes_with_it_and_does_not_reach_the_image(running: Host)
     assert running.leftovers() == []
 
 
+def test_an_image_that_runs_is_brought_whole_where_it_is_asked_for(running: Host) -> None:
+    assert running.do("run", "--hydrate", "app:1") == "1"
+    until(lambda: [each["ended"] for each in running.client.request("status")["hydrations"]] == ["complete"])
+
+
 def test_the_hosts_network_and_names_are_its_own(running: Host) -> None:
     said = running.do(
         "run", "app:1", "--", "sh", "-c", "cat /proc/net/unix; cat /etc/hosts; ls /proc/1 >/dev/null && echo $$"

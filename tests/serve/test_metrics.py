@@ -67,6 +67,18 @@ def metrics(idle_server: Server) -> Iterator[Path]:
     assert not path.exists()
 
 
+def test_a_scrape_says_what_is_brought_ahead(metrics: Path, idle_server: Server) -> None:
+    server = idle_server
+    repo, _, digest = str(server.client.request("resolve", export="small:1")["export"]).partition("@sha256:")
+    export = f"{repo}@{digest[:12]}"
+    found = scrape(metrics)
+    assert ("blockmap_hydration_running", export) not in found
+    assert (found["blockmap_fetch_bundles_running",], found["blockmap_fetch_bundles_failed_total",]) == (0, 0)
+    server.client.request("hydrate", export="small:1")
+    until(lambda: scrape(metrics).get(("blockmap_hydration_running", export)) == 0)
+    assert scrape(metrics)["blockmap_hydration_bytes", export] > 0
+
+
 def test_a_scrape_says_what_was_read(metrics: Path, idle_server: Server) -> None:
     server = idle_server
     repo, _, digest = str(server.client.request("resolve", export="small:1")["export"]).partition("@sha256:")
