@@ -97,6 +97,14 @@ class Line:
                 self._changed.wait_for(lambda: self.away, pause)
             self._await(trial)
 
+    def await_return(self, since: float, error: StoreUnavailable, seconds: float) -> bool:
+        """What nobody waits for failed, begun at `since`: whether the store answers, waiting for that if it is away."""
+        with self._changed:
+            if self._away is None and self._answered <= since:
+                self._go_away(error)
+            self._changed.wait_for(lambda: not self.away or self._stopped, seconds)
+            return not self.away
+
     def stop(self) -> None:
         """Ends all waiting, now and from now on."""
         with self._changed:

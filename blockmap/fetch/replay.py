@@ -15,7 +15,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import accumulate
 
-from blockmap.errors import BlockmapError, Corrupt, FormatError, HostError
+from blockmap.errors import BlockmapError, Corrupt, FormatError, HostError, StoreUnavailable
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.cut import Cut, pieces
 from blockmap.fetch.plan import node_at
@@ -44,7 +44,10 @@ _MIN_UNDER_WAY_BYTES = 512 << 10
 _UNKNOWN_LINK_BYTES = 16 << 20
 """As much is asked for at once where nothing has told of the link's rate yet: a round trip less over a fast one, and over a
 slow one the first blocks share it with later ones."""
-_ATTEMPTS = 2
+_ATTEMPTS = 3
+_OUTAGE_S = 90.0
+"""How long a store that goes away in mid-stream is waited for."""
+_PATROL_S = 0.5
 _PATIENCE_S = 2.0
 """How long a reader waits for what was asked for: a stream that stalls must not hold it up."""
 _READY_S = 10.0
@@ -130,7 +133,8 @@ class Replay:
         if self._due[frame.last] - self._came > 2 * self._most_under_way():
             self.overtaken += 1
             return False
-        if self._came == self._stalled_at and not frame.landed.is_set():
+        stalled = self._came == self._stalled_at or self._ranges.line.away
+        if stalled and not frame.landed.is_set():
             self.overtaken += 1
             return False
         self.waited += 1
@@ -146,9 +150,18 @@ class Replay:
     def wait_nodes(self) -> bool:
         """Waits for the nodes of the tree that the bundle has; whether it works so far."""
         end = time.monotonic() + _READY_S
-        if not self._head_known.wait(_READY_S):
-            return False
-        return all(frame.landed.wait(max(end - time.monotonic(), 0)) for frame in self._with_nodes) and not self.failed
+        return (
+            self._has_come(self._head_known, end)
+            and all(self._has_come(frame.landed, end) for frame in self._with_nodes)
+            and not self.failed
+        )
+
+    def _has_come(self, event: threading.Event, end: float) -> bool:
+        """Waits, but not for a store that is away."""
+        while not event.wait(min(_PATROL_S, max(end - time.monotonic(), 0))):
+            if self._ranges.line.away or time.monotonic() >= end:
+                return False
+        return True
 
     def wait_head(self, seconds: float) -> Head | None:
         """What the bundle holds, where that is known in time."""
@@ -257,13 +270,17 @@ class Replay:
             self._room.release()
 
     def _read(self, start: int, end: int) -> memoryview:
+        """Tries again what fails, while the store is away as soon as it is back."""
         for attempt in range(1, _ATTEMPTS + 1):
+            since = time.monotonic()
             try:
                 data = self._ranges.read(self.key, start, end, demand=False)
                 self.bytes += len(data)
                 return data
-            except BlockmapError:
+            except BlockmapError as error:
                 if attempt == _ATTEMPTS or self._ended.is_set():
+                    raise
+                if isinstance(error, StoreUnavailable) and not self._ranges.line.await_return(since, error, _OUTAGE_S):
                     raise
         raise AssertionError
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.errors import StoreUnavailable
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.patience import Patience
@@ -308,6 +309,31 @@ def test_before_the_head_has_come_no_more_is_asked_for_than_the_link_holds(
         assert view.replay.wait_end(60)
         assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
         assert view.replay._cut.ranges == []
+
+
+def test_a_stream_goes_on_when_the_store_is_back(store: MemoryStore, root: Root, tmp_path: Path) -> None:
+    about = bundled(store, root, list(range(BLOCKS)))
+
+    class Leaving(Watched):
+        def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:  # type: ignore[override]
+            if self.down or (key == KEY and start and not self.ranges):
+                self.down = True
+                raise StoreUnavailable("no answer")
+            return self.inner.get_range(key, start, end)
+
+    watched = Leaving(store)
+    with viewed(watched, root, tmp_path, about) as view:
+        assert view.replay is not None
+        until(lambda: view._fetcher.line.away)
+        with pytest.raises(StoreUnavailable):
+            read(view, BLOCKS - 1)
+        assert not view.replay.ended
+        watched.ranges.append(("", 0, 0))
+        watched.down = False
+        assert view.replay.wait_end(60)
+        assert not view.replay.failed
+        assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
+        assert view.replay.bytes == about.length
 
 
 def test_a_server_that_ends_does_not_wait_for_a_stream_that_stalls(
