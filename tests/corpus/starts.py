@@ -11,7 +11,6 @@ from typing import Any
 
 from blockmap.cli.bench.coldstart.overlay import overlay
 from blockmap.cli.bench.coldstart.processes import mounted
-from blockmap.format import BLOCK
 from blockmap.host import mounts, start
 from blockmap.host.control import Client
 from blockmap.host.nbdfuse import NbdFuse
@@ -143,7 +142,3 @@ def record(where: Path, store: Path, name: str, label: str = "default", starts: 
 
 def megabytes(count: int) -> str:
     return f"{count / 1e6:.2f} MB"
-
-
-def blocks_bytes(masks: dict[bytes, int]) -> int:
-    return sum(mask.bit_count() for mask in masks.values()) * BLOCK

@@ -13,7 +13,11 @@ from tests.corpus.starts import Started, far, megabytes, record, start_once
 from tests.faults.links import need_shared
 from tests.host.conftest import Host
 
-pytestmark = [pytest.mark.long, pytest.mark.root]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.root,
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running"),  # nbdfuse, which ends when it is unmounted
+]
 
 IMAGES = ["redis", "python-flask", "node-express", "python-ml"]
 LINK = ("--rtt-ms", "50", "--mbit", "1000")
