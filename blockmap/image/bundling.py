@@ -11,7 +11,7 @@ from blockmap.format.tree import Root
 from blockmap.image.ext4.lookup import Lookup
 from blockmap.learn import bundles
 from blockmap.learn.carry import carry, readings
-from blockmap.learn.gaps import filled
+from blockmap.learn.gaps import MOST_BLOCKS, OF_OTHERS, filled
 from blockmap.learn.layout import Layout
 from blockmap.learn.profiles import ProfileLog
 from blockmap.learn.stored import layout_of
@@ -47,7 +47,7 @@ def carry_to(repository: Repository, root: Root, layout: Layout, items: Sequence
     try:
         sizes = {file.path: file.size for file in repository.file_map(source)}
     except (NotFound, Corrupt) as error:
-        _log.info("files that grew are carried as they were: %s", error)
+        _log.info("files that changed are carried as they were: %s", error)
         sizes = {}
     return carry(items, source, layout, lookup, sizes)
 
@@ -60,7 +60,8 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: Layout, profi
     items = carry_to(repository, root, layout, profile.items, profile.root)
     if not items:
         return None
-    parts, _ = bundles.build(repository, root, readings(filled(items, layout)), layout.blocks)
+    items = filled(items, layout, MOST_BLOCKS if profile.root == root.digest else OF_OTHERS)
+    parts, _ = bundles.build(repository, root, readings(items), layout.blocks)
     log.put_bundle(version, profile.label, profile.n, parts)
     return Made(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
 

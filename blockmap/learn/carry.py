@@ -1,7 +1,8 @@
 """A profile on another version than its own: pure.
 
 Blocks of a file are found by its path and the place in it, or else, as blocks of no file, by the digest of their chunk. What is
-left of the file system's own blocks is taken to be where it was.
+left of the file system's own blocks is taken to be where it was. In a file that changed, what was read may be as far from the
+start as it was, or from the end. Files that are new are taken in where starts read most others of their kind.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,10 @@ from blockmap.format.digest import Digest
 from blockmap.format.filemap import File
 from blockmap.format.profile import Item
 from blockmap.learn.layout import Layout
+from blockmap.learn.newcomers import newcomers
+
+_AROUND_BLOCKS = 1
+"""On both sides of what was read of a file that changed: a rebuilt program has its data nearly where it was."""
 
 Lookup = Callable[[bytes], Sequence[int]]
 """The blocks of the volume that finding a path reads, those that an earlier call gave left out."""
@@ -28,14 +33,18 @@ def carry(
 ) -> list[Item]:
     """The items of a profile of the volume `root`, in the same order, where the volume of `layout` has them.
 
-    With `lookup`, what finding each file reads comes before its contents. With `sizes`, in bytes, of the files of `root`,
-    what was read up to the end of a file is read up to its new end where it grew.
+    With `lookup`, what finding each file reads comes before its contents. `sizes`, in bytes, are those of all files of
+    `root`: without them nothing is known of what became longer, or is new.
     """
     if layout.root == root:
         return list(items)
+    new = newcomers(items, sizes, layout.files) if sizes else {}
     starts, lengths, owners = [], [], []
     for number, item in enumerate(items):
-        for start, length in _places(item, layout, lookup, sizes or {}):
+        places = [*_places(item, layout, lookup, sizes or {})]
+        for file in new.get(number, ()):
+            places += [*_found(file, lookup), *file.runs]
+        for start, length in places:
             starts.append(start)
             lengths.append(length)
             owners.append(number)
@@ -58,9 +67,17 @@ def _places(item: Item, layout: Layout, lookup: Lookup | None, sizes: Mapping[by
     """Starts and lengths, in blocks of the volume."""
     file = layout.by_path.get(item.path) if item.path is not None else None
     if file is not None:
-        if lookup is not None:
-            yield from ((block, 1) for block in lookup(file.path))
-        yield from _in_file(item, file, sizes.get(file.path))
+        yield from _found(file, lookup)
+        at, end = item.at, item.at + item.blocks
+        if item.chunk in layout.by_chunk or file.path not in sizes:
+            yield from _in_file(file, at, end)
+            return
+        old = _blocks(sizes[file.path])
+        longer = _blocks(file.size) - old
+        # Of a file that became quite another, not all is wanted.
+        further = min(longer, item.blocks) if longer > 0 and end == old else _AROUND_BLOCKS
+        yield from _in_file(file, at - _AROUND_BLOCKS, end + further)
+        yield from _in_file(file, at + longer - _AROUND_BLOCKS, end + longer + _AROUND_BLOCKS)
         return
     found = False
     end = item.first + item.blocks
@@ -76,14 +93,21 @@ def _places(item: Item, layout: Layout, lookup: Lookup | None, sizes: Mapping[by
         yield from ((block, 1) for block in blocks[layout.run_of(blocks) < 0].tolist())
 
 
-def _in_file(item: Item, file: File, old_size: int | None) -> Iterator[tuple[int, int]]:
-    end, size = item.at + item.blocks, -(-file.size // BLOCK)
-    if old_size is not None and end == -(-old_size // BLOCK):
-        end += item.blocks  # of a file that became quite another, not all is wanted
-    end = min(end, size)
+def _found(file: File, lookup: Lookup | None) -> Iterator[tuple[int, int]]:
+    if lookup is not None:
+        yield from ((block, 1) for block in lookup(file.path))
+
+
+def _in_file(file: File, first: int, end: int) -> Iterator[tuple[int, int]]:
+    """What there is of a half-open range of a file's blocks."""
+    first, end = max(first, 0), min(end, _blocks(file.size))
     at = 0
     for start, length in file.runs:
-        low, high = max(item.at, at), min(end, at + length)
+        low, high = max(first, at), min(end, at + length)
         if low < high:
             yield start + low - at, high - low
         at += length
+
+
+def _blocks(size: int) -> int:
+    return -(-size // BLOCK)

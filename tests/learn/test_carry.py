@@ -39,13 +39,24 @@ def test_a_file_is_found_by_its_path_and_clamped() -> None:
     assert readings(found)[0] == Reading(202, 3, b"bin/sh", 0)
 
 
-def test_what_was_read_to_the_end_of_a_file_is_read_to_its_new_end() -> None:
+def test_of_a_file_that_changed_what_is_around_is_taken_and_what_is_as_far_from_its_end() -> None:
     items = touches(trace_of([blocks(26, 4), blocks(100, 7)]), layout())
     new = layout([Extent(200, 64, digest("x"), 64, 0)], [File(b"bin/sh", 40 * BLOCK, [(200, 40)])], OTHER)
-    sizes = {b"bin/sh": 25 * BLOCK - 5}
-    assert [(i.at, i.blocks) for i in carry(items, ROOT, new, sizes=sizes)] == [(14, 18)]
-    assert [(i.at, i.blocks) for i in carry(items, ROOT, new, sizes={b"bin/sh": 99 * BLOCK})] == [(14, 11)]
-    assert [(i.at, i.blocks) for i in carry(items[:1], ROOT, new, sizes=sizes)] == [(14, 4)]
+
+    def read(count: int, size: int) -> list[tuple[int, int]]:
+        return [(i.at, i.blocks) for i in carry(items[:count], ROOT, new, sizes={b"bin/sh": size})]
+
+    assert read(1, 39 * BLOCK) == [(13, 7)]
+    assert read(1, 25 * BLOCK - 5) == [(13, 6), (28, 6)]
+    assert read(2, 25 * BLOCK - 5) == [(13, 6), (28, 6), (19, 9), (34, 6)], "to the end is to the new end"
+    assert read(1, 50 * BLOCK) == [(13, 6), (3, 6)]
+    assert read(2, 99 * BLOCK) == [(13, 13)], "what is before the beginning or after the end is left out"
+
+
+def test_of_a_file_with_the_same_content_nothing_more_is_taken() -> None:
+    items = touches(trace_of([blocks(12, 18)]), layout())
+    new = layout([Extent(200, 30, digest("a"), 64, 4)], [File(b"bin/sh", 30 * BLOCK, [(200, 30)])], OTHER)
+    assert [(i.at, i.blocks) for i in carry(items, ROOT, new, sizes={b"bin/sh": 20 * BLOCK})] == [(0, 18)]
 
 
 def test_a_file_that_moved_is_found_by_its_chunk() -> None:

@@ -1,0 +1,68 @@
+"""Files that a version has and the one before it had not, which its starts will read as they read the others around: pure."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from blockmap.format.filemap import File
+from blockmap.format.profile import Item
+
+_SHARE = 0.1
+"""Of the files with one ending below a directory: where starts read as many, new ones are taken in. In new versions of three
+images 27 to 44 new files were so, of which starts read 3 in 4; half as many of the right ones came with a half."""
+_MOST = 0.1
+"""Of the blocks of a profile: a version that is new all over is not brought whole."""
+_FEW = 2
+"""Files that say nothing yet."""
+
+
+@dataclass(slots=True)
+class _Kin:
+    """Files with one ending below a directory."""
+
+    files: int = 0
+    read: int = 0
+    last: int = 0
+    """The last item that was the first of a file."""
+
+
+def newcomers(items: Sequence[Item], old: Collection[bytes], files: Sequence[File]) -> dict[int, list[File]]:
+    """By the number of the item after which they are read: those of `files` that are not among the `old` paths, and are of
+    a kind of which starts read most, below the nearest directory that was there before."""
+    first: dict[bytes, int] = {}
+    for number, item in enumerate(items):
+        if item.path is not None:
+            first.setdefault(item.path, number)
+    kin: dict[tuple[bytes, bytes], _Kin] = {}
+    folders: set[bytes] = set()
+    for path in old:
+        item_number, ending = first.get(path), _ending(path)
+        for folder in _folders(path):
+            folders.add(folder)
+            own = kin.setdefault((folder, ending), _Kin())
+            own.files += 1
+            if item_number is not None:
+                own.read += 1
+                own.last = max(own.last, item_number)
+    found: dict[int, list[File]] = {}
+    room = _MOST * sum(item.blocks for item in items)
+    for file in files:
+        size = sum(length for _, length in file.runs)
+        if file.path in old or size > room:
+            continue
+        nearest = next((folder for folder in _folders(file.path) if folder in folders), b"")
+        own = kin.get((nearest, _ending(file.path)), _Kin())
+        if own.files >= _FEW and own.read >= _SHARE * own.files:
+            found.setdefault(own.last, []).append(file)
+            room -= size
+    return found
+
+
+def _folders(path: bytes) -> list[bytes]:
+    """All directories above a path, the nearest first, but the root: it has files of all kinds."""
+    parts = path.split(b"/")
+    return [b"/".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
+
+
+def _ending(path: bytes) -> bytes:
+    name = path.rpartition(b"/")[2]
+    return name[1:].rpartition(b".")[2] if b"." in name[1:] else b""
