@@ -15,7 +15,7 @@ from blockmap.errors import StoreUnavailable
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.patience import Patience
-from blockmap.format import BLOCK
+from blockmap.format import BLOCK, keys
 from blockmap.format import bundle as bundles
 from blockmap.format.chunker import SPAN
 from blockmap.format.extent import Extent
@@ -312,6 +312,7 @@ def test_before_the_head_has_come_no_more_is_asked_for_than_the_link_holds(
 
 
 def test_a_stream_goes_on_when_the_store_is_back(store: MemoryStore, root: Root, tmp_path: Path) -> None:
+    store.create(keys.FORMAT, [b"{}"])  # what a store that was away is asked for
     about = bundled(store, root, list(range(BLOCKS)))
 
     class Leaving(Watched):
