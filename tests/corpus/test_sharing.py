@@ -76,12 +76,12 @@ def read_all(path: Path, export: str, ranges: Sequence[tuple[int, int]], done: l
     with Nbd(path, export) as nbd:
         for at in range(0, len(ranges), 8):
             batch = ranges[at : at + 8]
-            for offset, length in batch:
-                nbd.send(CMD_READ, offset, length)
-            for _, length in batch:
-                magic, error, _ = struct.unpack(">IIQ", nbd.take(16))
+            for number, (offset, length) in enumerate(batch):
+                nbd.send(CMD_READ, offset, length, number)
+            for _ in batch:  # in whichever order
+                magic, error, number = struct.unpack(">IIQ", nbd.take(16))
                 assert (magic, error) == (0x67446698, 0)
-                nbd.take(length)
+                nbd.take(batch[number][1])
     done.append(time.monotonic())
 
 
