@@ -10,8 +10,9 @@ are answered.
                                     which it ended, each [op, key, start, seconds, bytes, error]; number of the first
                                     (more than `since` where calls are forgotten); start by the monotonic clock
     names                           names: [export, description]
-    readings  export                profile, readings: number of the profile that is replayed for it (0: none), and what
-                                    its starts read, in order: [first block, blocks, path or null, first block in it]
+    readings  export                profile, readings: number of the profile that is replayed for it (0: none, or one of
+                                    this host alone), and what its starts read, in order: [first block, blocks, path or
+                                    null, first block in it]
     hydrate   export                -: begins to bring all of it into the cache
     resolve   export                export: the name by digest of the version that it stands for now
     config    export                config: the OCI image configuration, as text
@@ -35,7 +36,10 @@ from dataclasses import astuple
 from typing import Any
 
 from blockmap.errors import BlockmapError, UsageError
+from blockmap.format.bundle import Reading
 from blockmap.format.refs import DEFAULT_LABEL
+from blockmap.learn.carry import readings
+from blockmap.learn.kept import LocalProfiles
 from blockmap.volume.exports import Exports
 from blockmap.volume.starts import Starts
 
@@ -51,11 +55,17 @@ class Control:
     """Answers on a listening Unix socket, each client in a thread of its own."""
 
     def __init__(
-        self, listening: socket.socket, exports: Exports, starts: Starts, status: Callable[[], dict[str, object]]
+        self,
+        listening: socket.socket,
+        exports: Exports,
+        starts: Starts,
+        kept: LocalProfiles,
+        status: Callable[[], dict[str, object]],
     ) -> None:
         self._listening = listening
         self._exports = exports
         self._starts = starts
+        self._kept = kept
         self._status = status
         self._lock = threading.Lock()  # guards _asked
         self._asked = 0
@@ -129,6 +139,8 @@ class Control:
             return {}
         if op == "readings":
             number, found = self._exports.readings(export)
+            if not number:
+                found = self._kept_readings(export)
             told = [(each.start, each.blocks, each.path and os.fsdecode(each.path), each.at) for each in found]
             return {"profile": number, "readings": told}
         if op == "config":
@@ -142,6 +154,13 @@ class Control:
             f"{op!r} is not an operation of this server: status, calls, traces, names, hydrate, readings, resolve, config, "
             "expect and ready are"
         )
+
+    def _kept_readings(self, export: str) -> list[Reading]:
+        """What a profile says that only this host has, of the very version."""
+        pinned, label = self._start_of(export)
+        repo, _, digest = pinned.partition("@sha256:")
+        own = self._kept.get(repo, label)
+        return readings(own.items) if own is not None and own.version.hex() == digest else []
 
     def _expect(self, export: str, new: object, exact: object) -> dict[str, Any]:
         if new is not True or type(exact) is not bool:

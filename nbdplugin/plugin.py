@@ -18,6 +18,7 @@ import nbdkit
 from blockmap.errors import BlockmapError, UsageError
 from blockmap.fetch.patience import Patience, parse_option
 from blockmap.format.trace import Head
+from blockmap.learn.kept import LocalProfiles
 from blockmap.store.opening import location
 from blockmap.volume.exports import Exports
 from blockmap.volume.starts import Starts
@@ -109,7 +110,8 @@ def after_fork() -> None:
     _starts = Starts(cache / "traces", _learn)
     _sessions = Sessions(_exports, _starts)
     if "control_fd" in _settings:
-        Control(socket.socket(fileno=int(_settings["control_fd"])), _exports, _starts, _status).start()
+        listening = socket.socket(fileno=int(_settings["control_fd"]))
+        Control(listening, _exports, _starts, LocalProfiles(cache / "profiles"), _status).start()
     if "metrics_fd" in _settings:
         MetricsServer(socket.socket(fileno=int(_settings["metrics_fd"])), _status).start()
     threading.Thread(target=_watch, name="watch", daemon=True).start()

@@ -46,9 +46,12 @@ from blockmap.format.pack import PackKind
 MAGIC: Final = b"bmpk"
 FORMAT: Final = 1
 MAX_HEAD_BYTES: Final = 64 << 20
-_FIRST_FRAME_BYTES = 64 << 10
-"""The first reads wait for the first frames: they begin small and double."""
-_FRAME_BYTES = 1 << 20
+_FRAME_BYTES = 64 << 10
+"""A frame comes whole, and a host that has had another image with the same base needs some of nearly every large one: after
+redis, nginx fetched all of its bundle with 1 MiB, 79 % with 256 KiB, 43 % with this, where 34 % of it was new. A bundle takes
+2 to 6 % more for it."""
+_MOST_FRAME_BYTES = 1 << 20
+"""That is read."""
 
 _HEAD = struct.Struct("<4sBBHII16s")
 _ENTRY = struct.Struct("<32sIII")
@@ -143,7 +146,6 @@ def encode(
     stored: list[tuple[int, bytes | memoryview]] = []
     raws: list[int] = []
     frame = bytearray()
-    limit = _FIRST_FRAME_BYTES
     stems: list[bytes] = []
     pieces: list[bytes] = []
     masks, blocks, absent = [], bytearray(), []
@@ -156,10 +158,8 @@ def encode(
             frame.clear()
 
     def put(entries: list[bytes], name: Digest, data: bytes) -> None:
-        nonlocal limit
-        if frame and len(frame) + len(data) > limit:
+        if frame and len(frame) + len(data) > _FRAME_BYTES:
             close()
-            limit = min(2 * limit, _FRAME_BYTES)
         entries.append(_ENTRY.pack(name, len(stored), len(frame), len(data)))
         frame.extend(data)
 
@@ -273,7 +273,7 @@ def _parse(view: memoryview, end: int, count: int, frame_count: int) -> Head:
     for offset, stored, raw, kind, zero in _FRAME.iter_unpack(view[at : at + frame_count * _FRAME.size]):
         if stored > raw:
             raise FormatError("a frame of the bundle is longer than its content")
-        if any(zero) or raw > max(_FRAME_BYTES, MAX_BLOCKS * BLOCK):
+        if any(zero) or raw > max(_MOST_FRAME_BYTES, MAX_BLOCKS * BLOCK):
             raise FormatError("a frame of the bundle uses what this release of blockmap does not know: upgrade it")
         if offset != (frames[-1].end if frames else len(view)):
             raise FormatError("the frames of the bundle do not follow each other")

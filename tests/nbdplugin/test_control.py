@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 
 from blockmap.errors import NotFound, StoreUnavailable
+from blockmap.format.bundle import Reading
+from blockmap.format.digest import Digest
+from blockmap.format.profile import Item, Profile
+from blockmap.learn.kept import LocalProfiles
 from blockmap.store.observed import Call
 from blockmap.volume.calls import CallLog
 from nbdplugin.control import Control
+
+PINNED = f"app@sha256:{bytes(32).hex()}"
 
 
 class Served:
@@ -38,7 +44,7 @@ class Served:
             raise ZeroDivisionError("oops")
         if export.partition("+")[0] != "app:1":
             raise NotFound(f"there is no {export}")
-        return "app@sha256:00" + ("+" + export.partition("+")[2] if "+" in export else "")
+        return PINNED + ("+" + export.partition("+")[2] if "+" in export else "")
 
     def traces(self) -> list[dict[str, object]]:
         return [{"path": "/t"}]
@@ -48,6 +54,9 @@ class Served:
 
     def ready(self, export: str, label: str) -> Path | None:
         return Path(f"/{export}/{label}") if label == "migrate" else None
+
+    def readings(self, export: str) -> tuple[int, list[Reading]]:
+        return (3, [Reading(7, 2, b"bin/sh", 1)]) if "+migrate" in export else (0, [])
 
     def config(self, export: str) -> bytes:
         return b'{"config": {}}\xff'
@@ -59,9 +68,14 @@ def served() -> Served:
 
 
 @pytest.fixture
-def control(served: Served) -> Iterator[Control]:
+def kept(tmp_path: Path) -> LocalProfiles:
+    return LocalProfiles(tmp_path)
+
+
+@pytest.fixture
+def control(served: Served, kept: LocalProfiles) -> Iterator[Control]:
     with socket.socket() as listening:
-        yield Control(listening, served, served, served.status)  # type: ignore[arg-type]
+        yield Control(listening, served, served, kept, served.status)  # type: ignore[arg-type]
 
 
 def ask(control: Control, **request: object) -> dict[str, Any]:
@@ -72,7 +86,7 @@ def test_answers(control: Control) -> None:
     first = ask(control, v=1, op="status")
     assert (first["ok"], first["v"], first["pid"], first["asked"]) == (True, 1, os.getpid(), 0)
     assert ask(control, v=1, op="names")["names"] == [("app:1", "an image")]
-    assert ask(control, v=1, op="resolve", export="app:1")["export"] == "app@sha256:00"
+    assert ask(control, v=1, op="resolve", export="app:1")["export"] == PINNED
     assert ask(control, v=1, op="config", export="app:1")["config"].startswith('{"config": {}}')
     assert ask(control, v=1, op="status")["asked"] == 3
 
@@ -89,15 +103,33 @@ def test_calls_since_a_number(control: Control) -> None:
 
 def test_what_is_said_of_a_start(control: Control, served: Served) -> None:
     assert ask(control, v=1, op="expect", export="app:1+migrate", new=True, exact=True)["ok"]
-    assert served.expected == ("app@sha256:00", "migrate", True)
+    assert served.expected == (PINNED, "migrate", True)
     assert ask(control, v=1, op="expect", export="app:1", new=True)["ok"]
-    assert served.expected == ("app@sha256:00", "default", False)
-    assert ask(control, v=1, op="ready", export="app:1+migrate")["trace"] == "/app@sha256:00/migrate"
+    assert served.expected == (PINNED, "default", False)
+    assert ask(control, v=1, op="ready", export="app:1+migrate")["trace"] == f"/{PINNED}/migrate"
     assert ask(control, v=1, op="ready", export="app:1")["trace"] is None
     assert ask(control, v=1, op="ready", export="no:1")["kind"] == "NotFound"
     asked = ask(control, v=1, op="status")["asked"]
     assert ask(control, v=1, op="traces")["traces"] == [{"path": "/t"}]
     assert ask(control, v=1, op="status")["asked"] == asked, "who watches does not use"
+
+
+def test_readings_are_those_of_the_store_or_else_of_this_host(control: Control, kept: LocalProfiles) -> None:
+    def put(label: str, version: bytes) -> None:
+        items = [Item(40, 3, Digest(b"c" * 32), 0, None, 0, 5, 1)]
+        kept.put(Profile("app", label, 0, Digest(version), Digest(b"r" * 32), 1, items, "host", 1))
+
+    def told(export: str) -> tuple[object, object]:
+        answer = ask(control, v=1, op="readings", export=export)
+        return answer["profile"], answer["readings"]
+
+    assert told("app:1") == (0, [])
+    put("default", bytes(32))
+    put("migrate", bytes(32))
+    put("other", b"o" * 32)
+    assert told("app:1") == (0, [(40, 3, None, 0)])
+    assert told("app:1+migrate") == (3, [(7, 2, "bin/sh", 1)])
+    assert told("app:1+other") == (0, []), "of another version"
 
 
 def test_errors_keep_their_kind(control: Control, caplog: pytest.LogCaptureFixture) -> None:
