@@ -27,17 +27,15 @@ class _Kin:
 
 def newcomers(items: Sequence[Item], old: Collection[bytes], files: Sequence[File]) -> dict[int, list[File]]:
     """By the number of the item after which they are read: those of `files` that are not among the `old` paths, and are of
-    a kind of which starts read most, below the nearest directory that was there before."""
+    a kind of which starts read most, below the nearest directory that had a few of it."""
     first: dict[bytes, int] = {}
     for number, item in enumerate(items):
         if item.path is not None:
             first.setdefault(item.path, number)
     kin: dict[tuple[bytes, bytes], _Kin] = {}
-    folders: set[bytes] = set()
     for path in old:
         item_number, ending = first.get(path), _ending(path)
         for folder in _folders(path):
-            folders.add(folder)
             own = kin.setdefault((folder, ending), _Kin())
             own.files += 1
             if item_number is not None:
@@ -49,9 +47,10 @@ def newcomers(items: Sequence[Item], old: Collection[bytes], files: Sequence[Fil
         size = sum(length for _, length in file.runs)
         if file.path in old or size > room:
             continue
-        nearest = next((folder for folder in _folders(file.path) if folder in folders), b"")
-        own = kin.get((nearest, _ending(file.path)), _Kin())
-        if own.files >= _FEW and own.read >= _SHARE * own.files:
+        ending = _ending(file.path)
+        around = (kin.get((folder, ending), _Kin()) for folder in _folders(file.path))
+        own = next((each for each in around if each.files >= _FEW), _Kin())
+        if own.read and own.read >= _SHARE * own.files:
             found.setdefault(own.last, []).append(file)
             room -= size
     return found
