@@ -33,6 +33,7 @@ def status() -> dict[str, Any]:
             {"export": "other", **Tally().status()},
         ],
         "remote": CallLog().status(),
+        "hydrations": [],
         "traces": {"running": 2, "begun": 8},
         "learn": {"runs": 9},
         "cache": {"bytes": 5, "cap_bytes": 10, "evicted": 4},

@@ -5,6 +5,7 @@ import fcntl
 import http.client
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -210,7 +211,9 @@ def test_status_for_a_person(server: Server) -> None:
     row = next(line for line in lines if line.startswith("small@"))
     assert "READS" in header
     assert " 100 " in row
-    assert "99.0 %" in row or "98.0 %" in row  # one read was fetched, or two
+    hits = re.search(r"([\d.]+) %", row)
+    assert hits is not None
+    assert 50 <= float(hits[1]) < 100, "the first read was fetched, and some that came before the cache had it"
     assert any(line.startswith("remote") and "requests" in line and "p99" in line for line in lines)
 
 

@@ -40,7 +40,7 @@ class Host:
 
     @property
     def files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.trace"), key=lambda path: path.stat().st_mtime_ns)
+        return sorted(self.folder.glob("*.trace"))
 
     @property
     def newest(self) -> Head:
