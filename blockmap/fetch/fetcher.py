@@ -20,6 +20,7 @@ from contextlib import suppress
 from blockmap.errors import Corrupt, FormatError, NotFound, StoreUnavailable
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.flights import Flight, Flights
+from blockmap.fetch.landing import Landing
 from blockmap.fetch.line import Trial
 from blockmap.fetch.link import MAX_WINDOW_BYTES
 from blockmap.fetch.patience import Patience
@@ -59,6 +60,7 @@ class Fetcher:
 
     def __init__(self, repository: Repository, cache: Cache) -> None:
         self.cache = cache
+        self.landing = Landing(cache)
         self._flights = Flights(cache)
         self._ranges = Ranges(repository.store)
         self.line = self._ranges.line
@@ -181,6 +183,7 @@ class Fetcher:
     def flush(self) -> None:
         """Waits until the cache has been given what has come."""
         self._flights.flush()
+        self.landing.flush()
 
     def replay(self, about: Bundle, root: Callable[[], Root]) -> Replay:
         """Begins to bring a bundle, unless that is under way or was done just now; `root`, the volume's, may be waited for."""
@@ -189,7 +192,8 @@ class Fetcher:
             found = self._replays.get(about.key)
             if found is None or not found.is_recent():
                 gone = [each for each in [self._replays.pop(about.key, None)] if each is not None]
-                found = Replay(about, root, self._ranges, self.cache, self._room, self._flights.verifying)
+                verifying = self._flights.verifying
+                found = Replay(about, root, self._ranges, self.cache, self.landing, self._room, verifying)
                 self._replays[about.key] = found
                 while len(self._replays) > _REPLAYS_KEPT:
                     gone.append(self._replays.pop(next(iter(self._replays))))
@@ -225,6 +229,7 @@ class Fetcher:
             replays = list(self._replays.values())
         for replay in replays:
             replay.close()
+        self.landing.close()
         for pool in (self._scout, self._wants, self._neighbours, self._demands, self._openers):
             pool.shutdown(wait=True, cancel_futures=pool is not self._openers)
         self._flights.close()

@@ -4,8 +4,11 @@ All of it is asked for at once, in ranges that grow, as far as the link holds th
 before the head is there, so that the first data comes with it; else the head says which frames hold something new. A
 reader whose blocks come soon waits for them; one whose blocks are further down fetches its chunk itself. What does not
 come, or comes damaged, is fetched when it is read.
+
+One thread opens what has come, the first blocks first: what a start reads soon is not held up by what it reads later.
 """
 
+import heapq
 import logging
 import threading
 import time
@@ -18,15 +21,13 @@ from itertools import accumulate
 from blockmap.errors import BlockmapError, Corrupt, FormatError, HostError, StoreUnavailable
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.cut import Cut, pieces
-from blockmap.fetch.plan import node_at
+from blockmap.fetch.landing import Landing
 from blockmap.fetch.ranges import Ranges
+from blockmap.fetch.stems import Stems
 from blockmap.format import BLOCK
 from blockmap.format import bundle as bundles
-from blockmap.format import node as nodes
 from blockmap.format.bundle import Head, Piece, Stem
-from blockmap.format.digest import Digest
 from blockmap.format.hint import Bundle
-from blockmap.format.node import Inner, Placement
 from blockmap.format.tree import Root
 from blockmap.store.calls import begin
 
@@ -59,7 +60,7 @@ _STRAYS = 8
 
 
 class _Frame:
-    """A frame with something new; `landed` once the cache has it, or it will not come."""
+    """A frame with something new; `landed` once what it holds is at hand, or will not come."""
 
     __slots__ = ("first", "landed", "last", "number", "pieces", "stems")
 
@@ -80,11 +81,12 @@ class Replay:
         root: Callable[[], Root],
         ranges: Ranges,
         cache: Cache,
+        landing: Landing,
         room: threading.Semaphore,
         verifying: threading.Lock,
     ) -> None:
-        """`root` is that of the volume, and may be waited for; `room` is for requests, each in a thread that nobody has to wait
-        for; `verifying` is held by whoever verifies."""
+        """`root` is that of the volume, and may be waited for; nodes go to the cache, chunks to the `landing`; `room` is for
+        requests, each in a thread that nobody has to wait for; `verifying` is held by whoever verifies."""
         self.key = about.key
         self.number = int(about.key.rpartition("/")[2])
         """Of the profile."""
@@ -97,7 +99,7 @@ class Replay:
         """Reads that waited for what was to come soon, of what was far down, and of what the bundle does not have. Counted
         without a lock: one may be lost."""
         self._about, self._root = about, root
-        self._ranges, self._cache, self._room, self._verifying = ranges, cache, room, verifying
+        self._ranges, self._cache, self._landing, self._room, self._verifying = ranges, cache, landing, room, verifying
         self._began = time.monotonic()
         self._head_known, self._ended = threading.Event(), threading.Event()
         self._changed = threading.Condition()  # guards what follows; never held across I/O
@@ -106,19 +108,20 @@ class Replay:
         """By range: bytes until its end, in the order in which they are asked for."""
         self._came = self._under_way_bytes = self._early_bytes = 0
         """Early are those that came before it is known what they are: they count as under way until then."""
-        self._opening = 0
-        """Threads that give the cache what has come."""
         self._stalled_at = -1
         """How much had come when a reader waited in vain."""
-        self._waiting: list[_Frame] = []
-        """Frames that are not whole yet."""
+        self._waiting: dict[int, _Frame] = {}
+        """Frames of which not all has come, by number."""
+        self._by_range: list[list[_Frame]] = []
+        """The same, by the number of each range that brings them."""
+        self._whole: list[tuple[int, _Frame, memoryview]] = []
+        """Frames that have come, as stored: a heap by number."""
         self._with_nodes: list[_Frame] = []
         self._coming: dict[bytes, tuple[_Frame, int]] = {}
         """By chunk: the frame, and the blocks that it brings."""
-        self._places: dict[Digest, Placement] = {}
-        """Where the tree says that its nodes are."""
-        self._stems: dict[Digest, bytes] = {}
-        """Nodes that have come before their parents, of which they are known by."""
+        self._stems = Stems(cache)
+        self._opener = threading.Thread(target=self._open_all, name="opener", daemon=True)
+        self._opener.start()
         threading.Thread(target=self._run, name="replay", daemon=True).start()
 
     # --- for readers
@@ -148,8 +151,8 @@ class Replay:
         return self.strays < _STRAYS and not self.failed and time.monotonic() - self._began < _START_S
 
     def wait_nodes(self) -> bool:
-        """Waits for the nodes of the tree that the bundle has; whether it works so far."""
-        end = time.monotonic() + _READY_S
+        """Waits for the nodes of the tree that the bundle has, up to a time after its beginning; whether it works so far."""
+        end = self._began + _READY_S
         return (
             self._has_come(self._head_known, end)
             and all(self._has_come(frame.landed, end) for frame in self._with_nodes)
@@ -185,10 +188,9 @@ class Replay:
         self._end("stopped")
 
     def close(self) -> None:
-        """Ends it; the cache is not touched any more."""
+        """Ends it; cache and landing are not touched any more."""
         self.stop()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._opening)
+        self._opener.join()
 
     def status(self) -> dict[str, object]:
         """Counters, for people and machines."""
@@ -308,8 +310,8 @@ class Replay:
     def _new_ranges(self, head: Head, have: int) -> list[tuple[int, int]]:
         """The frames that hold something new, without the first `have` bytes, as few ranges."""
         self._know_root()
-        new = {piece.frame for piece in head.pieces if not self._holds(piece)}
-        new |= {stem.frame for stem in head.stems if not self._holds_node(stem)}
+        new = {piece.frame for piece in head.pieces if not self._landing.has(piece.chunk, piece.mask)}
+        new |= {stem.frame for stem in head.stems if not self._stems.has(stem.node)}
         found: list[tuple[int, int]] = []
         for number in sorted(new):
             start, end = max(head.frames[number].offset, have), head.frames[number].end
@@ -330,118 +332,93 @@ class Replay:
             if spans is not None:
                 frames[number] = _Frame(number, *spans)
         for stem in head.stems:
-            if stem.frame in frames and not self._holds_node(stem):
+            if not self._stems.has(stem.node) and stem.frame in frames:
                 frames[stem.frame].stems.append(stem)
         for piece in head.pieces:
-            if piece.frame in frames and not self._holds(piece):
+            if piece.frame in frames and not self._landing.has(piece.chunk, piece.mask):
                 frames[piece.frame].pieces.append(piece)
+        first = min((piece.frame for piece in head.pieces), default=len(head.frames))
         with self._changed:
             self.head = head
-            self._waiting = [frame for frame in frames.values() if frame.stems or frame.pieces]
-            first = min((piece.frame for piece in head.pieces), default=len(head.frames))
-            self._with_nodes = [frame for frame in self._waiting if frame.stems and frame.number <= first]
-            for frame in self._waiting:
+            self._waiting = {number: frame for number, frame in frames.items() if frame.stems or frame.pieces}
+            self._with_nodes = [frame for frame in self._waiting.values() if frame.stems and frame.number <= first]
+            self._by_range = [[] for _ in self._cut.ranges]
+            for frame in self._waiting.values():
                 self._cut.use(frame.first, frame.last)
+                for number in range(frame.first, frame.last + 1):
+                    self._by_range[number].append(frame)
                 self._coming.update({piece.chunk: (frame, piece.mask) for piece in frame.pieces})
             self._cut.settle()
-            done = not self._waiting
+            for frame in list(self._waiting.values()):
+                self._take_whole(head, frame)
+            self._changed.notify_all()
         self._head_known.set()
-        if done:
-            self._end()
 
     def _know_root(self) -> None:
-        root = self._root()
-        if root.placement is not None:
-            self._places[root.digest] = root.placement
-
-    def _holds(self, piece: Piece) -> bool:
-        slot = self._cache.lookup(piece.chunk)
-        return slot >= 0 and not piece.mask & ~self._cache.mask(slot)
-
-    def _holds_node(self, stem: Stem) -> bool:
-        """Whether the cache has a node; learns from it where its children are."""
-        place = self._places.get(stem.node)
-        frame = None if place is None else self._cache.get(node_at(stem.node, place).key)
-        if place is None or frame is None:
-            return False
-        with suppress(FormatError):
-            self._learn(nodes.decode(frame, place.pack, stem.node))
-            return True
-        return False
+        self._stems.begin(self._root())
 
     # --- frames
 
     def _put(self, number: int, data: memoryview) -> None:
-        """A range has come: opens what is whole now."""
+        """A range has come."""
         with self._changed:
             self._came += len(data)
             if self._ended.is_set():
                 return
             self._cut.put(number, data)
-            if self.head is None:
-                return
-            self._opening += 1
-        try:
-            self._open_whole(self.head)
-        finally:
-            with self._changed:
-                self._opening -= 1
-                done = not self._coming and not self._waiting and not self._opening
+            if self.head is not None:
+                for frame in self._by_range[number]:
+                    self._take_whole(self.head, frame)
                 self._changed.notify_all()
-        if done:
-            self._end()
 
-    def _open_whole(self, head: Head) -> None:
-        """Gives the cache the frames of which all has come."""
-        with self._changed:
-            here = [frame for frame in self._waiting if self._cut.is_here(frame.first, frame.last)]
-            self._waiting = [frame for frame in self._waiting if frame not in here]
-            taken = []
-            for frame in here:
-                place = head.frames[frame.number]
-                taken.append((frame, self._cut.take(frame.first, frame.last, place.offset, place.end)))
-        for frame, stored in taken:
-            self._open(head, frame, stored)
+    def _take_whole(self, head: Head, frame: _Frame) -> None:
+        """To be called with the lock: has a frame opened, if all of it has come."""
+        if self._cut.is_here(frame.first, frame.last):
+            place = head.frames[frame.number]
+            stored = self._cut.take(frame.first, frame.last, place.offset, place.end)
+            heapq.heappush(self._whole, (frame.number, frame, stored))
+            del self._waiting[frame.number]
+
+    def _open_all(self) -> None:
+        """Opens frames until none is left."""
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._whole or self._ended.is_set() or self._is_done())
+                    if not self._whole or self._ended.is_set():
+                        break
+                    _, frame, stored = heapq.heappop(self._whole)
+                assert self.head is not None
+                self._open(self.head, frame, stored)
+            self._end()
+        except Exception as error:
+            self._fail(error)
+
+    def _is_done(self) -> bool:
+        return self.head is not None and not self._waiting
 
     def _open(self, head: Head, frame: _Frame, stored: memoryview) -> None:
-        """Gives what is in a frame to the cache."""
+        """Has what is in a frame at hand."""
         try:
             content = memoryview(bundles.open_frame(head, frame.number, stored))
             for stem in frame.stems:
-                self._stems[stem.node] = bytes(content[stem.offset : stem.offset + stem.length])
-            self._keep_nodes(head)
+                damaged = self._stems.put(stem.node, bytes(content[stem.offset : stem.offset + stem.length]))
+                if damaged:
+                    self._note_damage(damaged, f"{damaged} nodes are not what they should be")
             for piece in frame.pieces:
-                if self._ended.is_set():
-                    return
                 data = content[piece.offset : piece.offset + piece.mask.bit_count() * BLOCK]
                 with self._verifying:
                     good = bundles.is_good(piece, data)
                 if not good:
                     self._note_damage(1, f"frame {frame.number} has other blocks than its chunks have")
-                elif self._cache.put(piece.chunk, bundles.spread(piece, data), piece.mask) >= 0:
+                elif self._landing.put(piece, data):
                     self.chunks += 1
                 else:
                     raise HostError(f"the cache {self._cache.directory} does not take it")
         except FormatError as error:
             self._note_damage(len(frame.pieces) + len(frame.stems), f"frame {frame.number}: {error}")
         finally:
-            with self._changed:
-                for piece in frame.pieces:
-                    self._coming.pop(piece.chunk, None)
             frame.landed.set()
-
-    def _keep_nodes(self, head: Head) -> None:
-        """Nodes go to the cache by their places, which their parents tell."""
-        for stem in head.stems if self._stems else ():
-            place = self._places.get(stem.node)
-            frame = None if place is None else self._stems.pop(stem.node, None)
-            if place is None or frame is None:
-                continue
-            try:
-                self._learn(nodes.decode(frame, place.pack, stem.node))
-                self._cache.put(node_at(stem.node, place).key, frame)
-            except FormatError as error:
-                self._note_damage(1, str(error))
 
     def _note_damage(self, count: int, why: str) -> None:
         """Says so once: of a bundle that is damaged, every frame may be."""
@@ -453,12 +430,6 @@ class Replay:
                 "the start is slower than it could be, its bundle %s is damaged in part: %s; what is missing is fetched "
                 "when it is read", self.key, why,
             )  # fmt: skip
-
-    def _learn(self, node: nodes.Node) -> None:
-        if isinstance(node, Inner):
-            for child, place in zip(node.children, node.placements, strict=True):
-                if place is not None:
-                    self._places[child] = place
 
     # --- the end
 
@@ -475,8 +446,9 @@ class Replay:
                 self.failed = failed
             self._ended.set()
             self._cut = Cut([])
-            self._stems.clear()
-            waiting, self._waiting = self._waiting, []
+            waiting = [*self._waiting.values(), *(frame for _, frame, _ in self._whole)]
+            self._waiting.clear()
+            self._whole.clear()
             self._coming.clear()
             self._changed.notify_all()
         for frame in waiting:

@@ -45,13 +45,13 @@ def plan(readings: Iterable[Sequence[object]]) -> list[Piece]:
     """
     pieces: list[Piece] = []
     window: dict[str | None, list[tuple[int, int]]] = {}
-    blocks = 0
+    blocks, most = 0, _WINDOW_BLOCKS
     for path, at, end in _ranges(readings):
         window.setdefault(path, []).append((at, end))
         blocks += end - at
-        if blocks >= _WINDOW_BLOCKS:
+        if blocks >= most:
             pieces += _joined(window)
-            window, blocks = {}, 0
+            window, blocks, most = {}, 0, 2 * most
     return pieces + _joined(window)
 
 

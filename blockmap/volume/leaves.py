@@ -33,13 +33,19 @@ class Leaves:
     """Loads nodes as they are needed; safe to share between threads."""
 
     def __init__(
-        self, root: Root, fetcher: Fetcher, patience: Patience, is_sparing: Callable[[], bool] = lambda: False
+        self,
+        root: Root,
+        fetcher: Fetcher,
+        patience: Patience,
+        is_sparing: Callable[[], bool] = lambda: False,
+        await_nodes: Callable[[], None] = lambda: None,
     ) -> None:
-        """While it `is_sparing` nothing is brought that was not asked for."""
+        """While it `is_sparing` nothing is brought that was not asked for; `await_nodes` waits for what is on its way."""
         self._root = root
         self._fetcher = fetcher
         self._patience = patience
         self._is_sparing = is_sparing
+        self._await_nodes = await_nodes
         # Guards what follows against change by two threads; never held across I/O. Readers look without it, but for the
         # neighbours.
         self._lock = threading.Lock()
@@ -135,6 +141,8 @@ class Leaves:
         inner = self._inner.get(name)
         if inner is not None:
             return inner
+        if not self._fetcher.has_node(name, place):
+            self._await_nodes()
         node = load_node(self._fetcher, name, place, patience)
         if isinstance(node, Inner):
             with self._lock:

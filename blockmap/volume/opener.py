@@ -58,9 +58,9 @@ class _Started:
     replay: Replay | None = None
 
     def end(self, patient: bool = True) -> Found:
-        """Waits for the record of the version, and for the nodes if it is patient."""
+        """Waits for the record of the version, and for the nodes if it is patient; for those of a bundle, who reads waits."""
         version = self.version.result()
-        if patient:
+        if patient and self.replay is None:
             self.primed.result()
         assert self.entry.version is not None
         return Found(self.reference, self.entry.version, version, root_of(self.entry, version), self.replay)
@@ -111,7 +111,7 @@ class Opener:
         found = kept or by_digest(self._records, reference, digest)
         replay = self._replay(reference, found.name, self._kept_bundles(found.name), lambda: found.root)
         primed = self._bring(reference, found.version.run, found.root, lambda: found.root, replay)
-        if kept is None:  # else the store may be away
+        if kept is None and replay is None:  # else the store may be away, or readers wait for what comes
             primed.result()
         return replace(found, replay=replay)
 

@@ -52,7 +52,7 @@ class View:
         self._fetcher = fetcher
         self._cache = fetcher.cache
         self._patience = patience
-        self._leaves = Leaves(root, fetcher, patience, self._is_sparing)
+        self._leaves = Leaves(root, fetcher, patience, self._is_sparing, self._await_nodes)
         self._streams = ReadAhead()
         self._lock = threading.Lock()  # guards _streams
         self._waiting: set[int] = set()
@@ -157,6 +157,10 @@ class View:
         """Whether what was not asked for is not worth bringing."""
         return self.replay is not None and self.replay.is_sparing()
 
+    def _await_nodes(self) -> None:
+        if self.replay is not None:
+            self.replay.wait_nodes()
+
     def _read_held(self, piece: memoryview, name: Digest, start: int, mask: int) -> int:
         """Fills `piece` from byte `start` of a chunk, where the cache has its blocks: the slot, else -1."""
         cache = self._cache
@@ -215,10 +219,17 @@ class View:
         first = int(leaf.first[i])
         start = first * BLOCK + at - extent_start  # in the chunk
         mask = _blocks(start, start + len(piece))
-        slot = self._read_held(piece, name, start, mask)
         source = Source.CACHE
-        if slot < 0 and self.replay is not None and self.replay.wait(name, mask):
-            slot, source = self._read_held(piece, name, start, mask), Source.FETCHED
+        landing, replay = self._fetcher.landing, self.replay
+        # In this order: what leaves the landing is in the cache before.
+        if landing.read(name, start, mask, piece):
+            return source
+        slot = self._read_held(piece, name, start, mask)
+        if slot < 0 and replay is not None and replay.wait(name, mask):
+            source = Source.FETCHED
+            if landing.read(name, start, mask, piece):
+                return source
+            slot = self._read_held(piece, name, start, mask)
         if slot >= 0:
             # Of a chunk that is there in part, the hit path knows an extent all of whose blocks are.
             extent = _blocks(first * BLOCK, (first + int(leaf.lengths[i])) * BLOCK)

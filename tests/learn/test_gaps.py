@@ -20,9 +20,9 @@ LAYOUT = Layout(
 )
 
 
-def touched(*blocks: int) -> list[Item]:
+def touched(*blocks: int, layout: Layout = LAYOUT) -> list[Item]:
     ones = np.ones(len(blocks), np.int64)
-    return LAYOUT.items(np.array(blocks), np.arange(len(blocks)), ones)
+    return layout.items(np.array(blocks), np.arange(len(blocks)), ones)
 
 
 def order(items: list[Item]) -> list[int]:
@@ -38,6 +38,16 @@ def test_large_gaps_other_files_and_zeros_stay() -> None:
     for blocks in ((110, 114), (129, 131), (159, 200), (110,), (128, 130)):
         assert order(filled(touched(*blocks), LAYOUT)) == list(blocks)
     assert order(filled(touched(210, 212), LAYOUT)) == [210, 211, 212], "blocks of no file are neighbours too"
+
+
+def test_larger_gaps_are_filled_where_nearly_all_around_is_read() -> None:
+    layout = Layout(Digest(b"r" * 32), [Extent(0, 64, CHUNK, 64, 0), Extent(64, 64, OTHER, 64, 0)], [])
+    dense = [block for block in range(24, 80) if not 50 <= block < 58]
+    assert order(filled(touched(*dense, layout=layout), layout)) == [*range(24, 50), *range(50, 58), *range(58, 80)]
+    wider = [block for block in dense if block != 58]
+    assert order(filled(touched(*wider, layout=layout), layout)) == wider
+    thin = dense[8:-2]
+    assert len(thin) < 42 and order(filled(touched(*thin, layout=layout), layout)) == thin
 
 
 @given(st.lists(st.sampled_from([*range(100, 160), *range(200, 230)]), unique=True, max_size=40))

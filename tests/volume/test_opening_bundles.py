@@ -13,6 +13,7 @@ from blockmap.store.base import Pruner
 from tests.store.faulty import Faulty
 from tests.volume.test_opening import HINT, Host, Hosts, block, host, store, volume
 from tests.volume.test_replay import bundled
+from tests.waiting import until
 
 __all__ = ["host", "store"]
 
@@ -118,5 +119,5 @@ def test_the_bundle_of_another_volume_leaves_the_nodes_to_the_run(store: Pruner,
     tell(store, about)
     here = host(store)
     found = here.find()
-    assert here.fetcher.has_node(found.root.digest, found.root.placement)
+    until(lambda: here.fetcher.has_node(found.root.digest, found.root.placement))
     assert here.first(found) == block(1)
