@@ -10,9 +10,9 @@ are answered.
                                     which it ended, each [op, key, start, seconds, bytes, error]; number of the first
                                     (more than `since` where calls are forgotten); start by the monotonic clock
     names                           names: [export, description]
-    readings  export                profile, readings: number of the profile that is replayed for it (0: none, or one of
-                                    this host alone), and what its starts read, in order: [first block, blocks, path or
-                                    null, first block in it]
+    readings  export                profile, readings, soon: number of the profile that is replayed for it (0: none, or
+                                    one of this host alone); what its starts read, in order: [first block, blocks, path
+                                    or null, first block in it]; and how many of these blocks come within a moment
     hydrate   export                -: begins to bring all of it into the cache
     resolve   export                export: the name by digest of the version that it stands for now
     config    export                config: the OCI image configuration, as text
@@ -138,11 +138,11 @@ class Control:
             self._exports.hydrate(export)
             return {}
         if op == "readings":
-            number, found = self._exports.readings(export)
+            number, found, soon = self._exports.readings(export)
             if not number:
                 found = self._kept_readings(export)
             told = [(each.start, each.blocks, each.path and os.fsdecode(each.path), each.at) for each in found]
-            return {"profile": number, "readings": told}
+            return {"profile": number, "readings": told, "soon": soon}
         if op == "config":
             return {"config": self._exports.config(export).decode("utf-8", "replace")}
         if op == "expect":

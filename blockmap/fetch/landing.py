@@ -7,7 +7,6 @@ cache costs comes when the start has gone quiet. Whoever reads meanwhile gets it
 import logging
 import threading
 import time
-from typing import Final
 
 from blockmap.fetch.cache import Cache
 from blockmap.format import BLOCK
@@ -16,7 +15,7 @@ from blockmap.format.bundle import Piece
 
 _log = logging.getLogger(__name__)
 
-_MOST_BYTES: Final = 64 << 20
+_MOST_BYTES = 64 << 20
 """Beyond it, what comes is written at once."""
 _QUIET_S = 1.0
 _LONGEST_S = 10.0
@@ -26,9 +25,8 @@ _LONGEST_S = 10.0
 class Landing:
     """Parts of chunks, all verified; safe to share between threads."""
 
-    def __init__(self, cache: Cache, most_bytes: int = _MOST_BYTES) -> None:
+    def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._most_bytes = most_bytes
         self._changed = threading.Condition()  # guards what follows; readers look without it; never held across I/O
         self._here: dict[bytes, tuple[Piece, memoryview]] = {}
         self._bytes = 0
@@ -42,13 +40,18 @@ class Landing:
     def put(self, piece: Piece, data: memoryview) -> bool:
         """Has the blocks of a chunk from now on, or gives them to the cache; whether one of both worked."""
         with self._changed:
-            fits = self._bytes + len(data) <= self._most_bytes and piece.chunk not in self._here
+            fits = self._bytes + len(data) <= _MOST_BYTES and piece.chunk not in self._here
             if fits:
                 self._here[piece.chunk] = piece, data
                 self._bytes += len(data)
                 self._touched = True
                 self._changed.notify_all()
         return fits or self._write(piece, data)
+
+    @property
+    def count(self) -> int:
+        """Chunks that are here."""
+        return len(self._here)
 
     def has(self, chunk: bytes, mask: int) -> bool:
         """Whether these blocks of a chunk are here, or in the cache, where they are not checked."""

@@ -51,6 +51,7 @@ _OUTAGE_S = 90.0
 _PATROL_S = 0.5
 _PATIENCE_S = 2.0
 """How long a reader waits for what was asked for: a stream that stalls must not hold it up."""
+_SOON_S = 0.2
 _READY_S = 10.0
 _START_S = 60.0
 _AGAIN_S = 10.0
@@ -171,6 +172,13 @@ class Replay:
         self._head_known.wait(seconds)
         return self.head
 
+    def soon_blocks(self, head: Head) -> int:
+        """How many blocks come within a moment; all of them where nothing is under way any more."""
+        stored, raw = sum(frame.stored for frame in head.frames), sum(frame.raw for frame in head.frames)
+        if self._ended.is_set() or not stored:
+            return raw // BLOCK
+        return int(self._ranges.bytes_per_s * _SOON_S * raw / stored) // BLOCK
+
     def is_recent(self) -> bool:
         """Whether it is under way, or ended a moment ago: a start opens an export more than once."""
         return not self._ended.is_set() or time.monotonic() - self._began < (_AGAIN_S if self.failed else _START_S)
@@ -211,7 +219,7 @@ class Replay:
     def _run(self) -> None:
         try:
             head = self._kept_head()
-            if head is None and self._cache.status()["slots"] <= _EMPTY_SLOTS:
+            if head is None and self._cache.status()["slots"] + self._landing.count <= _EMPTY_SLOTS:
                 first = self._about.table + _FIRST_BYTES
                 self._plan(pieces([(0, self._about.length)], first, _FIRST_BYTES, _MOST_BYTES))
                 self._ask()

@@ -37,11 +37,13 @@ class Piece:
     length: int
 
 
-def plan(readings: Iterable[Sequence[object]]) -> list[Piece]:
+def plan(readings: Iterable[Sequence[object]], soon_blocks: int = 0) -> list[Piece]:
     """What to read, about in the order of `readings`: [start block, blocks, path or None, block of the file].
 
     Within a window, neighbours are joined, up to PIECE_BYTES: a program touches the pages of a file in no order, and each
-    request costs as much as some ten pages. What makes no sense is left out: it comes from elsewhere, and only helps.
+    request costs as much as some ten pages. Windows grow, as the program needs the later ones later, but not beyond the
+    `soon_blocks` that come to the server within a moment. What makes no sense is left out: it comes from elsewhere, and
+    only helps.
     """
     pieces: list[Piece] = []
     window: dict[str | None, list[tuple[int, int]]] = {}
@@ -51,7 +53,7 @@ def plan(readings: Iterable[Sequence[object]]) -> list[Piece]:
         blocks += end - at
         if blocks >= most:
             pieces += _joined(window)
-            window, blocks, most = {}, 0, 2 * most
+            window, blocks, most = {}, 0, max(_WINDOW_BLOCKS, min(2 * most, soon_blocks))
     return pieces + _joined(window)
 
 

@@ -123,7 +123,8 @@ def _let_go(keep: tuple[int, int]) -> None:
 
 def _warm(client: Client, export: str, device: str, pipe: int) -> None:
     try:
-        pieces = plan(Client(client.nbd_socket, _ANSWER_SECONDS).request("readings", export=export)["readings"])
+        told = Client(client.nbd_socket, _ANSWER_SECONDS).request("readings", export=export)
+        pieces = plan(told["readings"], told["soon"])
         if pieces:
             # Open until the mount is there: the last to close a device drops what its page cache holds.
             warm(pieces, os.open(device, os.O_RDONLY), _Root(pipe))

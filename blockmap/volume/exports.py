@@ -109,19 +109,19 @@ class Exports:
             raise NotFound(f"{export} is a disk image without a configuration: attach it instead")
         return found.version.config
 
-    def readings(self, export: str) -> tuple[int, list[Reading]]:
-        """The profile that is replayed for an export, and what its starts read, in order, for the kernel of a new device to
-        be warmed with; 0 and nothing without one."""
+    def readings(self, export: str) -> tuple[int, list[Reading], int]:
+        """The profile that is replayed for an export, what its starts read, in order, for the kernel of a new device to be
+        warmed with, and how many blocks of that come within a moment; 0 and nothing without one."""
         found = self._find(export)
         replay = found.replay
         head = None if replay is None else replay.wait_head(_HEAD_SECONDS)
         if replay is None or head is None:
-            return 0, []
+            return 0, [], 0
         with self._lock:
             for (name, _), view in self._views.items():
                 if name == found.name:
                     view.profile = replay.number
-        return replay.number, head.readings
+        return replay.number, head.readings, replay.soon_blocks(head)
 
     def hydrate(self, export: str) -> None:
         """Begins to bring all of an export into the cache; NotFound, UsageError, StoreError, Corrupt."""

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def nothing(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def readings(*ranges: list[Any]) -> Answer:
-    return lambda request: {"profile": 1, "readings": list(ranges)}
+    return lambda request: {"profile": 1, "readings": list(ranges), "soon": 0}
 
 
 def directory(host: Host, name: str = "mnt") -> Path:
@@ -100,6 +101,26 @@ def test_a_plan_cuts_what_is_long_and_does_not_put_off_what_is_early() -> None:
     assert sum(each.length for each in long) == 100 * BLOCK
     late = plan([[0, 1, "a", 0], [0, 5000, "b", 0], [0, 1, "a", 1]])
     assert (late[0], late[-1]) == (Piece("a", 0, BLOCK), Piece("a", BLOCK, BLOCK))
+
+
+def test_windows_grow_as_far_as_the_link_brings_what_is_in_them() -> None:
+    scattered = [[0, 1, name, at] for at in range(8192) for name in ("a", "b")]
+    slow, fast, all_here = plan(scattered), plan(scattered, 4096), plan(scattered, 1 << 20)
+    assert sorted(where(slow)) == sorted(where(fast)) == sorted(where(all_here))
+    assert len(where(slow)) == 16384
+    first_windows = [next(i for i, block in enumerate(where(each)) if block == ("a", 512)) for each in (slow, fast)]
+    assert first_windows == [1024, 1024], "what is needed first is not put off"
+    assert [max(turns(each)) for each in (slow, fast, all_here)] == [512, 2048, 4096]
+
+
+def where(pieces: list[Piece]) -> list[tuple[str | None, int]]:
+    """Blocks, in order."""
+    return [(each.path, at // BLOCK) for each in pieces for at in range(each.offset, each.offset + each.length, BLOCK)]
+
+
+def turns(pieces: list[Piece]) -> list[int]:
+    """How many blocks of one file come in one go."""
+    return [len(list(group)) for _, group in groupby(where(pieces), key=lambda block: block[0])]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +195,7 @@ def test_nothing_is_read_ahead_until_it_is_through(mounting: Host, stand_in: Cal
 
     def late(request: dict[str, Any]) -> dict[str, Any]:
         through.wait(60)
-        return {"profile": 1, "readings": [HEAD]}
+        return {"profile": 1, "readings": [HEAD], "soon": 0}
 
     stand_in(readings=late)
     where = directory(mounting)
@@ -195,7 +216,7 @@ def test_what_warms_does_not_hold_the_mount(mounting: Host, stand_in: Callable[.
 
     def late(request: dict[str, Any]) -> dict[str, Any]:
         through.wait(60)
-        return {"profile": 1, "readings": [HEAD]}
+        return {"profile": 1, "readings": [HEAD], "soon": 0}
 
     stand_in(readings=late)
     where = directory(mounting)
@@ -218,13 +239,14 @@ def test_what_warms_does_not_hold_the_mount(mounting: Host, stand_in: Callable[.
     "answer",
     [
         {"ok": False, "kind": "UsageError", "error": "'readings' is not an operation of this server"},
-        {"profile": 0, "readings": []},
-        {"profile": 1, "readings": "nonsense"},
-        {"profile": 1, "readings": [7]},
+        {"profile": 0, "readings": [], "soon": 0},
+        {"profile": 1, "readings": "nonsense", "soon": 0},
+        {"profile": 1, "readings": [[0, 2000, None, 0]], "soon": "nonsense"},
+        {"profile": 1, "readings": [7], "soon": 0},
         {"profile": 1},
-        {"profile": 1, "readings": [[0, 1, "no/such/file", 0], [1 << 39, 1, None, 0], [0, 1, "e\0tc", 0]]},
+        {"profile": 1, "readings": [[0, 1, "no/such/file", 0], [1 << 39, 1, None, 0], [0, 1, "e\0tc", 0]], "soon": 0},
     ],
-    ids=["old", "none", "text", "number", "empty", "strange"],
+    ids=["old", "none", "text", "soon", "number", "empty", "strange"],
 )
 def test_a_start_without_what_would_help_works(
     mounting: Host, stand_in: Callable[..., StandIn], answer: dict[str, Any]

@@ -47,7 +47,8 @@ def test_larger_gaps_are_filled_where_nearly_all_around_is_read() -> None:
     wider = [block for block in dense if block != 58]
     assert order(filled(touched(*wider, layout=layout), layout)) == wider
     thin = dense[8:-2]
-    assert len(thin) < 42 and order(filled(touched(*thin, layout=layout), layout)) == thin
+    assert len(thin) < 42
+    assert order(filled(touched(*thin, layout=layout), layout)) == thin
 
 
 @given(st.lists(st.sampled_from([*range(100, 160), *range(200, 230)]), unique=True, max_size=40))

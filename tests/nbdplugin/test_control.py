@@ -55,8 +55,8 @@ class Served:
     def ready(self, export: str, label: str) -> Path | None:
         return Path(f"/{export}/{label}") if label == "migrate" else None
 
-    def readings(self, export: str) -> tuple[int, list[Reading]]:
-        return (3, [Reading(7, 2, b"bin/sh", 1)]) if "+migrate" in export else (0, [])
+    def readings(self, export: str) -> tuple[int, list[Reading], int]:
+        return (3, [Reading(7, 2, b"bin/sh", 1)], 9) if "+migrate" in export else (0, [], 0)
 
     def config(self, export: str) -> bytes:
         return b'{"config": {}}\xff'
@@ -124,6 +124,7 @@ def test_readings_are_those_of_the_store_or_else_of_this_host(control: Control, 
         return answer["profile"], answer["readings"]
 
     assert told("app:1") == (0, [])
+    assert [ask(control, v=1, op="readings", export=name)["soon"] for name in ("app:1", "app:1+migrate")] == [0, 9]
     put("default", bytes(32))
     put("migrate", bytes(32))
     put("other", b"o" * 32)

@@ -357,8 +357,14 @@ def test_a_server_that_ends_does_not_wait_for_a_stream_that_stalls(
 
 @pytest.mark.parametrize("cap_bytes", [0, 60 * BLOCK])
 def test_a_cache_without_room_ends_a_bundle_or_has_a_part_of_it(
-    store: MemoryStore, root: Root, tmp_path: Path, cap_bytes: int, caplog: pytest.LogCaptureFixture
+    store: MemoryStore,
+    root: Root,
+    tmp_path: Path,
+    cap_bytes: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("blockmap.fetch.landing._MOST_BYTES", 0)
     about = bundled(store, root, list(range(BLOCKS)))
     with viewed(store, root, tmp_path, about, cap_bytes) as view:
         assert view.replay is not None
@@ -368,6 +374,36 @@ def test_a_cache_without_room_ends_a_bundle_or_has_a_part_of_it(
         if not cap_bytes:
             assert "does not take it" in view.replay.failed
             assert [each.getMessage().count("does not take it") for each in caplog.records] == [1]
+
+
+def test_a_start_is_served_though_the_cache_takes_nothing(store: MemoryStore, root: Root, tmp_path: Path) -> None:
+    about = bundled(store, root, WANTED)
+    watched = Watched(store)
+    with viewed(watched, root, tmp_path, about, 0) as view:
+        assert view.replay is not None
+        assert view.replay.wait_end(60)
+        for block in WANTED:
+            assert read(view, block) == expected(block)
+        assert not view.replay.failed
+        assert view.replay.strays == 0
+
+
+def test_what_is_not_in_the_cache_yet_is_at_hand_for_other_bundles(
+    store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockmap.fetch.replay._EMPTY_SLOTS", 16)
+    about = bundled(store, root, list(range(BLOCKS)))
+    other = bundled(store, root, list(range(BLOCKS // 2)), KEY[:-1] + "4")
+    watched = Watched(store)
+    with viewed(watched, root, tmp_path, about) as view:
+        assert view.replay is not None
+        assert view.replay.wait_end(60)
+        assert view._cache.status()["slots"] < 10, "nodes and heads"
+        second = view._fetcher.replay(other, lambda: root)
+        assert second.wait_end(60)
+        assert not second.failed
+        assert second.bytes < other.table + (300 << 10)
+        assert second.chunks == 0
 
 
 def test_what_was_brought_in_part_stays_so_whatever_happens_to_the_cache(
@@ -398,6 +434,7 @@ def test_what_was_brought_in_part_is_read_by_the_hit_path(
     with viewed(store, root, tmp_path, bundled(store, root, wanted)) as view:
         assert view.replay is not None
         assert view.replay.wait_end(60)
+        view._fetcher.flush()
         buf = memoryview(bytearray(BLOCK))
         for _ in range(2):
             slow = 0

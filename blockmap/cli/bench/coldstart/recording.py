@@ -1,7 +1,7 @@
 """Records starts of an image and builds its profile, before anything is measured.
 
 The recorded starts differ from those that are measured: they have another host name, and, where the program takes them,
-another port and another query.
+another port and another query. All but the first find the cache warm: a start that does not wait takes other ways.
 """
 
 import json
@@ -37,19 +37,18 @@ def record(image: str, store: Store, run_startup: Path, timeout_s: float, folder
     recipes = folder / "recipes.toml"
     other = _OTHERWISE.get(image.partition(":")[0], "")
     recipes.write_text(f'[{_NAME}]\ncategory = "other"\nfrom = {json.dumps(image)}\n{other}')
-    traces = [
-        _start(image, store, [str(run_startup), "--recipes", str(recipes), "--timeout", str(timeout_s), _NAME], folder)
-        for _ in range(_STARTS)
-    ]
+    command = [str(run_startup), "--recipes", str(recipes), "--timeout", str(timeout_s), _NAME]
+    work = Path(tempfile.mkdtemp(prefix="record-", dir=folder))
+    with served(store, work / "cache", work) as socket:
+        traces = [_start(image, store, Client(socket), command, work / str(number)) for number in range(_STARTS)]
     build = [*BLOCKMAP, "profile", "build", "--store", store.url, image, *traces]
     _run(build, f"the profile of {image} could not be built", store)
 
 
-def _start(image: str, store: Store, command: list[str], folder: Path) -> str:
+def _start(image: str, store: Store, client: Client, command: list[str], work: Path) -> str:
     """The trace of a start with the kernel's read-ahead at 0."""
-    work = Path(tempfile.mkdtemp(prefix="record-", dir=folder))
+    work.mkdir()
     with ExitStack() as stack:
-        client = Client(stack.enter_context(served(store, work / "cache", work)))
         export = str(client.request("resolve", export=image)["export"])
         start.expect(client, export, exact=True)
         attacher = NbdFuse()
@@ -64,7 +63,7 @@ def _start(image: str, store: Store, command: list[str], folder: Path) -> str:
         _run([*command, str(root)], f"{image} did not start to be recorded", store)
         trace = client.request("ready", export=export)["trace"]
         if trace is None:
-            raise HostError(f"the start of {image} was not recorded: see {work}/blockmap.log")
+            raise HostError(f"the start of {image} was not recorded: see {work.parent}/blockmap.log")
         return str(trace)
 
 
