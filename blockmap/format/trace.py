@@ -1,4 +1,4 @@
-"""Traces: what one start read, and when, as a server writes it into a mapped file while it happens. Of one host only.
+"""Traces: what one start read, and when, as a server writes it while it happens. Of one host only.
 
     offset  size  type  meaning
     0       4     s     magic `bmtr`
@@ -16,8 +16,9 @@
     160     256   s     repository, filled up with zeros
     512     16n   -     per read, in the order in which they began: microseconds since the open u32, bytes u32, offset u64
 
-Little-endian. The reads end before the first record without bytes, or with the file. A server that is killed leaves a file
-with all that was read until then.
+Little-endian. The reads end before the first record without bytes, as a host that lost power may leave, or with the file. A
+server that is killed leaves a file with all that was read until a tenth of a
+second before. The time is exact of reads that the cache did not answer at once, and in between by their order.
 """
 
 import struct
@@ -41,7 +42,6 @@ READ = np.dtype([("time_us", "<u4"), ("length", "<u4"), ("offset", "<u8")])
 Reads = npt.NDArray[np.void]
 """Of the type READ, one dimension."""
 
-RECORD: Final = struct.Struct("<IIQ")
 _HEAD = struct.Struct("<4sBBBBQQII32s32s64s256s")
 
 

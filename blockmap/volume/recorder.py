@@ -1,14 +1,16 @@
-"""Writes a trace while it happens, into a mapped file: what is in it survives the server without a flush.
+"""Writes a trace while it happens. What is in the file survives the server, which may be killed at any moment.
 
-A read costs the next position from a counter, the time, and 16 bytes packed into the mapping; all of it under the
-interpreter's lock, so that threads need none of their own.
+A read costs one append to a list, of one number that says where and how much. The list is drained ten times a second; when
+each read began is known of those that leave the hit path, and evenly spread between these. A clock for each, or the mapping
+of a file to write into, would cost twice as much: instructions that take 0.1 microseconds in a loop take ten times that among
+the processor's other work. So does draining more often, which each time takes the interpreter's lock from the readers.
 """
 
-import mmap
+import errno
 import os
-import struct
 import threading
 import time
+from array import array
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -17,21 +19,24 @@ from typing import Final
 
 import numpy as np
 
-from blockmap.format.trace import HEAD_BYTES, READ, RECORD, Head, Reads, encode_head
+from blockmap.format.trace import HEAD_BYTES, READ, Head, Reads, encode_head
 from blockmap.volume.reads import Slow
 
 RECORDS: Final = 65_536
 SUFFIX: Final = ".trace"
+LENGTH_BITS: Final = 27
+"""A read is noted as its offset, shifted by so many bits, and its length: nbdkit asks for 64 MiB at most. A moment is noted
+as its microseconds, negative."""
 
 Read = Callable[[memoryview, int], Slow | None]
 """As `View.read`."""
+Note = Callable[[int], None]
 
-_NO_MORE = (TypeError, ValueError, struct.error)
-"""What packing raises once the mapping is closed, or full."""
+_LENGTH = (1 << LENGTH_BITS) - 1
 
 
 class Recorder:
-    """The file of one trace."""
+    """The file of one trace; safe to share between threads."""
 
     def __init__(
         self,
@@ -45,62 +50,100 @@ class Recorder:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._began_ns, self._clock_ns = began_ns, clock_ns
         self._records = records
+        self._noted: list[int] = []
+        self.note: Note = self._noted.append
+        """Takes a read that begins, as LENGTH_BITS says."""
+        self._lock = threading.Lock()  # guards what follows
+        self._count = 0
+        """Reads in the file."""
+        self._drained_ns = clock_ns()
+        self._error: OSError | None = None
         self.path, self._fd = _create(folder, head.started_us)
-        size = HEAD_BYTES + records * RECORD.size
         try:
-            # A sparse file would end the server by a signal, were the disk full when a page of it is first written.
-            os.posix_fallocate(self._fd, 0, size)
-            os.pwrite(self._fd, encode_head(head), 0)
-            self._mapped = mmap.mmap(self._fd, size)
+            self._write(encode_head(head), 0)
         except BaseException:
             os.close(self._fd)
             with suppress(OSError):
                 self.path.unlink()
             raise
-        self._position = count(HEAD_BYTES, RECORD.size).__next__
-        self._lock = threading.Lock()  # guards the descriptor
 
-    def around(self, read: Read) -> Read:
-        """Notes each read, then does it."""
-        pack, mapped, position = RECORD.pack_into, self._mapped, self._position
-        clock_ns, began_ns, no_more = self._clock_ns, self._began_ns, _NO_MORE
+    def mark(self) -> None:
+        """Notes that it is now."""
+        self.note(-(self._clock_ns() // 1000))
 
-        def record(buf: memoryview, offset: int) -> Slow | None:
-            try:  # noqa: SIM105  a context manager costs as much again
-                pack(mapped, position(), (clock_ns() - began_ns) // 1000, len(buf), offset)
-            except no_more:
-                pass
-            return read(buf, offset)
-
-        return record
+    def drain(self) -> None:
+        """Writes what was noted since; never raises."""
+        if self._noted:
+            with self._lock:
+                self._drain()
 
     def reads(self, first: int = 0) -> Reads:
-        """The reads from number `first` on; those behind one that is only just being noted come later. None at the end."""
+        """The reads from number `first` on; none at the end."""
+        self.drain()
         with self._lock:
-            found = self._stored(first) if self._fd >= 0 else np.empty(0, READ)
-        empty = np.flatnonzero(found["length"] == 0)
-        return found[: int(empty[0])] if len(empty) else found
+            return self._stored(first) if self._fd >= 0 else np.empty(0, READ)
 
     def end(self, finish: Callable[[Reads], Head]) -> Head:
-        """Takes no more reads, and cuts the file to what it holds under the head that `finish` makes. To be called once."""
-        self._mapped.close()  # before the file is cut: a write past its end through the mapping ends the server
+        """Takes no more reads, and has the file begin with the head that `finish` makes. OSError where the trace is not
+        whole. To be called once."""
         with self._lock:
             try:
-                found = self._stored(0)
-                reads = found[found["length"] > 0]  # a read that was not noted in time left a hole
-                head = finish(reads)
-                data = encode_head(head) + reads.tobytes()
-                os.pwrite(self._fd, data, 0)
-                os.ftruncate(self._fd, len(data))
+                self._drain()
+                head = finish(self._stored(0))
+                self._write(encode_head(head), 0)
+                if self._error is not None:
+                    raise self._error
             finally:
                 os.close(self._fd)
                 self._fd = -1
         return head
 
+    def _drain(self) -> None:
+        """With the lock."""
+        noted = self._noted[:]
+        del self._noted[: len(noted)]
+        before, self._drained_ns = self._drained_ns, self._clock_ns()
+        if not noted or self._fd < 0 or self._error is not None:
+            return
+        found = _decode(noted, before // 1000, self._drained_ns // 1000, self._began_ns // 1000)
+        found = found[: self._records - self._count]
+        try:
+            self._write(found.tobytes(), HEAD_BYTES + self._count * READ.itemsize)
+        except OSError as error:
+            self._error = error
+        else:
+            self._count += len(found)
+
+    def _write(self, data: bytes, at: int) -> None:
+        if os.pwrite(self._fd, data, at) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def _stored(self, first: int) -> Reads:
-        """From the file, not the mapping, which could not be closed while an array looks into it."""
-        size, at = (self._records - first) * RECORD.size, HEAD_BYTES + first * RECORD.size
-        return np.frombuffer(os.pread(self._fd, size, at), READ)
+        size, at = (self._count - first) * READ.itemsize, HEAD_BYTES + first * READ.itemsize
+        return np.frombuffer(os.pread(self._fd, max(size, 0), at), READ)
+
+
+def _decode(noted: list[int], before_us: int, now_us: int, began_us: int) -> Reads:
+    """The reads of a list that was empty `before_us`, and their times since `began_us`."""
+    try:
+        numbers = np.frombuffer(array("q", noted), np.int64)
+        is_read = numbers >= 0
+        packed = numbers[is_read]
+        offsets, lengths = packed >> LENGTH_BITS, packed & _LENGTH
+        moments = -numbers[~is_read]
+    except OverflowError:  # beyond 64 GiB of a volume
+        is_read = np.array([n >= 0 for n in noted])
+        offsets = np.array([n >> LENGTH_BITS for n in noted if n >= 0], np.int64)
+        lengths = np.array([n & _LENGTH for n in noted if n >= 0], np.int64)
+        moments = np.array([-n for n in noted if n < 0], np.int64)
+    found = np.empty(len(offsets), READ)
+    found["offset"], found["length"] = offsets, lengths
+    # A read's mark follows it, so that it is as late as that. Marks of other threads may be a little out of order.
+    known_at = np.concatenate(([-1], np.flatnonzero(~is_read) - 1, [len(noted)]))
+    known_us = np.maximum.accumulate(np.concatenate(([before_us], moments, [max(now_us, before_us)])))
+    times = np.interp(np.flatnonzero(is_read), known_at, known_us - began_us)
+    found["time_us"] = np.clip(times, 0, (1 << 32) - 1)
+    return found
 
 
 def rewrite_head(path: Path, head: Head) -> None:

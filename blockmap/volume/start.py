@@ -21,8 +21,10 @@ class Limits:
 
     long_s: float = 60.0
     quiet_s: float = 5.0
+    drain_s: float = 0.1
+    """Between writes of what was recorded."""
     look_s: float = 1.0
-    """Between looks at what was recorded."""
+    """Between looks at it."""
     expect_s: float = 30.0
     """How long it counts that somebody is about to open an export."""
     apart_s: float = 60.0
@@ -70,7 +72,7 @@ class Start:
         if self.over:
             connection.read = read
         elif self.recorder is not None:
-            connection.read = self.recorder.around(read)
+            connection.read = connection.view.noting(self.recorder.note, self.recorder.mark)
         else:
 
             def first(buf: memoryview, offset: int) -> Slow | None:

@@ -207,10 +207,15 @@ class Starts:
         start.connections = set()
 
     def _watch(self) -> None:
-        """Looks while a trace runs."""
+        """Drains and looks while a trace runs."""
+        limits = self._limits
         while True:
             self._delete_old()
-            self._wake.wait(self._limits.look_s)
+            until = time.monotonic() + limits.look_s
+            while time.monotonic() < until and not self._wake.wait(min(limits.drain_s, limits.look_s)):
+                for start in list(self._running.values()):
+                    if start.recorder is not None:
+                        start.recorder.drain()
             try:
                 self.look()
             except Exception:

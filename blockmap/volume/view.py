@@ -23,6 +23,7 @@ from blockmap.format.node import Leaf
 from blockmap.format.tree import Root
 from blockmap.volume.leaves import NOWHERE, Leaves, chunks_of
 from blockmap.volume.reads import Slow, Source
+from blockmap.volume.recorder import LENGTH_BITS, Note, Read
 
 _SPAN_BYTES = SPAN * BLOCK
 _SPAN_SHIFT = 24
@@ -59,7 +60,7 @@ class View:
         """Threads in `_read_slowly`."""
         self.read = self._bind_read()
 
-    def _bind_read(self) -> Callable[[memoryview, int], Slow | None]:
+    def _bind_read(self) -> Read:
         hot_of, slowly = self._leaves.hot.get, self._read_slowly
         dead, used, fd = self._cache.dead, self._cache.used, self._cache.fd
         preadv, bisect = os.preadv, bisect_right
@@ -71,12 +72,39 @@ class View:
             if hot is not None:
                 starts, ends, places = hot
                 at = offset & mask
+                count = len(buf)
                 i = bisect(starts, at) - 1
-                if i >= 0 and at + len(buf) <= ends[i]:
+                if i >= 0 and at + count <= ends[i]:
                     base, slot = places[i]
-                    if slot >= 0 and preadv(fd, (buf,), base + at) == len(buf) and not dead[slot]:
+                    if slot >= 0 and preadv(fd, (buf,), base + at) == count and not dead[slot]:
                         used[slot] = 1
                         return None
+            return slowly(buf, offset)
+
+        return read
+
+    def noting(self, note: Note, mark: Callable[[], None]) -> Read:
+        """As `read`, each read noted before it is done, and the time of one that leaves the hit path; word for word, as a
+        call of `read` would cost each 3 %."""
+        hot_of, slowly = self._leaves.hot.get, self._read_slowly
+        dead, used, fd = self._cache.dead, self._cache.used, self._cache.fd
+        preadv, bisect = os.preadv, bisect_right
+        mask, bits = _SPAN_BYTES - 1, LENGTH_BITS
+
+        def read(buf: memoryview, offset: int) -> Slow | None:
+            count = len(buf)
+            note(offset << bits | count)
+            hot = hot_of(offset >> _SPAN_SHIFT)
+            if hot is not None:
+                starts, ends, places = hot
+                at = offset & mask
+                i = bisect(starts, at) - 1
+                if i >= 0 and at + count <= ends[i]:
+                    base, slot = places[i]
+                    if slot >= 0 and preadv(fd, (buf,), base + at) == count and not dead[slot]:
+                        used[slot] = 1
+                        return None
+            mark()
             return slowly(buf, offset)
 
         return read

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
 import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
@@ -136,7 +137,10 @@ ITEMS = [profile.Item(at, 2, CHUNKS[at][0], 1, b"bin/sh", at, at, 1) for at in r
 PROFILE = profile.Profile("redis", "default", 1, NAME, NAME, 1, ITEMS, "host", 17, "00")
 READINGS = [bundle.Reading(at, 2, b"bin/sh", at) for at in range(3)]
 BUNDLE, _ = bundle.encode([(NAME, b"frame")], [(NAME, 0b101, bytes(4 * 4096))], READINGS, 1 << 30, bytes(16))
-TRACE = trace.encode_head(trace.Head("redis", "default", NAME, NAME, 1 << 30, 17)) + trace.RECORD.pack(1, 4096, 0)
+TRACE = (
+    trace.encode_head(trace.Head("redis", "default", NAME, NAME, 1 << 30, 17))
+    + np.array([(1, 4096, 0)], trace.READ).tobytes()
+)
 
 PARSERS = {
     "leaf": Parser(parse_node, node.encode(LEAF)),

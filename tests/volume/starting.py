@@ -1,6 +1,7 @@
 """A clock that stands still, a view that answers at once, and what reads them."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from blockmap.format import BLOCK
 from blockmap.format.digest import Digest
 from blockmap.format.trace import READ, Head, Reads, Trace, decode
 from blockmap.volume.reads import Slow
-from blockmap.volume.recorder import Read
+from blockmap.volume.recorder import LENGTH_BITS, Note, Read
 
 VERSION = hashlib.sha256(b"version").hexdigest()
 EXPORT = f"a@sha256:{VERSION}"
@@ -44,6 +45,14 @@ class View:
 
     def read(self, buf: memoryview, offset: int) -> Slow | None:
         return None
+
+    def noting(self, note: Note, mark: Callable[[], None]) -> Read:
+        def read(buf: memoryview, offset: int) -> Slow | None:
+            note(offset << LENGTH_BITS | len(buf))
+            mark()
+            return self.read(buf, offset)
+
+        return read
 
 
 class Connection:

@@ -11,15 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from blockmap.format.trace import HEAD_BYTES, RECORD, End
+from blockmap.format.trace import HEAD_BYTES, READ, End
 from blockmap.volume import recorder as recorders
-from blockmap.volume.reads import Slow, Source
-from blockmap.volume.recorder import RECORDS, Recorder, make_room, rewrite_head
-from tests.volume.starting import Clock, View, head, ranges, stored
+from blockmap.volume.recorder import LENGTH_BITS, Recorder, make_room, rewrite_head
+from tests.volume.starting import Clock, head, ranges, stored
 from tests.waiting import until
-
-FULL_BYTES = HEAD_BYTES + RECORDS * RECORD.size
 
 
 @pytest.fixture
@@ -32,42 +31,69 @@ def often() -> Iterator[None]:
 
 
 def note(recorder: Recorder, offset: int, length: int = 4096) -> None:
-    recorder.around(View().read)(memoryview(bytearray(length)), offset)
+    recorder.note(offset << LENGTH_BITS | length)
 
 
-def test_a_read_is_noted_before_it_is_done(tmp_path: Path) -> None:
+def test_reads_have_the_time_of_their_mark_or_are_spread_between(tmp_path: Path) -> None:
     clock = Clock()
     recorder = Recorder(tmp_path / "new" / "folder", head(1234), clock(), clock_ns=clock)
-    slow = Slow(Source.FETCHED, 0.1)
-    seen = []
-
-    def read(buf: memoryview, offset: int) -> Slow:
-        seen.append((offset, len(buf), len(recorder.reads())))
-        return slow
-
     clock.forward(1.5)
-    record = recorder.around(read)
-    assert record(memoryview(bytearray(512)), 1 << 40) is slow
-    clock.forward(0.25)
-    record(memoryview(bytearray(4096)), 0)
-    assert seen == [(1 << 40, 512, 1), (0, 4096, 2)]
-    assert recorder.reads().tolist() == [(1_500_000, 512, 1 << 40), (1_750_000, 4096, 0)]
-    assert recorder.reads(1).tolist() == [(1_750_000, 4096, 0)]
+    note(recorder, 1 << 33, 512)
+    recorder.mark()
+    for offset in (1, 2, 3):
+        note(recorder, offset)
+    clock.forward(0.4)
+    note(recorder, 4)
+    recorder.mark()
+    note(recorder, 5)
+    clock.forward(0.1)
+    assert recorder.reads().tolist() == [
+        (1_500_000, 512, 1 << 33),
+        (1_660_000, 4096, 1),
+        (1_740_000, 4096, 2),
+        (1_820_000, 4096, 3),
+        (1_900_000, 4096, 4),
+        (1_966_666, 4096, 5),
+    ]
+    assert recorder.reads(5)["offset"].tolist() == [5]
+    clock.forward(1.0)
+    note(recorder, 6)
+    recorder.mark()
+    assert recorder.reads(6).tolist() == [(3_000_000, 4096, 6)]
     assert os.path.basename(recorder.path) == "0000000000001234-0.trace"
     assert recorder.path.stat().st_mode & 0o777 == 0o600
-    assert os.stat(recorder.path).st_blocks * 512 >= FULL_BYTES, "a page that is not there yet may never come"
     recorder.end(lambda reads: head())
 
 
-def test_an_error_of_the_read_is_the_readers(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, head(), time.monotonic_ns())
-
-    def fail(buf: memoryview, offset: int) -> None:
-        raise TypeError("the read's own")
-
-    with pytest.raises(TypeError, match="the read's own"):
-        recorder.around(fail)(memoryview(bytearray(1)), 0)
+@given(
+    reads=st.lists(
+        st.tuples(st.integers(0, (1 << 45) - 1), st.integers(1, 1 << 26), st.floats(0, 2), st.booleans()), max_size=30
+    ),
+    far=st.booleans(),
+)
+def test_what_is_noted_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, reads: list[tuple[int, int, float, bool]], far: bool
+) -> None:
+    clock = Clock()
+    recorder = Recorder(tmp_path_factory.mktemp("traces"), head(), clock(), clock_ns=clock)
+    began = clock()
+    wanted, moments = [], []
+    for offset, length, pause, marked in reads:
+        clock.forward(pause)
+        offset = offset if far else offset % (1 << 30)
+        note(recorder, offset, length)
+        if marked:
+            recorder.mark()
+        wanted.append((offset, length))
+        moments.append((clock() - began) // 1000 if marked else None)
+    clock.forward(0.5)
+    found = recorder.reads()
+    assert [(int(each["offset"]), int(each["length"])) for each in found] == wanted
+    times = found["time_us"].tolist()
+    assert times == sorted(times)
+    assert all(moment is None or abs(time - moment) <= 2 for time, moment in zip(times, moments, strict=True))
     recorder.end(lambda reads: head())
+    assert recorder.path.stat().st_size == HEAD_BYTES + READ.itemsize * len(wanted)
 
 
 def test_the_file_can_be_read_at_any_moment(tmp_path: Path) -> None:
@@ -75,6 +101,7 @@ def test_the_file_can_be_read_at_any_moment(tmp_path: Path) -> None:
     for number in range(3):
         assert ranges(stored(recorder.path)) == [(n * 4096, 4096) for n in range(number)]
         note(recorder, number * 4096)
+        recorder.drain()
     assert stored(recorder.path).head.end == End.OPEN
     recorder.end(lambda reads: replace(head(), end=End.READY))
 
@@ -82,17 +109,27 @@ def test_the_file_can_be_read_at_any_moment(tmp_path: Path) -> None:
 def test_threads_lose_nothing(tmp_path: Path, often: None) -> None:
     threads, each = 8, 5000
     recorder = Recorder(tmp_path, head(), time.monotonic_ns())
-    start = threading.Barrier(threads)
+    start = threading.Barrier(threads + 1)
+    over = threading.Event()
 
     def read(thread: int) -> None:
-        record = recorder.around(View().read)
-        buf = memoryview(bytearray(1))
         start.wait()
         for number in range(each):
-            record(buf, thread << 20 | number)
+            note(recorder, thread << 20 | number, 1)
+            if number % 100 == 0:
+                recorder.mark()
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(read, range(threads)))
+    def drain() -> None:
+        start.wait()
+        while not over.is_set():
+            recorder.drain()
+
+    with ThreadPoolExecutor(threads + 1) as pool:
+        drainer = pool.submit(drain)
+        for reader in [pool.submit(read, thread) for thread in range(threads)]:
+            reader.result()
+        over.set()
+        drainer.result()
     recorder.end(lambda reads: head())
     found = [offset for offset, _ in ranges(stored(recorder.path))]
     assert len(found) == threads * each
@@ -104,24 +141,25 @@ def test_full(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, head(), time.monotonic_ns(), records=10)
     for number in range(25):
         note(recorder, number)
+        if number % 7 == 0:
+            recorder.drain()
     assert [int(n) for n in recorder.reads()["offset"]] == list(range(10))
     recorder.end(lambda reads: head())
-    assert recorder.path.stat().st_size == HEAD_BYTES + 10 * RECORD.size
+    assert recorder.path.stat().st_size == HEAD_BYTES + 10 * READ.itemsize
     assert [offset for offset, _ in ranges(stored(recorder.path))] == list(range(10))
 
 
 def test_it_ends_under_readers(tmp_path: Path, often: None) -> None:
-    """The file is cut while threads write into it: what comes too late is not noted, and nothing else happens."""
+    """What comes too late is not noted, and nothing else happens."""
     for _ in range(10):
         recorder = Recorder(tmp_path, head(), time.monotonic_ns())
         going, stop = threading.Barrier(5), threading.Event()
 
         def read(recorder: Recorder = recorder, going: threading.Barrier = going, stop: threading.Event = stop) -> int:
-            record, done = recorder.around(View().read), 0
-            buf = memoryview(bytearray(1))
+            done = 0
             going.wait()
             while not stop.is_set():
-                record(buf, done)
+                note(recorder, done)
                 done += 1
             return done
 
@@ -134,31 +172,37 @@ def test_it_ends_under_readers(tmp_path: Path, often: None) -> None:
             size = recorder.path.stat().st_size
             stop.set()
             assert sum(each.result() for each in readers) >= counts[0] >= 100
-        assert recorder.path.stat().st_size == size == HEAD_BYTES + counts[0] * RECORD.size
+        assert recorder.path.stat().st_size == size == HEAD_BYTES + counts[0] * READ.itemsize
         assert len(stored(recorder.path).reads) == counts[0]
         assert not len(recorder.reads())
 
 
-def test_a_read_that_came_too_late_leaves_no_hole(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, head(), time.monotonic_ns())
-    note(recorder, 1)
-    recorder._position()  # a thread that has its place, and nothing in it
-    note(recorder, 2)
-    assert [offset for offset, _ in ranges(stored(recorder.path))] == [1]
-    recorder.end(lambda reads: head())
-    assert [offset for offset, _ in ranges(stored(recorder.path))] == [1, 2]
-
-
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+def test_a_disk_that_is_full_from_the_beginning_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "pwrite", full_disk)
     with pytest.raises(OSError, match="No space left"):
         Recorder(tmp_path, head(), time.monotonic_ns())
     assert list(tmp_path.iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_disk_that_fills_up_leaves_what_was_read_until_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(tmp_path, head(), time.monotonic_ns())
+    note(recorder, 1)
+    recorder.drain()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full_disk)
+        note(recorder, 2)
+        recorder.drain()
+    note(recorder, 3)
+    assert recorder.reads()["offset"].tolist() == [1]
+    with pytest.raises(OSError, match="No space left"):
+        recorder.end(lambda reads: head())
+    assert ranges(stored(recorder.path)) == [(1, 4096)]
+
+
+def full_disk(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_names_of_starts_at_the_same_moment(tmp_path: Path) -> None:

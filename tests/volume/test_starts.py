@@ -83,6 +83,7 @@ def test_no_read_no_trace(host: Host) -> None:
     host.clock.forward(100)
     host.starts.look()
     connection.read_all([(5, 1)])
+    host.starts.leave(connection)
     (trace,) = map(stored, host.files)
     assert trace.reads["time_us"].tolist() == [0], "it began when somebody read"
 
@@ -91,6 +92,7 @@ def test_times_are_since_the_open(host: Host) -> None:
     connection = host.connect()
     host.clock.forward(2)
     connection.read_all([(5, 1)])
+    host.starts.leave(connection)
     (trace,) = map(stored, host.files)
     assert trace.reads["time_us"].tolist() == [2_000_000]
 
