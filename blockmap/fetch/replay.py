@@ -57,7 +57,8 @@ _START_S = 60.0
 _AGAIN_S = 10.0
 """How soon one that failed is asked for again."""
 _STRAYS = 8
-"""A start that misses no more than this gets what it misses and nothing around it: nearly all that it reads comes anyway."""
+"""A start that misses no more than this gets what it misses and nothing around it: nearly all that it reads comes anyway. Not
+by a bundle that was carried from another version: what is new in this one is missed together."""
 
 
 class _Frame:
@@ -149,7 +150,8 @@ class Replay:
 
     def is_sparing(self) -> bool:
         """Whether a miss is to bring nothing besides."""
-        return self.strays < _STRAYS and not self.failed and time.monotonic() - self._began < _START_S
+        enough = 1 if self.head is not None and self.head.carried else _STRAYS
+        return self.strays < enough and not self.failed and time.monotonic() - self._began < _START_S
 
     def wait_nodes(self) -> bool:
         """Waits for the nodes of the tree that the bundle has, up to a time after its beginning; whether it works so far."""

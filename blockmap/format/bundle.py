@@ -4,7 +4,7 @@
     0       4     s       magic `bmpk`
     4       1     u8      format, 1
     5       1     u8      kind, 3
-    6       2     u16     zero
+    6       2     u16     flags: 1 carried, which is by starts of another version
     8       4     u32     count of entries n: nodes, then chunks
     12      4     u32     count of frames m
     16      16    -       salt
@@ -53,6 +53,7 @@ redis, nginx fetched all of its bundle with 1 MiB, 79 % with 256 KiB, 43 % with 
 _MOST_FRAME_BYTES = 1 << 20
 """That is read."""
 
+_CARRIED = 1
 _HEAD = struct.Struct("<4sBBHII16s")
 _ENTRY = struct.Struct("<32sIII")
 _FRAME = struct.Struct("<IIIB3s")
@@ -122,6 +123,8 @@ class Head:
     """Blocks of data that the whole image has."""
     length: int
     """Bytes of the head."""
+    carried: bool
+    """Whether it is what starts of another version read, as far as this one has it: others will be missing."""
 
     @property
     def end(self) -> int:
@@ -136,6 +139,7 @@ def encode(
     image_blocks: int,
     salt: bytes,
     further: Sequence[tuple[Digest, bytes]] = (),
+    carried: bool = False,
 ) -> tuple[list[bytes], int]:
     """The parts of a bundle, and the bytes of its head.
 
@@ -193,7 +197,7 @@ def encode(
     for (kind, data), raw in zip(stored, raws, strict=True):
         table.append(_FRAME.pack(offset, len(data), raw, kind, bytes(3)))
         offset += len(data)
-    start = _HEAD.pack(MAGIC, FORMAT, PackKind.BUNDLE, 0, len(entries), len(stored), salt)
+    start = _HEAD.pack(MAGIC, FORMAT, PackKind.BUNDLE, carried * _CARRIED, len(entries), len(stored), salt)
     head = b"".join((start, *entries, *table, tables))
     return [head + sha256(head).digest(), *(bytes(data) for _, data in stored)], length
 
@@ -204,19 +208,19 @@ def decode_head(data: bytes | memoryview) -> Head:
     end = len(view) - DIGEST_BYTES
     if end < _HEAD.size or sha256(view[:end]).digest() != view[end:]:
         raise FormatError("the head of the bundle is damaged: its last 32 bytes are not the SHA-256 of the rest")
-    magic, version, kind, zero, count, frame_count, _ = _HEAD.unpack_from(view)
-    if (magic, version, kind, zero) != (MAGIC, FORMAT, PackKind.BUNDLE, 0):
+    magic, version, kind, flags, count, frame_count, _ = _HEAD.unpack_from(view)
+    if (magic, version, kind) != (MAGIC, FORMAT, PackKind.BUNDLE) or flags & ~_CARRIED:
         raise FormatError("the object is not a bundle of format 1")
     try:
-        return _parse(view, end, count, frame_count)
+        return _parse(view, end, count, frame_count, bool(flags & _CARRIED))
     except (struct.error, ValueError) as error:
         raise FormatError(f"the tables of the bundle do not add up: {error}") from error
 
 
 def measure(read: Callable[[int, int], bytes | memoryview]) -> tuple[int, int]:
     """The bytes of a bundle, and those of its head, neither verified; `read` gives its bytes [start, end); FormatError."""
-    magic, version, kind, zero, count, frame_count, _ = _HEAD.unpack(read(0, _HEAD.size))
-    if (magic, version, kind, zero) != (MAGIC, FORMAT, PackKind.BUNDLE, 0):
+    magic, version, kind, flags, count, frame_count, _ = _HEAD.unpack(read(0, _HEAD.size))
+    if (magic, version, kind) != (MAGIC, FORMAT, PackKind.BUNDLE) or flags & ~_CARRIED:
         raise FormatError("the object is not a bundle of format 1")
     start = _HEAD.size + count * _ENTRY.size
     counts = start + frame_count * _FRAME.size
@@ -265,7 +269,7 @@ def spread(piece: Piece, data: bytes | memoryview) -> bytearray:
     return content
 
 
-def _parse(view: memoryview, end: int, count: int, frame_count: int) -> Head:
+def _parse(view: memoryview, end: int, count: int, frame_count: int, carried: bool) -> Head:
     at = _HEAD.size
     entries = list(_ENTRY.iter_unpack(view[at : at + count * _ENTRY.size]))
     at += count * _ENTRY.size
@@ -297,7 +301,7 @@ def _parse(view: memoryview, end: int, count: int, frame_count: int) -> Head:
             raise FormatError("an entry of the bundle points outside of its frames")
     stems = [Stem(Digest(name), frame, offset, length) for name, frame, offset, length in entries[:nodes]]
     pieces = list(_pieces(entries[nodes:], blocks, masks.tolist(), others))
-    return Head(stems, pieces, frames, readings, image_blocks, len(view))
+    return Head(stems, pieces, frames, readings, image_blocks, len(view), carried)
 
 
 def _pieces(

@@ -17,8 +17,8 @@
     512     16n   -     per read, in the order in which they began: microseconds since the open u32, bytes u32, offset u64
 
 Little-endian. The reads end before the first record without bytes, as a host that lost power may leave, or with the file. A
-server that is killed leaves a file with all that was read until a tenth of a
-second before. The time is exact of reads that the cache did not answer at once, and in between by their order.
+server that is killed leaves a file with all that was read until a tenth of a second before. The time is exact of reads that
+the cache did not answer at once, and in between by their order.
 """
 
 import struct

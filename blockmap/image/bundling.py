@@ -60,8 +60,9 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: Layout, profi
     items = carry_to(repository, root, layout, profile.items, profile.root)
     if not items:
         return None
-    items = filled(items, layout, MOST_BLOCKS if profile.root == root.digest else OF_OTHERS)
-    parts, _ = bundles.build(repository, root, readings(items), layout.blocks)
+    carried = profile.root != root.digest
+    items = filled(items, layout, OF_OTHERS if carried else MOST_BLOCKS)
+    parts, _ = bundles.build(repository, root, readings(items), layout.blocks, carried)
     log.put_bundle(version, profile.label, profile.n, parts)
     return Made(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
 

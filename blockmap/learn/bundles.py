@@ -23,11 +23,11 @@ _FURTHER_SHARE = 0.02
 
 
 def build(
-    repository: Repository, root: Root, readings: Sequence[Reading], image_blocks: int
+    repository: Repository, root: Root, readings: Sequence[Reading], image_blocks: int, carried: bool = False
 ) -> tuple[list[bytes], int]:
     """The parts of the bundle of `readings`, and the bytes of its head; Corrupt, StoreUnavailable.
 
-    `image_blocks` are the blocks of data of the whole volume.
+    `image_blocks` are the blocks of data of the whole volume; `carried` are readings of another.
     """
     spans = {span for own in readings for span in range(own.start // SPAN, (own.start + own.blocks - 1) // SPAN + 1)}
     every = nodes(repository, root)
@@ -45,7 +45,7 @@ def build(
     if sum(len(frame) for _, frame in further) > _FURTHER_SHARE * BLOCK * sum(own.blocks for own in readings):
         further = []
     chunks = _chunks(repository, _masks(readings, extents), places)
-    return bundle.encode(list(stems), chunks, readings, image_blocks, secrets.token_bytes(16), further)
+    return bundle.encode(list(stems), chunks, readings, image_blocks, secrets.token_bytes(16), further, carried)
 
 
 def _masks(readings: Sequence[Reading], extents: Sequence[Extent]) -> dict[Digest, int]:

@@ -68,6 +68,14 @@ def test_what_is_put_in_comes_out(data: st.DataObject) -> None:
     assert bundle.measure(lambda start, end: whole[start:end]) == (len(whole), length)
 
 
+def test_it_says_that_it_was_carried() -> None:
+    for carried in (False, True):
+        parts, length = bundle.encode(NODES, CHUNKS, READINGS, 1 << 30, SALT, (), carried)
+        whole = b"".join(parts)
+        assert bundle.decode_head(whole[:length]).carried is carried
+        assert bundle.measure(lambda start, end, whole=whole: whole[start:end]) == (len(whole), length)  # type: ignore[misc]
+
+
 def test_nothing_is_a_bundle_too() -> None:
     parts, length = bundle.encode([], [], [], 0, SALT)
     whole = b"".join(parts)

@@ -38,7 +38,7 @@ FAR = bulk(2, 30 * BLOCK)
 WHOLE = DATA.ljust(SPAN * BLOCK, b"\0") + FAR
 
 
-def bundled(store: Pruner, root: Root, wanted: Sequence[int], key: str = KEY) -> Bundle:
+def bundled(store: Pruner, root: Root, wanted: Sequence[int], key: str = KEY, carried: bool = False) -> Bundle:
     """Stores the bundle of some blocks of a volume."""
     repository = Repository(store)
     extents: list[Extent] = []
@@ -65,7 +65,7 @@ def bundled(store: Pruner, root: Root, wanted: Sequence[int], key: str = KEY) ->
         assert place is not None
         chunks.append((name, mask, bytes(repository.chunk(name, place))))  # type: ignore[arg-type]
     readings = [bundles.Reading(block, 1, None, 0) for block in wanted]
-    parts, table = bundles.encode(nodes, chunks, readings, BLOCKS + 30, bytes(16))  # type: ignore[arg-type]
+    parts, table = bundles.encode(nodes, chunks, readings, BLOCKS + 30, bytes(16), (), carried)  # type: ignore[arg-type]
     store.create(key, parts)
     return Bundle("default", key, sum(map(len, parts)), table)
 
@@ -139,6 +139,17 @@ def test_what_a_bundle_lacks_is_fetched_and_nothing_beside_it(store: MemoryStore
         assert view.replay.status()["strays"] == 2
         for block in range(BLOCKS):  # with so many misses the profile is of little use: readers get neighbours again
             assert read(view, block) == expected(block)
+
+
+def test_of_what_a_carried_bundle_lacks_neighbours_come_along(store: MemoryStore, root: Root, tmp_path: Path) -> None:
+    about = bundled(store, root, [0, 1], KEY, carried=True)
+    with viewed(store, root, tmp_path, about) as view:
+        assert view.replay is not None
+        assert view.replay.wait_end(60)
+        assert read(view, 300) == expected(300)
+        own = view._cache
+        until(lambda: own.status()["bytes"] > 20 * 16 * BLOCK)
+        assert view.replay.strays == 1
 
 
 def test_the_head_is_kept_and_what_is_at_hand_is_left_out(store: MemoryStore, root: Root, tmp_path: Path) -> None:
