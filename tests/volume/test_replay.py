@@ -148,7 +148,7 @@ def test_of_what_a_carried_bundle_lacks_neighbours_come_along(store: MemoryStore
         assert view.replay.wait_end(60)
         assert read(view, 300) == expected(300)
         own = view._cache
-        until(lambda: own.status()["bytes"] > 20 * 16 * BLOCK)
+        until(lambda: own.status()["bytes"] > 5 * 16 * BLOCK)
         assert view.replay.strays == 1
 
 
