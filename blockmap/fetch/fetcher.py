@@ -61,7 +61,7 @@ class Fetcher:
     def __init__(self, repository: Repository, cache: Cache) -> None:
         self.cache = cache
         self.landing = Landing(cache)
-        self._flights = Flights(cache)
+        self._flights = Flights(cache, self.landing)
         self._ranges = Ranges(repository.store)
         self.line = self._ranges.line
         # Guards _queued, _failed and _replays; never held across I/O, nor while another lock is taken.
@@ -264,7 +264,7 @@ class Fetcher:
                 with suppress(RuntimeError):  # closed
                     self._demands.submit(self._bring, each, demand=True)
         request = self._with_neighbours(own, request, around)
-        followers = self._flights.take_off(request)
+        followers = self._flights.take_off(request, complete=True)
         try:
             stored, start = self._first_range(own, request)
             data = self._open(own, stored[own.place.offset - start :][: own.place.stored])
@@ -287,7 +287,7 @@ class Fetcher:
         if around is None or allowance is None or busy or not self.cache.keeps:
             return request
         window, instant = allowance
-        near = self._flights.missing(around(own, window // 2))
+        near = self._flights.incomplete(around(own, window // 2))
         if not near or not instant:
             self._send_for([item for item in near if item not in request])
             return request
@@ -306,7 +306,7 @@ class Fetcher:
         with self._lock:
             self._queued -= 1
         if self._ranges.calm:
-            self._bring(request)
+            self._bring(request, complete=True)
 
     def _first_range(self, own: Wanted, request: Request) -> tuple[memoryview, int]:
         """What a range holds, or its own part alone where the whole cannot be had; and where that begins."""

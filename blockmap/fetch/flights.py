@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from blockmap.errors import Corrupt
 from blockmap.fetch.cache import Cache
+from blockmap.fetch.landing import Landing
 from blockmap.fetch.plan import Request, Wanted
 from blockmap.store.repository import open_chunk, open_node
 
@@ -38,8 +39,8 @@ class Flight:
 class Flights:
     """All flights to one cache; safe to share between threads."""
 
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
+    def __init__(self, cache: Cache, landing: Landing) -> None:
+        self._cache, self._landing = cache, landing
         # Guards what follows; never held across I/O, nor while another lock is taken. `missing` looks without it.
         self._lock = threading.Lock()
         self._by_key: dict[bytes, Flight] = {}
@@ -60,17 +61,17 @@ class Flights:
 
     def missing(self, items: Sequence[Wanted]) -> list[Wanted]:
         """What is neither at hand, if only in part, nor in flight."""
-        lookup, flights = self._cache.lookup, self._by_key
-        return [item for item in items if lookup(item.key) < 0 and item.key not in flights]
+        at_hand, flights = self._has_any, self._by_key
+        return [item for item in items if not at_hand(item.key) and item.key not in flights]
 
     def incomplete(self, items: Sequence[Wanted]) -> list[Wanted]:
         """What is neither at hand as a whole nor in flight."""
-        has_all, flights = self._cache.has_all, self._by_key
-        return [item for item in items if not has_all(item.key) and item.key not in flights]
+        at_hand, flights = self._has_all, self._by_key
+        return [item for item in items if not at_hand(item.key) and item.key not in flights]
 
     def take_off(self, request: Request, complete: bool = False) -> list[tuple[Wanted, Flight]]:
         """New flights for what is not in flight, nor at hand: if only in part, or as a whole."""
-        at_hand = self._cache.has_all if complete else self._cache.has
+        at_hand = self._has_all if complete else self._has_any
         found = []
         with self._lock:
             for item in request:
@@ -140,6 +141,12 @@ class Flights:
     def status(self) -> dict[str, int]:
         with self._lock:
             return {"chunks": self._opened, "damaged": self._damaged}
+
+    def _has_any(self, key: bytes) -> bool:
+        return self._cache.has(key) or self._landing.has_any(key)
+
+    def _has_all(self, key: bytes) -> bool:
+        return self._cache.has_all(key) or self._landing.has_all(key)
 
     def _keep_landed(self) -> None:
         while (landed := self._landed.get()) is not None:

@@ -52,7 +52,6 @@ class Hydration:
     def _run(self) -> None:
         if self._replay is not None:
             self._replay.wait_end(_REPLAY_SECONDS)
-            self._fetcher.flush()
         try:
             for _, leaf in leaves(self._root, lambda name, place: load_node(self._fetcher, name, place, _PATIENCE)):
                 wanted, size = [], 0

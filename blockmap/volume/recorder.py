@@ -73,9 +73,12 @@ class Recorder:
 
     def drain(self) -> None:
         """Writes what was noted since; never raises."""
+        now_ns = self._clock_ns()  # before the look: what is noted in between begins later
         if self._noted:
             with self._lock:
                 self._drain()
+        else:
+            self._drained_ns = now_ns
 
     def reads(self, first: int = 0) -> Reads:
         """The reads from number `first` on; none at the end."""

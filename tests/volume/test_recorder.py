@@ -65,6 +65,19 @@ def test_reads_have_the_time_of_their_mark_or_are_spread_between(tmp_path: Path)
     recorder.end(lambda reads: head())
 
 
+def test_a_pause_is_not_spread_over_the_reads_after_it(tmp_path: Path) -> None:
+    clock = Clock()
+    recorder = Recorder(tmp_path, head(), clock(), clock_ns=clock)
+    for _ in range(30):
+        clock.forward(0.1)
+        recorder.drain()
+    for offset in range(4):
+        note(recorder, offset)
+    clock.forward(0.1)
+    assert recorder.reads()["time_us"].tolist() == [3_020_000, 3_040_000, 3_060_000, 3_080_000]
+    recorder.end(lambda reads: head())
+
+
 @given(
     reads=st.lists(
         st.tuples(st.integers(0, (1 << 45) - 1), st.integers(1, 1 << 26), st.floats(0, 2), st.booleans()), max_size=30

@@ -39,7 +39,7 @@ CAVEATS = [
 DEPTHS = (1, 16)
 _TRACES = 2
 _SLICE = 1024
-"""Long enough for what is noted to be written a few times meanwhile."""
+"""What is noted is written ten times a second: within a few slices, of either half."""
 _APPENDS = 60_000
 _SEED = 7
 
