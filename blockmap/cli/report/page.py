@@ -184,8 +184,8 @@ def _about_waits(starts: Sequence[Start]) -> list[str]:
     texts = [
         "Measured: when each read began that the cache did not answer at once; the others are spread evenly between these, "
         f"and over a tenth of a second at most. So also each time of {PAUSE_S * 1000:.0f} ms and more in which none began. "
-        "Inferred: that the start waited for the read before it, whose file is named; reads may overlap, and a program may also compute "
-        "or sleep."
+        "Inferred: that the start waited for the read before it, whose file is named; reads may overlap, and a program may "
+        "also compute or sleep."
     ]
     if any(start.pauses.known for start in starts):
         texts.append(
