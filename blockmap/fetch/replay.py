@@ -35,8 +35,6 @@ _log = logging.getLogger(__name__)
 
 _FIRST_BYTES = 64 << 10
 """Behind the head, in the same range."""
-_FIRST_BYTES_OF_FEW = 256 << 10
-"""The same where the cache holds something: most of the rest may be at hand."""
 _MOST_BYTES = 1 << 20
 _GAP_BYTES = 16 << 10
 _EMPTY_SLOTS = 64
@@ -228,7 +226,7 @@ class Replay:
                 return
             have = None
             if head is None:
-                have = self._read(0, min(self._about.table + _FIRST_BYTES_OF_FEW, self._about.length))
+                have = self._read(0, min(self._about.table + _FIRST_BYTES, self._about.length))
                 head = self._take_head(have)
             end = len(have) if have is not None else 0
             rest = pieces(self._new_ranges(head, end), _FIRST_BYTES, 2 * _FIRST_BYTES, _MOST_BYTES)
