@@ -1,7 +1,6 @@
 """A clock that stands still, a view that answers at once, and what reads them."""
 
 import hashlib
-from contextlib import suppress
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,15 +35,6 @@ class Clock:
         self.ns += int(seconds * 1e9)
 
 
-def note(recorder: Recorder, offset: int, length: int = BLOCK) -> int:
-    """Notes a read as a view does; its number."""
-    number = recorder.number()
-    with suppress(*NO_MORE):
-        recorder.offsets[number] = offset
-        recorder.lengths[number] = length
-    return number
-
-
 class View:
     def __init__(self, name: str = EXPORT) -> None:
         self.name = name
@@ -55,15 +45,6 @@ class View:
 
     def read(self, buf: memoryview, offset: int) -> Slow | None:
         return None
-
-    def recorded(self, recorder: Recorder) -> Read:
-        """As that of a view whose cache has everything."""
-
-        def read(buf: memoryview, offset: int) -> Slow | None:
-            note(recorder, offset, len(buf))
-            return self.read(buf, offset)
-
-        return read
 
     def noting(self, note: Note, mark: Callable[[], None]) -> Read:
         def read(buf: memoryview, offset: int) -> Slow | None:
