@@ -61,17 +61,17 @@ class Flights:
 
     def missing(self, items: Sequence[Wanted]) -> list[Wanted]:
         """What is neither at hand, if only in part, nor in flight."""
-        at_hand, flights = self._has_any, self._by_key
+        at_hand, flights = self._landing.has_any, self._by_key
         return [item for item in items if not at_hand(item.key) and item.key not in flights]
 
     def incomplete(self, items: Sequence[Wanted]) -> list[Wanted]:
         """What is neither at hand as a whole nor in flight."""
-        at_hand, flights = self._has_all, self._by_key
+        at_hand, flights = self._landing.has_all, self._by_key
         return [item for item in items if not at_hand(item.key) and item.key not in flights]
 
     def take_off(self, request: Request, complete: bool = False) -> list[tuple[Wanted, Flight]]:
         """New flights for what is not in flight, nor at hand: if only in part, or as a whole."""
-        at_hand = self._has_all if complete else self._has_any
+        at_hand = self._landing.has_all if complete else self._landing.has_any
         found = []
         with self._lock:
             for item in request:
@@ -141,12 +141,6 @@ class Flights:
     def status(self) -> dict[str, int]:
         with self._lock:
             return {"chunks": self._opened, "damaged": self._damaged}
-
-    def _has_any(self, key: bytes) -> bool:
-        return self._cache.has(key) or self._landing.has_any(key)
-
-    def _has_all(self, key: bytes) -> bool:
-        return self._cache.has_all(key) or self._landing.has_all(key)
 
     def _keep_landed(self) -> None:
         while (landed := self._landed.get()) is not None:

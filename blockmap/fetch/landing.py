@@ -61,14 +61,14 @@ class Landing:
         slot = self._cache.lookup(chunk)
         return slot >= 0 and not mask & ~self._cache.mask(slot)
 
-    def has_any(self, chunk: bytes) -> bool:
-        """Whether any of a chunk is here."""
-        return chunk in self._here
+    def has_any(self, key: bytes) -> bool:
+        """Whether something, if only in part, is here or in the cache, where it is not checked."""
+        return key in self._here or self._cache.has(key)
 
-    def has_all(self, chunk: bytes) -> bool:
-        """Whether all of a chunk is here."""
-        found = self._here.get(chunk)
-        return found is not None and found[0].mask == (1 << found[0].blocks) - 1
+    def has_all(self, key: bytes) -> bool:
+        """Whether all of something is here, or in the cache, where it is not checked."""
+        found = self._here.get(key)
+        return (found is not None and found[0].mask == (1 << found[0].blocks) - 1) or self._cache.has_all(key)
 
     def read(self, chunk: bytes, start: int, mask: int, buf: memoryview) -> bool:
         """Fills `buf` from byte `start` of a chunk, of which it takes the blocks `mask`; whether they were here."""

@@ -340,7 +340,7 @@ class Replay:
             if spans is not None:
                 frames[number] = _Frame(number, *spans)
         for stem in head.stems:
-            if not self._stems.has(stem.node) and stem.frame in frames:
+            if stem.frame in frames and not self._stems.has(stem.node):
                 frames[stem.frame].stems.append(stem)
         for piece in head.pieces:
             if piece.frame in frames and not self._landing.has(piece.chunk, piece.mask):

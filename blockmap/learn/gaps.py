@@ -52,7 +52,6 @@ def filled(items: Sequence[Item], layout: Layout, most_blocks: int = MOST_BLOCKS
 
 def _around(ordered: Numbers) -> Numbers:
     """Of each gap between ascending blocks: how many blocks are near its ends."""
-    at = np.arange(len(ordered) - 1)
     first = np.searchsorted(ordered, ordered[:-1] - _AROUND_BLOCKS, "right")
     end = np.searchsorted(ordered, ordered[1:] + _AROUND_BLOCKS, "left")
-    return (at + 1 - first) + (end - at - 1)
+    return end - first

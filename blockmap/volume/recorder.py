@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -73,12 +73,8 @@ class Recorder:
 
     def drain(self) -> None:
         """Writes what was noted since; never raises."""
-        now_ns = self._clock_ns()  # before the look: what is noted in between begins later
-        if self._noted:
-            with self._lock:
-                self._drain()
-        else:
-            self._drained_ns = now_ns
+        with self._lock:
+            self._drain()
 
     def reads(self, first: int = 0) -> Reads:
         """The reads from number `first` on; none at the end."""
@@ -103,9 +99,9 @@ class Recorder:
 
     def _drain(self) -> None:
         """With the lock."""
+        before, self._drained_ns = self._drained_ns, self._clock_ns()  # what is noted from here on begins later
         noted = self._noted[:]
         del self._noted[: len(noted)]
-        before, self._drained_ns = self._drained_ns, self._clock_ns()
         if not noted or self._fd < 0 or self._error is not None:
             return
         found = _decode(noted, before // 1000, self._drained_ns // 1000, self._began_ns // 1000)
@@ -129,18 +125,13 @@ class Recorder:
 def _decode(noted: list[int], before_us: int, now_us: int, began_us: int) -> Reads:
     """The reads of a list that was empty `before_us`, and their times since `began_us`."""
     try:
-        numbers = np.frombuffer(array("q", noted), np.int64)
-        is_read = numbers >= 0
-        packed = numbers[is_read]
-        offsets, lengths = packed >> LENGTH_BITS, packed & _LENGTH
-        moments = -numbers[~is_read]
+        numbers: np.ndarray[Any, Any] = np.frombuffer(array("q", noted), np.int64)
     except OverflowError:  # beyond 64 GiB of a volume
-        is_read = np.array([n >= 0 for n in noted])
-        offsets = np.array([n >> LENGTH_BITS for n in noted if n >= 0], np.int64)
-        lengths = np.array([n & _LENGTH for n in noted if n >= 0], np.int64)
-        moments = np.array([-n for n in noted if n < 0], np.int64)
-    found = np.empty(len(offsets), READ)
-    found["offset"], found["length"] = offsets, lengths
+        numbers = np.array(noted, object)
+    is_read = (numbers >= 0).astype(bool)
+    packed, moments = numbers[is_read], -numbers[~is_read].astype(np.int64)
+    found = np.empty(len(packed), READ)
+    found["offset"], found["length"] = packed >> LENGTH_BITS, packed & _LENGTH
     # A read's mark follows it, so that it is as late as that. Marks of other threads may be a little out of order.
     known_at = np.concatenate(([-1], np.flatnonzero(~is_read) - 1, [len(noted)]))
     known_us = np.maximum.accumulate(np.concatenate(([before_us], moments, [max(now_us, before_us)])))

@@ -94,9 +94,7 @@ class Starts:
 
     def look(self) -> None:
         """Ends the starts that are over."""
-        with self._lock:
-            running = [(start, start.recorder) for start in self._running.values() if start.recorder is not None]
-        for start, recorder in running:
+        for start, recorder in self._recorded():
             why = start.look(recorder, self._clock_ns(), self._limits)
             if why is not None:
                 self._end(start, why)
@@ -206,6 +204,11 @@ class Starts:
             start.bind(connection, self._begin)
         start.connections = set()
 
+    def _recorded(self) -> list[tuple[Start, Recorder]]:
+        """The starts that have a trace now."""
+        with self._lock:
+            return [(start, start.recorder) for start in self._running.values() if start.recorder is not None]
+
     def _watch(self) -> None:
         """Drains and looks while a trace runs."""
         limits = self._limits
@@ -213,9 +216,8 @@ class Starts:
             self._delete_old()
             until = time.monotonic() + limits.look_s
             while time.monotonic() < until and not self._wake.wait(min(limits.drain_s, limits.look_s)):
-                for start in list(self._running.values()):
-                    if start.recorder is not None:
-                        start.recorder.drain()
+                for _, recorder in self._recorded():
+                    recorder.drain()
             try:
                 self.look()
             except Exception:

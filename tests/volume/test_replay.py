@@ -389,8 +389,7 @@ def test_a_cache_without_room_ends_a_bundle_or_has_a_part_of_it(
 
 def test_a_start_is_served_though_the_cache_takes_nothing(store: MemoryStore, root: Root, tmp_path: Path) -> None:
     about = bundled(store, root, WANTED)
-    watched = Watched(store)
-    with viewed(watched, root, tmp_path, about, 0) as view:
+    with viewed(store, root, tmp_path, about, 0) as view:
         assert view.replay is not None
         assert view.replay.wait_end(60)
         for block in WANTED:
@@ -405,8 +404,7 @@ def test_what_is_not_in_the_cache_yet_is_at_hand_for_other_bundles(
     monkeypatch.setattr("blockmap.fetch.replay._EMPTY_SLOTS", 16)
     about = bundled(store, root, list(range(BLOCKS)))
     other = bundled(store, root, list(range(BLOCKS // 2)), KEY[:-1] + "4")
-    watched = Watched(store)
-    with viewed(watched, root, tmp_path, about) as view:
+    with viewed(store, root, tmp_path, about) as view:
         assert view.replay is not None
         assert view.replay.wait_end(60)
         assert view._cache.status()["slots"] < 10, "nodes and heads"
