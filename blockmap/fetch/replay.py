@@ -408,7 +408,8 @@ class Replay:
     def _open(self, head: Head, frame: _Frame, stored: memoryview) -> None:
         """Has what is in a frame at hand."""
         try:
-            content = memoryview(bundles.open_frame(head, frame.number, stored))
+            # A copy of what is not compressed, else 64 KiB in the landing would keep the range in memory that brought them.
+            content = memoryview(bytes(bundles.open_frame(head, frame.number, stored)))
             for stem in frame.stems:
                 damaged = self._stems.put(stem.node, bytes(content[stem.offset : stem.offset + stem.length]))
                 if damaged:

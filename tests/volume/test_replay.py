@@ -17,7 +17,7 @@ from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.patience import Patience
 from blockmap.format import BLOCK, keys
 from blockmap.format import bundle as bundles
-from blockmap.format.chunker import SPAN
+from blockmap.format.chunker import MAX_BLOCKS, SPAN
 from blockmap.format.extent import Extent
 from blockmap.format.hint import Bundle
 from blockmap.format.node import Inner
@@ -396,6 +396,16 @@ def test_a_start_is_served_though_the_cache_takes_nothing(store: MemoryStore, ro
             assert read(view, block) == expected(block)
         assert not view.replay.failed
         assert view.replay.strays == 0
+
+
+def test_what_has_landed_keeps_no_range_in_memory(store: MemoryStore, root: Root, tmp_path: Path) -> None:
+    about = bundled(store, root, list(range(BLOCKS)))  # of bytes that do not compress
+    with viewed(store, root, tmp_path, about) as view:
+        assert view.replay is not None
+        assert view.replay.wait_end(60)
+        kept = [data.obj for _, data in view._fetcher.landing._here.values()]
+        assert len(kept) > 20
+        assert max(len(each) for each in kept) <= MAX_BLOCKS * BLOCK  # type: ignore[arg-type]
 
 
 def test_what_is_not_in_the_cache_yet_is_at_hand_for_other_bundles(
