@@ -14,22 +14,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
 from hashlib import sha256
-from itertools import accumulate
 
-from blockmap.errors import BlockmapError, Corrupt, FormatError, HostError, StoreUnavailable
+from blockmap.errors import Corrupt, FormatError, HostError
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.cut import Cut, pieces
 from blockmap.fetch.landing import Landing
 from blockmap.fetch.ranges import Ranges
 from blockmap.fetch.stems import Stems
+from blockmap.fetch.stream import Stream
 from blockmap.format import BLOCK
 from blockmap.format import bundle as bundles
 from blockmap.format.bundle import Head, Piece, Stem
 from blockmap.format.hint import Bundle
 from blockmap.format.tree import Root
-from blockmap.store.calls import begin
 
 _log = logging.getLogger(__name__)
 
@@ -39,13 +37,6 @@ _MOST_BYTES = 1 << 20
 _GAP_BYTES = 16 << 10
 _EMPTY_SLOTS = 64
 """A cache with no more counts as empty: the nodes of another image are so many."""
-_MIN_UNDER_WAY_BYTES = 512 << 10
-_UNKNOWN_LINK_BYTES = 16 << 20
-"""As much is asked for at once where nothing has told of the link's rate yet: a round trip less over a fast one, and over a
-slow one the first blocks share it with later ones."""
-_ATTEMPTS = 3
-_OUTAGE_S = 90.0
-"""How long a store that goes away in mid-stream is waited for."""
 _PATROL_S = 0.5
 _PATIENCE_S = 2.0
 """How long a reader waits for what was asked for: a stream that stalls must not hold it up."""
@@ -93,21 +84,18 @@ class Replay:
         self.head: Head | None = None
         self.failed = ""
         """Why it ended before its time."""
-        self.bytes = self.chunks = self.damaged = 0
-        """Bytes that came; chunks that were new; damaged ones."""
+        self.chunks = self.damaged = 0
+        """That were new; that were damaged."""
         self.waited = self.overtaken = self.strays = 0
         """Reads that waited for what was to come soon, of what was far down, and of what the bundle does not have. Counted
         without a lock: one may be lost."""
         self._about, self._root = about, root
-        self._ranges, self._cache, self._landing, self._room, self._verifying = ranges, cache, landing, room, verifying
+        self._ranges, self._cache, self._landing, self._verifying = ranges, cache, landing, verifying
         self._began = time.monotonic()
         self._head_known, self._ended = threading.Event(), threading.Event()
+        self._stream = Stream(about.key, ranges, room, self._take, self._fail)
         self._changed = threading.Condition()  # guards what follows; never held across I/O
         self._cut = Cut([])
-        self._due: list[int] = []
-        """By range: bytes until its end, in the order in which they are asked for."""
-        self._came = self._under_way_bytes = self._early_bytes = 0
-        """Early are those that came before it is known what they are: they count as under way until then."""
         self._stalled_at = -1
         """How much had come when a reader waited in vain."""
         self._waiting: dict[int, _Frame] = {}
@@ -133,17 +121,17 @@ class Replay:
             self.strays += 1
             return False
         frame = found[0]
-        if self._due[frame.last] - self._came > 2 * self._most_under_way():
+        if self._stream.is_far(frame.last):
             self.overtaken += 1
             return False
-        stalled = self._came == self._stalled_at or self._ranges.line.away
+        stalled = self._stream.came == self._stalled_at or self._ranges.line.away
         if stalled and not frame.landed.is_set():
             self.overtaken += 1
             return False
         self.waited += 1
         if frame.landed.wait(_PATIENCE_S):
             return True
-        self._stalled_at = self._came
+        self._stalled_at = self._stream.came
         return False
 
     def is_sparing(self) -> bool:
@@ -184,6 +172,11 @@ class Replay:
         return not self._ended.is_set() or time.monotonic() - self._began < (_AGAIN_S if self.failed else _START_S)
 
     @property
+    def bytes(self) -> int:
+        """That came."""
+        return self._stream.bytes
+
+    @property
     def ended(self) -> bool:
         return self._ended.is_set()
 
@@ -214,7 +207,7 @@ class Replay:
             "strays": self.strays,
         }
 
-    # --- asking for ranges
+    # --- what to ask for
 
     def _run(self) -> None:
         try:
@@ -222,77 +215,23 @@ class Replay:
             if head is None and self._cache.status()["slots"] + self._landing.count <= _EMPTY_SLOTS:
                 first = self._about.table + _FIRST_BYTES
                 self._plan(pieces([(0, self._about.length)], first, _FIRST_BYTES, _MOST_BYTES))
-                self._ask()
+                self._stream.ask()
                 return
             have = None
             if head is None:
-                have = self._read(0, min(self._about.table + _FIRST_BYTES, self._about.length))
+                have = self._stream.read(0, min(self._about.table + _FIRST_BYTES, self._about.length))
                 head = self._take_head(have)
             end = len(have) if have is not None else 0
             rest = pieces(self._new_ranges(head, end), _FIRST_BYTES, 2 * _FIRST_BYTES, _MOST_BYTES)
             self._plan([(0, end)] * (end > 0) + list(rest))
             self._enter(head)
-            self._ask(have)
+            self._stream.ask(have)
         except Exception as error:
             self._fail(error)
 
     def _plan(self, ranges: Iterable[tuple[int, int]]) -> None:
         self._cut = Cut(ranges)
-        self._due = list(accumulate(end - start for start, end in self._cut.ranges))
-
-    def _ask(self, have: memoryview | None = None) -> None:
-        """Asks for one range after the other, as the link has room for it; has the first where `have` is given."""
-        for number, (start, end) in enumerate(self._cut.ranges):
-            if number == 0 and have is not None:
-                self._put(0, have)
-                continue
-            with self._changed:
-                while self._under_way_bytes and self._under_way_bytes + end - start > self._most_under_way():
-                    if self._ended.is_set():
-                        return
-                    self._changed.wait()
-                self._under_way_bytes += end - start
-            self._room.acquire()
-            begin(partial(self._bring, number, start, end))
-
-    def _most_under_way(self) -> int:
-        held = self._ranges.held_bytes
-        return _UNKNOWN_LINK_BYTES if held is None else max(_MIN_UNDER_WAY_BYTES, 2 * held)
-
-    def _bring(self, number: int, start: int, end: int) -> None:
-        try:
-            if self._ended.is_set():
-                return
-            data = self._read(start, end)
-            if self.head is None and number == 0:
-                self._enter(self._take_head(data))
-            with self._changed:
-                if self.head is None:
-                    self._early_bytes += end - start
-                else:
-                    self._under_way_bytes -= end - start + self._early_bytes
-                    self._early_bytes = 0
-                    self._changed.notify_all()
-            self._put(number, data)
-        except Exception as error:
-            self._fail(error)
-        finally:
-            self._room.release()
-
-    def _read(self, start: int, end: int) -> memoryview:
-        """Tries again what fails, while the store is away as soon as it is back."""
-        for attempt in range(1, _ATTEMPTS + 1):
-            since = time.monotonic()
-            try:
-                data = self._ranges.read(self.key, start, end, demand=False)
-                self.bytes += len(data)
-                return data
-            except BlockmapError as error:
-                if attempt == _ATTEMPTS or self._ended.is_set():
-                    raise
-                if isinstance(error, StoreUnavailable) and not self._ranges.line.await_return(since, error, _OUTAGE_S):
-                    raise
-        raise AssertionError
+        self._stream.plan(self._cut.ranges)
 
     # --- the head
 
@@ -361,16 +300,18 @@ class Replay:
                 self._take_whole(head, frame)
             self._changed.notify_all()
         self._head_known.set()
+        self._stream.know()
 
     def _know_root(self) -> None:
         self._stems.begin(self._root())
 
     # --- frames
 
-    def _put(self, number: int, data: memoryview) -> None:
+    def _take(self, number: int, data: memoryview) -> None:
         """A range has come."""
+        if self.head is None and number == 0:
+            self._enter(self._take_head(data))
         with self._changed:
-            self._came += len(data)
             if self._ended.is_set():
                 return
             self._cut.put(number, data)
@@ -460,6 +401,7 @@ class Replay:
             self._whole.clear()
             self._coming.clear()
             self._changed.notify_all()
+        self._stream.stop()
         for frame in waiting:
             frame.landed.set()
         self._head_known.set()

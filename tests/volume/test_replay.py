@@ -179,7 +179,7 @@ def test_a_reader_waits_for_what_is_under_way_and_fetches_what_is_not(
     store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for limit in ("_MIN_UNDER_WAY_BYTES", "_UNKNOWN_LINK_BYTES"):  # one range after the other
-        monkeypatch.setattr(f"blockmap.fetch.replay.{limit}", 0)
+        monkeypatch.setattr(f"blockmap.fetch.stream.{limit}", 0)
     about = bundled(store, root, list(range(BLOCKS)))
     held: list[int] = []
 
@@ -295,8 +295,8 @@ def test_one_reader_in_vain_is_enough(
 def test_before_the_head_has_come_no_more_is_asked_for_than_the_link_holds(
     store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blockmap.fetch.replay._UNKNOWN_LINK_BYTES", 600_000)
-    monkeypatch.setattr("blockmap.fetch.replay._MIN_UNDER_WAY_BYTES", 600_000)
+    monkeypatch.setattr("blockmap.fetch.stream._UNKNOWN_LINK_BYTES", 600_000)
+    monkeypatch.setattr("blockmap.fetch.stream._MIN_UNDER_WAY_BYTES", 600_000)
     monkeypatch.setattr("blockmap.fetch.replay._MOST_BYTES", 100_000)
     about = bundled(store, root, list(range(BLOCKS)))
     assert about.length > 1_500_000
