@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from blockmap.format import BLOCK
-from blockmap.image.ext4.reader import Reader
+from blockmap.image.ext4.reader import Entry, Reader
 from blockmap.image.member import Kind
 
 _ROOT = 2
@@ -27,15 +27,23 @@ class Lookup:
             names = self._names(number) if number is not None else {}
             number = names.get(name)
         if number is not None:
-            self._reader.entry(path, number)
+            self._entry(path, number)
         return list(self._noted)[before:]
 
     def _names(self, number: int) -> dict[bytes, int]:
         if number not in self._directories:
-            entry = self._reader.entry(b"", number)
+            entry = self._entry(b"", number)
             self._directories[number] = dict(self._reader.names(entry)) if entry.kind is Kind.DIR else {}
         return self._directories[number]
 
+    def _entry(self, path: bytes, number: int) -> Entry:
+        start, end = self._reader.read_with(number)
+        self._note_blocks(start, end)
+        return self._reader.entry(path, number)
+
     def _note(self, offset: int, length: int) -> bytes:
-        self._noted.update(dict.fromkeys(range(offset // BLOCK, -(-(offset + length) // BLOCK))))
+        self._note_blocks(offset, offset + length)
         return self._read(offset, length)
+
+    def _note_blocks(self, start: int, end: int) -> None:
+        self._noted.update(dict.fromkeys(range(start // BLOCK, -(-end // BLOCK))))

@@ -22,6 +22,8 @@ _ACLS = {2: b"system.posix_acl_access", 3: b"system.posix_acl_default"}
 _PIECE_BYTES = 1 << 20
 _MAX_DIRECTORY = 1 << 30
 _MAX_DEPTH = 5
+_INODE_READ_AHEAD = 32
+"""Blocks of a table that the kernel reads at once, aligned: the mount option inode_readahead_blks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +182,34 @@ class Reader:
             found.update(_attributes(data, 32))
         return found
 
+    def read_with(self, number: int) -> tuple[int, int]:
+        """The bytes [start, end) of the volume that the kernel reads at once when it needs an inode: the blocks around it,
+        as far as they are in its table, and used."""
+        table, unused = self._table(number)
+        end = table + (self._group_inodes - unused) * self._inode_bytes
+        own = table + (number - 1) % self._group_inodes * self._inode_bytes
+        window = _INODE_READ_AHEAD * self._block
+        start = own // window * window
+        return max(start, table), max(
+            min(start + window, -(-end // self._block) * self._block), own + self._inode_bytes
+        )
+
     def _inode(self, number: int) -> bytes:
+        table, _ = self._table(number)
+        return self._bytes(table + (number - 1) % self._group_inodes * self._inode_bytes, self._inode_bytes)
+
+    def _table(self, number: int) -> tuple[int, int]:
+        """Where the table of an inode begins, in bytes; and how many at its end were never used."""
         if not 0 < number <= self._inodes:
             raise ImageError(f"inode {number} does not exist: the file system is damaged")
-        group, slot = divmod(number - 1, self._group_inodes)
+        group = (number - 1) // self._group_inodes
         descriptor = self._bytes(self._descriptors + group * self._descriptor, self._descriptor)
         (table,) = struct.unpack_from("<I", descriptor, 8)
+        (unused,) = struct.unpack_from("<H", descriptor, 0x1C)
         if self._descriptor >= 64:
             table |= struct.unpack_from("<I", descriptor, 0x28)[0] << 32
-        return self._bytes(table * self._block + slot * self._inode_bytes, self._inode_bytes)
+            unused |= struct.unpack_from("<H", descriptor, 0x32)[0] << 16
+        return table * self._block, unused
 
     def _bytes(self, offset: int, length: int) -> bytes:
         data = self._read(offset, length)

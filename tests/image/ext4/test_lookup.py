@@ -1,5 +1,6 @@
 """What finding a path reads."""
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,31 @@ def test_finding_a_path_reads_inodes_and_directories_and_nothing_twice(tmp_path:
     assert lookup(b"a/b/two") == lookup(b"a/b/one") == []
     assert lookup(b"a/none/such") == []
     assert lookup(b"a/b/one/below") == []
+
+
+def test_an_inode_comes_with_those_that_the_kernel_reads_with_it(tmp_path: Path) -> None:
+    members = [file(f"{number:04}", b"") for number in range(1500)]
+    image = docker_archive(tmp_path / "image.tar", [archive(members)])
+    summary = import_image(tmp_path / "store", f"docker-archive:{image}", "image:1", tmp_path)
+    repository = Repository(open_store(str(tmp_path / "store"))[0])
+    read = stored_reader(repository, repository.version(summary.version).root)
+    (table,) = struct.unpack_from("<I", read(BLOCK, 64), 8)
+    (unused,) = struct.unpack_from("<H", read(BLOCK, 64), 0x1C)
+    (inodes,) = struct.unpack_from("<I", read(1024, 1024), 0x28)
+    end = table + -(-(inodes - unused) * 256 // BLOCK)
+    windows = [range(max(start, table), min(start + 32, end)) for start in range(table // 32 * 32, end, 32)]
+    assert len(windows) > 2
+
+    def of_the_table(*paths: bytes) -> set[int]:
+        lookup = Lookup(read)
+        return {block for path in paths for block in lookup(path) if table <= block < end}
+
+    assert of_the_table() == set()
+    assert of_the_table(b"") == set(windows[0]), "the root directory"
+    for number in range(0, 1500, 100):
+        found = of_the_table(b"%04d" % number) - set(windows[0])
+        assert found in [set(), *map(set, windows[1:])]
+    assert of_the_table(b"0000", b"1499") == set(windows[0]) | set(windows[-1])
 
 
 def test_what_is_no_file_system_is_refused() -> None:
