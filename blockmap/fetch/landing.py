@@ -15,7 +15,7 @@ from blockmap.format.bundle import Piece
 
 _log = logging.getLogger(__name__)
 
-_MOST_BYTES = 64 << 20
+_MOST_BYTES = 128 << 20
 """Beyond it, what comes is written at once."""
 _QUIET_S = 1.0
 _LONGEST_S = 10.0
@@ -40,13 +40,22 @@ class Landing:
     def put(self, piece: Piece, data: memoryview) -> bool:
         """Has the blocks of a chunk from now on, or gives them to the cache; whether one of both worked."""
         with self._changed:
-            fits = self._bytes + len(data) <= _MOST_BYTES and piece.chunk not in self._here
+            found = self._here.get(piece.chunk)
+            own, before = (piece, data), 0
+            if found is not None:
+                own, before = bundles.joined(*found, piece, data), len(found[1])
+            fits = self._bytes + len(own[1]) - before <= _MOST_BYTES
             if fits:
-                self._here[piece.chunk] = piece, data
-                self._bytes += len(data)
+                self._here[piece.chunk] = own
+                self._bytes += len(own[1]) - before
                 self._touched = True
                 self._changed.notify_all()
-        return fits or self._write(piece, data)
+        if fits:
+            return True
+        done = self._write(*own)  # all of it: one read may be of both parts
+        if found is not None:
+            self._leave(piece.chunk, found)
+        return done
 
     @property
     def count(self) -> int:
@@ -85,10 +94,10 @@ class Landing:
     def flush(self) -> None:
         """Gives the cache all that is here."""
         with self._writing:
-            for chunk in list(self._here):
-                self._write(*self._here[chunk])
-                with self._changed:
-                    self._bytes -= len(self._here.pop(chunk)[1])
+            while self._here:
+                for chunk, own in list(self._here.items()):
+                    self._write(*own)
+                    self._leave(chunk, own)
 
     def close(self) -> None:
         """Gives the cache what is left; nothing may come any more."""
@@ -113,6 +122,13 @@ class Landing:
             self._touched = False
             if self._closed.wait(_QUIET_S):
                 return
+
+    def _leave(self, chunk: bytes, own: tuple[Piece, memoryview]) -> None:
+        """The cache has been given it: forgets it, unless more of it has come."""
+        with self._changed:
+            if self._here.get(chunk) is own:
+                del self._here[chunk]
+                self._bytes -= len(own[1])
 
     def _write(self, piece: Piece, data: memoryview) -> bool:
         try:

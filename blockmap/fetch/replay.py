@@ -105,8 +105,8 @@ class Replay:
         self._whole: list[tuple[int, _Frame, memoryview]] = []
         """Frames that have come, as stored: a heap by number."""
         self._with_nodes: list[_Frame] = []
-        self._coming: dict[bytes, tuple[_Frame, int]] = {}
-        """By chunk: the frame, and the blocks that it brings."""
+        self._coming: dict[bytes, list[tuple[_Frame, int]]] = {}
+        """By chunk: frames, and the blocks that each brings."""
         self._stems = Stems(cache)
         self._opener = threading.Thread(target=self._open_all, name="opener", daemon=True)
         self._opener.start()
@@ -116,20 +116,23 @@ class Replay:
 
     def wait(self, key: bytes, mask: int) -> bool:
         """Whether these blocks of a chunk were to come soon, and have come."""
-        found = self._coming.get(key)
-        if found is None or mask & ~found[1]:
+        frames, missing = [], mask
+        for frame, brought in self._coming.get(key, ()):
+            if mask & brought:
+                frames.append(frame)
+                missing &= ~brought
+        if missing:
             self.strays += 1
             return False
-        frame = found[0]
-        if self._stream.is_far(frame.last):
+        if self._stream.is_far(frames[-1].last):
             self.overtaken += 1
             return False
         stalled = self._stream.came == self._stalled_at or self._ranges.line.away
-        if stalled and not frame.landed.is_set():
+        if stalled and not all(frame.landed.is_set() for frame in frames):
             self.overtaken += 1
             return False
         self.waited += 1
-        if frame.landed.wait(_PATIENCE_S):
+        if all(frame.landed.wait(_PATIENCE_S) for frame in frames):
             return True
         self._stalled_at = self._stream.came
         return False
@@ -294,7 +297,8 @@ class Replay:
                 self._cut.use(frame.first, frame.last)
                 for number in range(frame.first, frame.last + 1):
                     self._by_range[number].append(frame)
-                self._coming.update({piece.chunk: (frame, piece.mask) for piece in frame.pieces})
+                for piece in frame.pieces:
+                    self._coming.setdefault(piece.chunk, []).append((frame, piece.mask))
             self._cut.settle()
             for frame in list(self._waiting.values()):
                 self._take_whole(head, frame)

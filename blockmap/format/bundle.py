@@ -22,11 +22,11 @@
     ..      32    -       SHA-256 of all before: the end of the head
     ..      -     -       frames
 
-Nodes above the chunks are in the first frames, further ones in the last. A chunk's blocks lie one after the other in one
-frame. They are verified with the digests of those that are absent, a node by its own. The reading list says where the same
-blocks are in the volume, in first-touch order, and of which files, for whoever warms the kernel: count u32, paths u32, then
-an array each of start u64, blocks u32, path u32 (1 + its index, 0 for none) and at u32 (block of the file); then each path
-as length u16 and bytes. Little-endian.
+Nodes above the chunks are in the first frames, further ones in the last. A chunk's blocks lie one after the other in one frame;
+a chunk may be there again further down, with others of its blocks. They are verified with the digests of those that are absent,
+a node by its own. The reading list says where the same blocks are in the volume, in first-touch order, and of which files, for
+whoever warms the kernel: count u32, paths u32, then an array each of start u64, blocks u32, path u32 (1 + its index, 0 for
+none) and at u32 (block of the file); then each path as length u16 and bytes. Little-endian.
 """
 
 import struct
@@ -267,6 +267,20 @@ def spread(piece: Piece, data: bytes | memoryview) -> bytearray:
             content[block * BLOCK : (block + 1) * BLOCK] = data[at : at + BLOCK]
             at += BLOCK
     return content
+
+
+def joined(piece: Piece, data: bytes | memoryview, other: Piece, more: bytes | memoryview) -> tuple[Piece, memoryview]:
+    """Two parts of one chunk as one, which lacks the digests of absent blocks."""
+    content = bytearray()
+    at = there = 0
+    for block in range(piece.blocks):
+        first, second = piece.mask >> block & 1, other.mask >> block & 1
+        if first:
+            content += data[at : at + BLOCK]
+        elif second:
+            content += more[there : there + BLOCK]
+        at, there = at + first * BLOCK, there + second * BLOCK
+    return piece._replace(mask=piece.mask | other.mask, absent=b""), memoryview(content)
 
 
 def _parse(view: memoryview, end: int, count: int, frame_count: int, carried: bool) -> Head:

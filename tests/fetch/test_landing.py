@@ -95,10 +95,45 @@ def test_what_is_read_all_the_time_is_written_too(
 def test_another_part_of_the_same_chunk_joins_it(cache: Cache, landing: Landing) -> None:
     assert landing.put(*part(0b0011))
     assert landing.put(*part(0b0110))
-    assert landing.has(NAME, 0b0011)
-    assert landing.has(NAME, 0b0110)
+    assert landing.put(*part(1 << 15))
+    buf = bytearray(3 * BLOCK)
+    assert landing.read(NAME, 0, 0b0111, memoryview(buf)), "one read of both"
+    assert buf == CHUNK[: 3 * BLOCK]
+    assert landing.has(NAME, 0b0111 | 1 << 15)
     landing.flush()
-    assert cache.mask(cache.lookup(NAME)) == 0b0111
+    slot = cache.lookup(NAME)
+    assert cache.mask(slot) == 0b0111 | 1 << 15
+    assert cache.check(slot, NAME)
+
+
+def test_what_has_no_room_beside_another_part_goes_to_the_cache_with_it(
+    cache: Cache, landing: Landing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockmap.fetch.landing._MOST_BYTES", 3 * BLOCK)
+    assert landing.put(*part(0b0011))
+    assert landing.put(*part(0b1100))
+    assert landing.count == 0
+    assert landing.has(NAME, 0b0110), "for one read of both"
+    assert cache.mask(cache.lookup(NAME)) == 0b1111
+
+
+def test_a_part_that_comes_while_another_is_written_is_not_lost(
+    cache: Cache, landing: Landing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = landing._write
+    later = [part(0b1100)]
+
+    def interrupted(piece: Piece, data: memoryview) -> bool:
+        done = write(piece, data)
+        if later:
+            assert landing.put(*later.pop())
+        return done
+
+    monkeypatch.setattr(landing, "_write", interrupted)
+    assert landing.put(*part(0b0011))
+    landing.flush()
+    assert cache.mask(cache.lookup(NAME)) == 0b1111
+    assert landing.count == 0
 
 
 def test_memory_is_bounded(cache: Cache, landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:

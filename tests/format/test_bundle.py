@@ -44,6 +44,20 @@ def contents(data: bytes, length: int) -> tuple[list[bytes], list[bytes]]:
     return nodes, chunks
 
 
+@given(st.integers(1, (1 << 16) - 1), st.integers(1, (1 << 16) - 1))
+def test_parts_of_a_chunk_in_two_places_are_joined(one: int, two: int) -> None:
+    name, _, content = chunk(7, 16, 0)
+    whole, length = made([(name, one, content), chunk(8, 64, (1 << 64) - 1), (name, two, content)])
+    head = bundle.decode_head(whole[:length])
+    parts = []
+    for own in (head.pieces[0], head.pieces[2]):
+        frame = bundle.open_frame(head, own.frame, whole[head.frames[own.frame].offset : head.frames[own.frame].end])
+        parts += [own, frame[own.offset : own.offset + own.mask.bit_count() * BLOCK]]
+    both, data = bundle.joined(*parts)  # type: ignore[arg-type]
+    assert both.mask == one | two
+    assert bytes(bundle.spread(both, data)) == expected((name, one | two, content))
+
+
 def expected(own: Chunk) -> bytes:
     _, mask, content = own
     blocks = range(len(content) // BLOCK)

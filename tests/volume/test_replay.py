@@ -38,8 +38,15 @@ FAR = bulk(2, 30 * BLOCK)
 WHOLE = DATA.ljust(SPAN * BLOCK, b"\0") + FAR
 
 
-def bundled(store: Pruner, root: Root, wanted: Sequence[int], key: str = KEY, carried: bool = False) -> Bundle:
-    """Stores the bundle of some blocks of a volume."""
+def bundled(
+    store: Pruner,
+    root: Root,
+    wanted: Sequence[int],
+    key: str = KEY,
+    carried: bool = False,
+    besides: Sequence[int] = (),
+) -> Bundle:
+    """Stores the bundle of some blocks of a volume, and others in its last frames."""
     repository = Repository(store)
     extents: list[Extent] = []
     places = {}
@@ -54,16 +61,17 @@ def bundled(store: Pruner, root: Root, wanted: Sequence[int], key: str = KEY, ca
     for span, leaf in leaves(root, repository.node):
         extents += leaf.extents(span * SPAN)
         places |= dict(zip(leaf.chunks, leaf.placements, strict=True))
-    masks: dict[bytes, int] = {}
-    for block in wanted:
-        own = next(each for each in extents if each.start <= block < each.end)
-        assert own.chunk is not None
-        masks[own.chunk] = masks.get(own.chunk, 0) | 1 << (own.first + block - own.start)
     chunks = []
-    for name, mask in masks.items():
-        place = places[name]  # type: ignore[index]
-        assert place is not None
-        chunks.append((name, mask, bytes(repository.chunk(name, place))))  # type: ignore[arg-type]
+    for part in (wanted, besides):
+        masks: dict[bytes, int] = {}
+        for block in part:
+            own = next(each for each in extents if each.start <= block < each.end)
+            assert own.chunk is not None
+            masks[own.chunk] = masks.get(own.chunk, 0) | 1 << (own.first + block - own.start)
+        for name, mask in masks.items():
+            place = places[name]  # type: ignore[index]
+            assert place is not None
+            chunks.append((name, mask, bytes(repository.chunk(name, place))))  # type: ignore[arg-type]
     readings = [bundles.Reading(block, 1, None, 0) for block in wanted]
     parts, table = bundles.encode(nodes, chunks, readings, BLOCKS + 30, bytes(16), (), carried)  # type: ignore[arg-type]
     store.create(key, parts)
@@ -122,6 +130,21 @@ def test_what_a_bundle_has_is_read_without_any_other_request(store: MemoryStore,
         assert view.replay.wait_end(30)
         assert set(asked(watched)) == {"bundles"}
         assert sum(end - start for _, start, end in watched.ranges) == about.length, "each byte once"
+        assert view.replay.status()["strays"] == 0
+
+
+def test_a_chunk_that_comes_in_two_parts_is_read_as_one(store: MemoryStore, root: Root, tmp_path: Path) -> None:
+    wanted, besides = [5, 6, 7, *range(100, 900, 2)], [4, 8, 9]
+    watched = Watched(store)
+    with viewed(watched, root, tmp_path, bundled(store, root, wanted, carried=True, besides=besides)) as view:
+        assert view.replay is not None
+        assert view.replay.wait_nodes()
+        assert read(view, 8) == expected(8)
+        assert read(view, 4, 6) == expected(4, 6)
+        assert view.replay.wait_end(30)
+        view._fetcher.flush()
+        assert read(view, 4, 6) == expected(4, 6)
+        assert set(asked(watched)) == {"bundles"}
         assert view.replay.status()["strays"] == 0
 
 
