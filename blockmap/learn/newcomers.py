@@ -17,39 +17,44 @@ _FEW = 2
 
 @dataclass(slots=True)
 class _Kin:
-    """Files with one ending below a directory."""
+    """Files with one ending below a directory, or all that are in it."""
 
     files: int = 0
     read: int = 0
     last: int = 0
     """The last item that was the first of a file."""
 
+    def add(self, item: int | None) -> None:
+        """A file, and the item that was its first."""
+        self.files += 1
+        if item is not None:
+            self.read += 1
+            self.last = max(self.last, item)
+
 
 def newcomers(items: Sequence[Item], old: Collection[bytes], files: Sequence[File]) -> dict[int, list[File]]:
     """By the number of the item after which they are read: those of `files` that are not among the `old` paths, and are of
-    a kind of which starts read most, below the nearest directory that had a few of it."""
+    a kind of which starts read enough, below the nearest directory that had a few of it; where there is none, it is all
+    that was in the nearest directory which stood before."""
     first: dict[bytes, int] = {}
     for number, item in enumerate(items):
         if item.path is not None:
             first.setdefault(item.path, number)
-    kin: dict[tuple[bytes, bytes], _Kin] = {}
+    kin: dict[tuple[bytes, bytes | None], _Kin] = {}
     for path in old:
-        item_number, ending = first.get(path), _ending(path)
-        for folder in _folders(path):
-            own = kin.setdefault((folder, ending), _Kin())
-            own.files += 1
-            if item_number is not None:
-                own.read += 1
-                own.last = max(own.last, item_number)
+        folders, ending = _folders(path), _ending(path)
+        for key in [*((folder, ending) for folder in folders), *((folder, None) for folder in folders[:1])]:
+            kin.setdefault(key, _Kin()).add(first.get(path))
     found: dict[int, list[File]] = {}
     room = _MOST * sum(item.blocks for item in items)
     for file in files:
         size = sum(length for _, length in file.runs)
         if file.path in old or size > room:
             continue
-        ending = _ending(file.path)
-        around = (kin.get((folder, ending), _Kin()) for folder in _folders(file.path))
-        own = next((each for each in around if each.files >= _FEW), _Kin())
+        folders, ending = _folders(file.path), _ending(file.path)
+        around = (kin[folder, ending] for folder in folders if (folder, ending) in kin)
+        beside = (kin[folder, None] for folder in folders if (folder, None) in kin)
+        own = next((each for each in around if each.files >= _FEW), None) or next(beside, _Kin())
         if own.read and own.read >= _SHARE * own.files:
             found.setdefault(own.last, []).append(file)
             room -= size

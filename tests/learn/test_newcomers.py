@@ -23,14 +23,20 @@ def test_new_files_follow_the_last_of_their_kind() -> None:
     read = [b"app/a.js", b"bin/node", b"app/lib/b.js", b"etc/passwd"]
     old = [*read, b"app/a.txt", b"app/b.txt"]
     new = [b"app/c.js", b"app/new/deep/d.js", b"app/c.txt", b"app/lib/README", b"srv/e.js"]
-    assert found(read, old, new) == {2: [b"app/c.js", b"app/new/deep/d.js"]}
+    assert found(read, old, new) == {2: [b"app/c.js", b"app/lib/README", b"app/new/deep/d.js"]}
 
 
 def test_kinds_of_which_few_are_read_bring_none() -> None:
     old = [b"app/%d.js" % number for number in range(20)]
     assert found(old[:1], old, [b"app/new.js"]) == {}
     assert found(old[:2], old, [b"app/new.js"]) == {1: [b"app/new.js"]}
-    assert found(old[:1], old[:1], [b"app/new.js"]) == {}, "one file is no kind"
+
+
+def test_where_there_is_no_kind_the_directory_tells() -> None:
+    old = [b"app/app.py", *(b"app/data/%d" % number for number in range(20)), b"one"]
+    new = [b"app/templates/index.html", b"app/data/new.txt", b"other/index.html"]
+    assert found(old[:1], old, new) == {0: [b"app/templates/index.html"]}
+    assert found([b"one"], old, new) == {}
 
 
 def test_a_file_without_an_ending_is_of_a_kind_too() -> None:
