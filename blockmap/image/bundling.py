@@ -13,6 +13,7 @@ from blockmap.learn import bundles
 from blockmap.learn.carry import carry, readings
 from blockmap.learn.gaps import MOST_BLOCKS, OF_OTHERS, filled
 from blockmap.learn.layout import Layout
+from blockmap.learn.likely import likely
 from blockmap.learn.profiles import ProfileLog
 from blockmap.learn.stored import layout_of
 from blockmap.store.base import Writer
@@ -32,7 +33,7 @@ class Made:
     """Of the profile."""
     stored_bytes: int
     blocks: int
-    """Of the volume that it brings."""
+    """Of the volume that starts are expected to read of it."""
 
 
 def carry_to(repository: Repository, root: Root, layout: Layout, items: Sequence[Item], source: Digest) -> list[Item]:
@@ -62,7 +63,8 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: Layout, profi
         return None
     carried = profile.root != root.digest
     items = filled(items, layout, OF_OTHERS if carried else MOST_BLOCKS)
-    parts, _ = bundles.build(repository, root, readings(items), layout.blocks, carried)
+    besides = likely(items, layout) if carried else ()
+    parts, _ = bundles.build(repository, root, readings(items), layout.blocks, carried, besides)
     log.put_bundle(version, profile.label, profile.n, parts)
     return Made(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
 

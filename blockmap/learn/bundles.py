@@ -12,6 +12,7 @@ from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
 from blockmap.format.node import Leaf, Placement
 from blockmap.format.tree import Root
+from blockmap.learn.likely import Run
 from blockmap.learn.stored import fetch, nodes
 from blockmap.store.repository import Repository, open_chunk
 
@@ -23,13 +24,21 @@ _FURTHER_SHARE = 0.02
 
 
 def build(
-    repository: Repository, root: Root, readings: Sequence[Reading], image_blocks: int, carried: bool = False
+    repository: Repository,
+    root: Root,
+    readings: Sequence[Reading],
+    image_blocks: int,
+    carried: bool = False,
+    besides: Sequence[Run] = (),
 ) -> tuple[list[bytes], int]:
     """The parts of the bundle of `readings`, and the bytes of its head; Corrupt, StoreUnavailable.
 
-    `image_blocks` are the blocks of data of the whole volume; `carried` are readings of another.
+    `image_blocks` are the blocks of data of the whole volume; `carried` are readings of another; `besides` comes after them.
     """
-    spans = {span for own in readings for span in range(own.start // SPAN, (own.start + own.blocks - 1) // SPAN + 1)}
+    read = [(own.start, own.blocks) for own in readings]
+    spans = {
+        span for start, length in (*read, *besides) for span in range(start // SPAN, (start + length - 1) // SPAN + 1)
+    }
     every = nodes(repository, root)
     above = [own for own in every if not isinstance(own.node, Leaf) or own.span in spans]
     leaves = {own.span: own.node for own in above if isinstance(own.node, Leaf)}
@@ -44,35 +53,38 @@ def build(
     further = [each for each in dict.fromkeys((own.name, own.frame) for own in every) if each not in stems]
     if sum(len(frame) for _, frame in further) > _FURTHER_SHARE * BLOCK * sum(own.blocks for own in readings):
         further = []
-    chunks = _chunks(repository, _masks(readings, extents), places)
+    first = _masks(read, extents)
+    later = {chunk: mask & ~first.get(chunk, 0) for chunk, mask in _masks(besides, extents).items()}
+    pieces = [*first.items(), *((chunk, mask) for chunk, mask in later.items() if mask)]
+    chunks = _chunks(repository, pieces, places)
     return bundle.encode(list(stems), chunks, readings, image_blocks, secrets.token_bytes(16), further, carried)
 
 
-def _masks(readings: Sequence[Reading], extents: Sequence[Extent]) -> dict[Digest, int]:
-    """The chunks that hold the blocks of `readings`, in their order, and which of their blocks do."""
+def _masks(runs: Sequence[Run], extents: Sequence[Extent]) -> dict[Digest, int]:
+    """The chunks that hold the blocks of `runs`, in their order, and which of their blocks do."""
     starts = [extent.start for extent in extents]
     masks: dict[Digest, int] = {}
-    for own in readings:
-        end = own.start + own.blocks
-        for extent in extents[max(bisect_right(starts, own.start) - 1, 0) : bisect_right(starts, end - 1)]:
-            if extent.end > own.start and extent.chunk is not None:
-                piece = extent.piece(own.start, end)
+    for start, length in runs:
+        end = start + length
+        for extent in extents[max(bisect_right(starts, start) - 1, 0) : bisect_right(starts, end - 1)]:
+            if extent.end > start and extent.chunk is not None:
+                piece = extent.piece(start, end)
                 mask = ((1 << piece.length) - 1) << piece.first
                 masks[extent.chunk] = masks.get(extent.chunk, 0) | mask
     return masks
 
 
 def _chunks(
-    repository: Repository, masks: dict[Digest, int], places: dict[Digest, Placement]
+    repository: Repository, masks: Sequence[tuple[Digest, int]], places: dict[Digest, Placement]
 ) -> Iterator[tuple[Digest, int, bytes | memoryview]]:
     """Names, masks and contents, in the order of `masks`."""
-    batch: list[Digest] = []
+    batch: list[tuple[Digest, int]] = []
     waiting = 0
-    for number, chunk in enumerate(masks):
-        batch.append(chunk)
+    for number, (chunk, mask) in enumerate(masks):
+        batch.append((chunk, mask))
         waiting += places[chunk].raw
         if waiting >= _BATCH_BYTES or number == len(masks) - 1:
-            stored = fetch(repository, [chunk_at(name, places[name]) for name in batch])
-            for name in batch:
-                yield name, masks[name], open_chunk(name, places[name], stored.pop(name))
+            stored = fetch(repository, [chunk_at(name, places[name]) for name, _ in batch])
+            for name, own in batch:
+                yield name, own, open_chunk(name, places[name], stored[name])
             batch, waiting = [], 0

@@ -1,6 +1,8 @@
 """The log of profiles: numbers, races, lost answers; bundles of real volumes, and what the hints of names say of them."""
 
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 
 import pytest
 
@@ -127,6 +129,25 @@ def test_a_bundle_holds_what_is_read_and_nothing_else() -> None:
     stems = [bytes(frames[own.frame][own.offset : own.offset + own.length]) for own in head.stems]
     assert set(stems) == stored
     assert head.stems[0].node == root.digest
+
+
+def test_what_comes_besides_comes_last_and_once() -> None:
+    store = MemoryStore()
+    root = building.publish(store, PIECES, SIZE)
+    repository = Repository(store)
+    parts, length = bundles.build(repository, root, READINGS, 1000)
+    alone = bundle.decode_head(b"".join(parts)[:length])
+    parts, length = bundles.build(repository, root, READINGS, 1000, True, [(9000, 9), (0, 40), (200, 1)])
+    head = bundle.decode_head(b"".join(parts)[:length])
+    assert head.readings == READINGS
+    count = len(alone.pieces)
+    assert [(own.chunk, own.mask) for own in head.pieces[:count]] == [(own.chunk, own.mask) for own in alone.pieces]
+    masks: dict[bytes, list[int]] = {}
+    for own in head.pieces:
+        masks.setdefault(own.chunk, []).append(own.mask)
+    assert all(sum(own) == reduce(or_, own) for own in masks.values()), "no block twice"
+    before = sum(own.mask.bit_count() for own in alone.pieces)
+    assert sum(own.mask.bit_count() for own in head.pieces) - before == 6 + 39
 
 
 def test_only_nodes_above_what_is_read_are_there() -> None:

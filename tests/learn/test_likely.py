@@ -1,0 +1,43 @@
+"""What comes besides a carried profile: the rest of files that are read, as far as there is room."""
+
+from blockmap.format import BLOCK
+from blockmap.format.extent import Extent
+from blockmap.format.filemap import File
+from blockmap.learn.likely import likely
+from blockmap.learn.touches import touches
+from tests.learn.volumes import blocks, digest, layout, trace_of
+
+BIG, SMALL, UNREAD = (
+    File(b"one/big", 400 * BLOCK, [(0, 200), (1000, 200)]),
+    File(b"two/small", 9 * BLOCK, [(300, 9)]),
+    File(b"three/unread", BLOCK, [(400, 1)]),
+)
+VOLUME = layout(
+    [Extent(start, length, digest(start), length, 0) for start, length in [(0, 200), (300, 9), (400, 1), (1000, 200)]],
+    [BIG, SMALL, UNREAD],
+)
+
+
+def test_the_rest_of_files_that_are_read_comes_in_the_order_of_their_first_reads() -> None:
+    items = touches(trace_of([blocks(0, 190, 1), blocks(302, 2, 2), blocks(1000, 90, 3)]), VOLUME)
+    assert likely(items, VOLUME) == [*BIG.runs, *SMALL.runs]
+
+
+def test_small_files_come_first_where_there_is_no_room_for_all() -> None:
+    items = touches(trace_of([blocks(1000, 20, 1), blocks(302, 2, 2)]), VOLUME)
+    assert likely(items, VOLUME) == SMALL.runs
+    assert likely(items[1:], VOLUME) == [], "7 blocks are more than there is room for beside 2"
+
+
+def test_files_beside_those_that_are_read_come_where_most_of_them_are() -> None:
+    names = [b"lib/a.py", b"lib/b.py", b"lib/c.py", b"lib/a.so", b"lib/b.so", b"lib/c.so", b"other/a.py"]
+    files = [File(name, 3 * BLOCK, [(3 * at, 3)]) for at, name in enumerate(names)]
+    volume = layout([Extent(0, 21, digest("x"), 21, 0)], files)
+    items = touches(trace_of([blocks(0, 3, 1), blocks(3, 3, 2), blocks(9, 3, 3)]), volume)
+    assert likely(items, volume) == [(0, 3), (3, 3), (9, 3), (6, 3)]
+
+
+def test_what_is_of_no_file_brings_nothing() -> None:
+    items = touches(trace_of([blocks(400, 1)]), layout(VOLUME.extents, []))
+    assert items
+    assert likely(items, layout(VOLUME.extents, [])) == []
