@@ -31,10 +31,10 @@ from blockmap.format.tree import Root
 
 _log = logging.getLogger(__name__)
 
-_FIRST_BYTES = 64 << 10
+_FIRST_BYTES = 16 << 10
 """Behind the head, in the same range."""
 _MOST_BYTES = 1 << 20
-_GAP_BYTES = 16 << 10
+_GAP_BYTES = 4 << 10
 _EMPTY_SLOTS = 64
 """A cache with no more counts as empty: the nodes of another image are so many."""
 _PATROL_S = 0.5
