@@ -111,7 +111,7 @@ def _reads(each: Status) -> Figures:
         sum(source["bytes"] for source in sources.values()),
         each["errors"],
         sources["cache"]["reads"],
-        sources["fetched"]["reads"],
+        sources["bundle"]["reads"] + sources["fetched"]["reads"],
         *_added(source["latency"] for source in sources.values()),
     )
 

@@ -37,11 +37,13 @@ class ReadAhead:
         self._streams: OrderedDict[int, _Stream] = OrderedDict()
         self._made = 0
 
-    def note(self, offset: int, length: int) -> tuple[int, int] | None:
-        """A read; the range [start, end) to bring now, if any, in bytes."""
+    def note(self, offset: int, length: int, may_begin: bool = True) -> tuple[int, int] | None:
+        """A read, which may be the first of a stream; the range [start, end) to bring now, if any, in bytes."""
         end = offset + length
         found = self._find(offset, length)
         if found is None:
+            if not may_begin:
+                return None
             self._made += 1
             self._streams[self._made] = _Stream(end, end, read=length)
             if len(self._streams) > _STREAMS:

@@ -137,10 +137,14 @@ class Replay:
         self._stalled_at = self._stream.came
         return False
 
+    def is_start(self) -> bool:
+        """Whether what is read comes from here, but for what nobody knew of."""
+        return not self.failed and time.monotonic() - self._began < _START_S
+
     def is_sparing(self) -> bool:
         """Whether a miss is to bring nothing besides."""
         enough = 1 if self.head is not None and self.head.carried else _STRAYS
-        return self.strays < enough and not self.failed and time.monotonic() - self._began < _START_S
+        return self.strays < enough and self.is_start()
 
     def wait_nodes(self) -> bool:
         """Waits for the nodes of the tree that the bundle has, up to a time after its beginning; whether it works so far."""

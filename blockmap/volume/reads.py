@@ -18,7 +18,9 @@ class Source(IntEnum):
 
     ZEROS = 0
     CACHE = 1
-    FETCHED = 2
+    BUNDLE = 2
+    """The read waited for it."""
+    FETCHED = 3
 
 
 class Slow(NamedTuple):

@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
 from blockmap.errors import Corrupt
-from blockmap.fetch.fetcher import Fetcher
+from blockmap.fetch.fetcher import Around, Fetcher
 from blockmap.fetch.patience import DEFAULT, Patience
 from blockmap.fetch.readahead import ReadAhead
 from blockmap.fetch.replay import Replay
@@ -173,15 +173,26 @@ class View:
                 done += here
         finally:
             self._waiting.discard(thread)
+        may_begin = source is Source.FETCHED or not self._is_starting()
         with self._lock:
-            ahead = self._streams.note(offset, length)
+            ahead = self._streams.note(offset, length, may_begin)
         if ahead is not None and ahead[0] < self.size and not self._is_sparing():
             self._fetcher.later(lambda: self.want(ahead[0], ahead[1] - ahead[0]))
         return Slow(source, time.perf_counter() - began)
 
+    def _is_starting(self) -> bool:
+        """Whether most of what is read comes with a bundle, and says nothing about what is read next."""
+        return self.replay is not None and self.replay.is_start()
+
     def _is_sparing(self) -> bool:
         """Whether what was not asked for is not worth bringing."""
         return self.replay is not None and self.replay.is_sparing()
+
+    def _around(self) -> Around | None:
+        """What a miss takes along."""
+        if self._is_sparing():
+            return None
+        return self._leaves.close_by if self._is_starting() else self._leaves.around
 
     def _await_nodes(self) -> None:
         if self.replay is not None:
@@ -252,7 +263,7 @@ class View:
             return source
         slot = self._read_held(piece, name, start, mask)
         if slot < 0 and replay is not None and replay.wait(name, mask):
-            source = Source.FETCHED
+            source = Source.BUNDLE
             if landing.read(name, start, mask, piece):
                 return source
             slot = self._read_held(piece, name, start, mask)
@@ -264,7 +275,7 @@ class View:
             return source
         places[i] = NOWHERE
         wanted = chunks_of(leaf, i, last)
-        data = self._fetcher.get(wanted, None if self._is_sparing() else self._leaves.around, self._patience)
+        data = self._fetcher.get(wanted, self._around(), self._patience)
         if len(data) < start + len(piece):
             raise Corrupt(f"chunk {name.hex()} in pack {wanted[0].place.pack.hex()} is shorter than its extent")
         piece[:] = memoryview(data)[start : start + len(piece)]

@@ -55,6 +55,14 @@ def test_several_streams_at_once_and_a_jump_begins_anew() -> None:
     assert first[1] - first[0] == FIRST_WINDOW_BYTES
 
 
+def test_reads_that_may_begin_nothing_go_on_with_what_others_began() -> None:
+    ahead = ReadAhead()
+    assert [ahead.note(at, 64 * KIB, may_begin=False) for at in range(0, 4 * MIB, 64 * KIB)] == [None] * 64
+    assert ahead.note(8 * MIB, 64 * KIB) is None
+    found = [ahead.note(at, 64 * KIB, may_begin=False) for at in range(8 * MIB + 64 * KIB, 9 * MIB, 64 * KIB)]
+    assert any(found)
+
+
 def test_clients_that_send_many_reads_out_of_order_are_streams() -> None:
     ahead, chosen = ReadAhead(), random.Random(2)
     offsets = [at for base in range(0, 1024, 4) for at in chosen.sample(range(base, base + 4), 4)]

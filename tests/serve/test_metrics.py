@@ -98,7 +98,9 @@ def test_a_scrape_says_what_was_read(metrics: Path, idle_server: Server) -> None
         nbd.read(0, 1 << 20)
     until(lambda: ("blockmap_connections", export) not in scrape(metrics))
     found = scrape(metrics)
-    reads = {source: found["blockmap_reads_total", export, source] for source in ("zeros", "cache", "fetched")}
+    reads = {
+        source: found["blockmap_reads_total", export, source] for source in ("zeros", "cache", "bundle", "fetched")
+    }
     assert sum(reads.values()) == 3 + 3 + 200 + 1
     assert reads["zeros"] >= 3
     assert reads["fetched"] >= 1

@@ -171,8 +171,32 @@ def test_of_what_a_carried_bundle_lacks_neighbours_come_along(store: MemoryStore
         assert view.replay.wait_end(60)
         assert read(view, 300) == expected(300)
         own = view._cache
-        until(lambda: own.status()["bytes"] > 5 * 16 * BLOCK)
+        until(lambda: own.status()["bytes"] > 3 * 16 * BLOCK)
         assert view.replay.strays == 1
+
+
+def test_what_is_read_of_a_bundle_is_not_read_ahead_of_but_what_it_lacks_is(
+    store: MemoryStore, root: Root, tmp_path: Path
+) -> None:
+    about = bundled(store, root, range(300), KEY, carried=True)
+    with viewed(store, root, tmp_path, about) as view:
+        assert view.replay is not None
+        assert view.replay.wait_end(60)
+        assert read(view, 800) == expected(800), "from now on misses bring more than was asked for"
+        wanted: list[int] = []
+        view.want = lambda offset, count: wanted.append(offset)  # type: ignore[method-assign]
+
+        def read_on(first: int, end: int) -> None:
+            for block in range(first, end, 8):
+                assert read(view, block, 8) == expected(block, 8)
+            done = threading.Event()
+            view._fetcher.later(done.set)
+            assert done.wait(30)
+
+        read_on(0, 296)
+        assert not wanted
+        read_on(400, 696)
+        assert wanted
 
 
 def test_the_head_is_kept_and_what_is_at_hand_is_left_out(store: MemoryStore, root: Root, tmp_path: Path) -> None:
