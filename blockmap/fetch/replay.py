@@ -5,10 +5,11 @@ before the head is there, so that the first data comes with it; else the head sa
 reader whose blocks come soon waits for them; one whose blocks are further down fetches its chunk itself. What does not
 come, or comes damaged, is fetched when it is read.
 
-One thread opens what has come, the first blocks first: what a start reads soon is not held up by what it reads later.
+One thread opens what has come, the first blocks first: what a start reads soon is not held up by what it reads later. What
+it may read besides stays as it came until somebody reads it, or the start should be over: of a machine-learning stack that is 60
+MB, which took 0.25 s of its start.
 """
 
-import heapq
 import logging
 import threading
 import time
@@ -19,13 +20,14 @@ from hashlib import sha256
 from blockmap.errors import Corrupt, FormatError, HostError
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.cut import Cut, pieces
+from blockmap.fetch.frames import Come, Frame
 from blockmap.fetch.landing import Landing
 from blockmap.fetch.ranges import Ranges
 from blockmap.fetch.stems import Stems
 from blockmap.fetch.stream import Stream
 from blockmap.format import BLOCK
 from blockmap.format import bundle as bundles
-from blockmap.format.bundle import Head, Piece, Stem
+from blockmap.format.bundle import Head
 from blockmap.format.hint import Bundle
 from blockmap.format.tree import Root
 
@@ -43,24 +45,14 @@ _PATIENCE_S = 2.0
 _SOON_S = 0.2
 _READY_S = 10.0
 _START_S = 60.0
+_REST_S = 3.0
+"""When all that is expected to be read has been opened for so long, the rest is: most starts are over, and its share of the
+processors with them."""
 _AGAIN_S = 10.0
 """How soon one that failed is asked for again."""
 _STRAYS = 8
 """A start that misses no more than this gets what it misses and nothing around it: nearly all that it reads comes anyway. Not
 by a bundle that was carried from another version: what is new in this one is missed together."""
-
-
-class _Frame:
-    """A frame with something new; `landed` once what it holds is at hand, or will not come."""
-
-    __slots__ = ("first", "landed", "last", "number", "pieces", "stems")
-
-    def __init__(self, number: int, first: int, last: int) -> None:
-        self.number = number
-        self.first, self.last = first, last  # of the ranges that bring it
-        self.stems: list[Stem] = []
-        self.pieces: list[Piece] = []
-        self.landed = threading.Event()
 
 
 class Replay:
@@ -98,14 +90,13 @@ class Replay:
         self._cut = Cut([])
         self._stalled_at = -1
         """How much had come when a reader waited in vain."""
-        self._waiting: dict[int, _Frame] = {}
+        self._waiting: dict[int, Frame] = {}
         """Frames of which not all has come, by number."""
-        self._by_range: list[list[_Frame]] = []
+        self._by_range: list[list[Frame]] = []
         """The same, by the number of each range that brings them."""
-        self._whole: list[tuple[int, _Frame, memoryview]] = []
-        """Frames that have come, as stored: a heap by number."""
-        self._with_nodes: list[_Frame] = []
-        self._coming: dict[bytes, list[tuple[_Frame, int]]] = {}
+        self._come = Come()
+        self._with_nodes: list[Frame] = []
+        self._coming: dict[bytes, list[tuple[Frame, int]]] = {}
         """By chunk: frames, and the blocks that each brings."""
         self._stems = Stems(cache)
         self._opener = threading.Thread(target=self._open_all, name="opener", daemon=True)
@@ -132,10 +123,21 @@ class Replay:
             self.overtaken += 1
             return False
         self.waited += 1
+        self._hurry(frames)
         if all(frame.landed.wait(_PATIENCE_S) for frame in frames):
             return True
         self._stalled_at = self._stream.came
         return False
+
+    def _hurry(self, frames: Iterable[Frame]) -> None:
+        """Opens what has come and nobody was expected to read, in the reader's thread: handing it to another takes longer."""
+        for frame in frames:
+            if frame.wanted:
+                continue
+            with self._changed:
+                stored = self._come.want(frame)
+            if stored is not None:
+                self._open(frame, stored)
 
     def is_start(self) -> bool:
         """Whether what is read comes from here, but for what nobody knew of."""
@@ -280,14 +282,16 @@ class Replay:
     def _enter(self, head: Head) -> None:
         """Notes what comes in which frame; from then on readers may wait for it."""
         self._know_root()
-        frames: dict[int, _Frame] = {}
+        frames: dict[int, Frame] = {}
+        listed = head.listed_frames
         for number, place in enumerate(head.frames):
             spans = self._cut.spans(place.offset, place.end)
             if spans is not None:
-                frames[number] = _Frame(number, *spans)
+                frames[number] = Frame(number, *spans, number < listed)
         for stem in head.stems:
             if stem.frame in frames and not self._stems.has(stem.node):
                 frames[stem.frame].stems.append(stem)
+                frames[stem.frame].wanted = True  # whoever misses something looks for it there
         for piece in head.pieces:
             if piece.frame in frames and not self._landing.has(piece.chunk, piece.mask):
                 frames[piece.frame].pieces.append(piece)
@@ -328,34 +332,41 @@ class Replay:
                     self._take_whole(self.head, frame)
                 self._changed.notify_all()
 
-    def _take_whole(self, head: Head, frame: _Frame) -> None:
+    def _take_whole(self, head: Head, frame: Frame) -> None:
         """To be called with the lock: has a frame opened, if all of it has come."""
         if self._cut.is_here(frame.first, frame.last):
             place = head.frames[frame.number]
             stored = self._cut.take(frame.first, frame.last, place.offset, place.end)
-            heapq.heappush(self._whole, (frame.number, frame, stored))
+            self._come.put(frame, stored)
             del self._waiting[frame.number]
 
     def _open_all(self) -> None:
         """Opens frames until none is left."""
-        try:
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._whole or self._ended.is_set() or self._is_done())
-                    if not self._whole or self._ended.is_set():
-                        break
-                    _, frame, stored = heapq.heappop(self._whole)
-                assert self.head is not None
-                self._open(self.head, frame, stored)
-            self._end()
-        except Exception as error:
-            self._fail(error)
+        while (found := self._next()) is not None:
+            self._open(*found)
+        self._end()
+
+    def _next(self) -> tuple[Frame, memoryview] | None:
+        """Waits for a frame to open; None where there will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._come or self._ended.is_set() or self._is_done())
+            alone = not self._come and self._come.rest
+            if alone and not self._changed.wait_for(lambda: self._come or self._ended.is_set(), _REST_S):
+                self._come.want_all()
+            return self._come.take() if self._come and not self._ended.is_set() else None
 
     def _is_done(self) -> bool:
         return self.head is not None and not self._waiting
 
-    def _open(self, head: Head, frame: _Frame, stored: memoryview) -> None:
-        """Has what is in a frame at hand."""
+    def _open(self, frame: Frame, stored: memoryview) -> None:
+        """Has what is in a frame at hand; where that does not work, it all ends."""
+        try:
+            assert self.head is not None
+            self._land(self.head, frame, stored)
+        except Exception as error:
+            self._fail(error)
+
+    def _land(self, head: Head, frame: Frame, stored: memoryview) -> None:
         try:
             # A copy of what is not compressed, else 64 KiB in the landing would keep the range in memory that brought them.
             content = memoryview(bytes(bundles.open_frame(head, frame.number, stored)))
@@ -404,9 +415,8 @@ class Replay:
                 self.failed = failed
             self._ended.set()
             self._cut = Cut([])
-            waiting = [*self._waiting.values(), *(frame for _, frame, _ in self._whole)]
+            waiting = [*self._waiting.values(), *self._come.clear()]
             self._waiting.clear()
-            self._whole.clear()
             self._coming.clear()
             self._changed.notify_all()
         self._stream.stop()

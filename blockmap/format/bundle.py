@@ -127,6 +127,17 @@ class Head:
     """Whether it is what starts of another version read, as far as this one has it: others will be missing."""
 
     @property
+    def listed_frames(self) -> int:
+        """How many frames there are until as many blocks have come as are listed: those behind hold what starts may read
+        besides."""
+        left = sum(own.blocks for own in self.readings)
+        for piece in self.pieces:
+            if left <= 0:
+                return piece.frame
+            left -= piece.mask.bit_count()
+        return len(self.frames)
+
+    @property
     def end(self) -> int:
         """Bytes of the whole bundle."""
         return self.frames[-1].end if self.frames else self.length

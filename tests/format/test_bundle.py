@@ -58,6 +58,16 @@ def test_parts_of_a_chunk_in_two_places_are_joined(one: int, two: int) -> None:
     assert bytes(bundle.spread(both, data)) == expected((name, one | two, content))
 
 
+def test_frames_behind_what_is_listed_are_told() -> None:
+    listed = [chunk(1, 64, (1 << 64) - 1), chunk(2, 4, 0b101)]
+    parts, length = bundle.encode([], [*listed, chunk(3, 64, (1 << 64) - 1)], [Reading(0, 66, None, 0)], 1 << 30, SALT)
+    head = bundle.decode_head(b"".join(parts)[:length])
+    assert [own.frame for own in head.pieces] == [0, 1, 2]
+    assert head.listed_frames == 2
+    parts, length = bundle.encode([], listed, [Reading(0, 66, None, 0)], 1 << 30, SALT)
+    assert bundle.decode_head(b"".join(parts)[:length]).listed_frames == 2, "all"
+
+
 def expected(own: Chunk) -> bytes:
     _, mask, content = own
     blocks = range(len(content) // BLOCK)

@@ -146,6 +146,9 @@ def test_what_comes_besides_comes_last_and_once() -> None:
     for own in head.pieces:
         masks.setdefault(own.chunk, []).append(own.mask)
     assert all(sum(own) == reduce(or_, own) for own in masks.values()), "no block twice"
+    first = next(own.frame for own in head.pieces[count:])
+    assert head.listed_frames >= first, "zeros are listed as well"
+    assert alone.listed_frames == len(alone.frames)
     before = sum(own.mask.bit_count() for own in alone.pieces)
     assert sum(own.mask.bit_count() for own in head.pieces) - before == 6 + 39
 

@@ -148,6 +148,34 @@ def test_a_chunk_that_comes_in_two_parts_is_read_as_one(store: MemoryStore, root
         assert view.replay.status()["strays"] == 0
 
 
+def test_what_may_be_read_besides_is_opened_by_who_reads_it_or_when_the_start_is_over(
+    store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockmap.fetch.replay._REST_S", 1000.0)
+    about = bundled(store, root, range(100), carried=True, besides=range(100, 400))
+    with viewed(store, root, tmp_path, about) as view:
+        assert view.replay is not None
+        view.replay.wait_nodes()
+        until(lambda: view.replay.bytes == about.length)  # type: ignore[union-attr]
+        assert read(view, 99) == expected(99)
+        before = view.replay.chunks
+        assert not view.replay.ended
+        assert read(view, 300) == expected(300)
+        assert before < view.replay.chunks < before + 10
+        assert view.replay.status()["strays"] == 0
+        with view.replay._changed:
+            view.replay._come.want_all()
+            view.replay._changed.notify_all()
+        assert view.replay.wait_end(30)
+        assert all(read(view, block) == expected(block) for block in range(400))
+        assert view.replay.status()["strays"] == 0
+    monkeypatch.setattr("blockmap.fetch.replay._REST_S", 0.01)
+    with viewed(store, root, tmp_path / "other", about) as view:
+        assert view.replay is not None
+        assert view.replay.wait_end(30)
+        assert all(read(view, block) == expected(block) for block in range(400))
+
+
 def test_what_a_bundle_lacks_is_fetched_and_nothing_beside_it(store: MemoryStore, root: Root, tmp_path: Path) -> None:
     about = bundled(store, root, WANTED)
     watched = Watched(store)
