@@ -4,10 +4,6 @@ All of it is asked for at once, in ranges that grow, as far as the link holds th
 before the head is there, so that the first data comes with it; else the head says which frames hold something new. A
 reader whose blocks come soon waits for them; one whose blocks are further down fetches its chunk itself. What does not
 come, or comes damaged, is fetched when it is read.
-
-One thread opens what has come, the first blocks first: what a start reads soon is not held up by what it reads later. What
-it may read besides stays as it came until somebody reads it, or the start should be over: of a machine-learning stack that is 60
-MB, which took 0.25 s of its start.
 """
 
 import logging
@@ -17,10 +13,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from hashlib import sha256
 
-from blockmap.errors import Corrupt, FormatError, HostError
+from blockmap.errors import Corrupt, FormatError
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.cut import Cut, pieces
-from blockmap.fetch.frames import Come, Frame
+from blockmap.fetch.frames import Frame, Opener
 from blockmap.fetch.landing import Landing
 from blockmap.fetch.ranges import Ranges
 from blockmap.fetch.stems import Stems
@@ -45,9 +41,6 @@ _PATIENCE_S = 2.0
 _SOON_S = 0.2
 _READY_S = 10.0
 _START_S = 60.0
-_REST_S = 3.0
-"""When all that is expected to be read has been opened for so long, the rest is: most starts are over, and its share of the
-processors with them."""
 _AGAIN_S = 10.0
 """How soon one that failed is asked for again."""
 _STRAYS = 8
@@ -76,17 +69,15 @@ class Replay:
         self.head: Head | None = None
         self.failed = ""
         """Why it ended before its time."""
-        self.chunks = self.damaged = 0
-        """That were new; that were damaged."""
         self.waited = self.overtaken = self.strays = 0
         """Reads that waited for what was to come soon, of what was far down, and of what the bundle does not have. Counted
         without a lock: one may be lost."""
         self._about, self._root = about, root
-        self._ranges, self._cache, self._landing, self._verifying = ranges, cache, landing, verifying
+        self._ranges, self._cache, self._landing = ranges, cache, landing
         self._began = time.monotonic()
         self._head_known, self._ended = threading.Event(), threading.Event()
         self._stream = Stream(about.key, ranges, room, self._take, self._fail)
-        self._changed = threading.Condition()  # guards what follows; never held across I/O
+        self._lock = threading.Lock()  # guards what follows; never held across I/O
         self._cut = Cut([])
         self._stalled_at = -1
         """How much had come when a reader waited in vain."""
@@ -94,13 +85,11 @@ class Replay:
         """Frames of which not all has come, by number."""
         self._by_range: list[list[Frame]] = []
         """The same, by the number of each range that brings them."""
-        self._come = Come()
         self._with_nodes: list[Frame] = []
         self._coming: dict[bytes, list[tuple[Frame, int]]] = {}
         """By chunk: frames, and the blocks that each brings."""
         self._stems = Stems(cache)
-        self._opener = threading.Thread(target=self._open_all, name="opener", daemon=True)
-        self._opener.start()
+        self._opener = Opener(about.key, cache, landing, self._stems, verifying, self._end, self._fail)
         threading.Thread(target=self._run, name="replay", daemon=True).start()
 
     # --- for readers
@@ -115,29 +104,18 @@ class Replay:
         if missing:
             self.strays += 1
             return False
-        if self._stream.is_far(frames[-1].last):
-            self.overtaken += 1
-            return False
+        for frame in frames:
+            self._opener.hurry(frame)
         stalled = self._stream.came == self._stalled_at or self._ranges.line.away
-        if stalled and not all(frame.landed.is_set() for frame in frames):
+        late = stalled or self._stream.is_far(frames[-1].last)
+        if late and not all(frame.landed.is_set() for frame in frames):
             self.overtaken += 1
             return False
         self.waited += 1
-        self._hurry(frames)
         if all(frame.landed.wait(_PATIENCE_S) for frame in frames):
             return True
         self._stalled_at = self._stream.came
         return False
-
-    def _hurry(self, frames: Iterable[Frame]) -> None:
-        """Opens what has come and nobody was expected to read, in the reader's thread: handing it to another takes longer."""
-        for frame in frames:
-            if frame.wanted:
-                continue
-            with self._changed:
-                stored = self._come.want(frame)
-            if stored is not None:
-                self._open(frame, stored)
 
     def is_start(self) -> bool:
         """Whether what is read comes from here, but for what nobody knew of."""
@@ -184,6 +162,16 @@ class Replay:
     def bytes(self) -> int:
         """That came."""
         return self._stream.bytes
+
+    @property
+    def chunks(self) -> int:
+        """That were new."""
+        return self._opener.chunks
+
+    @property
+    def damaged(self) -> int:
+        """Chunks and nodes."""
+        return self._opener.damaged
 
     @property
     def ended(self) -> bool:
@@ -296,7 +284,8 @@ class Replay:
             if piece.frame in frames and not self._landing.has(piece.chunk, piece.mask):
                 frames[piece.frame].pieces.append(piece)
         first = min((piece.frame for piece in head.pieces), default=len(head.frames))
-        with self._changed:
+        self._opener.begin(head)
+        with self._lock:
             self.head = head
             self._waiting = {number: frame for number, frame in frames.items() if frame.stems or frame.pieces}
             self._with_nodes = [frame for frame in self._waiting.values() if frame.stems and frame.number <= first]
@@ -308,9 +297,7 @@ class Replay:
                 for piece in frame.pieces:
                     self._coming.setdefault(piece.chunk, []).append((frame, piece.mask))
             self._cut.settle()
-            for frame in list(self._waiting.values()):
-                self._take_whole(head, frame)
-            self._changed.notify_all()
+            self._take_whole(head, list(self._waiting.values()))
         self._head_known.set()
         self._stream.know()
 
@@ -323,82 +310,22 @@ class Replay:
         """A range has come."""
         if self.head is None and number == 0:
             self._enter(self._take_head(data))
-        with self._changed:
+        with self._lock:
             if self._ended.is_set():
                 return
             self._cut.put(number, data)
             if self.head is not None:
-                for frame in self._by_range[number]:
-                    self._take_whole(self.head, frame)
-                self._changed.notify_all()
+                self._take_whole(self.head, self._by_range[number])
 
-    def _take_whole(self, head: Head, frame: Frame) -> None:
-        """To be called with the lock: has a frame opened, if all of it has come."""
-        if self._cut.is_here(frame.first, frame.last):
-            place = head.frames[frame.number]
-            stored = self._cut.take(frame.first, frame.last, place.offset, place.end)
-            self._come.put(frame, stored)
-            del self._waiting[frame.number]
-
-    def _open_all(self) -> None:
-        """Opens frames until none is left."""
-        while (found := self._next()) is not None:
-            self._open(*found)
-        self._end()
-
-    def _next(self) -> tuple[Frame, memoryview] | None:
-        """Waits for a frame to open; None where there will be none."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._come or self._ended.is_set() or self._is_done())
-            alone = not self._come and self._come.rest
-            if alone and not self._changed.wait_for(lambda: self._come or self._ended.is_set(), _REST_S):
-                self._come.want_all()
-            return self._come.take() if self._come and not self._ended.is_set() else None
-
-    def _is_done(self) -> bool:
-        return self.head is not None and not self._waiting
-
-    def _open(self, frame: Frame, stored: memoryview) -> None:
-        """Has what is in a frame at hand; where that does not work, it all ends."""
-        try:
-            assert self.head is not None
-            self._land(self.head, frame, stored)
-        except Exception as error:
-            self._fail(error)
-
-    def _land(self, head: Head, frame: Frame, stored: memoryview) -> None:
-        try:
-            # A copy of what is not compressed, else 64 KiB in the landing would keep the range in memory that brought them.
-            content = memoryview(bytes(bundles.open_frame(head, frame.number, stored)))
-            for stem in frame.stems:
-                damaged = self._stems.put(stem.node, bytes(content[stem.offset : stem.offset + stem.length]))
-                if damaged:
-                    self._note_damage(damaged, f"{damaged} nodes are not what they should be")
-            for piece in frame.pieces:
-                data = content[piece.offset : piece.offset + piece.mask.bit_count() * BLOCK]
-                with self._verifying:
-                    good = bundles.is_good(piece, data)
-                if not good:
-                    self._note_damage(1, f"frame {frame.number} has other blocks than its chunks have")
-                elif self._landing.put(piece, data):
-                    self.chunks += 1
-                else:
-                    raise HostError(f"the cache {self._cache.directory} does not take it")
-        except FormatError as error:
-            self._note_damage(len(frame.pieces) + len(frame.stems), f"frame {frame.number}: {error}")
-        finally:
-            frame.landed.set()
-
-    def _note_damage(self, count: int, why: str) -> None:
-        """Says so once: of a bundle that is damaged, every frame may be."""
-        with self._changed:
-            first = not self.damaged
-            self.damaged += count
-        if first:
-            _log.warning(
-                "the start is slower than it could be, its bundle %s is damaged in part: %s; what is missing is fetched "
-                "when it is read", self.key, why,
-            )  # fmt: skip
+    def _take_whole(self, head: Head, frames: Iterable[Frame]) -> None:
+        """To be called with the lock: has those opened of which all has come."""
+        for frame in frames:
+            if self._cut.is_here(frame.first, frame.last):
+                place = head.frames[frame.number]
+                self._opener.put(frame, self._cut.take(frame.first, frame.last, place.offset, place.end))
+                del self._waiting[frame.number]
+        if not self._waiting:
+            self._opener.complete()
 
     # --- the end
 
@@ -409,17 +336,17 @@ class Replay:
 
     def _end(self, failed: str = "") -> bool:
         """Lets go of all that wait, and of what nobody needs any more; whether it had not ended before."""
-        with self._changed:
+        with self._lock:
             first = not self._ended.is_set()
             if first:
                 self.failed = failed
             self._ended.set()
             self._cut = Cut([])
-            waiting = [*self._waiting.values(), *self._come.clear()]
+            waiting = list(self._waiting.values())
             self._waiting.clear()
             self._coming.clear()
-            self._changed.notify_all()
         self._stream.stop()
+        self._opener.stop()
         for frame in waiting:
             frame.landed.set()
         self._head_known.set()

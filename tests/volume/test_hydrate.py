@@ -13,7 +13,7 @@ from blockmap.volume.hydrate import Hydration
 from blockmap.volume.view import View
 from tests.image.builder import bulk
 from tests.volume.building import Watched, publish
-from tests.volume.test_replay import BLOCKS, DATA, FAR, SIZE, expected, read
+from tests.volume.bundled import BLOCKS, DATA, FAR, SIZE, expected, read
 from tests.waiting import until
 
 

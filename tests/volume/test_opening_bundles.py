@@ -11,8 +11,8 @@ from blockmap.format.version import Version
 from blockmap.learn.profiles import ProfileLog
 from blockmap.store.base import Pruner
 from tests.store.faulty import Faulty
+from tests.volume.bundled import bundled
 from tests.volume.test_opening import HINT, Host, Hosts, block, host, store, volume
-from tests.volume.test_replay import bundled
 from tests.waiting import until
 
 __all__ = ["host", "store"]

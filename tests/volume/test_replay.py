@@ -1,104 +1,19 @@
-"""Bundles: what is read of them, when, by whom; and that a start works whatever becomes of them."""
+"""Bundles: what is read of them, when, and by whom."""
 
-import logging
 import random
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from blockmap.errors import StoreUnavailable
-from blockmap.fetch.cache import Cache
-from blockmap.fetch.fetcher import Fetcher
-from blockmap.fetch.patience import Patience
-from blockmap.format import BLOCK, keys
-from blockmap.format import bundle as bundles
+from blockmap.format import BLOCK
 from blockmap.format.chunker import MAX_BLOCKS, SPAN
-from blockmap.format.extent import Extent
-from blockmap.format.hint import Bundle
-from blockmap.format.node import Inner
-from blockmap.format.tree import Root, leaves
-from blockmap.store.base import Pruner, Reader
+from blockmap.format.tree import Root
 from blockmap.store.memory import MemoryStore
-from blockmap.store.repository import Repository, open_node
-from blockmap.volume.view import View
-from tests.image.builder import bulk
 from tests.volume.building import Watched, publish
+from tests.volume.bundled import BLOCKS, DATA, FAR, KEY, SIZE, WANTED, asked, bundled, expected, read, viewed
 from tests.waiting import until
-
-KEY = "bundles/" + "0" * 64 + "/default/0000000000000003"
-BLOCKS = 900
-SIZE = 2 * SPAN
-DATA = bulk(1, BLOCKS * BLOCK)
-FAR = bulk(2, 30 * BLOCK)
-WHOLE = DATA.ljust(SPAN * BLOCK, b"\0") + FAR
-
-
-def bundled(
-    store: Pruner,
-    root: Root,
-    wanted: Sequence[int],
-    key: str = KEY,
-    carried: bool = False,
-    besides: Sequence[int] = (),
-) -> Bundle:
-    """Stores the bundle of some blocks of a volume, and others in its last frames."""
-    repository = Repository(store)
-    extents: list[Extent] = []
-    places = {}
-    nodes = []
-    assert root.placement is not None
-    waiting = [(root.digest, root.placement)]
-    for name, place in waiting:
-        node, frame = open_node(name, place, repository.stored(place))
-        nodes.append((name, frame))
-        if isinstance(node, Inner):
-            waiting += [(c, p) for c, p in zip(node.children, node.placements, strict=True) if p is not None]
-    for span, leaf in leaves(root, repository.node):
-        extents += leaf.extents(span * SPAN)
-        places |= dict(zip(leaf.chunks, leaf.placements, strict=True))
-    chunks = []
-    for part in (wanted, besides):
-        masks: dict[bytes, int] = {}
-        for block in part:
-            own = next(each for each in extents if each.start <= block < each.end)
-            assert own.chunk is not None
-            masks[own.chunk] = masks.get(own.chunk, 0) | 1 << (own.first + block - own.start)
-        for name, mask in masks.items():
-            place = places[name]  # type: ignore[index]
-            assert place is not None
-            chunks.append((name, mask, bytes(repository.chunk(name, place))))  # type: ignore[arg-type]
-    readings = [bundles.Reading(block, 1, None, 0) for block in wanted]
-    parts, table = bundles.encode(nodes, chunks, readings, BLOCKS + 30, bytes(16), (), carried)  # type: ignore[arg-type]
-    store.create(key, parts)
-    return Bundle("default", key, sum(map(len, parts)), table)
-
-
-@contextmanager
-def viewed(store: Reader, root: Root, directory: Path, about: Bundle, cap_bytes: int = 1 << 30) -> Iterator[View]:
-    cache = Cache(directory, cap_bytes)
-    fetcher = Fetcher(Repository(store), cache)
-    try:
-        view = View("a@sha256:0", root, fetcher, lambda: None, Patience(0))
-        view.replay = fetcher.replay(about, lambda: root)
-        yield view
-    finally:
-        fetcher.close()
-        cache.close()
-
-
-def read(view: View, block: int, blocks: int = 1) -> bytes:
-    buf = bytearray(b"\xee" * blocks * BLOCK)
-    view.read(memoryview(buf), block * BLOCK)
-    return bytes(buf)
-
-
-def expected(block: int, blocks: int = 1) -> bytes:
-    return WHOLE[block * BLOCK : (block + blocks) * BLOCK].ljust(blocks * BLOCK, b"\0")
 
 
 @pytest.fixture
@@ -109,13 +24,6 @@ def store() -> MemoryStore:
 @pytest.fixture
 def root(store: MemoryStore) -> Root:
     return publish(store, [(0, DATA), (SPAN, FAR)], SIZE)
-
-
-def asked(store: Watched) -> list[str]:
-    return [key.partition("/")[0] for key, _, _ in store.ranges]
-
-
-WANTED = [5, 6, 7, 300, 301, 899, 40, SPAN + 3]
 
 
 def test_what_a_bundle_has_is_read_without_any_other_request(store: MemoryStore, root: Root, tmp_path: Path) -> None:
@@ -151,7 +59,7 @@ def test_a_chunk_that_comes_in_two_parts_is_read_as_one(store: MemoryStore, root
 def test_what_may_be_read_besides_is_opened_by_who_reads_it_or_when_the_start_is_over(
     store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blockmap.fetch.replay._REST_S", 1000.0)
+    monkeypatch.setattr("blockmap.fetch.frames._REST_S", 1000.0)
     about = bundled(store, root, range(100), carried=True, besides=range(100, 400))
     with viewed(store, root, tmp_path, about) as view:
         assert view.replay is not None
@@ -163,13 +71,14 @@ def test_what_may_be_read_besides_is_opened_by_who_reads_it_or_when_the_start_is
         assert read(view, 300) == expected(300)
         assert before < view.replay.chunks < before + 10
         assert view.replay.status()["strays"] == 0
-        with view.replay._changed:
-            view.replay._come.want_all()
-            view.replay._changed.notify_all()
+        opener = view.replay._opener
+        with opener._changed:
+            opener._come.want_all()
+            opener._changed.notify_all()
         assert view.replay.wait_end(30)
         assert all(read(view, block) == expected(block) for block in range(400))
         assert view.replay.status()["strays"] == 0
-    monkeypatch.setattr("blockmap.fetch.replay._REST_S", 0.01)
+    monkeypatch.setattr("blockmap.fetch.frames._REST_S", 0.01)
     with viewed(store, root, tmp_path / "other", about) as view:
         assert view.replay is not None
         assert view.replay.wait_end(30)
@@ -278,199 +187,6 @@ def test_a_reader_waits_for_what_is_under_way_and_fetches_what_is_not(
             watched.gate.set()
         assert view.replay.wait_end(60)
         assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
-
-
-@pytest.mark.parametrize("damage", ["absent", "head", "frame", "short", "other"])
-def test_a_start_works_whatever_its_bundle_is(
-    store: MemoryStore, root: Root, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    about = bundled(store, root, list(range(BLOCKS)))
-    whole = bytearray(store.get(KEY))
-    store.delete(KEY)
-    if damage == "head":
-        whole[about.table // 2] ^= 1
-    elif damage == "frame":
-        for at in range(about.table + 50_000, len(whole), 200_000):
-            whole[at] ^= 1
-    elif damage == "short":
-        del whole[len(whole) // 2 :]
-    elif damage == "other":
-        whole = bytearray(bulk(9, len(whole)))
-    if damage != "absent":
-        store.create(KEY, [bytes(whole)])
-    with caplog.at_level(logging.WARNING), viewed(store, root, tmp_path, about) as view:
-        assert view.replay is not None
-        assert view.replay.wait_nodes() or view.replay.failed
-        for block in range(0, BLOCKS, 7):
-            assert read(view, block, 5) == expected(block, 5)
-        assert view.replay.wait_end(60)
-        status = view.replay.status()
-        assert status["damaged"] if damage == "frame" else status["failed"]
-        assert [each.getMessage().count("slower than it could be") for each in caplog.records] == [1], "said once"
-        assert view._fetcher.replay(about, lambda: root) is view.replay, "an open soon after does not ask for it again"
-
-
-def test_a_stream_that_stalls_holds_nobody_up_for_long(
-    store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("blockmap.fetch.replay._PATIENCE_S", 0.05)
-    about = bundled(store, root, list(range(BLOCKS)))
-
-    class Stalling(Watched):
-        def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:  # type: ignore[override]
-            if key == KEY and start:
-                assert self.gate.wait(30)
-            return self.inner.get_range(key, start, end)
-
-    watched = Stalling(store)
-    watched.gate.clear()
-    with viewed(watched, root, tmp_path, about) as view:
-        try:
-            assert view.replay is not None
-            assert view.replay.wait_nodes()
-            assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
-            assert view.replay.waited
-        finally:
-            watched.gate.set()
-
-
-class Stalling(Watched):
-    """Gives of a bundle only what begins before `limit`, until the gate opens."""
-
-    limit = 1
-
-    def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:  # type: ignore[override]
-        if key == KEY and start >= self.limit:
-            assert self.gate.wait(30)
-        return self.inner.get_range(key, start, end)
-
-
-def test_one_reader_in_vain_is_enough(
-    store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("blockmap.fetch.replay._PATIENCE_S", 0.05)
-    about = bundled(store, root, list(range(BLOCKS)))
-    watched = Stalling(store)
-    watched.gate = threading.Event()
-    with viewed(watched, root, tmp_path, about) as view:
-        try:
-            assert view.replay is not None
-            assert view.replay.wait_nodes()
-            until(lambda: view.replay is not None and view.replay.bytes > 0)
-            for block in range(0, BLOCKS, 20):
-                assert read(view, block) == expected(block)
-            assert view.replay.waited - view.replay.chunks <= 1
-            assert view.replay.overtaken > 3
-        finally:
-            watched.gate.set()
-        assert view.replay.wait_end(60)
-        assert not view.replay.failed
-
-
-def test_before_the_head_has_come_no_more_is_asked_for_than_the_link_holds(
-    store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("blockmap.fetch.stream._UNKNOWN_LINK_BYTES", 600_000)
-    monkeypatch.setattr("blockmap.fetch.stream._MIN_UNDER_WAY_BYTES", 600_000)
-    monkeypatch.setattr("blockmap.fetch.replay._MOST_BYTES", 100_000)
-    about = bundled(store, root, list(range(BLOCKS)))
-    assert about.length > 1_500_000
-
-    class Headless(Watched):
-        def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:  # type: ignore[override]
-            if key == KEY and not start:
-                assert self.gate.wait(30)
-            return self.inner.get_range(key, start, end)
-
-    watched = Headless(store)
-    watched.gate = threading.Event()
-    with viewed(watched, root, tmp_path, about) as view:
-        try:
-            assert view.replay is not None
-            until(lambda: view.replay is not None and view.replay.bytes > 300_000)
-            assert not view.replay.wait_end(0.2)
-            assert view.replay.bytes <= 600_000
-        finally:
-            watched.gate.set()
-        assert view.replay.wait_end(60)
-        assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
-        assert view.replay._cut.ranges == []
-
-
-def test_a_stream_goes_on_when_the_store_is_back(store: MemoryStore, root: Root, tmp_path: Path) -> None:
-    store.create(keys.FORMAT, [b"{}"])  # what a store that was away is asked for
-    about = bundled(store, root, list(range(BLOCKS)))
-
-    class Leaving(Watched):
-        def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:  # type: ignore[override]
-            if self.down or (key == KEY and start and not self.ranges):
-                self.down = True
-                raise StoreUnavailable("no answer")
-            return self.inner.get_range(key, start, end)
-
-    watched = Leaving(store)
-    with viewed(watched, root, tmp_path, about) as view:
-        assert view.replay is not None
-        until(lambda: view._fetcher.line.away)
-        with pytest.raises(StoreUnavailable):
-            read(view, BLOCKS - 1)
-        assert not view.replay.ended
-        watched.ranges.append(("", 0, 0))
-        watched.down = False
-        assert view.replay.wait_end(60)
-        assert not view.replay.failed
-        assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
-        assert view.replay.bytes == about.length
-
-
-def test_a_server_that_ends_does_not_wait_for_a_stream_that_stalls(
-    store: MemoryStore, root: Root, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    about = bundled(store, root, list(range(BLOCKS)))
-    watched = Stalling(store)
-    watched.gate = threading.Event()
-    try:
-        with viewed(watched, root, tmp_path, about) as view:
-            assert view.replay is not None
-            assert view.replay.wait_nodes()
-            began = time.monotonic()
-        assert time.monotonic() - began < 2
-        assert view.replay.failed == "stopped"
-        assert not caplog.records
-    finally:
-        watched.gate.set()
-
-
-@pytest.mark.parametrize("cap_bytes", [0, 60 * BLOCK])
-def test_a_cache_without_room_ends_a_bundle_or_has_a_part_of_it(
-    store: MemoryStore,
-    root: Root,
-    tmp_path: Path,
-    cap_bytes: int,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("blockmap.fetch.landing._MOST_BYTES", 0)
-    about = bundled(store, root, list(range(BLOCKS)))
-    with viewed(store, root, tmp_path, about, cap_bytes) as view:
-        assert view.replay is not None
-        for block in range(0, BLOCKS, 3):
-            assert read(view, block, 2) == expected(block, 2)
-        assert view.replay.wait_end(60)
-        if not cap_bytes:
-            assert "does not take it" in view.replay.failed
-            assert [each.getMessage().count("does not take it") for each in caplog.records] == [1]
-
-
-def test_a_start_is_served_though_the_cache_takes_nothing(store: MemoryStore, root: Root, tmp_path: Path) -> None:
-    about = bundled(store, root, WANTED)
-    with viewed(store, root, tmp_path, about, 0) as view:
-        assert view.replay is not None
-        assert view.replay.wait_end(60)
-        for block in WANTED:
-            assert read(view, block) == expected(block)
-        assert not view.replay.failed
-        assert view.replay.strays == 0
 
 
 def test_what_has_landed_keeps_no_range_in_memory(store: MemoryStore, root: Root, tmp_path: Path) -> None:

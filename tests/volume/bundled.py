@@ -1,0 +1,98 @@
+"""Volumes with bundles of some of their blocks, and views that replay them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from blockmap.fetch.cache import Cache
+from blockmap.fetch.fetcher import Fetcher
+from blockmap.fetch.patience import Patience
+from blockmap.format import BLOCK
+from blockmap.format import bundle as bundles
+from blockmap.format.chunker import SPAN
+from blockmap.format.extent import Extent
+from blockmap.format.hint import Bundle
+from blockmap.format.node import Inner
+from blockmap.format.tree import Root, leaves
+from blockmap.store.base import Pruner, Reader
+from blockmap.store.repository import Repository, open_node
+from blockmap.volume.view import View
+from tests.image.builder import bulk
+from tests.volume.building import Watched
+
+KEY = "bundles/" + "0" * 64 + "/default/0000000000000003"
+BLOCKS = 900
+SIZE = 2 * SPAN
+DATA = bulk(1, BLOCKS * BLOCK)
+FAR = bulk(2, 30 * BLOCK)
+WHOLE = DATA.ljust(SPAN * BLOCK, b"\0") + FAR
+
+
+WANTED = [5, 6, 7, 300, 301, 899, 40, SPAN + 3]
+
+
+def bundled(
+    store: Pruner,
+    root: Root,
+    wanted: Sequence[int],
+    key: str = KEY,
+    carried: bool = False,
+    besides: Sequence[int] = (),
+) -> Bundle:
+    """Stores the bundle of some blocks of a volume, and others in its last frames."""
+    repository = Repository(store)
+    extents: list[Extent] = []
+    places = {}
+    nodes = []
+    assert root.placement is not None
+    waiting = [(root.digest, root.placement)]
+    for name, place in waiting:
+        node, frame = open_node(name, place, repository.stored(place))
+        nodes.append((name, frame))
+        if isinstance(node, Inner):
+            waiting += [(c, p) for c, p in zip(node.children, node.placements, strict=True) if p is not None]
+    for span, leaf in leaves(root, repository.node):
+        extents += leaf.extents(span * SPAN)
+        places |= dict(zip(leaf.chunks, leaf.placements, strict=True))
+    chunks = []
+    for part in (wanted, besides):
+        masks: dict[bytes, int] = {}
+        for block in part:
+            own = next(each for each in extents if each.start <= block < each.end)
+            assert own.chunk is not None
+            masks[own.chunk] = masks.get(own.chunk, 0) | 1 << (own.first + block - own.start)
+        for name, mask in masks.items():
+            place = places[name]  # type: ignore[index]
+            assert place is not None
+            chunks.append((name, mask, bytes(repository.chunk(name, place))))  # type: ignore[arg-type]
+    readings = [bundles.Reading(block, 1, None, 0) for block in wanted]
+    parts, table = bundles.encode(nodes, chunks, readings, BLOCKS + 30, bytes(16), (), carried)  # type: ignore[arg-type]
+    store.create(key, parts)
+    return Bundle("default", key, sum(map(len, parts)), table)
+
+
+@contextmanager
+def viewed(store: Reader, root: Root, directory: Path, about: Bundle, cap_bytes: int = 1 << 30) -> Iterator[View]:
+    cache = Cache(directory, cap_bytes)
+    fetcher = Fetcher(Repository(store), cache)
+    try:
+        view = View("a@sha256:0", root, fetcher, lambda: None, Patience(0))
+        view.replay = fetcher.replay(about, lambda: root)
+        yield view
+    finally:
+        fetcher.close()
+        cache.close()
+
+
+def read(view: View, block: int, blocks: int = 1) -> bytes:
+    buf = bytearray(b"\xee" * blocks * BLOCK)
+    view.read(memoryview(buf), block * BLOCK)
+    return bytes(buf)
+
+
+def expected(block: int, blocks: int = 1) -> bytes:
+    return WHOLE[block * BLOCK : (block + blocks) * BLOCK].ljust(blocks * BLOCK, b"\0")
+
+
+def asked(store: Watched) -> list[str]:
+    return [key.partition("/")[0] for key, _, _ in store.ranges]
