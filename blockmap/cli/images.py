@@ -171,7 +171,7 @@ def show(name: str, store: str | None, files: bool) -> None:
     version = found.version
     if files:
         for file in repository.file_map(version.root.digest):
-            blocks = sum(length for _, length in file.runs)
+            blocks = file.blocks
             click.echo(f"{file.size:>12,} {blocks:>8,}  /{file.path.decode('utf-8', 'backslashreplace')}")
         return
     took = usage(repository, version.root)

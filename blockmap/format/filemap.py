@@ -33,12 +33,21 @@ _FILE = struct.Struct("<HIQ")
 _RUN = struct.Struct("<QI")
 
 
+Run = tuple[int, int]
+"""Start and length, in blocks of the volume."""
+
+
 class File(NamedTuple):
     path: bytes
     size: int
     """Bytes."""
-    runs: list[tuple[int, int]]
-    """Start and length in blocks, in the order of the file."""
+    runs: list[Run]
+    """In the order of the file."""
+
+    @property
+    def blocks(self) -> int:
+        """That hold data of it."""
+        return sum(length for _, length in self.runs)
 
 
 def encode(root: Digest, files: Iterable[File]) -> bytes:

@@ -10,9 +10,9 @@ from blockmap.format.bundle import Reading
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
+from blockmap.format.filemap import Run
 from blockmap.format.node import Leaf, Placement
 from blockmap.format.tree import Root
-from blockmap.learn.likely import Run
 from blockmap.learn.stored import fetch, nodes
 from blockmap.store.repository import Repository, open_chunk
 
@@ -84,7 +84,7 @@ def _chunks(
         batch.append((chunk, mask))
         waiting += places[chunk].raw
         if waiting >= _BATCH_BYTES or number == len(masks) - 1:
-            stored = fetch(repository, [chunk_at(name, places[name]) for name, _ in batch])
+            stored = fetch(repository, [chunk_at(name, places[name]) for name in dict(batch)])
             for name, own in batch:
                 yield name, own, open_chunk(name, places[name], stored[name])
             batch, waiting = [], 0

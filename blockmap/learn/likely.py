@@ -6,20 +6,18 @@ read. In second versions of a Node.js server, a Flask application and a machine-
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from blockmap.format.filemap import File
+from blockmap.format.filemap import File, Run
 from blockmap.format.profile import Item
 from blockmap.learn.layout import Layout
+from blockmap.learn.newcomers import ending
 
 _SHARE = 0.75
 """Of the blocks of the profile: small files first, up to so many. A shared library of 8 MB beside 30 MB of others still is
 among them."""
 _MOST_READ = 0.5
 """Of the files with one ending in a directory: from here on, the others are taken in."""
-
-Run = tuple[int, int]
-"""Start and length, in blocks of the volume."""
 
 
 def likely(items: Sequence[Item], layout: Layout) -> list[Run]:
@@ -34,25 +32,24 @@ def likely(items: Sequence[Item], layout: Layout) -> list[Run]:
     room = _SHARE * sum(item.blocks for item in items)
     taken = set()
     for file in sorted(files, key=lambda file: file.size):
-        room -= sum(length for _, length in file.runs) - there[file.path]
+        room -= file.blocks - there[file.path]
         if room < 0:
             break
         taken.add(file.path)
     return [run for file in files if file.path in taken for run in file.runs]
 
 
-def _beside(there: Counter[bytes], files: Sequence[File]) -> Iterable[File]:
+def _beside(there: Collection[bytes], files: Sequence[File]) -> Iterable[File]:
     """The files that are not read, where most of the others with their ending in the same directory are."""
-    every = Counter(_kind(file.path) for file in files)
-    read = Counter(_kind(path) for path in there)
+    kinds = [_kind(file.path) for file in files]
+    every, read = Counter(kinds), Counter(map(_kind, there))
     return [
         file
-        for file in files
-        if file.path not in there and read[_kind(file.path)] >= _MOST_READ * every[_kind(file.path)]
+        for file, kind in zip(files, kinds, strict=True)
+        if file.path not in there and read[kind] >= _MOST_READ * every[kind]
     ]
 
 
 def _kind(path: bytes) -> tuple[bytes, bytes]:
     """The directory and the ending of a file."""
-    folder, _, name = path.rpartition(b"/")
-    return folder, name[1:].rpartition(b".")[2] if b"." in name[1:] else b""
+    return path.rpartition(b"/")[0], ending(path)

@@ -42,17 +42,17 @@ def newcomers(items: Sequence[Item], old: Collection[bytes], files: Sequence[Fil
             first.setdefault(item.path, number)
     kin: dict[tuple[bytes, bytes | None], _Kin] = {}
     for path in old:
-        folders, ending = _folders(path), _ending(path)
-        for key in [*((folder, ending) for folder in folders), *((folder, None) for folder in folders[:1])]:
+        folders, kind = _folders(path), ending(path)
+        for key in [*((folder, kind) for folder in folders), *((folder, None) for folder in folders[:1])]:
             kin.setdefault(key, _Kin()).add(first.get(path))
     found: dict[int, list[File]] = {}
     room = _MOST * sum(item.blocks for item in items)
     for file in files:
-        size = sum(length for _, length in file.runs)
+        size = file.blocks
         if file.path in old or size > room:
             continue
-        folders, ending = _folders(file.path), _ending(file.path)
-        around = (kin[folder, ending] for folder in folders if (folder, ending) in kin)
+        folders, kind = _folders(file.path), ending(file.path)
+        around = (kin[folder, kind] for folder in folders if (folder, kind) in kin)
         beside = (kin[folder, None] for folder in folders if (folder, None) in kin)
         own = next((each for each in around if each.files >= _FEW), None) or next(beside, _Kin())
         if own.read and own.read >= _SHARE * own.files:
@@ -67,6 +67,7 @@ def _folders(path: bytes) -> list[bytes]:
     return [b"/".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
 
 
-def _ending(path: bytes) -> bytes:
+def ending(path: bytes) -> bytes:
+    """Of the name of a file, without the dot; empty where it has none."""
     name = path.rpartition(b"/")[2]
     return name[1:].rpartition(b".")[2] if b"." in name[1:] else b""

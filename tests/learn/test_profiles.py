@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import reduce
+from itertools import pairwise
 from operator import or_
 
 import pytest
@@ -137,7 +138,10 @@ def test_what_comes_besides_comes_last_and_once() -> None:
     repository = Repository(store)
     parts, length = bundles.build(repository, root, READINGS, 1000)
     alone = bundle.decode_head(b"".join(parts)[:length])
-    parts, length = bundles.build(repository, root, READINGS, 1000, True, [(9000, 9), (0, 40), (200, 1)])
+    watched = building.Watched(store)
+    parts, length = bundles.build(Repository(watched), root, READINGS, 1000, True, [(9000, 9), (0, 40), (200, 1)])
+    packs = sorted((key, start, end) for key, start, end in watched.ranges)
+    assert all(one[0] != two[0] or one[2] <= two[1] for one, two in pairwise(packs)), "nothing is read twice"
     head = bundle.decode_head(b"".join(parts)[:length])
     assert head.readings == READINGS
     count = len(alone.pieces)
