@@ -317,6 +317,7 @@ def test_all_rows_become_ready_and_nothing_is_left(environment: dict[str, str], 
             assert each["requests"] > 0
             assert each["MB"] > 0.001
     assert rows["nbdkit curl"]["slope"] > 20
+    assert len(report["summary"]) == 5
     told = "\n".join(report["summary"])
     for ratio in ("of qemu-nbd qcow2's round trips", "of local + 2 RTT", "of a pull"):
         assert ratio in told
