@@ -36,7 +36,7 @@ from dataclasses import astuple
 from typing import Any
 
 from blockmap.errors import BlockmapError, UsageError
-from blockmap.format.bundle import Reading
+from blockmap.format.readings import Reading
 from blockmap.format.refs import DEFAULT_LABEL
 from blockmap.learn.carry import readings
 from blockmap.learn.kept import LocalProfiles

@@ -24,9 +24,8 @@
 
 Nodes above the chunks are in the first frames, further ones in the last. A chunk's blocks lie one after the other in one frame;
 a chunk may be there again further down, with others of its blocks. They are verified with the digests of those that are absent,
-a node by its own. The reading list says where the same blocks are in the volume, in first-touch order, and of which files, for
-whoever warms the kernel: count u32, paths u32, then an array each of start u64, blocks u32, path u32 (1 + its index, 0 for
-none) and at u32 (block of the file); then each path as length u16 and bytes. Little-endian.
+a node by its own. The reading list (`readings`) says where the same blocks are in the volume, and of which files.
+Little-endian.
 """
 
 import struct
@@ -39,9 +38,11 @@ import numpy as np
 
 from blockmap.errors import FormatError
 from blockmap.format import BLOCK, codec
+from blockmap.format import readings as reading_list
 from blockmap.format.chunker import MAX_BLOCKS
 from blockmap.format.digest import DIGEST_BYTES, Digest, chunk_digest, held_block_digests
 from blockmap.format.pack import PackKind
+from blockmap.format.readings import Reading
 
 MAGIC: Final = b"bmpk"
 FORMAT: Final = 1
@@ -58,20 +59,6 @@ _HEAD = struct.Struct("<4sBBHII16s")
 _ENTRY = struct.Struct("<32sIII")
 _FRAME = struct.Struct("<IIIB3s")
 _COUNTS = struct.Struct("<IIIIQ")
-_LIST = struct.Struct("<II")
-_LENGTH = struct.Struct("<H")
-_COLUMNS = ("<u8", "<u4", "<u4", "<u4")
-
-
-class Reading(NamedTuple):
-    """Blocks of the volume that a start reads, of one file or none."""
-
-    start: int
-    """First block in the volume."""
-    blocks: int
-    path: bytes | None
-    at: int
-    """First block in the file."""
 
 
 class Piece(NamedTuple):
@@ -191,7 +178,7 @@ def encode(
     for name, node in further:
         put(stems, name, node)
     close()
-    listed = _encode_readings(readings)
+    listed = reading_list.encode(readings)
     packed = encoder.compress(listed)
     tables = b"".join(
         (
@@ -320,7 +307,7 @@ def _parse(view: memoryview, end: int, count: int, frame_count: int, carried: bo
     at += absent * DIGEST_BYTES
     if at + packed != end:
         raise FormatError("the tables of the bundle do not end where its head does")
-    readings = _readings(bytes(codec.decode(codec.ZSTD, view[at:end], listed)))
+    readings = reading_list.decode(bytes(codec.decode(codec.ZSTD, view[at:end], listed)))
     for _, frame, offset, length in entries:
         if frame >= frame_count or offset + length > frames[frame].raw:
             raise FormatError("an entry of the bundle points outside of its frames")
@@ -342,34 +329,3 @@ def _pieces(
         at = end
     if at != len(others):
         raise FormatError("the bundle has digests of blocks that are in none of its chunks")
-
-
-def _encode_readings(readings: Sequence[Reading]) -> bytes:
-    paths = {path: at + 1 for at, path in enumerate(dict.fromkeys(r.path for r in readings if r.path is not None))}
-    rows = [(r.start, r.blocks, 0 if r.path is None else paths[r.path], r.at) for r in readings]
-    columns = zip(*rows, strict=True) if rows else [[]] * len(_COLUMNS)
-    return b"".join(
-        [
-            _LIST.pack(len(rows), len(paths)),
-            *(np.array(column, kind).tobytes() for column, kind in zip(columns, _COLUMNS, strict=True)),
-            *(_LENGTH.pack(len(path)) + path for path in paths),
-        ]
-    )
-
-
-def _readings(body: bytes) -> list[Reading]:
-    count, paths = _LIST.unpack_from(body)
-    at = _LIST.size
-    columns = []
-    for kind in _COLUMNS:
-        column: np.ndarray[Any, Any] = np.frombuffer(body, kind, count, at)
-        columns.append(column.tolist())
-        at += column.nbytes
-    files: list[bytes | None] = [None]
-    for _ in range(paths):
-        (length,) = _LENGTH.unpack_from(body, at)
-        files.append(body[at + _LENGTH.size : at + _LENGTH.size + length])
-        at += _LENGTH.size + length
-    if at != len(body) or any(path > paths for path in columns[2]):
-        raise FormatError("the reading list of the bundle does not add up")
-    return [Reading(start, blocks, files[path], where) for start, blocks, path, where in zip(*columns, strict=True)]

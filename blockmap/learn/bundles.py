@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from blockmap.fetch.plan import chunk_at
 from blockmap.format import BLOCK, bundle
-from blockmap.format.bundle import Reading
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
 from blockmap.format.filemap import Run
 from blockmap.format.node import Leaf, Placement
+from blockmap.format.readings import Reading
 from blockmap.format.tree import Root
 from blockmap.learn.stored import fetch, nodes
 from blockmap.store.repository import Repository, open_chunk

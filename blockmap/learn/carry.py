@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from blockmap.format import BLOCK
-from blockmap.format.bundle import Reading
 from blockmap.format.digest import Digest
 from blockmap.format.filemap import File
 from blockmap.format.profile import Item
+from blockmap.format.readings import Reading
 from blockmap.learn.layout import Layout
 from blockmap.learn.newcomers import newcomers
 

@@ -11,8 +11,8 @@ from blockmap.fetch.known import Known, open_served
 from blockmap.fetch.patience import DEFAULT, Patience
 from blockmap.fetch.scrubber import Scrubber
 from blockmap.fetch.warmth import Warmth
-from blockmap.format.bundle import Reading
 from blockmap.format.digest import Digest
+from blockmap.format.readings import Reading
 from blockmap.format.refs import parse_reference
 from blockmap.store.base import Writer
 from blockmap.store.calls import begin

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from blockmap.format import BLOCK, bundle
-from blockmap.format.bundle import Head, Reading
+from blockmap.format.bundle import Head
+from blockmap.format.readings import Reading
 from blockmap.format.refs import parse_reference
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.names import NameLog

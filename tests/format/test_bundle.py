@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from blockmap.errors import FormatError
 from blockmap.format import BLOCK, bundle, codec
-from blockmap.format.bundle import Piece, Reading
+from blockmap.format.bundle import Piece
 from blockmap.format.digest import Digest, block_digests, chunk_digest
+from blockmap.format.readings import Reading
 
 SALT = bytes(range(16))
 NODES = [(Digest(b"n" * 32), b"inner node"), (Digest(b"m" * 32), b"leaf" * 50)]

@@ -35,6 +35,7 @@ from blockmap.format import (
 from blockmap.format.digest import ABSENT, Digest, Kind, digest
 from blockmap.format.extent import Extent
 from blockmap.format.node import Inner, Placement
+from blockmap.format.readings import Reading
 from blockmap.format.tree import Root
 from tests.format.trees import CHUNKS, PLACES
 
@@ -135,7 +136,7 @@ FILES = [filemap.File(b"a", 5000, [(7, 2)]), filemap.File(b"b" * 50, 0, []), fil
 LAYER = layer.LayerRecord(NAME, NAME, 1, 6000, zstandard.ZstdCompressor().compress(b"header" * 1000))
 ITEMS = [profile.Item(at, 2, CHUNKS[at][0], 1, b"bin/sh", at, at, 1) for at in range(3)]
 PROFILE = profile.Profile("redis", "default", 1, NAME, NAME, 1, ITEMS, "host", 17, "00")
-READINGS = [bundle.Reading(at, 2, b"bin/sh", at) for at in range(3)]
+READINGS = [Reading(at, 2, b"bin/sh", at) for at in range(3)]
 BUNDLE, _ = bundle.encode([(NAME, b"frame")], [(NAME, 0b101, bytes(4 * 4096))], READINGS, 1 << 30, bytes(16))
 TRACE = (
     trace.encode_head(trace.Head("redis", "default", NAME, NAME, 1 << 30, 17))

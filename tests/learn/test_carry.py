@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockmap.format import BLOCK
-from blockmap.format.bundle import Reading
 from blockmap.format.extent import Extent
 from blockmap.format.filemap import File
+from blockmap.format.readings import Reading
 from blockmap.learn.carry import carry, readings
 from blockmap.learn.touches import touches
 from tests.learn.volumes import ROOT, Read, blocks, digest, layout, trace_of

@@ -9,8 +9,8 @@ import pytest
 
 from blockmap.errors import Corrupt, StoreUnavailable
 from blockmap.format import BLOCK, bundle, hint, keys
-from blockmap.format.bundle import Reading
 from blockmap.format.profile import Item, Profile
+from blockmap.format.readings import Reading
 from blockmap.learn import bundles
 from blockmap.learn.profiles import ProfileLog, ProfileReader
 from blockmap.learn.stored import layout_of, nodes

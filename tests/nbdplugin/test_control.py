@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from blockmap.errors import NotFound, StoreUnavailable
-from blockmap.format.bundle import Reading
 from blockmap.format.digest import Digest
 from blockmap.format.profile import Item, Profile
+from blockmap.format.readings import Reading
 from blockmap.learn.kept import LocalProfiles
 from blockmap.store.observed import Call
 from blockmap.volume.calls import CallLog

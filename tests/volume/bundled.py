@@ -13,6 +13,7 @@ from blockmap.format.chunker import SPAN
 from blockmap.format.extent import Extent
 from blockmap.format.hint import Bundle
 from blockmap.format.node import Inner
+from blockmap.format.readings import Reading
 from blockmap.format.tree import Root, leaves
 from blockmap.store.base import Pruner, Reader
 from blockmap.store.repository import Repository, open_node
@@ -65,7 +66,7 @@ def bundled(
             place = places[name]  # type: ignore[index]
             assert place is not None
             chunks.append((name, mask, bytes(repository.chunk(name, place))))  # type: ignore[arg-type]
-    readings = [bundles.Reading(block, 1, None, 0) for block in wanted]
+    readings = [Reading(block, 1, None, 0) for block in wanted]
     parts, table = bundles.encode(nodes, chunks, readings, BLOCKS + 30, bytes(16), (), carried)  # type: ignore[arg-type]
     store.create(key, parts)
     return Bundle("default", key, sum(map(len, parts)), table)

@@ -12,8 +12,8 @@ from blockmap.cli.report import sources
 from blockmap.cli.report.data import Run, find_pauses
 from blockmap.errors import Corrupt, FormatError, UsageError
 from blockmap.format import BLOCK, bundle, keys, profile
-from blockmap.format.bundle import Reading
 from blockmap.format.digest import Digest
+from blockmap.format.readings import Reading
 from blockmap.format.refs import parse_reference
 from blockmap.format.trace import End, Head, Trace
 from blockmap.store.opening import open_store
