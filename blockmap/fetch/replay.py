@@ -10,10 +10,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from hashlib import sha256
 
-from blockmap.errors import Corrupt, FormatError
+from blockmap.fetch import heads
 from blockmap.fetch.cache import Cache
 from blockmap.fetch.cut import Cut, pieces
 from blockmap.fetch.frames import Frame, Opener
@@ -22,7 +20,6 @@ from blockmap.fetch.ranges import Ranges
 from blockmap.fetch.stems import Stems
 from blockmap.fetch.stream import Stream
 from blockmap.format import BLOCK
-from blockmap.format import bundle as bundles
 from blockmap.format.bundle import Head
 from blockmap.format.hint import Bundle
 from blockmap.format.tree import Root
@@ -204,11 +201,11 @@ class Replay:
             "strays": self.strays,
         }
 
-    # --- what to ask for
+    # --- the head, and what to ask for
 
     def _run(self) -> None:
         try:
-            head = self._kept_head()
+            head = heads.kept(self._cache, self._about)
             if head is None and self._cache.status()["slots"] + self._landing.count <= _EMPTY_SLOTS:
                 first = self._about.table + _FIRST_BYTES
                 self._plan(pieces([(0, self._about.length)], first, _FIRST_BYTES, _MOST_BYTES))
@@ -217,7 +214,7 @@ class Replay:
             have = None
             if head is None:
                 have = self._stream.read(0, min(self._about.table + _FIRST_BYTES, self._about.length))
-                head = self._take_head(have)
+                head = heads.take(self._cache, self._about, have)
             end = len(have) if have is not None else 0
             rest = pieces(self._new_ranges(head, end), _FIRST_BYTES, 2 * _FIRST_BYTES, _MOST_BYTES)
             self._plan([(0, end)] * (end > 0) + list(rest))
@@ -229,27 +226,6 @@ class Replay:
     def _plan(self, ranges: Iterable[tuple[int, int]]) -> None:
         self._cut = Cut(ranges)
         self._stream.plan(self._cut.ranges)
-
-    # --- the head
-
-    def _kept_head(self) -> Head | None:
-        """As this host had it before, unless it is of another bundle with the same name."""
-        data = self._cache.get(_head_key(self.key))
-        if data is None or len(data) != self._about.table:
-            return None
-        with suppress(FormatError):
-            head = bundles.decode_head(data)
-            return head if head.end == self._about.length else None
-        return None
-
-    def _take_head(self, data: memoryview) -> Head:
-        stored = data[: self._about.table]
-        try:
-            head = bundles.decode_head(stored)
-        except FormatError as error:
-            raise Corrupt(f"bundle {self.key} is damaged: {error}") from error
-        self._cache.put(_head_key(self.key), stored)
-        return head
 
     def _new_ranges(self, head: Head, have: int) -> list[tuple[int, int]]:
         """The frames that hold something new, without the first `have` bytes, as few ranges."""
@@ -309,7 +285,7 @@ class Replay:
     def _take(self, number: int, data: memoryview) -> None:
         """A range has come."""
         if self.head is None and number == 0:
-            self._enter(self._take_head(data))
+            self._enter(heads.take(self._cache, self._about, data))
         with self._lock:
             if self._ended.is_set():
                 return
@@ -351,8 +327,3 @@ class Replay:
             frame.landed.set()
         self._head_known.set()
         return first
-
-
-def _head_key(key: str) -> bytes:
-    """What the cache knows the head of a bundle by."""
-    return sha256(b"bundle" + key.encode()).digest()
