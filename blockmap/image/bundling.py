@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound
 from blockmap.format.digest import Digest
+from blockmap.format.filemap import Run
 from blockmap.format.profile import Item, Profile
 from blockmap.format.tree import Root
 from blockmap.image.ext4.lookup import Lookup
 from blockmap.learn import bundles
 from blockmap.learn.carry import carry, readings
-from blockmap.learn.gaps import MOST_BLOCKS, OF_OTHERS, filled
+from blockmap.learn.gaps import OF_OTHERS, filled
 from blockmap.learn.layout import Layout
 from blockmap.learn.likely import likely
 from blockmap.learn.profiles import ProfileLog
@@ -36,15 +37,19 @@ class Made:
     """Of the volume that starts are expected to read of it."""
 
 
-def carry_to(repository: Repository, root: Root, layout: Layout, items: Sequence[Item], source: Digest) -> list[Item]:
-    """The items of a profile of the volume `source` on the volume `root`, with what finding its files reads there."""
-    if source == root.digest:
-        return list(items)
+def lookup_in(repository: Repository, root: Root) -> Lookup | None:
+    """Says what finding a path reads in the volume `root`; None where it has no file system."""
     try:
-        lookup = Lookup(stored_reader(repository, root))
+        return Lookup(stored_reader(repository, root))
     except ImageError as error:
         _log.info("profiles are carried without the file system's own blocks: %s", error)
-        lookup = None
+        return None
+
+
+def carry_to(
+    repository: Repository, lookup: Lookup | None, layout: Layout, items: Sequence[Item], source: Digest
+) -> list[Item]:
+    """The items of a profile of the volume `source` on that of `layout`, with what finding its files reads there."""
     try:
         sizes = {file.path: file.size for file in repository.file_map(source)}
     except (NotFound, Corrupt) as error:
@@ -58,12 +63,16 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: Layout, profi
     log, repository = ProfileLog(store), Repository(store)
     if log.has_bundle(version, profile.label, profile.n):
         return None
-    items = carry_to(repository, root, layout, profile.items, profile.root)
+    carried = profile.root != root.digest
+    besides: list[Run] = []
+    if carried:
+        lookup = lookup_in(repository, root)
+        items = filled(carry_to(repository, lookup, layout, profile.items, profile.root), layout, OF_OTHERS)
+        besides = likely(items, layout, lookup)
+    else:
+        items = filled(profile.items, layout)
     if not items:
         return None
-    carried = profile.root != root.digest
-    items = filled(items, layout, OF_OTHERS if carried else MOST_BLOCKS)
-    besides = likely(items, layout) if carried else ()
     parts, _ = bundles.build(repository, root, readings(items), layout.blocks, carried, besides)
     log.put_bundle(version, profile.label, profile.n, parts)
     return Made(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))

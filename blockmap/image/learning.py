@@ -12,7 +12,7 @@ from blockmap.format.entry import root_of
 from blockmap.format.profile import Item, Profile
 from blockmap.format.trace import Trace
 from blockmap.format.tree import Root
-from blockmap.image.bundling import Made, carry_to, put_bundle
+from blockmap.image.bundling import Made, carry_to, lookup_in, put_bundle
 from blockmap.learn.gaps import filled
 from blockmap.learn.kept import LocalProfiles
 from blockmap.learn.layout import Layout
@@ -125,7 +125,10 @@ class Learner:
         return self._items(profile.items, profile.root)
 
     def _items(self, items: Sequence[Item], root: Digest) -> list[Item]:
-        return carry_to(self._repository, self._subject.root, self._layout(self._subject.root), items, root)
+        own = self._subject.root
+        if root == own.digest:
+            return list(items)
+        return carry_to(self._repository, lookup_in(self._repository, own), self._layout(own), items, root)
 
     def _layout(self, root: Root) -> Layout:
         if root.digest not in self._layouts:

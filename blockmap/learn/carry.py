@@ -43,7 +43,7 @@ def carry(
     for number, item in enumerate(items):
         places = [*_places(item, layout, lookup, sizes or {})]
         for file in new.get(number, ()):
-            places += [*_found(file, lookup), *file.runs]
+            places += [*way_to(file, lookup), *file.runs]
         for start, length in places:
             starts.append(start)
             lengths.append(length)
@@ -67,7 +67,7 @@ def _places(item: Item, layout: Layout, lookup: Lookup | None, sizes: Mapping[by
     """Starts and lengths, in blocks of the volume."""
     file = layout.by_path.get(item.path) if item.path is not None else None
     if file is not None:
-        yield from _found(file, lookup)
+        yield from way_to(file, lookup)
         at, end = item.at, item.at + item.blocks
         if item.chunk in layout.by_chunk or file.path not in sizes:
             yield from _in_file(file, at, end)
@@ -93,7 +93,8 @@ def _places(item: Item, layout: Layout, lookup: Lookup | None, sizes: Mapping[by
         yield from ((block, 1) for block in blocks[layout.run_of(blocks) < 0].tolist())
 
 
-def _found(file: File, lookup: Lookup | None) -> Iterator[tuple[int, int]]:
+def way_to(file: File, lookup: Lookup | None) -> Iterator[tuple[int, int]]:
+    """The blocks, as starts and lengths, that finding a file reads; none without `lookup`."""
     if lookup is not None:
         yield from ((block, 1) for block in lookup(file.path))
 

@@ -14,18 +14,18 @@ import numpy as np
 from blockmap.format.profile import Item
 from blockmap.learn.layout import Layout, Numbers, blocks_of
 
-MOST_BLOCKS = 2
+_MOST_BLOCKS = 2
 _CROWDED_BLOCKS = 8
 _AROUND_BLOCKS = 32
 """On either side of a gap."""
 _CROWD = 42
 """So many of these are read where it is crowded."""
 OF_OTHERS = 8
-"""As MOST_BLOCKS of a profile of another version: with its pages, those that it did not read by chance differ too, and the start is
+"""The same of a profile of another version: with its pages, those that it did not read by chance differ too, and the start is
 the first that anybody sees. Two versions of redis-server, which are one program, left 9 missing with 2, and 1 with 8."""
 
 
-def filled(items: Sequence[Item], layout: Layout, most_blocks: int = MOST_BLOCKS) -> list[Item]:
+def filled(items: Sequence[Item], layout: Layout, most_blocks: int = _MOST_BLOCKS) -> list[Item]:
     """The items, and the blocks of data in the gaps between them in one file, or in none: each comes with the one of its
     neighbours that is read first."""
     blocks, owners = blocks_of(items)

@@ -42,7 +42,7 @@ def newcomers(items: Sequence[Item], old: Collection[bytes], files: Sequence[Fil
             first.setdefault(item.path, number)
     kin: dict[tuple[bytes, bytes | None], _Kin] = {}
     for path in old:
-        folders, kind = _folders(path), ending(path)
+        folders, kind = folders_above(path), ending(path)
         for key in [*((folder, kind) for folder in folders), *((folder, None) for folder in folders[:1])]:
             kin.setdefault(key, _Kin()).add(first.get(path))
     found: dict[int, list[File]] = {}
@@ -51,7 +51,7 @@ def newcomers(items: Sequence[Item], old: Collection[bytes], files: Sequence[Fil
         size = file.blocks
         if file.path in old or size > room:
             continue
-        folders, kind = _folders(file.path), ending(file.path)
+        folders, kind = folders_above(file.path), ending(file.path)
         around = (kin[folder, kind] for folder in folders if (folder, kind) in kin)
         beside = (kin[folder, None] for folder in folders if (folder, None) in kin)
         own = next((each for each in around if each.files >= _FEW), None) or next(beside, _Kin())
@@ -61,7 +61,7 @@ def newcomers(items: Sequence[Item], old: Collection[bytes], files: Sequence[Fil
     return found
 
 
-def _folders(path: bytes) -> list[bytes]:
+def folders_above(path: bytes) -> list[bytes]:
     """All directories above a path, the nearest first, but the root: it has files of all kinds."""
     parts = path.split(b"/")
     return [b"/".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]

@@ -3,6 +3,7 @@
 from blockmap.format import BLOCK
 from blockmap.format.extent import Extent
 from blockmap.format.filemap import File
+from blockmap.learn.layout import Layout
 from blockmap.learn.likely import likely
 from blockmap.learn.touches import touches
 from tests.learn.volumes import blocks, digest, layout, trace_of
@@ -35,6 +36,43 @@ def test_files_beside_those_that_are_read_come_where_most_of_them_are() -> None:
     volume = layout([Extent(0, 21, digest("x"), 21, 0)], files)
     items = touches(trace_of([blocks(0, 3, 1), blocks(3, 3, 2), blocks(9, 3, 3)]), volume)
     assert likely(items, volume) == [(0, 3), (3, 3), (9, 3), (6, 3)]
+
+
+def packages(*sizes: int) -> Layout:
+    """A volume of the directories `site/p0` and so on, each with one file of so many blocks and one small one of another kind."""
+    files, at = [], 0
+    for number, size in enumerate(sizes):
+        files += [
+            File(b"site/p%d/x.py" % number, size * BLOCK, [(at, size)]),
+            File(b"site/p%d/sub/x.txt" % number, BLOCK, [(at + size, 1)]),
+        ]
+        at += size + 1
+    return layout([Extent(0, at, digest("x"), at, 0)], files)
+
+
+def test_directories_beside_those_of_which_something_is_read_come_whole_where_most_are_read() -> None:
+    volume = packages(4, 4, 4)
+    items = touches(trace_of([blocks(0, 5, 1), blocks(10, 5, 2)]), volume)
+    assert likely(items, volume) == [(0, 4), (4, 1), (10, 4), (14, 1), (5, 4), (9, 1)]
+
+
+def test_directories_do_not_come_where_half_are_read() -> None:
+    volume = packages(4, 4, 4, 4)
+    items = touches(trace_of([blocks(0, 5, 1), blocks(10, 5, 2)]), volume)
+    assert likely(items, volume) == [(0, 4), (4, 1), (10, 4), (14, 1)]
+
+
+def test_a_directory_for_which_there_is_no_room_does_not_come_in_part() -> None:
+    volume = packages(4, 10, 4)
+    items = touches(trace_of([blocks(0, 5, 1), blocks(16, 5, 2)]), volume)
+    assert likely(items, volume) == [(0, 4), (4, 1), (16, 4), (20, 1)]
+
+
+def test_what_finding_a_file_reads_comes_before_it() -> None:
+    volume = packages(4, 4, 4)
+    items = touches(trace_of([blocks(0, 5, 1), blocks(10, 5, 2)]), volume)
+    found = likely(items, volume, lambda path: [70] if path == b"site/p1/x.py" else [])
+    assert found == [(0, 4), (4, 1), (10, 4), (14, 1), (70, 1), (5, 4), (9, 1)]
 
 
 def test_what_is_of_no_file_brings_nothing() -> None:
