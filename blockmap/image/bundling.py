@@ -68,7 +68,9 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: Layout, profi
     if carried:
         lookup = lookup_in(repository, root)
         items = filled(carry_to(repository, lookup, layout, profile.items, profile.root), layout, OF_OTHERS)
-        besides = likely(items, layout, lookup)
+        if lookup is not None:
+            besides = [(block, 1) for block in lookup.further(item.path for item in items if item.path is not None)]
+        besides += likely(items, layout, lookup)
     else:
         items = filled(profile.items, layout)
     if not items:

@@ -1,9 +1,8 @@
 """What the starts of a version may read besides, where what is known of them is from another: pure.
 
 A program that changed goes other ways: through more of the files of which it read some, into files beside those that it read,
-and into packages beside those that it read. In second versions of a Node.js server, a Flask application, Redis and a
-machine-learning stack, this had all but 2, 2, 0 and 16 of the blocks that the carried profile missed; of the last without the
-packages, 359, in nine places, each a round trip.
+and into packages beside those that it read. In second versions of Flask, Redis and a machine-learning stack, this had all but 2,
+0 and 16 of the blocks that the carried profile missed; of the last without the packages, 359, in nine places, each a round trip.
 """
 
 from collections import Counter, defaultdict

@@ -15,6 +15,7 @@ from blockmap.cli.main import program
 from blockmap.errors import BlockmapError, NotFound, StoreReadOnly, UsageError
 from blockmap.format import BLOCK, bundle, trace
 from blockmap.format.trace import NEW, READ, End, Head
+from blockmap.image.ext4.reader import Reader
 from blockmap.learn.layout import Layout
 from blockmap.learn.profiles import ProfileReader
 from blockmap.learn.stored import layout_of
@@ -22,6 +23,7 @@ from blockmap.store.memory import MemoryStore
 from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
+from blockmap.volume.content import stored_reader
 from tests.image.builder import bulk, docker_archive, import_image
 from tests.image.layouts import Member, archive, directory, file
 
@@ -131,6 +133,27 @@ def test_a_new_version_is_fast_at_its_first_start(site: Site) -> None:
         b for path in (b"usr/file-1", b"usr/file-2") for s, n in own.by_path[path].runs for b in range(s, s + min(n, 5))
     }
     assert wanted <= {block for r in head.readings for block in range(r.start, r.start + r.blocks)}
+
+
+def test_a_bundle_of_another_versions_profile_has_what_may_be_read_besides(site: Site) -> None:
+    site.start(1, [b"usr/file-%d" % number for number in range(15)])
+    site.call("profile", "build", "app:1")
+    site.put("app:2", [*BASE, directory("etc"), directory("usr/local"), directory("usr/local/share")])
+    repository = Repository(open_store(str(site.store))[0])
+    reader = Reader(stored_reader(repository, repository.version(site.versions["app:2"].version).root))
+    own, head = site.layout("app:2"), site.bundle_of("app:2")
+    held = {
+        extent.start + block - extent.first
+        for piece in head.pieces
+        for extent in own.by_chunk[piece.chunk]
+        for block in range(extent.first, extent.first + extent.length)
+        if piece.mask >> block & 1
+    }
+    found = {entry.path for entry in reader.walk() if any(start in held for _, start, _ in entry.runs)}
+    assert {b"etc", b"usr/local"} <= found, "where files may be looked for in vain"
+    assert b"usr/local/share" not in found
+    assert {b"usr/file-%d" % number for number in range(20)} <= found, "most files beside them are read"
+    assert b"usr/file-19" not in paths_of(head), "that is not certain, and warms no kernel"
 
 
 def test_other_names_get_bundles_when_a_profile_is_built(site: Site) -> None:

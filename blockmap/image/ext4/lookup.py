@@ -1,6 +1,6 @@
 """Which blocks of a volume the lookup of a path reads: descriptors, inodes, directories, extent trees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from blockmap.format import BLOCK
 from blockmap.image.ext4.reader import Entry, Reader
@@ -18,22 +18,41 @@ class Lookup:
         self._noted: dict[int, None] = {}
         self._reader = Reader(self._note)
         self._directories: dict[int, dict[bytes, int]] = {}
+        self._inner: dict[int, list[int]] = {}
 
     def __call__(self, path: bytes) -> list[int]:
         """The blocks that finding a path and where its contents are reads, in order; those given before are left out."""
         before = len(self._noted)
-        number: int | None = _ROOT
-        for name in path.split(b"/"):
-            names = self._names(number) if number is not None else {}
-            number = names.get(name)
+        number = self._find(path)
         if number is not None:
             self._entry(path, number)
         return list(self._noted)[before:]
 
+    def further(self, paths: Iterable[bytes]) -> list[int]:
+        """The blocks that looking for files in vain reads, one directory further than where finding `paths` leads; those given
+        before are left out."""
+        before = len(self._noted)
+        for folder in sorted({b"", *(path[:at] for path in paths for at, byte in enumerate(path) if byte == ord("/"))}):
+            number = self._find(folder) if folder else _ROOT
+            if number is not None:
+                self._names(number)
+                for inner in self._inner[number]:
+                    self._names(inner)
+        return list(self._noted)[before:]
+
+    def _find(self, path: bytes) -> int | None:
+        number: int | None = _ROOT
+        for name in path.split(b"/"):
+            names = self._names(number) if number is not None else {}
+            number = names.get(name)
+        return number
+
     def _names(self, number: int) -> dict[bytes, int]:
         if number not in self._directories:
             entry = self._entry(b"", number)
-            self._directories[number] = dict(self._reader.names(entry)) if entry.kind is Kind.DIR else {}
+            names = list(self._reader.names(entry)) if entry.kind is Kind.DIR else []
+            self._directories[number] = {name: inode for name, inode, _ in names}
+            self._inner[number] = [inode for _, inode, is_directory in names if is_directory]
         return self._directories[number]
 
     def _entry(self, path: bytes, number: int) -> Entry:

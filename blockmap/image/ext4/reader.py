@@ -22,6 +22,8 @@ _ACLS = {2: b"system.posix_acl_access", 3: b"system.posix_acl_default"}
 _PIECE_BYTES = 1 << 20
 _MAX_DIRECTORY = 1 << 30
 _MAX_DEPTH = 5
+_DIRECTORY = 2
+"""The type that names of directories have."""
 _INODE_READ_AHEAD = 32
 """Blocks of a table that the kernel reads at once, aligned: the mount option inode_readahead_blks."""
 
@@ -85,7 +87,7 @@ class Reader:
                     raise ImageError(f"the directory {path!r} is found twice: the file system is damaged")
                 seen.add(number)
                 names = sorted(self.names(entry), reverse=True)
-                waiting.extend((path + b"/" + name if path else name, child) for name, child in names)
+                waiting.extend((path + b"/" + name if path else name, child) for name, child, _ in names)
 
     def entry(self, path: bytes, number: int) -> Entry:
         """The inode of a path."""
@@ -139,20 +141,20 @@ class Reader:
             at = end
         yield from _zeros(size - at)
 
-    def names(self, directory: Entry) -> Iterator[tuple[bytes, int]]:
-        """What is in a directory, with the numbers of the inodes."""
+    def names(self, directory: Entry) -> Iterator[tuple[bytes, int, bool]]:
+        """What is in a directory, with the numbers of the inodes, and whether they are directories."""
         if directory.size > _MAX_DIRECTORY:
             raise ImageError(f"the directory {directory.path!r} is too long: the file system is damaged")
         data = b"".join(self.contents(directory))
         for base in range(0, len(data), self._block):
             at = base
             while at < base + self._block:
-                number, length, name_length, _ = struct.unpack_from("<IHBB", data, at)
+                number, length, name_length, kind = struct.unpack_from("<IHBB", data, at)
                 if length < 8 or length % 4 or at + length > base + self._block or name_length + 8 > length:
                     raise ImageError(f"the directory {directory.path!r} is damaged")
                 name = data[at + 8 : at + 8 + name_length]
                 if number and name not in (b".", b".."):
-                    yield name, number
+                    yield name, number, kind == _DIRECTORY
                 at += length
 
     def _extents(self, node: bytes, depth_seen: int) -> Iterator[tuple[int, int, int]]:

@@ -8,6 +8,8 @@ import pytest
 from blockmap.errors import ImageError
 from blockmap.format import BLOCK
 from blockmap.image.ext4.lookup import Lookup
+from blockmap.image.ext4.reader import Reader
+from blockmap.image.member import Kind
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.volume.content import stored_reader
@@ -34,6 +36,29 @@ def test_finding_a_path_reads_inodes_and_directories_and_nothing_twice(tmp_path:
     assert lookup(b"a/b/two") == lookup(b"a/b/one") == []
     assert lookup(b"a/none/such") == []
     assert lookup(b"a/b/one/below") == []
+
+
+def test_looking_in_vain_reads_the_directories_one_further_than_where_files_are_found(tmp_path: Path) -> None:
+    members = [
+        directory("a"), file("a/one", bulk(1, 9000)), directory("a/b"), file("a/b/two", bulk(2, 9000)), directory("a/b/c"),
+        directory("d"), file("d/three", bulk(3, 9000)), directory("d/e"), directory("empty"),
+    ]  # fmt: skip
+    image = docker_archive(tmp_path / "image.tar", [archive(members)])
+    summary = import_image(tmp_path / "store", f"docker-archive:{image}", "image:1", tmp_path)
+    repository = Repository(open_store(str(tmp_path / "store"))[0])
+    read = stored_reader(repository, repository.version(summary.version).root)
+    of = {entry.path: {start for _, start, _ in entry.runs} for entry in Reader(read).walk() if entry.kind is Kind.DIR}
+
+    def reached(lookup: Lookup, *paths: bytes) -> set[bytes]:
+        blocks = set(lookup.further(paths))
+        return {path for path, own in of.items() if own & blocks} - {b"lost+found"}
+
+    assert reached(Lookup(read)) == {b"", b"a", b"d", b"empty"}
+    assert reached(Lookup(read), b"a/one") == {b"", b"a", b"a/b", b"d", b"empty"}
+    assert reached(Lookup(read), b"a/b/two", b"d/three") == of.keys() - {b"lost+found"}
+    lookup = Lookup(read)
+    lookup(b"a/one")
+    assert reached(lookup, b"a/one", b"none/such") == {b"a/b", b"d", b"empty"}, "what was given before is left out"
 
 
 def test_an_inode_comes_with_those_that_the_kernel_reads_with_it(tmp_path: Path) -> None:
