@@ -21,7 +21,7 @@ pytestmark = [
 
 IMAGES = ["redis", "python-flask", "node-express", "python-ml"]
 LINK = ("--rtt-ms", "50", "--mbit", "1000")
-ROUNDS = 3
+ROUNDS = 5
 LABELS = {"unlearnt": "without", "default": "version 1's", "own": "its own"}
 GAIN = 0.9
 
