@@ -2,13 +2,15 @@
 
 A start on a host that had nothing of the image counts in full: what it did not read, it did not need. A start that had a
 profile replayed read from the kernel's cache whatever the profile brought, so it says nothing about that; what it read
-besides is added. A start on a warm host says nothing about absence, and is taken only where there is nothing else.
+besides is added, but for what only one of many such starts read. A start on a warm host says nothing about absence, and is
+taken only where there is nothing else.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blockmap.format.profile import Item
 from blockmap.learn.layout import Layout, Numbers, blocks_of
@@ -61,7 +63,7 @@ def merge(layout: Layout, old: Sequence[Item], old_starts: int, starts: Sequence
     kept = min(old_starts, max(1, MEMORY - len(whole))) if whole else old_starts
     votes = [_votes(old, kept, old_starts)] if kept else []
     votes += [_votes(start.items) for start in whole]
-    votes += [_outside(_votes(start.items), start.prefilled or ()) for start in added]
+    votes += _often([_outside(_votes(start.items), start.prefilled or ()) for start in added])
     total = max(kept + len(whole), 1)
     blocks, times_ms, touched = _counted(votes)
     if whole and not is_guess and total >= _MANY:
@@ -86,8 +88,19 @@ def _votes(items: Sequence[Item], kept: int = 1, of: int = 1) -> _Votes:
 
 
 def _outside(votes: _Votes, prefilled: Sequence[Item]) -> _Votes:
-    new = ~np.isin(votes.blocks, blocks_of(prefilled)[0])
-    return _Votes(votes.blocks[new], votes.times_ms[new], votes.ranks[new], votes.counts[new])
+    return _only(votes, ~np.isin(votes.blocks, blocks_of(prefilled)[0]))
+
+
+def _often(starts: list[_Votes]) -> list[_Votes]:
+    """Without what only one of many read."""
+    if len(starts) < _MANY:
+        return starts
+    blocks, touched = np.unique(np.concatenate([own.blocks for own in starts]), return_counts=True)
+    return [_only(own, np.isin(own.blocks, blocks[touched > 1])) for own in starts]
+
+
+def _only(votes: _Votes, which: NDArray[np.bool_]) -> _Votes:
+    return _Votes(votes.blocks[which], votes.times_ms[which], votes.ranks[which], votes.counts[which])
 
 
 def _counted(votes: Sequence[_Votes]) -> tuple[Numbers, Numbers, Numbers]:

@@ -61,6 +61,18 @@ def test_a_start_with_a_profile_only_adds() -> None:
     assert shown(decided.items) == [(12, 3, 0, 4)]
 
 
+def test_what_only_one_of_many_starts_with_a_profile_read_is_not_added() -> None:
+    old = items_of(blocks(12, 3), touched=3)
+    odd, usual = start(blocks(30, 1), blocks(100, 2), prefilled=old), start(blocks(100, 1), prefilled=old)
+    assert shown(merge(LAYOUT, old, 3, [odd, usual]).items) == [
+        (12, 3, 0, 3),
+        (30, 1, 0, 1),
+        (100, 1, 0, 2),
+        (101, 1, 0, 1),
+    ]
+    assert shown(merge(LAYOUT, old, 3, [odd, usual, usual]).items) == [(12, 3, 0, 3), (100, 1, 0, 3)]
+
+
 def test_what_a_replay_hid_is_neither_hit_nor_miss() -> None:
     old = items_of(blocks(12, 3), touched=2)
     merged = merge(LAYOUT, old, 2, [start(prefilled=old) for _ in range(9)])
