@@ -20,6 +20,8 @@ class Warmth:
     its own."""
 
     def __init__(self, ping: Callable[[], object], every_s: float = _EVERY_S) -> None:
+        self.is_warm = False
+        """Whether all of them have been asked once; those that got no answer are asked again like the rest."""
         self._ping = ping
         self._every_s = every_s
         self._end = threading.Event()
@@ -37,6 +39,7 @@ class Warmth:
         while True:
             for done in [self._pool.submit(self._once) for _ in range(_CONNECTIONS)]:
                 done.result()
+            self.is_warm = True
             if self._end.wait(self._every_s):
                 return
 

@@ -141,6 +141,7 @@ class Exports:
             "exports": exports,
             "opened": opened,
             "unconfirmed": self._opener.unconfirmed,
+            "warm": self._warmth is None or self._warmth.is_warm,
             "hydrations": hydrations,
             "remote": self.calls.status(),
             "fetch": self._fetcher.status(),

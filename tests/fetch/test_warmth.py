@@ -37,3 +37,20 @@ def test_closing_does_not_wait_for_the_next_time() -> None:
     began = time.monotonic()
     warmth.close()
     assert time.monotonic() - began < LIMIT_S
+
+
+def test_it_is_warm_when_all_have_been_asked() -> None:
+    asked, answer = threading.Semaphore(0), threading.Event()
+
+    def ping() -> None:
+        asked.release()
+        assert answer.wait(LIMIT_S)
+
+    warmth = Warmth(ping, every_s=0.01)
+    assert asked.acquire(timeout=LIMIT_S)
+    assert not warmth.is_warm
+    answer.set()
+    for _ in range(2 * 16):  # the last of these is of the second time
+        assert asked.acquire(timeout=LIMIT_S)
+    assert warmth.is_warm
+    warmth.close()

@@ -21,7 +21,8 @@ CAVEATS = [
     "The far side, the relay, the servers and the program that starts share this machine's processors; seconds of different "
     "machines do not compare, slopes do.",
     "The clock runs from the request to open until the program is ready, and includes about 0.2 s of run-startup's own start. "
-    "Nothing of the image is on this host before it; the host's programs are in memory. `before` counts what a server that "
+    "Nothing of the image is on this host before it; the host's programs are in memory, and a resident server has its "
+    "connections open. `before` counts what a server that "
     "was there already had asked for.",
     "The slope of ready over RTT (Theil-Sen, 95 % interval) is the number of serial round trips, connections included. "
     "`counted` is the longest chain of requests that did not overlap, at the longest RTT, by blockmap's own log of calls and "

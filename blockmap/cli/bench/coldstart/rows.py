@@ -5,6 +5,7 @@ All that serve NBD are attached in the same way: nbdfuse, a loop device with dir
 
 import contextlib
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from blockmap.cli.bench.coldstart.engine import Store
 from blockmap.cli.bench.coldstart.images import Prepared
 from blockmap.cli.bench.coldstart.processes import listens, mounted, running, wait_ready
 from blockmap.cli.bench.coldstart.serve import BLOCKMAP, served
+from blockmap.errors import HostError
 from blockmap.host import tools
 from blockmap.host.calls import read_calls
 from blockmap.host.control import Client
@@ -23,6 +25,7 @@ from blockmap.store.observed import Call
 
 _UNLEARNT = "+unlearnt"
 """A workload of which nothing is known."""
+_WARM_SECONDS, _POLL_SECONDS = 60.0, 0.01
 _ATTACHING = (("nbdfuse", "--version"), ("fusermount3", "--version"), ("losetup", "--version"))
 
 
@@ -87,8 +90,12 @@ class Blockmap:
 
     def before(self, place: Place) -> None:
         if self._resident:
-            # Its answer means that all that it does at its start is done, or under way.
-            Client(self._serve(place)).request("status")
+            # One that has been up for a while has its connections.
+            client, end = Client(self._serve(place)), time.monotonic() + _WARM_SECONDS
+            while not client.request("status")["warm"]:
+                if time.monotonic() > end:
+                    raise HostError("the server's connections to the store do not open")
+                time.sleep(_POLL_SECONDS)
 
     def root(self, place: Place) -> Path:
         socket = socket_of(place) if self._resident else self._serve(place)
