@@ -1,6 +1,7 @@
 """Writes a trace while it happens. What is in the file survives the server, which may be killed at any moment.
 
-A read costs one append to a list, of one number that says where and how much. The list is drained ten times a second; when
+A read costs one append to a list, of one number that says where and how much; of a read of one block it is the offset, which
+is there already: to make another costs two more percent of a read. The list is drained ten times a second; when
 each read began is known of those that leave the hit path, and evenly spread between these. A clock for each, or the mapping
 of a file to write into, would cost twice as much: instructions that take 0.1 microseconds in a loop take ten times that among
 the processor's other work. So does draining more often, which each time takes the interpreter's lock from the readers.
@@ -19,14 +20,16 @@ from typing import Any, Final
 
 import numpy as np
 
+from blockmap.format import BLOCK
 from blockmap.format.trace import HEAD_BYTES, READ, Head, Reads, encode_head
 from blockmap.volume.reads import Slow
 
 RECORDS: Final = 65_536
 SUFFIX: Final = ".trace"
 LENGTH_BITS: Final = 27
-"""A read is noted as its offset, shifted by so many bits, and its length: nbdkit asks for 64 MiB at most. A moment is noted
-as its microseconds, negative."""
+"""A read of one block is noted as its offset. Another one is its offset, shifted by so many bits, and its length, as nbdkit asks
+for 64 MiB at most: all bits of that are inverted, which makes it negative. A moment is its microseconds and _MOMENT."""
+_MOMENT = 1 << 62
 
 Read = Callable[[memoryview, int], Slow | None]
 """As `View.read`."""
@@ -69,7 +72,7 @@ class Recorder:
 
     def mark(self) -> None:
         """Notes that it is now."""
-        self.note(-(self._clock_ns() // 1000))
+        self.note(_MOMENT + self._clock_ns() // 1000)
 
     def drain(self) -> None:
         """Writes what was noted since; never raises."""
@@ -128,10 +131,12 @@ def _decode(noted: list[int], before_us: int, now_us: int, began_us: int) -> Rea
         numbers: np.ndarray[Any, Any] = np.frombuffer(array("q", noted), np.int64)
     except OverflowError:  # beyond 64 GiB of a volume
         numbers = np.array(noted, object)
-    is_read = (numbers >= 0).astype(bool)
-    packed, moments = numbers[is_read], -numbers[~is_read].astype(np.int64)
-    found = np.empty(len(packed), READ)
-    found["offset"], found["length"] = packed >> LENGTH_BITS, packed & _LENGTH
+    is_read = (numbers < _MOMENT).astype(bool)
+    own, moments = numbers[is_read], (numbers[~is_read] - _MOMENT).astype(np.int64)
+    one_block = (own >= 0).astype(bool)
+    found = np.empty(len(own), READ)
+    found["offset"] = np.where(one_block, own, ~own >> LENGTH_BITS)
+    found["length"] = np.where(one_block, BLOCK, ~own & _LENGTH)
     # A read's mark follows it, so that it is as late as that. Marks of other threads may be a little out of order.
     known_at = np.concatenate(([-1], np.flatnonzero(~is_read) - 1, [len(noted)]))
     known_us = np.maximum.accumulate(np.concatenate(([before_us], moments, [max(now_us, before_us)])))

@@ -48,7 +48,7 @@ class View:
 
     def noting(self, note: Note, mark: Callable[[], None]) -> Read:
         def read(buf: memoryview, offset: int) -> Slow | None:
-            note(offset << LENGTH_BITS | len(buf))
+            note(offset if len(buf) == BLOCK else ~(offset << LENGTH_BITS | len(buf)))
             mark()
             return self.read(buf, offset)
 

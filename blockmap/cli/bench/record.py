@@ -151,7 +151,7 @@ def _append_us(directory: Path) -> float:
     note, buf = recorder.note, memoryview(bytearray(BLOCK))
     began = time.thread_time()
     for offset in range(0, _APPENDS * BLOCK, BLOCK):
-        note(offset << LENGTH_BITS | len(buf))
+        note(offset if len(buf) == BLOCK else ~(offset << LENGTH_BITS | len(buf)))
     recorder.drain()
     drained = time.thread_time()
     for _ in range(0, _APPENDS * BLOCK, BLOCK):
