@@ -50,6 +50,12 @@ class File(NamedTuple):
         return sum(length for _, length in self.runs)
 
 
+def folders_above(path: bytes) -> list[bytes]:
+    """All directories above a path, the nearest first, but the root."""
+    parts = path.split(b"/")
+    return [b"/".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
+
+
 def encode(root: Digest, files: Iterable[File]) -> bytes:
     """The object as stored."""
     body = b"".join(

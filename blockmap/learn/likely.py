@@ -9,11 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 
-from blockmap.format.filemap import File, Run
+from blockmap.format.filemap import File, Run, folders_above
 from blockmap.format.profile import Item
 from blockmap.learn.carry import Lookup, way_to
 from blockmap.learn.layout import Layout
-from blockmap.learn.newcomers import ending, folders_above
+from blockmap.learn.newcomers import ending
 
 _SHARE = 1.0
 """Of the blocks of the profile: the smallest first, up to so many. With 0.75 a shared library of 7 MB gives way to

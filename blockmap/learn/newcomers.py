@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from blockmap.format.filemap import File
+from blockmap.format.filemap import File, folders_above
 from blockmap.format.profile import Item
 
 _SHARE = 0.1
@@ -59,12 +59,6 @@ def newcomers(items: Sequence[Item], old: Collection[bytes], files: Sequence[Fil
             found.setdefault(own.last, []).append(file)
             room -= size
     return found
-
-
-def folders_above(path: bytes) -> list[bytes]:
-    """All directories above a path, the nearest first, but the root: it has files of all kinds."""
-    parts = path.split(b"/")
-    return [b"/".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
 
 
 def ending(path: bytes) -> bytes:

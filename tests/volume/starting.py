@@ -35,6 +35,11 @@ class Clock:
         self.ns += int(seconds * 1e9)
 
 
+def noted(offset: int, length: int) -> int:
+    """A read, as a recorder takes it."""
+    return offset if length == BLOCK else ~(offset << LENGTH_BITS | length)
+
+
 class View:
     def __init__(self, name: str = EXPORT) -> None:
         self.name = name
@@ -48,7 +53,7 @@ class View:
 
     def noting(self, note: Note, mark: Callable[[], None]) -> Read:
         def read(buf: memoryview, offset: int) -> Slow | None:
-            note(offset if len(buf) == BLOCK else ~(offset << LENGTH_BITS | len(buf)))
+            note(noted(offset, len(buf)))
             mark()
             return self.read(buf, offset)
 

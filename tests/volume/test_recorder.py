@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from blockmap.format.trace import HEAD_BYTES, READ, End
 from blockmap.volume import recorder as recorders
-from blockmap.volume.recorder import LENGTH_BITS, Recorder, make_room, rewrite_head
-from tests.volume.starting import Clock, head, ranges, stored
+from blockmap.volume.recorder import Recorder, make_room, rewrite_head
+from tests.volume.starting import Clock, head, noted, ranges, stored
 from tests.waiting import until
 
 
@@ -31,7 +31,7 @@ def often() -> Iterator[None]:
 
 
 def note(recorder: Recorder, offset: int, length: int = 4096) -> None:
-    recorder.note(offset if length == 4096 else ~(offset << LENGTH_BITS | length))
+    recorder.note(noted(offset, length))
 
 
 def test_reads_have_the_time_of_their_mark_or_are_spread_between(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from blockmap.format import BLOCK
+from blockmap.format.filemap import folders_above
 from blockmap.image.ext4.reader import Entry, Reader
 from blockmap.image.member import Kind
 
@@ -17,8 +18,7 @@ class Lookup:
         self._read = read
         self._noted: dict[int, None] = {}
         self._reader = Reader(self._note)
-        self._directories: dict[int, dict[bytes, int]] = {}
-        self._inner: dict[int, list[int]] = {}
+        self._directories: dict[int, dict[bytes, tuple[int, bool]]] = {}
 
     def __call__(self, path: bytes) -> list[int]:
         """The blocks that finding a path and where its contents are reads, in order; those given before are left out."""
@@ -32,27 +32,29 @@ class Lookup:
         """The blocks that looking for files in vain reads, one directory further than where finding `paths` leads; those given
         before are left out."""
         before = len(self._noted)
-        for folder in sorted({b"", *(path[:at] for path in paths for at, byte in enumerate(path) if byte == ord("/"))}):
+        for folder in sorted({b"", *(folder for path in set(paths) for folder in folders_above(path))}):
             number = self._find(folder) if folder else _ROOT
             if number is not None:
-                self._names(number)
-                for inner in self._inner[number]:
-                    self._names(inner)
+                for inner, is_directory in self._names(number).values():
+                    if is_directory:
+                        self._names(inner)
         return list(self._noted)[before:]
 
     def _find(self, path: bytes) -> int | None:
-        number: int | None = _ROOT
+        number = _ROOT
         for name in path.split(b"/"):
-            names = self._names(number) if number is not None else {}
-            number = names.get(name)
+            found = self._names(number).get(name)
+            if found is None:
+                return None
+            number, _ = found
         return number
 
-    def _names(self, number: int) -> dict[bytes, int]:
+    def _names(self, number: int) -> dict[bytes, tuple[int, bool]]:
+        """The numbers of what is in a directory, and whether they are directories; nothing in what is none."""
         if number not in self._directories:
             entry = self._entry(b"", number)
-            names = list(self._reader.names(entry)) if entry.kind is Kind.DIR else []
-            self._directories[number] = {name: inode for name, inode, _ in names}
-            self._inner[number] = [inode for _, inode, is_directory in names if is_directory]
+            names = self._reader.names(entry) if entry.kind is Kind.DIR else ()
+            self._directories[number] = {name: (inode, is_directory) for name, inode, is_directory in names}
         return self._directories[number]
 
     def _entry(self, path: bytes, number: int) -> Entry:

@@ -5,7 +5,6 @@ All that serve NBD are attached in the same way: nbdfuse, a loop device with dir
 
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from blockmap.cli.bench.coldstart.engine import Store
 from blockmap.cli.bench.coldstart.images import Prepared
 from blockmap.cli.bench.coldstart.processes import listens, mounted, running, wait_ready
 from blockmap.cli.bench.coldstart.serve import BLOCKMAP, served
-from blockmap.errors import HostError
 from blockmap.host import tools
 from blockmap.host.calls import read_calls
 from blockmap.host.control import Client
@@ -25,7 +23,6 @@ from blockmap.store.observed import Call
 
 _UNLEARNT = "+unlearnt"
 """A workload of which nothing is known."""
-_WARM_SECONDS, _POLL_SECONDS = 60.0, 0.01
 _ATTACHING = (("nbdfuse", "--version"), ("fusermount3", "--version"), ("losetup", "--version"))
 
 
@@ -90,12 +87,7 @@ class Blockmap:
 
     def before(self, place: Place) -> None:
         if self._resident:
-            # One that has been up for a while has its connections.
-            client, end = Client(self._serve(place)), time.monotonic() + _WARM_SECONDS
-            while not client.request("status")["warm"]:
-                if time.monotonic() > end:
-                    raise HostError("the server's connections to the store do not open")
-                time.sleep(_POLL_SECONDS)
+            self._serve(place, warm=True)  # one that has been up for a while has its connections
 
     def root(self, place: Place) -> Path:
         socket = socket_of(place) if self._resident else self._serve(place)
@@ -110,8 +102,8 @@ class Blockmap:
     def calls(self, place: Place) -> list[Call] | None:
         return calls_of(place)
 
-    def _serve(self, place: Place) -> Path:
-        return place.stack.enter_context(served(place.store, place.folder / "cache", place.folder))
+    def _serve(self, place: Place, warm: bool = False) -> Path:
+        return place.stack.enter_context(served(place.store, place.folder / "cache", place.folder, warm))
 
 
 def socket_of(place: Place) -> Path:

@@ -7,16 +7,20 @@ from pathlib import Path
 
 from blockmap.cli.bench.coldstart.engine import Store
 from blockmap.cli.bench.coldstart.processes import listens, running, wait_ready
+from blockmap.host.control import Client
 from blockmap.host.paths import control_socket
 
 BLOCKMAP = (sys.executable, "-m", "blockmap.cli.main")
 
 
 @contextlib.contextmanager
-def served(store: Store, cache: Path, folder: Path) -> Iterator[Path]:
-    """Its NBD socket. Whoever connects waits until nbdkit is there behind it."""
+def served(store: Store, cache: Path, folder: Path, warm: bool = False) -> Iterator[Path]:
+    """Its NBD socket. Whoever connects waits until nbdkit is there behind it. `warm`: with its connections to the store open."""
     socket, log = folder / "blockmap.sock", folder / "blockmap.log"
     command = [*BLOCKMAP, "serve", "--store", store.url, "--cache", str(cache), "--socket", str(socket), "--no-learn"]
     with running(command, log, store.environment) as process:
         wait_ready(process, log, lambda: listens(control_socket(socket)))
+        if warm:
+            client = Client(socket)
+            wait_ready(process, log, lambda: bool(client.request("status")["warm"]))
         yield socket
