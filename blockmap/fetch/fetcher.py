@@ -12,7 +12,6 @@ What nobody waits for is asked for by a few threads, and while the link has room
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +26,7 @@ from blockmap.fetch.patience import Patience
 from blockmap.fetch.plan import MAX_REQUEST_BYTES, Request, Wanted, node_at, requests
 from blockmap.fetch.ranges import Ranges
 from blockmap.fetch.replay import Replay
+from blockmap.fetch.replays import Replays
 from blockmap.format import keys
 from blockmap.format import node as nodes
 from blockmap.format.digest import Digest
@@ -44,9 +44,6 @@ _NEIGHBOUR_THREADS = 4
 _WANT_THREADS = 4
 _DEMAND_THREADS = 16
 """For further ranges of one read: reader threads do the rest."""
-_BUNDLE_REQUESTS = 16
-"""Of all bundles, at once."""
-_REPLAYS_KEPT = 64
 _MAX_QUEUED = 16
 _PATROL_S = 0.5
 """How soon a reader that waits for another's request sees that its patience is at an end."""
@@ -64,12 +61,9 @@ class Fetcher:
         self._flights = Flights(cache, self.landing)
         self._ranges = Ranges(repository.store)
         self.line = self._ranges.line
-        # Guards _queued, _failed and _replays; never held across I/O, nor while another lock is taken.
+        self._replays = Replays(self._ranges, cache, self.landing, self._flights.verifying)
+        # Guards _queued and _failed; never held across I/O, nor while another lock is taken.
         self._lock = threading.Lock()
-        self._replays: dict[str, Replay] = {}
-        """The latest at the end."""
-        self._before: Counter[str] = Counter()
-        """Sums of what came before those."""
         self._queued = 0  # neighbours that no helper has begun with
         self._failed = 0
         # Apart from each other, so that no reader waits for what is wanted for later.
@@ -78,7 +72,6 @@ class Fetcher:
         self._demands = ThreadPoolExecutor(_DEMAND_THREADS, "demands")
         self._wants = ThreadPoolExecutor(_WANT_THREADS, "wants")
         self._scout = ThreadPoolExecutor(1, "scout")
-        self._room = threading.Semaphore(_BUNDLE_REQUESTS)
 
     def get(self, wanted: Sequence[Wanted], around: Around | None, patience: Patience) -> bytes | memoryview:
         """The content of the first of `wanted`; its reader needs the others next, so they are asked for as well, and what
@@ -187,48 +180,22 @@ class Fetcher:
 
     def replay(self, about: Bundle, root: Callable[[], Root]) -> Replay:
         """Begins to bring a bundle, unless that is under way or was done just now; `root`, the volume's, may be waited for."""
-        gone = []
-        with self._lock:
-            found = self._replays.get(about.key)
-            if found is None or not found.is_recent():
-                gone = [each for each in [self._replays.pop(about.key, None)] if each is not None]
-                verifying = self._flights.verifying
-                found = Replay(about, root, self._ranges, self.cache, self.landing, self._room, verifying)
-                self._replays[about.key] = found
-                while len(self._replays) > _REPLAYS_KEPT:
-                    gone.append(self._replays.pop(next(iter(self._replays))))
-                self._before.update(_sums(gone))
-        for each in gone:
-            each.stop()
-        return found
+        return self._replays.begin(about, root)
 
     def status(self) -> dict[str, object]:
         with self._lock:
-            failed, replays, before = self._failed, list(self._replays.values()), dict(self._before)
-        bundles = {name: before.get(name, 0) + value for name, value in _sums(replays).items()}
-        told = [replay.status() for replay in replays]
-        running = sum(not replay.ended for replay in replays)
-        return (
-            {"failed": failed, "bundles_running": running, **bundles, "replays": told}
-            | self._flights.status()
-            | self._ranges.status()
-        )
+            failed = self._failed
+        return {"failed": failed} | self._replays.status() | self._flights.status() | self._ranges.status()
 
     def stop(self) -> None:
         """Ends all waiting for the store, with StoreUnavailable."""
         self._ranges.stop()
-        with self._lock:
-            replays = list(self._replays.values())
-        for replay in replays:
-            replay.stop()
+        self._replays.stop()
 
     def close(self) -> None:
         """Ends the threads, when no reader is left."""
         self.stop()
-        with self._lock:
-            replays = list(self._replays.values())
-        for replay in replays:
-            replay.close()
+        self._replays.close()
         self.landing.close()
         for pool in (self._scout, self._wants, self._neighbours, self._demands, self._openers):
             pool.shutdown(wait=True, cancel_futures=pool is not self._openers)
@@ -352,14 +319,3 @@ class Fetcher:
     def _bring_calmly(self, request: Request) -> None:
         self._ranges.await_calm()
         self._bring(request)
-
-
-def _sums(replays: Sequence[Replay]) -> dict[str, int]:
-    """What only grows."""
-    return {
-        "bundles": len(replays),
-        "bundles_failed": sum(bool(each.failed) for each in replays),
-        "bundle_bytes": sum(each.bytes for each in replays),
-        "bundle_damaged": sum(each.damaged for each in replays),
-        "bundle_strays": sum(each.strays for each in replays),
-    }
