@@ -36,12 +36,12 @@ from dataclasses import astuple
 from typing import Any
 
 from blockmap.errors import BlockmapError, UsageError
-from blockmap.format.readings import Reading
+from blockmap.format.reading_list import ReadItem
 from blockmap.format.refs import DEFAULT_LABEL
-from blockmap.learn.carry import readings
-from blockmap.learn.kept import LocalProfiles
-from blockmap.volume.exports import Exports
-from blockmap.volume.starts import Starts
+from blockmap.learn.local_files import LocalProfiles
+from blockmap.learn.port_profile import read_items
+from blockmap.server.exports import Exports
+from blockmap.trace.manager import TraceManager
 
 VERSION = 1
 _MAX_LINE = 1 << 16
@@ -58,7 +58,7 @@ class Control:
         self,
         listening: socket.socket,
         exports: Exports,
-        starts: Starts,
+        starts: TraceManager,
         kept: LocalProfiles,
         status: Callable[[], dict[str, object]],
     ) -> None:
@@ -155,12 +155,12 @@ class Control:
             "expect and ready are"
         )
 
-    def _kept_readings(self, export: str) -> list[Reading]:
+    def _kept_readings(self, export: str) -> list[ReadItem]:
         """What a profile says that only this host has, of the very version."""
         pinned, label = self._start_of(export)
         repo, _, digest = pinned.partition("@sha256:")
         own = self._kept.get(repo, label)
-        return readings(own.items) if own is not None and own.version.hex() == digest else []
+        return read_items(own.items) if own is not None and own.version.hex() == digest else []
 
     def _expect(self, export: str, new: object, exact: object) -> dict[str, Any]:
         if new is not True or type(exact) is not bool:

@@ -16,15 +16,15 @@ from pathlib import Path
 import nbdkit
 
 from blockmap.errors import BlockmapError, UsageError
-from blockmap.fetch.patience import Patience, parse_option
-from blockmap.format.trace import Head
-from blockmap.learn.kept import LocalProfiles
+from blockmap.format.trace import TraceHead
+from blockmap.learn.local_files import LocalProfiles
+from blockmap.origin.outage_policy import OutagePolicy, parse_option
+from blockmap.server.exports import Exports
 from blockmap.store.opening import location
-from blockmap.volume.exports import Exports
-from blockmap.volume.starts import Starts
+from blockmap.trace.manager import TraceManager
+from nbdplugin.background import LearnerProcess
 from nbdplugin.control import Control
 from nbdplugin.failures import Failures
-from nbdplugin.learner import Learner
 from nbdplugin.metrics import MetricsServer
 from nbdplugin.session import Session, Sessions
 from nbdplugin.sockets import hang_up_on_idle, peer
@@ -46,13 +46,13 @@ _MAX_EXPORTS_LISTED = 10_000
 _log = logging.getLogger("blockmap")
 _libnbdkit = ctypes.CDLL(None)
 _settings: dict[str, str] = {}
-_outages: dict[str, Patience] = {}
+_outages: dict[str, OutagePolicy] = {}
 _failures = Failures(_log, time.monotonic)
 _stopping = threading.Event()
 _exports: Exports | None = None
 _sessions: Sessions | None = None
-_starts: Starts | None = None
-_learner: Learner | None = None
+_starts: TraceManager | None = None
+_learner: LearnerProcess | None = None
 
 
 class RequestFailed(Exception):
@@ -106,8 +106,8 @@ def after_fork() -> None:
         raise
     cache = Path(_settings["cache"])
     if _settings.get("learn") != "off":
-        _learner = Learner(_settings["store"], cache)
-    _starts = Starts(cache / "traces", _learn)
+        _learner = LearnerProcess(_settings["store"], cache)
+    _starts = TraceManager(cache / "traces", _learn)
     _sessions = Sessions(_exports, _starts)
     if "control_fd" in _settings:
         listening = socket.socket(fileno=int(_settings["control_fd"]))
@@ -133,7 +133,7 @@ def _status() -> dict[str, object]:
     return {**_sessions.status(), "learn": learn}
 
 
-def _learn(head: Head, trace: Path) -> None:
+def _learn(head: TraceHead, trace: Path) -> None:
     if _learner is not None:
         _learner.offer(head, trace)
 

@@ -9,11 +9,11 @@ import threading
 import time
 
 from blockmap.format.refs import DEFAULT_LABEL, parse_reference
-from blockmap.volume.exports import Exports
+from blockmap.server.exports import Exports
+from blockmap.trace.manager import TraceManager
+from blockmap.trace.recorder import Read
+from blockmap.volume.readonly import ReadOnlyVolume
 from blockmap.volume.reads import Slow, Tally
-from blockmap.volume.recorder import Read
-from blockmap.volume.starts import Starts
-from blockmap.volume.view import View
 
 _EXPORTS_KEPT = 64
 OTHER = "other"
@@ -25,7 +25,7 @@ class Session:
 
     __slots__ = ("_tallies", "read", "view")
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: ReadOnlyVolume) -> None:
         self.view = view
         self.read: Read = view.read
         """As the view's; by way of the recorder, while a trace runs."""
@@ -52,7 +52,7 @@ class Session:
 class Sessions:
     """All connections of a server; safe to share between threads."""
 
-    def __init__(self, exports: Exports, starts: Starts) -> None:
+    def __init__(self, exports: Exports, starts: TraceManager) -> None:
         self._exports = exports
         self._starts = starts
         self._started = time.time()

@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from blockmap.host.attachments import Attachments
-from blockmap.host.nbdfuse import NbdFuse
-from blockmap.host.paths import default_state
+from blockmap.host.devices.nbdfuse import NbdFuse
+from blockmap.local.paths import default_state
 
 
 def attachments() -> Attachments:

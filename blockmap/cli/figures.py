@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from blockmap.cli.units import size
 from blockmap.format.refs import short_export
+from blockmap.terminal.units import size
 from blockmap.volume.histogram import quantile
 
 Status = dict[str, Any]

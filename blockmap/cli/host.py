@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 
 from blockmap.cli.attached import attachments, state
-from blockmap.cli.options import cache_option, hydrate_option, label_option, labelled, socket_option, store_option
 from blockmap.cli.server import server
-from blockmap.host import runner, tools
+from blockmap.host import tools
+from blockmap.host.run import runner
+from blockmap.terminal.options import cache_option, hydrate_option, label_option, labelled, socket_option, store_option
 
 
 @click.command()

@@ -9,24 +9,24 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from blockmap.cli.options import cache_option, need_store, store_option
 from blockmap.cli.progress import Watched
-from blockmap.cli.units import size
 from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound, UsageError
+from blockmap.filesystem.ext4.reader import Ext4Reader
 from blockmap.format import BLOCK
 from blockmap.format.refs import parse_name, parse_reference
-from blockmap.host.paths import default_cache
 from blockmap.image.compare import compare
-from blockmap.image.disk import DiskSource
-from blockmap.image.ext4.reader import Reader
+from blockmap.image.disk_image import DiskSource
 from blockmap.image.importer import Importer, Summary
 from blockmap.image.sources import open_source
+from blockmap.local.paths import default_cache
 from blockmap.publish.local import LocalCatalogue
 from blockmap.store.names import NameReader
 from blockmap.store.opening import create_store, open_or_create, open_store
 from blockmap.store.repository import Repository
-from blockmap.volume.content import check_version, stored_reader, usage
-from blockmap.volume.opening import find_version
+from blockmap.store.resolver import find_version
+from blockmap.terminal.options import cache_option, need_store, store_option
+from blockmap.terminal.units import size
+from blockmap.upkeep.verify import check_version, stored_reader, usage
 
 _UNBOUNDED = 10_000
 """Columns: wider than any table."""
@@ -221,7 +221,7 @@ def verify(name: str, store: str | None, against: str | None, platform: str | No
                 raise UsageError(
                     f"{against} is a disk image: files can be compared with a container image or a directory"
                 )
-            differences = compare(Reader(stored_reader(repository, found.version.root)), source)
+            differences = compare(Ext4Reader(stored_reader(repository, found.version.root)), source)
         finally:
             source.close()
     for difference in differences[:100]:

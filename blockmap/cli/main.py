@@ -14,13 +14,13 @@ from blockmap.errors import BlockmapError, UsageError
 
 _COMMANDS = {
     "attach": "blockmap.cli.host:attach",
-    "bench": "blockmap.cli.bench.command:bench",
+    "bench": "blockmap.bench.command:bench",
     "create": "blockmap.cli.images:create",
     "detach": "blockmap.cli.host:detach",
     "images": "blockmap.cli.images:images",
     "import": "blockmap.cli.images:import_",
     "profile": "blockmap.cli.profiles:profile",
-    "report": "blockmap.cli.report.command:report",
+    "report": "blockmap.report.command:report",
     "run": "blockmap.cli.host:run",
     "serve": "blockmap.cli.serve:serve",
     "show": "blockmap.cli.images:show",

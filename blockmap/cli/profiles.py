@@ -11,23 +11,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from blockmap.cli.options import cache_option, need_store, store_option
 from blockmap.cli.record import record
-from blockmap.cli.units import size
 from blockmap.errors import BlockmapError, NotFound, UsageError
 from blockmap.format import BLOCK
-from blockmap.format.profile import Item, Profile
+from blockmap.format.profile import Profile, ProfileItem
 from blockmap.format.refs import DEFAULT_LABEL, parse_reference
-from blockmap.host.paths import default_cache
-from blockmap.image.learning import Learner, Learnt, Subject, fresh_traces
-from blockmap.learn.kept import LocalProfiles, TraceFolder, load_trace
-from blockmap.learn.profiles import ProfileReader
+from blockmap.learn.learner import Learnt, ProfileLearner, Subject, fresh_traces
+from blockmap.learn.local_files import LocalProfiles, TraceFolder, load_trace
+from blockmap.local.paths import default_cache
 from blockmap.store.base import Reader
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store
+from blockmap.store.profiles import ProfileReader
 from blockmap.store.repository import Repository
-from blockmap.volume.opening import find_version
+from blockmap.store.resolver import find_version
+from blockmap.terminal.options import cache_option, need_store, store_option
+from blockmap.terminal.units import size
 
 _UNBOUNDED = 10_000
 """Columns: wider than any table."""
@@ -71,7 +71,7 @@ def build(
     subject, opened = _subject(name, label, store)
     where = cache or default_cache()
     folder = TraceFolder(where / "traces", _warn)
-    learner = Learner(opened, subject, LocalProfiles(where / "profiles"), _warn)
+    learner = ProfileLearner(opened, subject, LocalProfiles(where / "profiles"), _warn)
     chosen = [load_trace(folder.find(each)) for each in traces]
     if any((trace.head.repo, trace.head.label) != (subject.repo, subject.label) for trace in chosen):
         raise UsageError(f"a trace is not of {subject.repo}+{subject.label}: see `blockmap trace list`")
@@ -196,7 +196,7 @@ def _bundles(store: Reader, found: Profile) -> list[tuple[str, list[str], int]]:
     return [(version.hex(), versions[version], length) for version, length in rows]
 
 
-def item_rows(items: Sequence[Item], starts: int) -> list[dict[str, object]]:
+def item_rows(items: Sequence[ProfileItem], starts: int) -> list[dict[str, object]]:
     """Items for machines."""
     return [
         {
@@ -211,7 +211,7 @@ def item_rows(items: Sequence[Item], starts: int) -> list[dict[str, object]]:
     ]
 
 
-def item_table(items: Sequence[Item], starts: int) -> Table:
+def item_table(items: Sequence[ProfileItem], starts: int) -> Table:
     """Items for people."""
     table = Table(box=None, pad_edge=False)
     for title in ("#", "MS", "SIZE", "BLOCKS", "STARTS"):

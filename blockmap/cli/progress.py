@@ -6,14 +6,14 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from blockmap.image.disk import DiskSource
-from blockmap.image.member import Source
+from blockmap.filesystem.member import ImageSource
+from blockmap.image.disk_image import DiskSource
 
 
 class Watched:
     """Shows how much of a source has been read, while the block runs; nothing where standard error is no terminal."""
 
-    def __init__(self, source: Source | DiskSource, title: str, quiet: bool) -> None:
+    def __init__(self, source: ImageSource | DiskSource, title: str, quiet: bool) -> None:
         self._shown: Progress | None = None
         if quiet or isinstance(source, DiskSource) or not sys.stderr.isatty():
             return

@@ -12,13 +12,14 @@ import click
 
 from blockmap.cli.attached import attachments, state
 from blockmap.cli.host import words
-from blockmap.cli.options import cache_option, label_option, labelled, socket_option, store_option
 from blockmap.cli.server import server
 from blockmap.errors import HostError, UsageError
 from blockmap.format.refs import parse_reference
-from blockmap.host import runner, tools
-from blockmap.host.readiness import parse_readiness
-from blockmap.host.recording import Recording
+from blockmap.host import tools
+from blockmap.host.run import runner
+from blockmap.host.run.readiness import parse_readiness
+from blockmap.host.run.recording import Recording
+from blockmap.terminal.options import cache_option, label_option, labelled, socket_option, store_option
 
 _PIECE_BYTES = 1 << 16
 

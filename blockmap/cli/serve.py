@@ -5,13 +5,13 @@ from pathlib import Path
 
 import click
 
-from blockmap.cli.options import cache_option, need_store, socket_option, store_option
-from blockmap.fetch.known import open_served
-from blockmap.fetch.patience import parse_option
-from blockmap.host.paths import default_cache, default_socket
-from blockmap.host.supervisor import Supervisor
+from blockmap.host.serve.supervisor import Supervisor
+from blockmap.local.paths import default_cache, default_socket
+from blockmap.origin.outage_policy import parse_option
+from blockmap.origin.records import open_served
+from blockmap.server.opener import ANSWER_SECONDS
 from blockmap.store.opening import location
-from blockmap.volume.opener import ANSWER_SECONDS
+from blockmap.terminal.options import cache_option, need_store, socket_option, store_option
 
 
 @click.command()

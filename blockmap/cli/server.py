@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from blockmap.cli.options import need_store
+from blockmap.control.client import Client
 from blockmap.errors import HostError
-from blockmap.host.control import Client
-from blockmap.host.paths import default_cache, default_socket
+from blockmap.local.paths import default_cache, default_socket
+from blockmap.terminal.options import need_store
 
 _IDLE_SECONDS = 60.0
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from blockmap.fetch.known import open_served
-from blockmap.host.supervisor import spawn
+from blockmap.host.serve.supervisor import spawn
+from blockmap.origin.records import open_served
+from blockmap.server.opener import ANSWER_SECONDS
 from blockmap.store.opening import location
-from blockmap.volume.opener import ANSWER_SECONDS
 
 
 def start(store: str, cache: Path, nbd_socket: Path, idle_seconds: float) -> None:

@@ -10,12 +10,12 @@ from rich.table import Table
 
 from blockmap.cli.attached import attachments
 from blockmap.cli.figures import background, exports, remote
-from blockmap.cli.options import socket_option
-from blockmap.cli.units import duration, share, size
+from blockmap.control.client import Client
 from blockmap.errors import HostError
 from blockmap.format.refs import short_export
-from blockmap.host.control import Client
-from blockmap.host.paths import default_socket
+from blockmap.local.paths import default_socket
+from blockmap.terminal.options import socket_option
+from blockmap.terminal.units import duration, share, size
 
 _WIDE = 1000
 _CLOSED_SHOWN = 10

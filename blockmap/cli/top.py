@@ -18,19 +18,19 @@ from rich.table import Table
 from rich.text import Text
 
 from blockmap.cli.figures import Export, Figures, Status, background, exports, remote
-from blockmap.cli.options import socket_option
-from blockmap.cli.units import duration, share, size
+from blockmap.control.client import Client
 from blockmap.errors import HostError, UsageError
 from blockmap.format.refs import short_export
-from blockmap.host.control import Client
-from blockmap.host.paths import default_socket
+from blockmap.local.paths import default_socket
+from blockmap.terminal.options import socket_option
+from blockmap.terminal.units import duration, share, size
 
 _REFRESH_SECONDS = 1.0
 _ANSWER_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Snapshot:
     """A status, and when it was."""
 
     at_s: float
@@ -44,7 +44,7 @@ def top(socket: Path | None) -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("top draws on a terminal: for a program, there is `blockmap status --json`")
     client = Client((socket or default_socket()).absolute(), _ANSWER_SECONDS)
-    before: Sample | None = None
+    before: Snapshot | None = None
     with contextlib.suppress(KeyboardInterrupt), _keys(), Live(screen=True, auto_refresh=False) as live:
         while True:
             now, shown = _look(client, before)
@@ -54,19 +54,19 @@ def top(socket: Path | None) -> None:
                 return
 
 
-def _look(client: Client, before: Sample | None) -> tuple[Sample | None, RenderableType]:
+def _look(client: Client, before: Snapshot | None) -> tuple[Snapshot | None, RenderableType]:
     """What the server says now, and how it is shown."""
     try:
         status = client.request("status")
     except HostError as error:
         return None, Text(f"waiting for the server: {error}")
-    now = Sample(time.monotonic(), status)
+    now = Snapshot(time.monotonic(), status)
     if before is not None and before.status["pid"] != status["pid"]:
         before = None  # another process, which began to count anew
     return now, render(now, before)
 
 
-def render(now: Sample, before: Sample | None) -> RenderableType:
+def render(now: Snapshot, before: Snapshot | None) -> RenderableType:
     """What went on between two samples; with one, since the server's start."""
     status = now.status
     seconds = max(now.at_s - before.at_s if before else status["seconds"], 1e-3)

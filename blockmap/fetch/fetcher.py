@@ -16,24 +16,24 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+from blockmap.cache.cache import Cache
+from blockmap.cache.staging import StagingArea
 from blockmap.errors import Corrupt, FormatError, NotFound, StoreUnavailable
-from blockmap.fetch.cache import Cache
 from blockmap.fetch.flights import Flight, Flights
-from blockmap.fetch.landing import Landing
-from blockmap.fetch.line import Trial
-from blockmap.fetch.link import MAX_WINDOW_BYTES
-from blockmap.fetch.patience import Patience
-from blockmap.fetch.plan import MAX_REQUEST_BYTES, Request, Wanted, node_at, requests
-from blockmap.fetch.ranges import Ranges
-from blockmap.fetch.replay import Replay
-from blockmap.fetch.replays import Replays
 from blockmap.format import keys
 from blockmap.format import node as nodes
 from blockmap.format.digest import Digest
-from blockmap.format.hint import Bundle
+from blockmap.format.hint import BundleRef
 from blockmap.format.node import Inner, Node, Placement
 from blockmap.format.tree import Root
-from blockmap.format.version import Run
+from blockmap.format.version import NodeRun
+from blockmap.origin.link import MAX_WINDOW_BYTES
+from blockmap.origin.outage import Attempt
+from blockmap.origin.outage_policy import OutagePolicy
+from blockmap.origin.ranges import Ranges
+from blockmap.replay.replay import Replay
+from blockmap.replay.replays import Replays
+from blockmap.store.plan import MAX_REQUEST_BYTES, Request, Wanted, node_at, requests
 from blockmap.store.repository import Repository, open_node
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Fetcher:
 
     def __init__(self, repository: Repository, cache: Cache) -> None:
         self.cache = cache
-        self.landing = Landing(cache)
+        self.landing = StagingArea(cache)
         self._flights = Flights(cache, self.landing)
         self._ranges = Ranges(repository.store)
         self.line = self._ranges.line
@@ -73,7 +73,7 @@ class Fetcher:
         self._wants = ThreadPoolExecutor(_WANT_THREADS, "wants")
         self._scout = ThreadPoolExecutor(1, "scout")
 
-    def get(self, wanted: Sequence[Wanted], around: Around | None, patience: Patience) -> bytes | memoryview:
+    def get(self, wanted: Sequence[Wanted], around: Around | None, patience: OutagePolicy) -> bytes | memoryview:
         """The content of the first of `wanted`; its reader needs the others next, so they are asked for as well, and what
         lies around it, but for None.
 
@@ -95,7 +95,7 @@ class Fetcher:
                 raise flight.error
             # The leader of a whole range failed: this reader's own attempt decides.
 
-    def node(self, wanted: Wanted, patience: Patience) -> Node:
+    def node(self, wanted: Wanted, patience: OutagePolicy) -> Node:
         """A node, from the cache or the store; raises Corrupt, NotFound, StoreUnavailable."""
         frame = self.cache.get(wanted.key)
         if frame is not None:
@@ -111,7 +111,7 @@ class Fetcher:
         """Brings things in the background; what is at hand or in flight is left out. Never blocks or raises."""
         for request in requests(self._flights.missing(items), MAX_REQUEST_BYTES):
             with suppress(RuntimeError):  # closed
-                self._wants.submit(self._bring_calmly, request)
+                self._wants.submit(self._fetch_when_idle, request)
 
     def later(self, act: Callable[[], object]) -> None:
         """Does something in the background, one after the other. Never blocks or raises."""
@@ -128,13 +128,13 @@ class Fetcher:
     def bring(self, items: Sequence[Wanted]) -> None:
         """Brings things that nobody waits for, in the calling thread; never raises."""
         for request in requests(self._flights.missing(items), MAX_REQUEST_BYTES):
-            self._bring_calmly(request)
+            self._fetch_when_idle(request)
 
     def complete(self, items: Sequence[Wanted]) -> int:
         """Brings what is not at hand as a whole, in the calling thread, while the link has room; the bytes asked for."""
         came = 0
         for request in requests(self._flights.incomplete(items), MAX_REQUEST_BYTES):
-            self._ranges.await_calm()
+            self._ranges.await_headroom()
             came += request[-1].end - request[0].place.offset
             self._bring(request, complete=True)
         return came
@@ -152,7 +152,7 @@ class Fetcher:
         """Whether the cache has a node, which is not checked."""
         return place is not None and self.cache.lookup(node_at(name, place).key) >= 0
 
-    def prime(self, run: Run, root: Callable[[], Root]) -> None:
+    def prime(self, run: NodeRun, root: Callable[[], Root]) -> None:
         """Reads a run in one range and keeps the nodes of a tree that it holds; `root` is asked for meanwhile.
 
         Advice: what is not in it, or damaged, is fetched when it is needed. Raises what reading the range raises.
@@ -178,7 +178,7 @@ class Fetcher:
         self._flights.flush()
         self.landing.flush()
 
-    def replay(self, about: Bundle, root: Callable[[], Root]) -> Replay:
+    def replay(self, about: BundleRef, root: Callable[[], Root]) -> Replay:
         """Begins to bring a bundle, unless that is under way or was done just now; `root`, the volume's, may be waited for."""
         return self._replays.begin(about, root)
 
@@ -203,7 +203,7 @@ class Fetcher:
 
     # --- a reader's flight
 
-    def _wait(self, flight: Flight, trial: Trial) -> None:
+    def _wait(self, flight: Flight, trial: Attempt) -> None:
         while not flight.landed.wait(_PATROL_S):
             self.line.check(trial)
 
@@ -231,7 +231,7 @@ class Fetcher:
                 with suppress(RuntimeError):  # closed
                     self._demands.submit(self._bring, each, demand=True)
         request = self._with_neighbours(own, request, around)
-        followers = self._flights.take_off(request, complete=True)
+        followers = self._flights.begin_missing(request, complete=True)
         try:
             stored, start = self._first_range(own, request)
             data = self._open(own, stored[own.place.offset - start :][: own.place.stored])
@@ -256,20 +256,20 @@ class Fetcher:
         window, instant = allowance
         near = self._flights.incomplete(around(own, window // 2))
         if not near or not instant:
-            self._send_for([item for item in near if item not in request])
+            self._submit_neighbours([item for item in near if item not in request])
             return request
         items = {item.key: item for item in (*request, *near)}
         return next(each for each in requests(items.values(), 2 * window) if own in each)
 
-    def _send_for(self, near: list[Wanted]) -> None:
+    def _submit_neighbours(self, near: list[Wanted]) -> None:
         """Before the reader's own request goes out: the helpers' follow it at once."""
         for request in requests(near, MAX_WINDOW_BYTES):
             with self._lock:
                 self._queued += 1
             with suppress(RuntimeError):  # closed
-                self._neighbours.submit(self._bring_soon, request)
+                self._neighbours.submit(self._fetch_neighbours, request)
 
-    def _bring_soon(self, request: Request) -> None:
+    def _fetch_neighbours(self, request: Request) -> None:
         with self._lock:
             self._queued -= 1
         if self._ranges.calm:
@@ -303,7 +303,7 @@ class Fetcher:
         """Leads flights for what is neither at hand nor in flight; waits for no other's, and never raises."""
         if self.line.away or not (demand or self.cache.keeps):
             return
-        flights = self._flights.take_off(request, complete)
+        flights = self._flights.begin_missing(request, complete)
         if not flights:
             return
         items = [item for item, _ in flights]
@@ -316,6 +316,6 @@ class Fetcher:
             return
         self._flights.land(flights, stored, items[0].place.offset)
 
-    def _bring_calmly(self, request: Request) -> None:
-        self._ranges.await_calm()
+    def _fetch_when_idle(self, request: Request) -> None:
+        self._ranges.await_headroom()
         self._bring(request)

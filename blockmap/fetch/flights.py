@@ -10,10 +10,10 @@ import queue
 import threading
 from collections.abc import Sequence
 
+from blockmap.cache.cache import Cache
+from blockmap.cache.staging import StagingArea
 from blockmap.errors import Corrupt
-from blockmap.fetch.cache import Cache
-from blockmap.fetch.landing import Landing
-from blockmap.fetch.plan import Request, Wanted
+from blockmap.store.plan import Request, Wanted
 from blockmap.store.repository import open_chunk, open_node
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Flight:
 class Flights:
     """All flights to one cache; safe to share between threads."""
 
-    def __init__(self, cache: Cache, landing: Landing) -> None:
+    def __init__(self, cache: Cache, landing: StagingArea) -> None:
         self._cache, self._landing = cache, landing
         # Guards what follows; never held across I/O, nor while another lock is taken. `missing` looks without it.
         self._lock = threading.Lock()
@@ -69,7 +69,7 @@ class Flights:
         at_hand, flights = self._landing.has_all, self._by_key
         return [item for item in items if not at_hand(item.key) and item.key not in flights]
 
-    def take_off(self, request: Request, complete: bool = False) -> list[tuple[Wanted, Flight]]:
+    def begin_missing(self, request: Request, complete: bool = False) -> list[tuple[Wanted, Flight]]:
         """New flights for what is not in flight, nor at hand: if only in part, or as a whole."""
         at_hand = self._landing.has_all if complete else self._landing.has_any
         found = []

@@ -3,8 +3,8 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable
 
-from blockmap.fetch.plan import Wanted
 from blockmap.format.digest import Digest
+from blockmap.store.plan import Wanted
 
 
 class Neighbours:

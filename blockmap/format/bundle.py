@@ -37,12 +37,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from blockmap.errors import FormatError
-from blockmap.format import BLOCK, codec
-from blockmap.format import readings as reading_list
+from blockmap.format import BLOCK, codec, reading_list
 from blockmap.format.chunker import MAX_BLOCKS
 from blockmap.format.digest import DIGEST_BYTES, Digest, chunk_digest, held_block_digests
 from blockmap.format.pack import PackKind
-from blockmap.format.readings import Reading
+from blockmap.format.reading_list import ReadItem
 
 MAGIC: Final = b"bmpk"
 FORMAT: Final = 1
@@ -76,7 +75,7 @@ class Piece(NamedTuple):
     """In the frame."""
 
 
-class Stem(NamedTuple):
+class NodeAt(NamedTuple):
     """A node that is here."""
 
     node: Digest
@@ -99,13 +98,13 @@ class FrameAt(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class BundleHead:
     """What a bundle says that it holds."""
 
-    stems: list[Stem]
+    stems: list[NodeAt]
     pieces: list[Piece]
     frames: list[FrameAt]
-    readings: list[Reading]
+    readings: list[ReadItem]
     image_blocks: int
     """Blocks of data that the whole image has."""
     length: int
@@ -133,7 +132,7 @@ class Head:
 def encode(
     nodes: Sequence[tuple[Digest, bytes]],
     chunks: Iterable[tuple[Digest, int, bytes | memoryview]],
-    readings: Sequence[Reading],
+    readings: Sequence[ReadItem],
     image_blocks: int,
     salt: bytes,
     further: Sequence[tuple[Digest, bytes]] = (),
@@ -200,7 +199,7 @@ def encode(
     return [head + sha256(head).digest(), *(bytes(data) for _, data in stored)], length
 
 
-def decode_head(data: bytes | memoryview) -> Head:
+def decode_head(data: bytes | memoryview) -> BundleHead:
     """Parses the head, which is all of `data`; FormatError."""
     view = memoryview(data)
     end = len(view) - DIGEST_BYTES
@@ -234,7 +233,7 @@ def measure(read: Callable[[int, int], bytes | memoryview]) -> tuple[int, int]:
     return offset + stored, head
 
 
-def open_frame(head: Head, number: int, stored: bytes | memoryview) -> bytes | memoryview:
+def open_frame(head: BundleHead, number: int, stored: bytes | memoryview) -> bytes | memoryview:
     """The content of a frame, not verified yet; FormatError."""
     frame = head.frames[number]
     return codec.decode(frame.codec, stored, frame.raw)
@@ -281,7 +280,7 @@ def joined(piece: Piece, data: bytes | memoryview, other: Piece, more: bytes | m
     return piece._replace(mask=piece.mask | other.mask, absent=b""), memoryview(content)
 
 
-def _parse(view: memoryview, end: int, count: int, frame_count: int, carried: bool) -> Head:
+def _parse(view: memoryview, end: int, count: int, frame_count: int, carried: bool) -> BundleHead:
     at = _HEAD.size
     entries = list(_ENTRY.iter_unpack(view[at : at + count * _ENTRY.size]))
     at += count * _ENTRY.size
@@ -311,9 +310,9 @@ def _parse(view: memoryview, end: int, count: int, frame_count: int, carried: bo
     for _, frame, offset, length in entries:
         if frame >= frame_count or offset + length > frames[frame].raw:
             raise FormatError("an entry of the bundle points outside of its frames")
-    stems = [Stem(Digest(name), frame, offset, length) for name, frame, offset, length in entries[:nodes]]
+    stems = [NodeAt(Digest(name), frame, offset, length) for name, frame, offset, length in entries[:nodes]]
     pieces = list(_pieces(entries[nodes:], blocks, masks.tolist(), others))
-    return Head(stems, pieces, frames, readings, image_blocks, len(view), carried)
+    return BundleHead(stems, pieces, frames, readings, image_blocks, len(view), carried)
 
 
 def _pieces(

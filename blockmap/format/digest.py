@@ -37,18 +37,18 @@ _HELD = 2047
 """Bytes that hashlib takes with the interpreter's lock held."""
 
 
-class Kind(IntEnum):
+class DigestKind(IntEnum):
     CHUNK = 1
     NODE = 2
     VERSION = 3
 
 
-def header(kind: Kind, count: int, level: int = 0) -> bytes:
+def header(kind: DigestKind, count: int, level: int = 0) -> bytes:
     """The 16 bytes in front of the body of a `kind` with `count` members."""
     return HEADER.pack(MAGIC, kind, FORMAT, level, 0, count, 0)
 
 
-def digest(kind: Kind, count: int, body: bytes | memoryview, level: int = 0) -> Digest:
+def digest(kind: DigestKind, count: int, body: bytes | memoryview, level: int = 0) -> Digest:
     """The name of an object."""
     state = sha256(header(kind, count, level))
     state.update(body)
@@ -79,7 +79,7 @@ def held_block_digests(data: bytes | memoryview) -> bytes:
 
 def chunk_digest(digests: bytes) -> Digest:
     """The name of a chunk, from the digests of its blocks."""
-    return digest(Kind.CHUNK, len(digests) // DIGEST_BYTES, digests)
+    return digest(DigestKind.CHUNK, len(digests) // DIGEST_BYTES, digests)
 
 
 def from_hex(text: str) -> Digest:

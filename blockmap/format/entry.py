@@ -15,7 +15,7 @@ from blockmap.format import record
 from blockmap.format.digest import Digest, from_hex
 from blockmap.format.node import Placement
 from blockmap.format.tree import Root
-from blockmap.format.version import Run, Version, decode_placement, decode_run, encode_placement, encode_run
+from blockmap.format.version import NodeRun, Version, decode_placement, decode_run, encode_placement, encode_run
 
 FORMAT = 1
 MAX_BYTES = 1 << 20
@@ -34,7 +34,7 @@ class Entry:
     number: int
     """Of the version's record."""
     root: Placement | None
-    run: Run | None
+    run: NodeRun | None
     oci: bytes | None
     previous: bytes | None
     nonce: str

@@ -33,7 +33,7 @@ _FILE = struct.Struct("<HIQ")
 _RUN = struct.Struct("<QI")
 
 
-Run = tuple[int, int]
+FileRun = tuple[int, int]
 """Start and length, in blocks of the volume."""
 
 
@@ -41,7 +41,7 @@ class File(NamedTuple):
     path: bytes
     size: int
     """Bytes."""
-    runs: list[Run]
+    runs: list[FileRun]
     """In the order of the file."""
 
     @property

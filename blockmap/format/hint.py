@@ -30,7 +30,7 @@ _MAX_TABLE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
+class BundleRef:
     """Where the newest bundle of a label is."""
 
     label: str
@@ -48,7 +48,7 @@ class Hint:
     """The entry as stored."""
     version: bytes | None
     """The record of the entry's version as stored, not verified."""
-    bundles: tuple[Bundle, ...] = ()
+    bundles: tuple[BundleRef, ...] = ()
 
 
 def encode(hint: Hint) -> bytes:
@@ -83,12 +83,12 @@ def decode(data: bytes, repo: str, tag: str) -> Hint:
         raise FormatError(f"the hint lacks a field, or one has the wrong type: {error}") from error
 
 
-def encode_bundles(bundles: Sequence[Bundle]) -> bytes:
+def encode_bundles(bundles: Sequence[BundleRef]) -> bytes:
     """Bundles alone, as a host keeps them."""
     return record.seal([record.encode({"bundles": [_told(each) for each in bundles], "format": FORMAT})])
 
 
-def decode_bundles(data: bytes) -> tuple[Bundle, ...]:
+def decode_bundles(data: bytes) -> tuple[BundleRef, ...]:
     """Parses what `encode_bundles` made; FormatError."""
     head = record.decode(record.unseal(data, MAX_BYTES)[0])
     try:
@@ -97,7 +97,7 @@ def decode_bundles(data: bytes) -> tuple[Bundle, ...]:
         raise FormatError(f"a bundle lacks a field, or one has the wrong type: {error}") from error
 
 
-def _told(bundle: Bundle) -> dict[str, Any]:
+def _told(bundle: BundleRef) -> dict[str, Any]:
     return {"key": bundle.key, "label": bundle.label, "length": bundle.length, "table": bundle.table}
 
 
@@ -109,8 +109,8 @@ def _joined(lines: list[bytes]) -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
-def _bundle(value: Any) -> Bundle:
-    made = Bundle(value["label"], value["key"], value["length"], value["table"])
+def _bundle(value: Any) -> BundleRef:
+    made = BundleRef(value["label"], value["key"], value["length"], value["table"])
     if type(made.label) is not str or type(made.key) is not str:
         raise FormatError("a bundle of the hint has no label or no key")
     if not 0 <= _count(made.table) <= min(_count(made.length), _MAX_TABLE_BYTES) or made.length > _MAX_BUNDLE_BYTES:

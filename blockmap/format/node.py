@@ -38,7 +38,7 @@ import numpy.typing as npt
 
 from blockmap.errors import FormatError
 from blockmap.format.chunker import MAX_BLOCKS, SPAN
-from blockmap.format.digest import ABSENT, DIGEST_BYTES, FORMAT, HEADER, MAGIC, Digest, Kind, digest, header
+from blockmap.format.digest import ABSENT, DIGEST_BYTES, FORMAT, HEADER, MAGIC, Digest, DigestKind, digest, header
 from blockmap.format.extent import Extent
 
 FANOUT: Final = 256
@@ -106,7 +106,7 @@ class Leaf:
 
     @cached_property
     def digest(self) -> Digest:
-        return digest(Kind.NODE, len(self.starts), self.content)
+        return digest(DigestKind.NODE, len(self.starts), self.content)
 
     @property
     def references(self) -> Sequence[Digest]:
@@ -165,7 +165,7 @@ class Inner:
 
     @cached_property
     def digest(self) -> Digest:
-        return digest(Kind.NODE, len(self.slots), self.content, self.level)
+        return digest(DigestKind.NODE, len(self.slots), self.content, self.level)
 
     @property
     def references(self) -> Sequence[Digest]:
@@ -223,7 +223,7 @@ def leaf(extents: Iterable[Extent], base: int, placements: dict[Digest, Placemen
 
 def encode(node: Node) -> bytes:
     """The stored form of a node, all of whose placements must be known."""
-    head = header(Kind.NODE, len(node.starts) if isinstance(node, Leaf) else len(node.slots), node.level)
+    head = header(DigestKind.NODE, len(node.starts) if isinstance(node, Leaf) else len(node.slots), node.level)
     packs: dict[Digest, int] = {}
     table = np.zeros(len(node.placements), dtype=_REFERENCE)
     for at, place in enumerate(node.placements):
@@ -239,10 +239,10 @@ def decode(frame: bytes, pack: Digest, expected: Digest) -> Node:
     if len(frame) < HEADER.size or len(frame) > MAX_NODE_BYTES:
         raise FormatError(f"{len(frame)} bytes are no node: 16 to {MAX_NODE_BYTES} are expected")
     magic, kind, version, level, flags, count, zero = HEADER.unpack_from(frame)
-    if (magic, kind, version, flags, zero) != (MAGIC, Kind.NODE, FORMAT, 0, 0) or level > MAX_LEVEL or not count:
+    if (magic, kind, version, flags, zero) != (MAGIC, DigestKind.NODE, FORMAT, 0, 0) or level > MAX_LEVEL or not count:
         raise FormatError("the header is not that of a node")
     end, node = (_decode_leaf if level == 0 else _decode_inner)(frame, level, count)
-    if digest(Kind.NODE, count, memoryview(frame)[HEADER.size : end], level) != expected:
+    if digest(DigestKind.NODE, count, memoryview(frame)[HEADER.size : end], level) != expected:
         raise FormatError(f"the node is not the one named {expected.hex()}")
     placed = node.with_placements(_decode_placements(frame, end, len(node.references), pack))
     placed.check()

@@ -44,7 +44,7 @@ class PackKind(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class PackedFrame:
     """One chunk or node as it is stored."""
 
     digest: Digest
@@ -68,7 +68,7 @@ def head_bytes(frames: int) -> int:
     return _HEAD.size + (_ENTRY.size + _FRAME.size) * frames
 
 
-def seal(kind: PackKind, frames: Sequence[Frame], salt: bytes) -> Pack:
+def seal(kind: PackKind, frames: Sequence[PackedFrame], salt: bytes) -> Pack:
     """Makes a pack."""
     offset = head_bytes(len(frames))
     head = [_HEAD.pack(MAGIC, FORMAT, kind, 0, len(frames), len(frames), salt)]
@@ -87,7 +87,7 @@ def seal(kind: PackKind, frames: Sequence[Frame], salt: bytes) -> Pack:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class PackHead:
     """What a pack says that it holds."""
 
     kind: PackKind
@@ -110,7 +110,7 @@ def head_length(start: bytes) -> int:
     return head_bytes(count)
 
 
-def parse_head(data: bytes, name: Digest) -> Head:
+def parse_head(data: bytes, name: Digest) -> PackHead:
     """Parses the head of the pack `name` from the pack's first bytes; FormatError."""
     length = head_length(data)
     if len(data) < length:
@@ -129,4 +129,4 @@ def parse_head(data: bytes, name: Digest) -> Head:
             raise FormatError("a frame of the pack uses what this release of blockmap does not know: upgrade it")
         entries.append((Digest(digest), Placement(name, codec, start, stored, raw)))
         end = max(end, start + stored)
-    return Head(PackKind(kind), entries, length, end)
+    return PackHead(PackKind(kind), entries, length, end)

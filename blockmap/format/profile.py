@@ -46,7 +46,7 @@ _LENGTH = struct.Struct("<H")
 _COLUMNS = ("<u8", "<u4", "u1", "<u4", "<u4", "<u4", "<u4", "<u2")
 
 
-class Item(NamedTuple):
+class ProfileItem(NamedTuple):
     """Blocks that follow each other, in the volume, in one chunk, and in one file or none."""
 
     start: int
@@ -72,7 +72,7 @@ class Profile:
     """Its items' places in the volume are those of this version."""
     root: Digest
     starts: int
-    items: Sequence[Item]
+    items: Sequence[ProfileItem]
     host: str = ""
     time: int = 0
     """Seconds since 1970, by the writer's clock."""
@@ -146,7 +146,7 @@ def decode(data: bytes, repo: str, label: str, n: int) -> Profile:
         raise FormatError(f"the profile lacks a field, or one is wrong: {error}") from error
 
 
-def _items(body: bytes, count: int, chunks: int, paths: int, starts: int) -> list[Item]:
+def _items(body: bytes, count: int, chunks: int, paths: int, starts: int) -> list[ProfileItem]:
     if not 0 <= count <= MAX_ITEMS or not 0 <= chunks <= count or not 0 <= paths <= count:
         raise FormatError(f"a profile of {count} items, {chunks} chunks and {paths} paths does not add up")
     names = [Digest(body[at : at + DIGEST_BYTES]) for at in range(0, DIGEST_BYTES * chunks, DIGEST_BYTES)]
@@ -169,5 +169,5 @@ def _items(body: bytes, count: int, chunks: int, paths: int, starts: int) -> lis
             raise FormatError("an item of the profile points outside of its tables")
         if blocks < 1 or first + blocks > MAX_BLOCKS or start + blocks > MAX_VOLUME_BLOCKS:
             raise FormatError("an item of the profile reaches past the end of its chunk or volume")
-        items.append(Item(start, blocks, names[chunk], first, files[path], where, time_ms, touched))
+        items.append(ProfileItem(start, blocks, names[chunk], first, files[path], where, time_ms, touched))
     return items

@@ -60,7 +60,7 @@ class End(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class TraceHead:
     """What a trace says about itself."""
 
     repo: str
@@ -86,11 +86,11 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    head: Head
+    head: TraceHead
     reads: Reads
 
 
-def encode_head(head: Head) -> bytes:
+def encode_head(head: TraceHead) -> bytes:
     """The first 512 bytes."""
     label, repo = head.label.encode(), head.repo.encode()
     if len(label) > 64 or len(repo) > 256:
@@ -102,7 +102,7 @@ def encode_head(head: Head) -> bytes:
     return packed.ljust(HEAD_BYTES, b"\0")
 
 
-def decode_head(data: bytes) -> Head:
+def decode_head(data: bytes) -> TraceHead:
     """Parses the first 512 bytes of a trace; FormatError."""
     if len(data) < HEAD_BYTES:
         raise FormatError(f"{len(data)} bytes are too short for a trace")
@@ -113,7 +113,7 @@ def decode_head(data: bytes) -> Head:
         texts = repo.rstrip(b"\0").decode(), label.rstrip(b"\0").decode()
     except UnicodeDecodeError as error:
         raise FormatError(f"the trace's name is damaged: {error}") from error
-    return Head(*texts, Digest(name), Digest(root), size, started, flags, End(end), ready, profile)
+    return TraceHead(*texts, Digest(name), Digest(root), size, started, flags, End(end), ready, profile)
 
 
 def decode(data: bytes) -> Trace:

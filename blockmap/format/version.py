@@ -18,7 +18,7 @@ from typing import Any
 
 from blockmap.errors import FormatError
 from blockmap.format import record
-from blockmap.format.digest import ABSENT, Digest, Kind, digest, from_hex
+from blockmap.format.digest import ABSENT, Digest, DigestKind, digest, from_hex
 from blockmap.format.node import Placement
 from blockmap.format.tree import MAX_BLOCKS, Root
 
@@ -28,7 +28,7 @@ MAX_RUN_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class WriterLayout:
     """How an import laid its volume out; another layout may give another root for the same image."""
 
     writer: int
@@ -38,7 +38,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class NodeRun:
     """Bytes of a pack of nodes that an open should read in one go: root, inner nodes, first leaves."""
 
     pack: Digest
@@ -50,7 +50,7 @@ class Run:
 class Version:
     root: Root
     extra: Root
-    layout: Layout
+    layout: WriterLayout
     manifest: bytes | None = None
     """OCI manifest, byte for byte."""
     config: bytes | None = None
@@ -60,13 +60,13 @@ class Version:
     message: str = ""
     created: str = ""
     """As the image configuration has it; empty where it has none."""
-    run: Run | None = None
+    run: NodeRun | None = None
     """Outside of the name, as placements are."""
 
     @property
     def name(self) -> Digest:
         line = self.line()
-        return digest(Kind.VERSION, len(line), line)
+        return digest(DigestKind.VERSION, len(line), line)
 
     def line(self) -> bytes:
         return record.encode(
@@ -102,7 +102,7 @@ def decode(data: bytes, expected: Digest) -> Version:
     lines = record.unseal(data)
     if len(lines) != 2:
         raise FormatError(f"a version record has {len(lines)} lines where 2 are expected")
-    if digest(Kind.VERSION, len(lines[0]), lines[0]) != expected:
+    if digest(DigestKind.VERSION, len(lines[0]), lines[0]) != expected:
         raise FormatError(f"the version record is not the one named {expected.hex()}")
     value, places = record.decode(lines[0]), record.decode(lines[1])
     try:
@@ -120,7 +120,7 @@ def decode(data: bytes, expected: Digest) -> Version:
         return Version(
             root=_root(value["root"], size, places["root"]),
             extra=_root(value["extra"], size, places["extra"]),
-            layout=Layout(*layout),
+            layout=WriterLayout(*layout),
             manifest=_decode(value["manifest"]),
             config=_decode(value["config"]),
             parents=tuple(from_hex(parent) for parent in value["parents"]),
@@ -159,17 +159,17 @@ def decode_placement(value: Any) -> Placement | None:
         raise FormatError(f"a placement lacks a field, or one has the wrong type: {error}") from error
 
 
-def encode_run(run: Run | None) -> dict[str, Any] | None:
+def encode_run(run: NodeRun | None) -> dict[str, Any] | None:
     """A run as a JSON object."""
     return None if run is None else {"end": run.end, "pack": run.pack.hex(), "start": run.start}
 
 
-def decode_run(value: Any) -> Run | None:
+def decode_run(value: Any) -> NodeRun | None:
     """The reverse of `encode_run`; FormatError."""
     if value is None:
         return None
     try:
-        run = Run(from_hex(value["pack"]), value["start"], value["end"])
+        run = NodeRun(from_hex(value["pack"]), value["start"], value["end"])
     except (KeyError, TypeError) as error:
         raise FormatError(f"a run lacks a field, or is none: {error}") from error
     numbers_are_good = type(run.start) is int and type(run.end) is int and 0 <= run.start < run.end < 1 << 33

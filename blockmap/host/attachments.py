@@ -16,10 +16,12 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from blockmap.control.client import Client
 from blockmap.errors import HostError, UsageError
-from blockmap.host import mounts, start, tools, warming
-from blockmap.host.control import Client
-from blockmap.host.device import Attacher, Device
+from blockmap.host import mounting, tools
+from blockmap.host.devices import mounts
+from blockmap.host.devices.device import Attacher, Device
+from blockmap.host.warm import warming
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS devices (
@@ -80,9 +82,9 @@ class Attachments:
                 database.execute("INSERT OR REPLACE INTO mounts VALUES (?, ?, ?)", (where, key, name))
                 database.commit()
                 if made:
-                    start.mount(client, export, device, Path(key), where, exact=exact)
+                    mounting.mount(client, export, device, Path(key), where, exact=exact)
                 else:
-                    start.mount_device(device.path, where)
+                    mounting.mount_device(device.path, where)
             except BaseException:
                 if mounts.source(where) == device.path:
                     tools.run("umount", where)
@@ -141,7 +143,7 @@ class Attachments:
                     "(`blockmap status` says where it is)"
                 )
             return row[0], Device(*row[1:]), False
-        start.expect(client, export, exact=exact)
+        mounting.expect(client, export, exact=exact)
         devices = self._state / "devices"
         devices.mkdir(parents=True, exist_ok=True)
         key = tempfile.mkdtemp(dir=devices)

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, cast
 from isal import igzip, igzip_lib
 
 from blockmap.errors import ImageError, UsageError
+from blockmap.filesystem.member import Layer
 from blockmap.image.layer import BlobLayer, chain_ids
-from blockmap.image.member import Layer
 from blockmap.image.oci import config_diff_ids
 
 _MAX_DOCUMENT = 8 << 20
@@ -131,7 +131,7 @@ class DockerArchive:
             raise ImageError(f"cannot read {self._name}: {error}") from error
 
     def _open(self, member: tarfile.TarInfo) -> BinaryIO:
-        return io.BufferedReader(_Part(self._path, member.offset_data, member.size))
+        return io.BufferedReader(_ArchivePart(self._path, member.offset_data, member.size))
 
 
 def _tags(image: dict[str, Any]) -> list[str]:
@@ -145,7 +145,7 @@ def _full(reference: str) -> str:
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
-class _Part(io.RawIOBase):
+class _ArchivePart(io.RawIOBase):
     """A range of a file."""
 
     def __init__(self, path: Path, start: int, size: int) -> None:

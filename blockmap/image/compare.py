@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from blockmap.errors import ImageError
-from blockmap.image.ext4.reader import Entry, Reader
-from blockmap.image.member import Kind, Layer, Member, Source
+from blockmap.filesystem.ext4.reader import DirectoryEntry, Ext4Reader
+from blockmap.filesystem.member import ImageSource, Layer, Member, MemberKind
 
 _WHITEOUT, _OPAQUE = b".wh.", b".wh..wh..opq"
 _MADE_BY_EXT4 = b"lost+found"
@@ -40,7 +40,7 @@ class _Object:
 _Unpacked = dict[bytes, _Object]
 
 
-def compare(volume: Reader, source: Source) -> list[Difference]:
+def compare(volume: Ext4Reader, source: ImageSource) -> list[Difference]:
     """Every difference in kind, mode, owner, times, attributes, links, targets, devices, sizes and contents."""
     expected = unpacked(source)
     groups: dict[int, bytes] = {}
@@ -57,7 +57,7 @@ def compare(volume: Reader, source: Source) -> list[Difference]:
                 differences.append(Difference(entry.path, "the path", "absent", entry.kind.value))
             continue
         differences += _compare_one(volume, entry, wanted, groups)
-        if entry.kind is not Kind.DIR:
+        if entry.kind is not MemberKind.DIR:
             if numbers.setdefault(entry.number, id(wanted)) != id(wanted):
                 differences.append(Difference(entry.path, "the inode", "its own", "another file's"))
             if entry.links != len(wanted.paths):
@@ -66,9 +66,9 @@ def compare(volume: Reader, source: Source) -> list[Difference]:
     return differences
 
 
-def unpacked(source: Source) -> _Unpacked:
+def unpacked(source: ImageSource) -> _Unpacked:
     """What the layers of an image amount to, by path."""
-    tree: dict[bytes, _Object] = {b"": _Object(Member(b"", Kind.DIR, 0o755))}
+    tree: dict[bytes, _Object] = {b"": _Object(Member(b"", MemberKind.DIR, 0o755))}
     for layer in source.layers:
         tree = _apply(tree, layer)
     return tree
@@ -80,7 +80,7 @@ def _apply(below: _Unpacked, layer: Layer) -> _Unpacked:
         state = sha256()
         for piece in contents:
             state.update(piece)
-        members.append(_Object(member, state.digest() if member.kind is Kind.FILE else b""))
+        members.append(_Object(member, state.digest() if member.kind is MemberKind.FILE else b""))
     tree = dict(below)
     for thing in members:
         above, _, name = thing.member.path.rpartition(b"/")
@@ -101,7 +101,7 @@ def _apply(below: _Unpacked, layer: Layer) -> _Unpacked:
         _make_parents(tree, parent)
         path = _join(parent, name)
         member = thing.member
-        if member.kind is Kind.HARDLINK:
+        if member.kind is MemberKind.HARDLINK:
             target_above, _, target_name = member.target.rpartition(b"/")
             target = tree.get(_join(_follow(tree, target_above), target_name))
             if target is None:
@@ -110,7 +110,7 @@ def _apply(below: _Unpacked, layer: Layer) -> _Unpacked:
             tree[path] = target
             continue
         old = tree.get(path)
-        if not (old is not None and old.member.kind is Kind.DIR and member.kind is Kind.DIR):
+        if not (old is not None and old.member.kind is MemberKind.DIR and member.kind is MemberKind.DIR):
             _remove(tree, path, keep=False)
         tree[path] = thing
     return tree
@@ -121,7 +121,7 @@ def _remove(tree: _Unpacked, path: bytes, keep: bool) -> None:
     old = tree.get(path)
     if old is None:
         return
-    if old.member.kind is Kind.DIR:
+    if old.member.kind is MemberKind.DIR:
         prefix = path + b"/" if path else b""
         for below in [each for each in tree if each.startswith(prefix) and each != path]:
             del tree[below]
@@ -142,7 +142,7 @@ def _follow(tree: _Unpacked, path: bytes) -> bytes:
             at = at[:-1]
             continue
         there = tree.get(b"/".join([*at, part]))
-        if there is not None and there.member.kind is Kind.SYMLINK:
+        if there is not None and there.member.kind is MemberKind.SYMLINK:
             followed += 1
             if followed > 40:
                 raise ImageError(f"{path!r} leads through too many symlinks")
@@ -159,14 +159,16 @@ def _make_parents(tree: _Unpacked, path: bytes) -> None:
     for count in range(1, len(parts) + 1):
         above = b"/".join(parts[:count])
         if above not in tree:
-            tree[above] = _Object(Member(above, Kind.DIR, 0o755))
+            tree[above] = _Object(Member(above, MemberKind.DIR, 0o755))
 
 
 def _join(above: bytes, name: bytes) -> bytes:
     return above + b"/" + name if above else name
 
 
-def _compare_one(volume: Reader, entry: Entry, wanted: _Object, contents: dict[int, bytes]) -> list[Difference]:
+def _compare_one(
+    volume: Ext4Reader, entry: DirectoryEntry, wanted: _Object, contents: dict[int, bytes]
+) -> list[Difference]:
     member = wanted.member
     differences = []
 
@@ -177,15 +179,15 @@ def _compare_one(volume: Reader, entry: Entry, wanted: _Object, contents: dict[i
     check("the kind", member.kind.value, entry.kind.value)
     if member.kind is not entry.kind:
         return differences
-    check("the mode", oct(0o777 if member.kind is Kind.SYMLINK else member.mode), oct(entry.mode))
+    check("the mode", oct(0o777 if member.kind is MemberKind.SYMLINK else member.mode), oct(entry.mode))
     check("the owner", (member.uid, member.gid), (entry.uid, entry.gid))
     check("the time", (member.mtime_s, member.mtime_ns), (entry.mtime_s, entry.mtime_ns))
     check("the set of extended attributes", dict(member.xattrs), entry.xattrs)
-    if member.kind is Kind.SYMLINK:
+    if member.kind is MemberKind.SYMLINK:
         check("the target", member.target, entry.target)
-    elif member.kind in (Kind.CHAR, Kind.BLOCK):
+    elif member.kind in (MemberKind.CHAR, MemberKind.BLOCK):
         check("the device", (member.major, member.minor), (entry.major, entry.minor))
-    elif member.kind is Kind.FILE:
+    elif member.kind is MemberKind.FILE:
         check("the size", member.size, entry.size)
         if entry.number not in contents:
             state = sha256()

@@ -10,14 +10,14 @@ from hashlib import sha256
 from pathlib import Path
 
 from blockmap.errors import ImageError
-from blockmap.image.member import Kind, Layer, Member, Members
+from blockmap.filesystem.member import Layer, Member, MemberKind, Members
 from blockmap.image.pax import BLOCK, header
 from blockmap.image.platforms import parse_platform
 
 _PIECE_BYTES = 1 << 20
 _KINDS = {
-    stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIR, stat.S_IFLNK: Kind.SYMLINK, stat.S_IFCHR: Kind.CHAR,
-    stat.S_IFBLK: Kind.BLOCK, stat.S_IFIFO: Kind.FIFO,
+    stat.S_IFREG: MemberKind.FILE, stat.S_IFDIR: MemberKind.DIR, stat.S_IFLNK: MemberKind.SYMLINK, stat.S_IFCHR: MemberKind.CHAR,
+    stat.S_IFBLK: MemberKind.BLOCK, stat.S_IFIFO: MemberKind.FIFO,
 }  # fmt: skip
 _NO_XATTRS = (errno.EOPNOTSUPP, errno.ENOSYS)
 _HIDDEN_XATTR = (errno.EPERM, errno.EACCES, errno.ENODATA)
@@ -107,26 +107,28 @@ class DirectoryLayer:
         except OSError as error:
             raise _unreadable(os.fsencode(error.filename or self._root), error) from error
 
-    def _member(self, path: bytes, status: os.stat_result, kind: Kind, seen: dict[tuple[int, int], bytes]) -> Member:
+    def _member(
+        self, path: bytes, status: os.stat_result, kind: MemberKind, seen: dict[tuple[int, int], bytes]
+    ) -> Member:
         full = self._full(path)
         seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
         mode, uid, gid = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
-        if kind is not Kind.DIR and status.st_nlink > 1:
+        if kind is not MemberKind.DIR and status.st_nlink > 1:
             first = seen.setdefault((status.st_dev, status.st_ino), path)
             if first != path:
-                return Member(path, Kind.HARDLINK, mode, uid, gid, seconds, nanoseconds, target=first)
+                return Member(path, MemberKind.HARDLINK, mode, uid, gid, seconds, nanoseconds, target=first)
         try:
-            target = os.readlink(full) if kind is Kind.SYMLINK else b""
+            target = os.readlink(full) if kind is MemberKind.SYMLINK else b""
             xattrs = _xattrs(full)
         except OSError as error:
             raise _unreadable(full, error) from error
-        device = kind is Kind.CHAR or kind is Kind.BLOCK
+        device = kind is MemberKind.CHAR or kind is MemberKind.BLOCK
         major, minor = (os.major(status.st_rdev), os.minor(status.st_rdev)) if device else (0, 0)
-        size = status.st_size if kind is Kind.FILE else 0
+        size = status.st_size if kind is MemberKind.FILE else 0
         return Member(path, kind, mode, uid, gid, seconds, nanoseconds, size, target, major, minor, xattrs)
 
     def _contents(self, member: Member, status: os.stat_result, digest: Callable[[bytes], None]) -> Iterator[bytes]:
-        if member.kind is not Kind.FILE:
+        if member.kind is not MemberKind.FILE:
             return
         full = self._full(member.path)
         left = member.size

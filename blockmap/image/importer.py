@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 import zstandard
 
 from blockmap.errors import BlockmapError
+from blockmap.filesystem.ext4.writer import WRITER, Ext4Writer
+from blockmap.filesystem.member import ImageSource
 from blockmap.format import BLOCK, codec, filemap, keys, layer, oci
 from blockmap.format.digest import Digest
 from blockmap.format.filemap import File
 from blockmap.format.tree import Root
-from blockmap.format.version import Layout, Run, Version
-from blockmap.image.bundling import put_bundles
-from blockmap.image.disk import DiskSource
-from blockmap.image.ext4.writer import WRITER, Writer
-from blockmap.image.member import Source
+from blockmap.format.version import NodeRun, Version, WriterLayout
+from blockmap.image.disk_image import DiskSource
+from blockmap.learn.bundler import put_bundles
 from blockmap.publish.catalogue import Catalogue, read_catalogue
 from blockmap.publish.chunks import ChunkWriter, Counts
 from blockmap.publish.local import LocalCatalogue, Numbered
@@ -76,12 +76,12 @@ class LayerHeaders:
 
 
 @dataclass(frozen=True, slots=True)
-class Laid:
+class WrittenVolume:
     """A volume whose blocks have all gone to the sink."""
 
     size: int
     """Blocks."""
-    layout: Layout
+    layout: WriterLayout
     hidden: list[tuple[int, int]]
     files: list[File]
     headers: list[LayerHeaders]
@@ -98,7 +98,7 @@ class Importer:
         self._parameters = form.chunker
         self._warn = warn
 
-    def run(self, source: Source | DiskSource, repo: str, tag: str, threshold: int = THRESHOLD_BLOCKS) -> Summary:
+    def run(self, source: ImageSource | DiskSource, repo: str, tag: str, threshold: int = THRESHOLD_BLOCKS) -> Summary:
         """Imports `source` and moves the name to it; raises ImageError, StoreError, and leaves nothing new then."""
         began = time.monotonic()
         stages = Stages()
@@ -111,9 +111,9 @@ class Importer:
             with ChunkWriter(publication.put_pack, catalogue.known.lookup, self._parameters, stages) as chunks:
                 with stages.time("layers"):
                     if isinstance(source, DiskSource):
-                        laid = lay_disk(source, chunks)
+                        laid = write_disk(source, chunks)
                     else:
-                        laid = lay_image(source, chunks, threshold)
+                        laid = write_image(source, chunks, threshold)
                 chunks.finish()
                 if not isinstance(source, DiskSource):
                     stages.add("decompress", sum(own.cpu_seconds for own in source.layers))
@@ -168,7 +168,7 @@ class Importer:
         except BlockmapError as error:
             self._warn(f"packs that turned out to be of no use take room in the store: {error}")
 
-    def _run(self, publication: Publication, catalogue: Catalogue, root: Root) -> Run | None:
+    def _run(self, publication: Publication, catalogue: Catalogue, root: Root) -> NodeRun | None:
         """What an open of a tree that is stored already should read first, as a version that has it says."""
         for (name, number), (other, _) in catalogue.versions.items():
             if (other.digest, other.placement) == (root.digest, root.placement):
@@ -192,8 +192,8 @@ class Importer:
     def _put_derived(
         self,
         publication: Publication,
-        source: Source | DiskSource,
-        laid: Laid,
+        source: ImageSource | DiskSource,
+        laid: WrittenVolume,
         trees: Trees,
         version: Version,
         number: int,
@@ -213,8 +213,8 @@ class Importer:
                 publication.put(keys.oci(hashlib.sha256(document).digest()), [oci.encode(name, number)])
 
 
-def lay_image(source: Source, chunks: ChunkWriter, threshold: int) -> Laid:
-    writer = Writer(chunks, threshold)
+def write_image(source: ImageSource, chunks: ChunkWriter, threshold: int) -> WrittenVolume:
+    writer = Ext4Writer(chunks, threshold)
     headers = []
     for own in source.layers:
         kept = LayerHeaders()
@@ -223,10 +223,10 @@ def lay_image(source: Source, chunks: ChunkWriter, threshold: int) -> Laid:
         headers.append(kept)
     volume = writer.finish(_uuid(source))
     files = [File(path, size, runs) for path, size, runs in volume.files if len(path) <= filemap.MAX_PATH]
-    return Laid(volume.size_blocks, Layout(WRITER, threshold), volume.hidden, files, headers)
+    return WrittenVolume(volume.size_blocks, WriterLayout(WRITER, threshold), volume.hidden, files, headers)
 
 
-def lay_disk(source: DiskSource, chunks: ChunkWriter) -> Laid:
+def write_disk(source: DiskSource, chunks: ChunkWriter) -> WrittenVolume:
     """The bytes of a disk image, as they are: the last block is filled up with zeros."""
     rest, at = b"", 0
     for offset, data in source.extents():
@@ -242,16 +242,16 @@ def lay_disk(source: DiskSource, chunks: ChunkWriter) -> Laid:
         rest, at = joined[whole:], offset + len(data)
     if rest:
         chunks.write((at - len(rest)) // BLOCK, rest.ljust(BLOCK, b"\0"))
-    return Laid(max(1, -(-source.size // BLOCK)), Layout(0, 0), [], [], [])
+    return WrittenVolume(max(1, -(-source.size // BLOCK)), WriterLayout(0, 0), [], [], [])
 
 
-def _uuid(source: Source) -> bytes:
+def _uuid(source: ImageSource) -> bytes:
     """The file system's UUID: a function of the layers' contents."""
     chain = source.layers[-1].chain if source.layers else bytes(32)
     return uuid.UUID(bytes=hashlib.sha256(b"blockmap ext4" + chain).digest()[:16], version=5).bytes
 
 
-def _version(source: Source | DiskSource, trees: Trees, layout: Layout) -> Version:
+def _version(source: ImageSource | DiskSource, trees: Trees, layout: WriterLayout) -> Version:
     if isinstance(source, DiskSource):
         return Version(trees.root, trees.extra, layout, run=trees.run)
     try:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import BinaryIO
 
+from blockmap.filesystem.member import Members
 from blockmap.image import compression, tar
-from blockmap.image.member import Members
 
 
 class BlobLayer:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from blockmap.errors import FormatError, ImageError, UsageError
+from blockmap.filesystem.member import Layer
 from blockmap.format.digest import from_hex
 from blockmap.image.layer import BlobLayer, chain_ids
-from blockmap.image.member import Layer
 from blockmap.image.platforms import Platform
 
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")

@@ -12,7 +12,7 @@ import struct
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from blockmap.errors import ImageError
-from blockmap.image.member import Kind, Member
+from blockmap.filesystem.member import Member, MemberKind
 
 BLOCK = 512
 HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s64s8s8s155s12x")
@@ -23,8 +23,9 @@ _ACL = b"SCHILY.acl."
 _USED = frozenset((b"path", b"linkpath", b"size", b"mtime", b"uid", b"gid"))
 _USED_PREFIXES = (_XATTR, _LIBARCHIVE, _SPARSE, _ACL)
 _TYPES = {
-    Kind.FILE: b"0", Kind.HARDLINK: b"1", Kind.SYMLINK: b"2", Kind.CHAR: b"3", Kind.BLOCK: b"4", Kind.DIR: b"5",
-    Kind.FIFO: b"6",
+    MemberKind.FILE: b"0", MemberKind.HARDLINK: b"1", MemberKind.SYMLINK: b"2", MemberKind.CHAR: b"3",
+    MemberKind.BLOCK: b"4", MemberKind.DIR: b"5",
+    MemberKind.FIFO: b"6",
 }  # fmt: skip
 
 
@@ -137,7 +138,7 @@ def show(path: bytes) -> str:
 
 def header(member: Member) -> bytes:
     """The headers of a member: a pax header with what ustar cannot hold, then a ustar header."""
-    path = (member.path or b".") + (b"/" if member.kind is Kind.DIR else b"")
+    path = (member.path or b".") + (b"/" if member.kind is MemberKind.DIR else b"")
     extended: dict[bytes, bytes] = {}
     if len(path) > 100:
         extended[b"path"] = path
@@ -157,7 +158,7 @@ def header(member: Member) -> bytes:
     if not extended:
         return block
     data = b"".join(_record(key, extended[key]) for key in sorted(extended))
-    first = _ustar(b"././@PaxHeader", b"x", Member(b"", Kind.FILE, 0, size=len(data)))
+    first = _ustar(b"././@PaxHeader", b"x", Member(b"", MemberKind.FILE, 0, size=len(data)))
     return first + data + bytes(-len(data) % BLOCK) + block
 
 

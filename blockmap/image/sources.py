@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from blockmap.errors import ImageError, UsageError
+from blockmap.filesystem.member import ImageSource
 from blockmap.image.archive import DockerArchive
 from blockmap.image.directory import Directory
-from blockmap.image.disk import DiskSource
-from blockmap.image.member import Source
+from blockmap.image.disk_image import DiskSource
 from blockmap.image.oci import open_layout
 from blockmap.image.platforms import Platform, parse_platform
 from blockmap.image.skopeo import open_remote
@@ -14,7 +14,7 @@ from blockmap.image.skopeo import open_remote
 FORMS = "oci:DIR[:TAG], docker-archive:FILE[:REF], docker-daemon:REF, docker://REF, a directory, or a disk image"
 
 
-def open_source(text: str, *, platform: str | None, work: Path) -> Source | DiskSource:
+def open_source(text: str, *, platform: str | None, work: Path) -> ImageSource | DiskSource:
     """The image that `text` names; temporary files go below `work` until it is closed. UsageError, ImageError, HostError."""
     chosen = parse_platform(platform)
     try:
@@ -23,7 +23,7 @@ def open_source(text: str, *, platform: str | None, work: Path) -> Source | Disk
         raise ImageError(f"cannot read {text[:200]!r}: {error.strerror or error}") from error
 
 
-def _open(text: str, platform: Platform, work: Path) -> Source | DiskSource:
+def _open(text: str, platform: Platform, work: Path) -> ImageSource | DiskSource:
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "oci":
         return open_layout(*_split(rest), platform)

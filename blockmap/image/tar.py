@@ -11,8 +11,8 @@ a header of another kind states, and a trailing slash makes a directory of type 
 from collections.abc import Callable, Generator, Iterator
 
 from blockmap.errors import ImageError
-from blockmap.image.member import Kind, Member, Members
-from blockmap.image.pax import (
+from blockmap.filesystem.member import Member, MemberKind, Members
+from blockmap.image.pax import (  # fmt: skip
     BLOCK,
     HEADER,
     check_sum,
@@ -24,13 +24,14 @@ from blockmap.image.pax import (
     text_of,
     time_of,
     xattrs_of,
-)  # fmt: skip
+)
 
 _MAX_EXTENDED = 1 << 20
 """Bytes of all extended headers of a member, or of the whole archive: one that wants more is hostile."""
 _KINDS = {
-    b"0": Kind.FILE, b"\0": Kind.FILE, b"7": Kind.FILE, b"1": Kind.HARDLINK, b"2": Kind.SYMLINK, b"3": Kind.CHAR,
-    b"4": Kind.BLOCK, b"5": Kind.DIR, b"6": Kind.FIFO,
+    b"0": MemberKind.FILE, b"\0": MemberKind.FILE, b"7": MemberKind.FILE, b"1": MemberKind.HARDLINK,
+    b"2": MemberKind.SYMLINK, b"3": MemberKind.CHAR,
+    b"4": MemberKind.BLOCK, b"5": MemberKind.DIR, b"6": MemberKind.FIFO,
 }  # fmt: skip
 _ZEROS = bytes(BLOCK)
 
@@ -41,13 +42,13 @@ def members(pieces: Iterator[bytes], headers: Callable[[bytes], None]) -> Member
     `pieces` is closed with this iterator, or at an error at once: a thread may wait behind it.
     """
     try:
-        yield from _members(_Stream(pieces), headers)
+        yield from _members(_TarStream(pieces), headers)
     finally:
         if isinstance(pieces, Generator):
             pieces.close()
 
 
-def _members(stream: "_Stream", headers: Callable[[bytes], None]) -> Members:
+def _members(stream: "_TarStream", headers: Callable[[bytes], None]) -> Members:
     everywhere: dict[bytes, bytes] = {}
     everywhere_bytes = 0
     extended: dict[bytes, bytes] = {}
@@ -90,7 +91,7 @@ def _members(stream: "_Stream", headers: Callable[[bytes], None]) -> Members:
             headers(stream.take(padding))
 
 
-class _Stream:
+class _TarStream:
     """Bytes out of pieces."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
@@ -172,10 +173,10 @@ def _member(fields: tuple[bytes, ...], size: int, extended: dict[bytes, bytes]) 
         what = "sparse" if kind_byte == b"S" else f"of type {kind_byte.decode('latin-1')!r}"
         raise ImageError(f"{show(path)}: the member is {what}, which is not supported: make the image without it")
     if kind_byte == b"\0" and path.endswith(b"/"):
-        kind = Kind.DIR
+        kind = MemberKind.DIR
     if size < 0:
         raise ImageError(f"{show(path)}: its size is negative: the archive is damaged")
-    device = kind is Kind.CHAR or kind is Kind.BLOCK
+    device = kind is MemberKind.CHAR or kind is MemberKind.BLOCK
     return Member(
         normalise(path),
         kind,
@@ -184,7 +185,7 @@ def _member(fields: tuple[bytes, ...], size: int, extended: dict[bytes, bytes]) 
         group,
         seconds,
         nanoseconds,
-        size if kind is Kind.FILE else 0,
+        size if kind is MemberKind.FILE else 0,
         _target(kind, target, path),
         number(major, "device") if device else 0,
         number(minor, "device") if device else 0,
@@ -202,12 +203,12 @@ def normalise(path: bytes) -> bytes:
     return b"/".join(parts)
 
 
-def _target(kind: Kind, target: bytes, path: bytes) -> bytes:
-    if kind is Kind.SYMLINK:
+def _target(kind: MemberKind, target: bytes, path: bytes) -> bytes:
+    if kind is MemberKind.SYMLINK:
         if b"\0" in target:
             raise ImageError(f"{show(path)}: the target holds a zero byte: the archive is damaged")
         return target
-    if kind is not Kind.HARDLINK:
+    if kind is not MemberKind.HARDLINK:
         return b""
     normal = normalise(target)
     if not normal:
@@ -215,7 +216,7 @@ def _target(kind: Kind, target: bytes, path: bytes) -> bytes:
     return normal
 
 
-def _extension(stream: _Stream, size: int, total: int, headers: Callable[[bytes], None]) -> bytes:
+def _extension(stream: _TarStream, size: int, total: int, headers: Callable[[bytes], None]) -> bytes:
     if total > _MAX_EXTENDED:
         raise ImageError(f"extended headers of {total} bytes: {_MAX_EXTENDED} at most are read; the archive is damaged")
     data = stream.take(size + -size % BLOCK)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from blockmap.format.profile import Item
-from blockmap.learn.layout import Layout, Numbers, blocks_of
+from blockmap.format.profile import ProfileItem
+from blockmap.learn.block_index import BlockIndex, Numbers, blocks_of
 
 MEMORY = 20
 """Starts that a profile remembers: older ones fade, so that it follows a workload that changes."""
@@ -23,18 +23,18 @@ one start at a time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class Sample:
     """What one start touched first; places are those of the version that the profile is about."""
 
-    items: Sequence[Item]
+    items: Sequence[ProfileItem]
     is_evidence: bool
-    prefilled: Sequence[Item] | None = None
+    prefilled: Sequence[ProfileItem] | None = None
     """What was replayed before; None for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    items: list[Item]
+    items: list[ProfileItem]
     starts: int
     """How many it rests on, those of the old profile included."""
     whole: int
@@ -53,7 +53,7 @@ class _Votes:
     counts: Numbers
 
 
-def merge(layout: Layout, old: Sequence[Item], old_starts: int, starts: Sequence[Start]) -> Merged:
+def merge(layout: BlockIndex, old: Sequence[ProfileItem], old_starts: int, starts: Sequence[Sample]) -> Merged:
     """What a profile should hold that rests on `old`, the items of one of `old_starts` starts, and on new starts."""
     whole = [start for start in starts if start.is_evidence and start.prefilled is None]
     added = [start for start in starts if start.is_evidence and start.prefilled is not None]
@@ -75,19 +75,19 @@ def merge(layout: Layout, old: Sequence[Item], old_starts: int, starts: Sequence
     return Merged(items, total, len(whole), len(added), is_guess)
 
 
-def outside(items: Sequence[Item], known: Sequence[Item]) -> int:
+def outside(items: Sequence[ProfileItem], known: Sequence[ProfileItem]) -> int:
     """How many blocks of `items` are not in `known`."""
     return int((~np.isin(blocks_of(items)[0], blocks_of(known)[0])).sum())
 
 
-def _votes(items: Sequence[Item], kept: int = 1, of: int = 1) -> _Votes:
+def _votes(items: Sequence[ProfileItem], kept: int = 1, of: int = 1) -> _Votes:
     blocks, owners = blocks_of(items)
     times = np.fromiter((item.time_ms for item in items), np.int64)
     counts = np.fromiter((item.touched * kept // of for item in items), np.int64)
     return _Votes(blocks, times[owners], owners, counts[owners])
 
 
-def _outside(votes: _Votes, prefilled: Sequence[Item]) -> _Votes:
+def _outside(votes: _Votes, prefilled: Sequence[ProfileItem]) -> _Votes:
     return _only(votes, ~np.isin(votes.blocks, blocks_of(prefilled)[0]))
 
 

@@ -10,8 +10,8 @@ from blockmap.format import hooks, keys
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.node import Leaf
 from blockmap.format.tree import Root, nodes
-from blockmap.publish.known import KnownChunks, StoredTree
-from blockmap.publish.local import LocalCatalogue, Numbered, Remembered
+from blockmap.publish.dedup_index import DedupIndex, StoredTree
+from blockmap.publish.local import CatalogueSnapshot, LocalCatalogue, Numbered
 from blockmap.publish.parallel import gather
 from blockmap.store.names import NameReader
 from blockmap.store.repository import Publication
@@ -28,7 +28,7 @@ _Name = tuple[str, str, int]
 class Catalogue:
     versions: Mapping[Numbered, tuple[Root, Root]]
     """Root and extra root of each version that a name stands for, and that could be read."""
-    known: KnownChunks
+    known: DedupIndex
 
 
 def read_catalogue(publication: Publication, names: NameReader, local: LocalCatalogue, warn: Warn) -> Catalogue:
@@ -36,7 +36,7 @@ def read_catalogue(publication: Publication, names: NameReader, local: LocalCata
 
     Hooks that are missing are made, and stored where the store can be written.
     """
-    before, now = local.load(), Remembered()
+    before, now = local.load(), CatalogueSnapshot()
     found = [(repo, tag, n) for (repo, tag), n in sorted(names.catalogue().items())]
     by_key = {keys.entry(*name): name for name in found}
 
@@ -60,7 +60,7 @@ def read_catalogue(publication: Publication, names: NameReader, local: LocalCata
                 roots[root.digest].append(root)
     trees = _trees(publication, roots, before.hooks, now.hooks, warn)
     local.save(now)
-    return Catalogue(now.versions, KnownChunks(publication, trees, warn))
+    return Catalogue(now.versions, DedupIndex(publication, trees, warn))
 
 
 def _complete(

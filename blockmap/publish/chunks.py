@@ -26,9 +26,9 @@ from blockmap.format.chunker import Parameters, hashes, split, zero_blocks
 from blockmap.format.codec import Encoder
 from blockmap.format.digest import Digest, block_digests, chunk_digest
 from blockmap.format.node import Placement
-from blockmap.format.pack import TARGET_BYTES, Frame, Pack, PackKind, seal
+from blockmap.format.pack import TARGET_BYTES, Pack, PackedFrame, PackKind, seal
+from blockmap.publish.chunk_table import ChunkTable, ExtentTable
 from blockmap.publish.stages import Stages
-from blockmap.publish.table import ChunkTable, ExtentTable
 
 _SEGMENT_BYTES = 1 << 20
 _QUEUED_SEGMENTS = 8
@@ -88,7 +88,7 @@ class ChunkWriter:
         self._error: BaseException | None = None
         self._stop = threading.Event()
         workers = os.cpu_count() or 2
-        self._compressing: deque[tuple[list[int], Future[list[Frame]]]] = deque()
+        self._compressing: deque[tuple[list[int], Future[list[PackedFrame]]]] = deque()
         # So that the next lookup's chunks can be hashed while those of the last one are compressed.
         self._compressing_limit = workers + 2 + LOOKUP_BYTES // _BATCH_BYTES
         self._compressors = ThreadPoolExecutor(workers, "compress")
@@ -99,7 +99,7 @@ class ChunkWriter:
         self._undecided_bytes = 0
         self._batch: list[tuple[int, Digest, bytes]] = []
         self._batch_bytes = 0
-        self._frames: list[Frame] = []
+        self._frames: list[PackedFrame] = []
         self._frame_ids: list[int] = []
         self._frame_bytes = 0
         self._thread = threading.Thread(target=self._chunk, name="chunker", daemon=True)
@@ -244,7 +244,7 @@ class ChunkWriter:
         while len(self._compressing) > self._compressing_limit:
             self._collect()
 
-    def _compress_batch(self, chunks: list[tuple[Digest, bytes]]) -> list[Frame]:
+    def _compress_batch(self, chunks: list[tuple[Digest, bytes]]) -> list[PackedFrame]:
         encoder: Encoder | None = getattr(self._encoders, "own", None)
         if encoder is None:
             encoder = self._encoders.own = Encoder()
@@ -255,7 +255,7 @@ class ChunkWriter:
             packed = memoryview(b"".join(stored for _, stored in coded))
         ends = accumulate(len(stored) for _, stored in coded)
         return [
-            Frame(name, codec, packed[end - len(stored) : end], len(data))
+            PackedFrame(name, codec, packed[end - len(stored) : end], len(data))
             for (name, data), (codec, stored), end in zip(chunks, coded, ends, strict=True)
         ]
 

@@ -48,7 +48,7 @@ Numbered = tuple[Digest, int]
 
 
 @dataclass(slots=True)
-class Remembered:
+class CatalogueSnapshot:
     entries: dict[str, tuple[Digest | None, int]] = field(default_factory=dict)
     """Version and number of its record by the entry's key; no version where the entry removes the name."""
     versions: dict[Numbered, tuple[Root, Root]] = field(default_factory=dict)
@@ -62,22 +62,22 @@ class LocalCatalogue:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._before = Remembered()
+        self._before = CatalogueSnapshot()
 
-    def load(self) -> Remembered:
+    def load(self) -> CatalogueSnapshot:
         """What was saved last; nothing where that cannot be read."""
         if self._path is None:
-            return Remembered()
+            return CatalogueSnapshot()
         try:
             found = self._read(self._path)
         except (sqlite3.Error, OSError, FormatError, TypeError, ValueError) as error:
             _log.warning("what %s remembers of the store is damaged, and is fetched again: %s", self._path, error)
             self._discard(self._path)
-            found = Remembered()
-        self._before = Remembered(dict(found.entries), dict(found.versions), dict(found.hooks))
+            found = CatalogueSnapshot()
+        self._before = CatalogueSnapshot(dict(found.entries), dict(found.versions), dict(found.hooks))
         return found
 
-    def save(self, now: Remembered) -> None:
+    def save(self, now: CatalogueSnapshot) -> None:
         """Makes the file equal to `now`; where it cannot be written, that is logged."""
         if self._path is None:
             return
@@ -88,9 +88,9 @@ class LocalCatalogue:
         except (sqlite3.Error, OSError) as error:
             _log.warning("%s cannot be written, so the next import fetches again: %s", self._path, error)
 
-    def _read(self, path: Path) -> Remembered:
+    def _read(self, path: Path) -> CatalogueSnapshot:
         if not path.exists():
-            return Remembered()
+            return CatalogueSnapshot()
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             if database.execute("PRAGMA user_version").fetchone()[0] != _FORMAT:
                 raise FormatError("it was written by another release")
@@ -100,9 +100,9 @@ class LocalCatalogue:
                 for name, n, size, root, root_at, extra, extra_at in database.execute("SELECT * FROM versions")
             }
             hooks = {Digest(root): data for root, data in database.execute("SELECT * FROM hooks")}
-        return Remembered(entries, versions, hooks)
+        return CatalogueSnapshot(entries, versions, hooks)
 
-    def _write(self, database: sqlite3.Connection, now: Remembered) -> None:
+    def _write(self, database: sqlite3.Connection, now: CatalogueSnapshot) -> None:
         if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             database.executescript(_SCHEMA)
         for delete, insert, before, after in zip(_DELETE, _INSERT, _rows(self._before), _rows(now), strict=True):
@@ -117,7 +117,7 @@ class LocalCatalogue:
                 _log.debug("%s%s stays: %s", path, suffix, error)
 
 
-def _rows(of: Remembered) -> list[dict[tuple[Any, ...], tuple[Any, ...]]]:
+def _rows(of: CatalogueSnapshot) -> list[dict[tuple[Any, ...], tuple[Any, ...]]]:
     """The rows of each table, by key."""
     return [
         {(key,): (key, *entry) for key, entry in of.entries.items()},

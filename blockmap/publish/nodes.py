@@ -12,19 +12,19 @@ from dataclasses import dataclass, replace
 from blockmap.format.codec import RAW, Encoder
 from blockmap.format.digest import ABSENT, DIGEST_BYTES, HEADER, Digest
 from blockmap.format.node import Inner, Leaf, Placement, encode
-from blockmap.format.pack import TARGET_BYTES, Frame, Pack, PackKind, head_bytes, seal
+from blockmap.format.pack import TARGET_BYTES, Pack, PackedFrame, PackKind, head_bytes, seal
 from blockmap.format.tree import Draft, Root
-from blockmap.format.version import Run
+from blockmap.format.version import NodeRun
 
 RUN_BYTES = 256 << 10
 """What an open reads at most in one go."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredTrees:
     roots: list[Root]
     """Of the drafts, in order, with their placements."""
-    run: Run | None
+    run: NodeRun | None
     """None where nothing new was stored."""
     stored_bytes: int
 
@@ -35,7 +35,7 @@ def store_nodes(
     put: Callable[[Pack], None],
     stored_leaf: Callable[[Digest], Placement | None] = lambda _: None,
     salt: Callable[[], bytes] = lambda: secrets.token_bytes(16),
-) -> Stored:
+) -> StoredTrees:
     """Stores the new nodes of `drafts`; `place` has the placements of chunks that the drafts' leaves do not know.
 
     `stored_leaf` has those of leaves that are in the store already.
@@ -46,8 +46,8 @@ def store_nodes(
         _collect(draft, inner, leaves)
     encoder = Encoder()
     where: dict[Digest, Placement] = {}
-    first: list[Frame] = []
-    later: list[Frame] = []
+    first: list[PackedFrame] = []
+    later: list[PackedFrame] = []
     stored = 0
     inner_bytes = sum(_encoded_bytes(node, len(node.children)) for node in inner.values())
     budget, run = TARGET_BYTES - inner_bytes, RUN_BYTES - inner_bytes
@@ -68,7 +68,7 @@ def store_nodes(
             continue
         known = [at or place(chunk) for chunk, at in zip(leaf.chunks, leaf.placements, strict=True)]
         raw = encode(leaf.with_placements(known))
-        frame = Frame(name, *encoder.encode(raw), len(raw))
+        frame = PackedFrame(name, *encoder.encode(raw), len(raw))
         budget -= len(frame.data)
         run -= len(frame.data)
         overflowing = overflowing or budget < 0
@@ -82,7 +82,7 @@ def store_nodes(
         flush()
     pack = _seal_first(inner, first, where, salt())
     if pack is None:
-        return Stored([draft.root for draft in drafts], None, stored)
+        return StoredTrees([draft.root for draft in drafts], None, stored)
     put(pack)
     names = [*inner, *(frame.digest for frame in first)]
     where.update(zip(names, pack.placements, strict=True))
@@ -90,7 +90,7 @@ def store_nodes(
     ends = [at.offset + at.stored for at in pack.placements]
     end = max((end for end in ends if end - start <= RUN_BYTES), default=start)
     roots = [replace(draft.root, placement=where.get(draft.root.digest, draft.root.placement)) for draft in drafts]
-    return Stored(roots, Run(pack.name, start, end), stored + sum(map(len, pack.parts)))
+    return StoredTrees(roots, NodeRun(pack.name, start, end), stored + sum(map(len, pack.parts)))
 
 
 def _collect(draft: Draft, inner: dict[Digest, Inner], leaves: dict[Digest, Leaf]) -> None:
@@ -109,7 +109,7 @@ def _collect(draft: Draft, inner: dict[Digest, Inner], leaves: dict[Digest, Leaf
 
 
 def _seal_first(
-    inner: dict[Digest, Inner], leaves: list[Frame], where: dict[Digest, Placement], salt: bytes
+    inner: dict[Digest, Inner], leaves: list[PackedFrame], where: dict[Digest, Placement], salt: bytes
 ) -> Pack | None:
     """Makes the pack of inner nodes and first leaves, whose placements within the pack are known beforehand."""
     if not inner and not leaves:
@@ -139,7 +139,7 @@ def _seal_first(
         ]
         raw = encode(node.with_placements(known))
         assert len(raw) == local[name].raw
-        frames.append(Frame(name, RAW, raw, len(raw)))
+        frames.append(PackedFrame(name, RAW, raw, len(raw)))
     return seal(PackKind.NODES, [*frames, *leaves], salt)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from blockmap.errors import BlockmapError
-from blockmap.store.calls import each
+from blockmap.store.concurrent import each
 
 T = TypeVar("T")
 R = TypeVar("R")

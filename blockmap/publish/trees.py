@@ -9,9 +9,9 @@ from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import coalesce, within
 from blockmap.format.node import Leaf, leaf
 from blockmap.format.tree import Draft, Root, assemble
-from blockmap.format.version import Run
+from blockmap.format.version import NodeRun
 from blockmap.publish.chunks import ChunkWriter
-from blockmap.publish.known import KnownChunks
+from blockmap.publish.dedup_index import DedupIndex
 from blockmap.publish.nodes import store_nodes
 from blockmap.store.repository import Publication
 
@@ -21,7 +21,7 @@ class Trees:
     root: Root
     extra: Root
     """Contents that upper layers hide, at the offsets where they were written."""
-    run: Run | None
+    run: NodeRun | None
     """What an open should read first; None where nobody knows."""
     stored_bytes: int
     hooks: list[tuple[Digest, bytes]]
@@ -31,7 +31,7 @@ class Trees:
 
 
 def store_trees(
-    chunks: ChunkWriter, size: int, hidden: list[tuple[int, int]], known: KnownChunks, publication: Publication
+    chunks: ChunkWriter, size: int, hidden: list[tuple[int, int]], known: DedupIndex, publication: Publication
 ) -> Trees:
     """Stores the trees of what `chunks` took; blocks in the ascending, disjoint ranges `hidden` go to `extra`."""
     parts = _leaves(chunks, hidden)
@@ -48,7 +48,7 @@ def store_trees(
     return Trees(stored.roots[0], stored.roots[1], stored.run, stored.stored_bytes, made, known=False)
 
 
-def _stored(draft: Draft, known: KnownChunks) -> Root | None:
+def _stored(draft: Draft, known: DedupIndex) -> Root | None:
     if draft.root.digest == ABSENT:
         return draft.root
     found = known.tree(draft.root.digest)

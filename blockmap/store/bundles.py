@@ -6,13 +6,13 @@ import struct
 from blockmap.errors import BlockmapError
 from blockmap.format import bundle, keys
 from blockmap.format.digest import Digest
-from blockmap.format.hint import Bundle
+from blockmap.format.hint import BundleRef
 from blockmap.store.base import Reader
 
 _log = logging.getLogger(__name__)
 
 
-def newest_bundles(store: Reader, version: Digest) -> tuple[Bundle, ...]:
+def newest_bundles(store: Reader, version: Digest) -> tuple[BundleRef, ...]:
     """The newest bundle of each label, by label; CannotList, StoreUnavailable."""
     newest: dict[str, int] = {}
     for key in store.list(keys.bundles(version)):
@@ -24,10 +24,10 @@ def newest_bundles(store: Reader, version: Digest) -> tuple[Bundle, ...]:
     return tuple(each for each in found if each is not None)
 
 
-def _measured(store: Reader, label: str, key: str) -> Bundle | None:
+def _measured(store: Reader, label: str, key: str) -> BundleRef | None:
     try:
         length, table = bundle.measure(lambda start, end: store.get_range(key, start, end))
     except (BlockmapError, struct.error) as error:
         _log.warning("%s in %s is left out of hints: %s", key, store.url, error)
         return None
-    return Bundle(label, key, length, table)
+    return BundleRef(label, key, length, table)

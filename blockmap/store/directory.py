@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-from blockmap import disk
+from blockmap import durable
 from blockmap.errors import Corrupt, NotAStore, NotFound, StoreUnavailable, UsageError
 from blockmap.format import keys
 from blockmap.store.base import Buffer
@@ -71,7 +71,7 @@ class DirectoryStore:
             for directory, _, names in os.walk(top, onerror=_unless_absent):
                 base = os.path.relpath(directory, self._root)
                 for name in names:
-                    if not name.startswith(disk.TEMPORARY):
+                    if not name.startswith(durable.TEMPORARY):
                         found.append(name if base == "." else f"{base}/{name}")
         except OSError as error:
             raise self._explain(prefix, error) from error
@@ -90,16 +90,16 @@ class DirectoryStore:
     def create(self, key: str, parts: Sequence[Buffer]) -> None:
         path = self._path(key)
         if path.parent not in self._settled:
-            disk.settle(path.parent, self._root)
+            durable.settle(path.parent, self._root)
             self._settled.add(path.parent)
-        disk.publish(path, parts)
+        durable.publish(path, parts)
 
     def replace(self, key: str, data: bytes) -> None:
-        disk.replace(self._path(key), data)
+        durable.replace(self._path(key), data)
         self._forget(key)
 
     def delete(self, key: str) -> None:
-        disk.remove(self._path(key))
+        durable.remove(self._path(key))
         self._forget(key)
 
     def contents(self) -> Sequence[str]:

@@ -28,18 +28,18 @@ from blockmap.format import catalogue, hint, keys
 from blockmap.format import entry as entries
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
-from blockmap.format.hint import Bundle, Hint
+from blockmap.format.hint import BundleRef, Hint
 from blockmap.format.node import Placement
-from blockmap.format.version import Run
+from blockmap.format.version import NodeRun
 from blockmap.store.base import Reader, Writer
 from blockmap.store.bundles import newest_bundles
-from blockmap.store.calls import begin
+from blockmap.store.concurrent import spawn
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StoredEntry:
     """An entry of a name, and its stored form."""
 
     entry: Entry
@@ -55,7 +55,7 @@ class NameReader:
     def newest(self, repo: str, tag: str) -> Entry | None:
         """The newest entry of a name, which may remove it; None where there is none. Corrupt, StoreUnavailable."""
         hinted = self.hint(repo, tag)
-        found = self._follow(repo, tag, Seen(hinted.entry, hinted.stored) if hinted else None)
+        found = self._follow(repo, tag, StoredEntry(hinted.entry, hinted.stored) if hinted else None)
         if found is not None and (hinted is None or hinted.stored != found.stored):
             self._mend(repo, tag, found)
         return found.entry if found else None
@@ -70,14 +70,14 @@ class NameReader:
             _log.warning("the hint of %s:%s is not used: %s", repo, tag, error)
             return None
 
-    def confirm(self, repo: str, tag: str, believed: Seen) -> int:
+    def confirm(self, repo: str, tag: str, believed: StoredEntry) -> int:
         """Asks for an entry that is believed to be the newest, and for the next, at once.
 
         Its own number where it is; one more where the next is there too; 0 where the log has another in its place.
         StoreUnavailable.
         """
         n = believed.entry.n
-        more = begin(lambda: self._exists(repo, tag, n + 1))
+        more = spawn(lambda: self._exists(repo, tag, n + 1))
         try:
             stands = self._store.get(keys.entry(repo, tag, n)) == believed.stored
         except NotFound:
@@ -88,7 +88,7 @@ class NameReader:
             return 0
         return n + moved
 
-    def search(self, repo: str, tag: str, low: int) -> Seen | None:
+    def search(self, repo: str, tag: str, low: int) -> StoredEntry | None:
         """The newest entry, where number `low` is known to be there (0: none is); Corrupt, StoreUnavailable."""
         step = 1
         while self._exists(repo, tag, low + step):
@@ -100,7 +100,7 @@ class NameReader:
                 low = middle
             else:
                 high = middle
-        return Seen(*self.entry(repo, tag, low)) if low else None
+        return StoredEntry(*self.entry(repo, tag, low)) if low else None
 
     def entry(self, repo: str, tag: str, n: int) -> tuple[Entry, bytes]:
         """Entry `n` of a name and its stored form; NotFound, Corrupt."""
@@ -149,14 +149,14 @@ class NameReader:
                 f"{keys.CATALOGUE} in {self._store.url} is damaged: {error}; moving a name mends it"
             ) from error
 
-    def _follow(self, repo: str, tag: str, believed: Seen | None) -> Seen | None:
+    def _follow(self, repo: str, tag: str, believed: StoredEntry | None) -> StoredEntry | None:
         low = self.confirm(repo, tag, believed) if believed is not None else 0
         return believed if believed is not None and low == believed.entry.n else self.search(repo, tag, low)
 
     def _exists(self, repo: str, tag: str, n: int) -> bool:
         return self._store.exists(keys.entry(repo, tag, n))
 
-    def _mend(self, repo: str, tag: str, newest: Seen) -> None:
+    def _mend(self, repo: str, tag: str, newest: StoredEntry) -> None:
         """Advice: those who only read leave a hint as it is."""
 
 
@@ -175,7 +175,7 @@ class NameLog(NameReader):
         self._listed = dict(found)
         return found
 
-    def mend(self, repo: str, tag: str, newest: Seen) -> None:
+    def mend(self, repo: str, tag: str, newest: StoredEntry) -> None:
         """Rewrites the hint of a name that was found behind, or whose version has a new bundle.
 
         What cannot be written stays as it is.
@@ -196,7 +196,7 @@ class NameLog(NameReader):
         version: Digest,
         number: int,
         root: Placement | None,
-        run: Run | None,
+        run: NodeRun | None,
         oci: bytes | None,
         message: str = "",
     ) -> Entry | None:
@@ -221,7 +221,7 @@ class NameLog(NameReader):
         version: Digest | None,
         number: int,
         root: Placement | None = None,
-        run: Run | None = None,
+        run: NodeRun | None = None,
         oci: bytes | None = None,
         message: str = "",
     ) -> Entry:
@@ -252,14 +252,14 @@ class NameLog(NameReader):
                     f"({stands.message or 'no message'}): "
                     "look at what it is now, then try again"
                 ) from error
-        self.mend(repo, tag, Seen(made, stored))
+        self.mend(repo, tag, StoredEntry(made, stored))
         self._announce(repo, tag, n)
         return made
 
-    def _mend(self, repo: str, tag: str, newest: Seen) -> None:
+    def _mend(self, repo: str, tag: str, newest: StoredEntry) -> None:
         self.mend(repo, tag, newest)
 
-    def _bundles(self, repo: str, tag: str, version: Digest) -> tuple[Bundle, ...]:
+    def _bundles(self, repo: str, tag: str, version: Digest) -> tuple[BundleRef, ...]:
         try:
             return newest_bundles(self._store, version)
         except BlockmapError as error:

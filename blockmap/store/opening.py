@@ -6,16 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from blockmap import disk
-from blockmap.errors import (
-    AlreadyExists,
-    FormatError,
-    NotAStore,
-    NotFound,
-    StoreReadOnly,
-    StoreTooNew,
-    UsageError,
-)
+from blockmap import durable
+from blockmap.errors import AlreadyExists, FormatError, NotAStore, NotFound, StoreReadOnly, StoreTooNew, UsageError
 from blockmap.format import keys
 from blockmap.format.chunker import Parameters
 from blockmap.store import http, objects, probe
@@ -23,11 +15,11 @@ from blockmap.store.base import Pruner, Reader
 from blockmap.store.directory import open_directory
 
 VERSION = 1
-_NOTHING = (probe.PREFIX, disk.TEMPORARY, "lost+found")
+_NOTHING = (probe.PREFIX, durable.TEMPORARY, "lost+found")
 """A place is empty where all names begin so: an attempt that was broken off leaves some, a new file system one."""
 
 
-class Place(Pruner, Protocol):
+class StoreLocation(Pruner, Protocol):
     """Where a store is or could be made."""
 
     def contents(self) -> Sequence[str]:
@@ -128,7 +120,7 @@ def reach(url: str) -> Reader:
     return http.open_http(url) if _scheme(url) in http.SCHEMES else _place(url)
 
 
-def _place(url: str) -> Place:
+def _place(url: str) -> StoreLocation:
     scheme = _scheme(url)
     if scheme in http.SCHEMES:
         raise StoreReadOnly(f"{url} is read through a web server: write to the store behind it instead")
@@ -155,7 +147,7 @@ def _scheme(url: str) -> str:
     return scheme
 
 
-def _contents(place: Place) -> list[str]:
+def _contents(place: StoreLocation) -> list[str]:
     return [name for name in place.contents() if not name.startswith(_NOTHING)]
 
 

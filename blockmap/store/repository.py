@@ -14,7 +14,7 @@ from blockmap.format.node import Node, Placement
 from blockmap.format.pack import Pack
 from blockmap.format.version import Version
 from blockmap.store.base import Buffer, Reader, Writer
-from blockmap.store.calls import each
+from blockmap.store.concurrent import each
 
 VERSION_ATTEMPTS = 8
 """A version's record has another number only where an earlier one was condemned."""
@@ -101,7 +101,7 @@ class Repository:
         except FormatError as error:
             raise Corrupt(f"the file map of volume {root.hex()} is damaged: {error}") from error
 
-    def pack_head(self, name: Digest) -> pack.Head:
+    def pack_head(self, name: Digest) -> pack.PackHead:
         """What a pack says that it holds."""
         key = keys.pack(name)
         try:

@@ -3,17 +3,17 @@
 import threading
 from collections.abc import Callable
 
+from blockmap.cache.cache import Cache
 from blockmap.errors import Corrupt
-from blockmap.fetch.cache import Cache
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.neighbours import Neighbours
-from blockmap.fetch.patience import Patience
-from blockmap.fetch.plan import Wanted, chunk_at, node_at
 from blockmap.format import BLOCK, tree
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
 from blockmap.format.tree import Root
-from blockmap.volume.nearby import bring_around
+from blockmap.origin.outage_policy import OutagePolicy
+from blockmap.store.plan import Wanted, chunk_at, node_at
+from blockmap.volume.leaf_prefetch import prefetch_leaves
 
 _LEAVES_IN_MEMORY = 4096
 """64 GiB of address space, some 100 MB; a volume rarely has so many leaves."""
@@ -24,7 +24,7 @@ _CLOSE = 8
 """What is missed of a start that replays a bundle lies apart: the eighth of what else comes along left its strays as they
 were, 16 of a machine-learning stack, and it moved 63 MB instead of 73; with a 24th there were 21."""
 _CLOSE_BYTES = 128 << 10
-_FAIL = Patience(0.0)
+_FAIL = OutagePolicy(0.0)
 """Of what is read for later."""
 
 Hot = tuple[list[int], list[int], list[tuple[int, int]]]
@@ -40,15 +40,15 @@ class Leaves:
         self,
         root: Root,
         fetcher: Fetcher,
-        patience: Patience,
-        is_sparing: Callable[[], bool] = lambda: False,
+        patience: OutagePolicy,
+        skips_readahead: Callable[[], bool] = lambda: False,
         await_nodes: Callable[[], None] = lambda: None,
     ) -> None:
         """While it `is_sparing` nothing is brought that was not asked for; `await_nodes` waits for what is on its way."""
         self._root = root
         self._fetcher = fetcher
         self._patience = patience
-        self._is_sparing = is_sparing
+        self._skips_readahead = skips_readahead
         self._await_nodes = await_nodes
         # Guards what follows against change by two threads; never held across I/O. Readers look without it, but for the
         # neighbours.
@@ -69,7 +69,7 @@ class Leaves:
         if loaded is None:
             loaded = self._find(span, self._patience)
             with self._lock:
-                look = not self._looking and not self._is_sparing()
+                look = not self._looking and not self._skips_readahead()
                 self._looking = self._looking or look
             if look:
                 self._fetcher.later(lambda: self._look_around(span))
@@ -109,11 +109,11 @@ class Leaves:
         with self._lock:
             return self._neighbours.around(own, each_bytes)
 
-    def close_by(self, own: Wanted, each_bytes: int) -> list[Wanted]:
+    def nearest(self, own: Wanted, each_bytes: int) -> list[Wanted]:
         """The nearest of those around one, for a start most of whose reads come anyway."""
         return self.around(own, max(each_bytes // _CLOSE, min(each_bytes, _CLOSE_BYTES)))
 
-    def _find(self, span: int, patience: Patience) -> tuple[Leaf | None, Hot]:
+    def _find(self, span: int, patience: OutagePolicy) -> tuple[Leaf | None, Hot]:
         leaf = tree.find(self._root, span, lambda name, place: self._node(name, place, patience))
         loaded = (leaf, _heat(leaf))
         near = [] if leaf is None else all_chunks(leaf)
@@ -140,11 +140,11 @@ class Leaves:
         def load(name: Digest, place: Placement | None) -> Node:
             return self._node(name, place, _FAIL)
 
-        for near in bring_around(self._root, span, self._fetcher.bring, load):
+        for near in prefetch_leaves(self._root, span, self._fetcher.bring, load):
             if near not in self._by_span:
                 self._find(near, _FAIL)
 
-    def _node(self, name: Digest, place: Placement | None, patience: Patience) -> Node:
+    def _node(self, name: Digest, place: Placement | None, patience: OutagePolicy) -> Node:
         """Inner nodes stay in memory."""
         inner = self._inner.get(name)
         if inner is not None:
@@ -158,7 +158,7 @@ class Leaves:
         return node
 
 
-def load_node(fetcher: Fetcher, name: Digest, place: Placement | None, patience: Patience) -> Node:
+def load_node(fetcher: Fetcher, name: Digest, place: Placement | None, patience: OutagePolicy) -> Node:
     """A node, from the cache or the store; Corrupt, NotFound, StoreUnavailable."""
     if place is None:
         raise Corrupt(f"nothing says where node {name.hex()} is stored")

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.filesystem.ext4.reader import Ext4Reader
 from blockmap.format import keys
 from blockmap.format.tree import leaves
-from blockmap.image.ext4.reader import Reader
 from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
-from blockmap.volume.content import stored_reader
+from blockmap.upkeep.verify import stored_reader
 from tests.image.builder import bulk, docker_archive, import_image, listing
 from tests.image.layouts import Member, archive, directory, file, hardlink, layout, symlink
 
@@ -143,7 +143,7 @@ def test_symlinks_as_directories_stay_inside(run: Run, store: Path, tmp_path: Pa
     root = repository.version(entry.version).root
     paths = {found.path.decode() for found in repository.file_map(root.digest)}
     assert paths == {f"{outside}/one"[1:], f"{outside}/two"[1:]}
-    Reader(stored_reader(repository, root))
+    Ext4Reader(stored_reader(repository, root))
     loop = layout(tmp_path / "loop", [archive([*members, symlink("loop-too", "loop"), file("loop/x", b"")])])
     refused(run("import", f"oci:{loop}", "loop:1", "--store", store, "--quiet"), "symlinks")
 

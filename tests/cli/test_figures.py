@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from blockmap.cli.figures import exports, remote
-from blockmap.cli.top import Sample, render
-from blockmap.cli.units import duration, share
+from blockmap.cli.top import Snapshot, render
+from blockmap.server.store_log import CallLog
 from blockmap.store.observed import Call
-from blockmap.volume.calls import CallLog
+from blockmap.terminal.units import duration, share
 from blockmap.volume.reads import Slow, Source, Tally
 
 APP, OLD = "app@sha256:" + "ab" * 32, "old@sha256:" + "cd" * 32
@@ -35,7 +35,7 @@ def status(hits: int, fetched: int, calls: int = 0, pid: int = 1) -> dict[str, A
             "bundles": 3,
             "bundles_running": 1,
             "bundle_bytes": 2_100_000,
-            "bundle_strays": 4,
+            "bundle_missed_reads": 4,
             "bundle_damaged": 0,
             "bundles_failed": 2,
         },
@@ -47,7 +47,7 @@ def status(hits: int, fetched: int, calls: int = 0, pid: int = 1) -> dict[str, A
     }
 
 
-def shown(now: Sample, before: Sample | None) -> str:
+def shown(now: Snapshot, before: Snapshot | None) -> str:
     console = Console(file=io.StringIO(), width=150)
     console.print(render(now, before))
     assert isinstance(console.file, io.StringIO)
@@ -62,7 +62,7 @@ def test_exports_with_their_reads() -> None:
 
 
 def test_what_is_brought_ahead_is_told_live() -> None:
-    text = shown(Sample(5.0, status(hits=1, fetched=0)), None)
+    text = shown(Snapshot(5.0, status(hits=1, fetched=0)), None)
     assert "3 bundles, 1 under way, 2.1 MB, 4 reads of what they lack, 0 chunks damaged, 2 failed" in text
     assert "all of app@abababababab: 5.0 MB, under way" in text
     assert "all of old@cdcdcdcdcdcd: 7.0 MB, complete" in text
@@ -78,8 +78,8 @@ def test_an_export_that_nobody_has_read_yet_and_a_store_that_nobody_asked() -> N
 
 
 def test_rates_are_differences_over_time() -> None:
-    now = Sample(103.0, status(hits=6098, fetched=2, calls=5))
-    text = shown(now, Sample(100.0, status(hits=98, fetched=2, calls=2)))
+    now = Snapshot(103.0, status(hits=6098, fetched=2, calls=5))
+    text = shown(now, Snapshot(100.0, status(hits=98, fetched=2, calls=2)))
     (row,) = (line for line in text.splitlines() if line.startswith("app@abababababab"))
     assert row.split() == ["app@abababababab", "2", "2,000", "8.2", "MB", "100.0", "%", "-", "-", "3", "0"]
     assert "1 requests/s, 1.0 kB/s" in text
@@ -87,7 +87,7 @@ def test_rates_are_differences_over_time() -> None:
 
 
 def test_the_first_sample_shows_the_whole_time() -> None:
-    text = shown(Sample(5.0, status(hits=997, fetched=2, calls=20)), None)
+    text = shown(Snapshot(5.0, status(hits=997, fetched=2, calls=20)), None)
     assert "2 requests/s, 2.0 kB/s, 0 errors, p50 38 ms, p99 50 ms" in text
     (row,) = (line for line in text.splitlines() if line.startswith("app@abababababab"))
     assert row.split()[2] == "100"

@@ -13,17 +13,17 @@ from click.testing import CliRunner
 from blockmap.cli import profiles as commands
 from blockmap.cli.main import program
 from blockmap.errors import BlockmapError, NotFound, StoreReadOnly, UsageError
+from blockmap.filesystem.ext4.reader import Ext4Reader
 from blockmap.format import BLOCK, bundle, trace
-from blockmap.format.trace import NEW, READ, End, Head
-from blockmap.image.ext4.reader import Reader
-from blockmap.learn.layout import Layout
-from blockmap.learn.profiles import ProfileReader
-from blockmap.learn.stored import layout_of
+from blockmap.format.trace import NEW, READ, End, TraceHead
+from blockmap.learn.block_index import BlockIndex
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store
+from blockmap.store.profiles import ProfileReader
 from blockmap.store.repository import Repository
-from blockmap.volume.content import stored_reader
+from blockmap.store.walk import layout_of
+from blockmap.upkeep.verify import stored_reader
 from tests.image.builder import bulk, docker_archive, import_image
 from tests.image.layouts import Member, archive, directory, file
 
@@ -45,7 +45,7 @@ class Site:
         image = docker_archive(self.folder / f"{name}.tar".replace(":", "-"), [archive(members)])
         self.versions[name] = import_image(self.store, f"docker-archive:{image}", name, self.folder)
 
-    def layout(self, name: str) -> Layout:
+    def layout(self, name: str) -> BlockIndex:
         repository = Repository(open_store(str(self.store))[0])
         return layout_of(repository, repository.version(self.versions[name].version).root)
 
@@ -54,7 +54,7 @@ class Site:
         own, summary = self.layout(name), self.versions[name]
         runs = [run for path in paths for run in own.by_path[path].runs]
         reads = [(1000 * at, length * BLOCK, start * BLOCK) for at, (start, length) in enumerate(runs)]
-        head = Head(
+        head = TraceHead(
             "app", "default", summary.version, summary.root, summary.volume_bytes, number, flags, End.QUIET, 0, profile
         )
         data = trace.encode_head(head) + np.array(reads, READ).tobytes() + bytes(16)
@@ -69,7 +69,7 @@ class Site:
         assert done.exit_code == 0, done.output
         return done.output
 
-    def bundle_of(self, name: str) -> bundle.Head:
+    def bundle_of(self, name: str) -> bundle.BundleHead:
         """The one that the name's hint tells."""
         store = open_store(str(self.store))[0]
         told = NameReader(store).hint(*name.split(":"))
@@ -84,7 +84,7 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
-def paths_of(head: bundle.Head) -> list[bytes]:
+def paths_of(head: bundle.BundleHead) -> list[bytes]:
     return list(dict.fromkeys(own.path for own in head.readings if own.path is not None))
 
 
@@ -140,7 +140,7 @@ def test_a_bundle_of_another_versions_profile_has_what_may_be_read_besides(site:
     site.call("profile", "build", "app:1")
     site.put("app:2", [*BASE, directory("etc"), directory("usr/local"), directory("usr/local/share")])
     repository = Repository(open_store(str(site.store))[0])
-    reader = Reader(stored_reader(repository, repository.version(site.versions["app:2"].version).root))
+    reader = Ext4Reader(stored_reader(repository, repository.version(site.versions["app:2"].version).root))
     own, head = site.layout("app:2"), site.bundle_of("app:2")
     held = {
         extent.start + block - extent.first

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockmap.cli.bench.coldstart.overlay import overlay
-from blockmap.cli.bench.coldstart.processes import mounted
-from blockmap.host import mounts, start
-from blockmap.host.control import Client
-from blockmap.host.nbdfuse import NbdFuse
+from blockmap.bench.coldstart.overlay import overlay
+from blockmap.bench.coldstart.processes import mounted
+from blockmap.control.client import Client
+from blockmap.host import mounting
+from blockmap.host.devices import mounts
+from blockmap.host.devices.nbdfuse import NbdFuse
 from tests.faults.links import need_shared, netshape
 from tests.host.conftest import Host
 from tests.store.servers import nginx
@@ -29,7 +30,7 @@ class Started:
     """From the request to the program's ready condition."""
     remote_bytes: int
     """That the server asked the store for meanwhile, whatever became of them."""
-    strays: int
+    missed_reads: int
     """Reads of what the bundle did not have."""
     replays: list[dict[str, Any]]
     """As `status` tells, of the whole life of the server."""
@@ -88,7 +89,7 @@ def start_once(host: Host, export: str, *, exact: bool = False, recipe: str = ""
     return Started(
         ready_s,
         after["remote"]["bytes"] - before["remote"]["bytes"],
-        after["fetch"]["bundle_strays"] - before["fetch"]["bundle_strays"],
+        after["fetch"]["bundle_missed_reads"] - before["fetch"]["bundle_missed_reads"],
         after["fetch"]["replays"],
         trace,
     )
@@ -96,18 +97,18 @@ def start_once(host: Host, export: str, *, exact: bool = False, recipe: str = ""
 
 def attached(host: Host, pinned: str, number: Path) -> Any:
     """As `attach` does it."""
-    return start.started(NbdFuse(), host.client, pinned, number / "device", number / "image")
+    return mounting.started(NbdFuse(), host.client, pinned, number / "device", number / "image")
 
 
 @contextmanager
 def exactly(host: Host, pinned: str, number: Path) -> Iterator[None]:
     """With the kernel's read-ahead at 0."""
     (number / "device").mkdir()
-    start.expect(host.client, pinned, exact=True)
+    mounting.expect(host.client, pinned, exact=True)
     attacher = NbdFuse()
     device = attacher.attach(host.client.nbd_socket, pinned, number / "device")
     try:
-        start.mount(host.client, pinned, device, number / "device", number / "image", exact=True)
+        mounting.mount(host.client, pinned, device, number / "device", number / "image", exact=True)
         try:
             yield
         finally:

@@ -48,8 +48,8 @@ def test_version_2_gains_as_much_from_the_profile_of_version_1(
     for label, title in LABELS.items():
         ready = sorted(each.ready_s for each in took[label])
         data = ", ".join(megabytes(each.remote_bytes) for each in took[label])
-        strays = ", ".join(str(each.strays) for each in took[label])
-        print(f"  {title}: {median(ready):.2f} s ({ready[0]:.2f} to {ready[-1]:.2f}), {data}, strays {strays}")
+        missed = ", ".join(str(each.missed_reads) for each in took[label])
+        print(f"  {title}: {median(ready):.2f} s ({ready[0]:.2f} to {ready[-1]:.2f}), {data}, missed reads {missed}")
     without, carried, best = (median(each.ready_s for each in took[label]) for label in LABELS)
     gain = (without - carried) / (without - best)
     print(f"  gain {gain:.2f}")

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from blockmap.format import BLOCK, bundle
-from blockmap.format.bundle import Head
-from blockmap.format.readings import Reading
+from blockmap.format.bundle import BundleHead
+from blockmap.format.reading_list import ReadItem
 from blockmap.format.refs import parse_reference
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.names import NameLog
 from blockmap.store.opening import open_or_create
 from blockmap.store.repository import Repository
-from blockmap.volume.opening import find_version
+from blockmap.store.resolver import find_version
 from tests.corpus.starts import far, megabytes, record, start_once
 from tests.faults.links import need_shared
 from tests.host.conftest import Host
@@ -36,7 +36,7 @@ MOST_BYTES = 1.1
 MOST_SECONDS = 1.5
 
 
-def head_of(store: Path, name: str) -> tuple[Head, int]:
+def head_of(store: Path, name: str) -> tuple[BundleHead, int]:
     """Of the newest bundle of a name, and the bundle's length."""
     opened, _ = open_or_create(str(store))
     (about,) = newest_bundles(opened, find_version(Repository(opened), parse_reference(name)).name)
@@ -86,7 +86,7 @@ def read_all(path: Path, export: str, ranges: Sequence[tuple[int, int]], done: l
     done.append(time.monotonic())
 
 
-def joined(readings: Sequence[Reading]) -> list[tuple[int, int]]:
+def joined(readings: Sequence[ReadItem]) -> list[tuple[int, int]]:
     """Offsets and lengths in bytes, what follows each other in one read of up to 128 KiB."""
     found: list[tuple[int, int]] = []
     for own in readings:

@@ -13,9 +13,9 @@ from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
 from blockmap.format.refs import parse_reference
 from blockmap.format.tree import leaves
-from blockmap.volume.opening import find_version
+from blockmap.store.resolver import find_version
 from tests.corpus.conftest import Served
-from tests.image.ext4.volumes import fsck
+from tests.filesystem.ext4.volumes import fsck
 from tests.image.mounted import compare_with_unpacked, mounted, write_and_grow
 
 pytestmark = pytest.mark.long

@@ -13,8 +13,8 @@ import pytest
 from blockmap.format.refs import parse_reference
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
-from blockmap.volume.content import stored_reader
-from blockmap.volume.opening import find_version
+from blockmap.store.resolver import find_version
+from blockmap.upkeep.verify import stored_reader
 from tests.faults.links import need_shared, netshape
 from tests.host.conftest import BLOCKMAP, Host
 from tests.serve.nbd import Nbd

@@ -18,11 +18,11 @@ import pytest
 
 from blockmap.format import keys
 from blockmap.format.refs import parse_reference
-from blockmap.learn.profiles import ProfileLog
 from blockmap.store.base import Writer
 from blockmap.store.opening import open_store
+from blockmap.store.profiles import ProfileLog
 from blockmap.store.repository import Repository
-from blockmap.volume.opening import find_version
+from blockmap.store.resolver import find_version
 from tests.faults.conftest import check_bytes, serving, start
 from tests.host.conftest import Host
 from tests.waiting import until

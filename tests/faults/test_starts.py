@@ -17,7 +17,7 @@ from blockmap.format.refs import parse_reference
 from blockmap.format.tree import leaves
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
-from blockmap.volume.opening import find_version
+from blockmap.store.resolver import find_version
 from tests.faults.conftest import IMAGES, check_bytes, serving, start
 from tests.serve.nbd import Nbd
 from tests.waiting import until

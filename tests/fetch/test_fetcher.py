@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.cache.cache import Cache
 from blockmap.errors import Corrupt, StoreUnavailable
-from blockmap.fetch.cache import Cache
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.neighbours import Neighbours
-from blockmap.fetch.patience import Patience
-from blockmap.fetch.plan import Wanted, chunk_at
 from blockmap.format import BLOCK, keys
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.tree import leaves
+from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.store.memory import MemoryStore
+from blockmap.store.plan import Wanted, chunk_at
 from blockmap.store.repository import Repository
 from tests.image.builder import bulk
 from tests.volume.building import Watched, publish
@@ -29,8 +29,8 @@ from tests.waiting import until
 
 BLOCKS = 600
 READERS = 8
-FAIL = Patience(0)
-LONG = Patience(20)
+FAIL = OutagePolicy(0)
+LONG = OutagePolicy(20)
 
 
 def content(number: int, chunks: list[Wanted]) -> bytes:
@@ -39,7 +39,9 @@ def content(number: int, chunks: list[Wanted]) -> bytes:
     return bulk(1, BLOCKS * BLOCK)[at : at + chunks[number].place.raw]
 
 
-def get(fetcher: Fetcher, chunks: list[Wanted], number: int, patience: Patience = FAIL, alone: bool = False) -> bytes:
+def get(
+    fetcher: Fetcher, chunks: list[Wanted], number: int, patience: OutagePolicy = FAIL, alone: bool = False
+) -> bytes:
     """A chunk, by a reader who knows what lies around it."""
     known = Neighbours()
     known.add([] if alone else chunks)
@@ -288,7 +290,7 @@ def test_patience_ends(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -
     store.down = True
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="no answer"):
-        get(fetcher, chunks, 0, Patience(0.4))
+        get(fetcher, chunks, 0, OutagePolicy(0.4))
     assert 0.4 <= time.monotonic() - began < 10
     store.down = False
     assert get(fetcher, chunks, 0, LONG) == content(0, chunks)
@@ -306,7 +308,7 @@ def test_what_is_at_hand_needs_no_store(fetcher: Fetcher, store: Watched, chunks
 def test_stopping_ends_all_waiting(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
     store.down = True
     with ThreadPoolExecutor(4) as pool:
-        reads = [pool.submit(get, fetcher, chunks, number, Patience(3600)) for number in range(4)]
+        reads = [pool.submit(get, fetcher, chunks, number, OutagePolicy(3600)) for number in range(4)]
         until(lambda: fetcher.line.away and not fetcher._flights._by_key)
         fetcher.stop()
         for read in reads:

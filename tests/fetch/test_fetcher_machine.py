@@ -11,16 +11,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from blockmap.cache.cache import Cache
 from blockmap.errors import Corrupt, StoreUnavailable
-from blockmap.fetch.cache import Cache
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.neighbours import Neighbours
-from blockmap.fetch.patience import Patience
-from blockmap.fetch.plan import Wanted, chunk_at
 from blockmap.format import BLOCK, keys
 from blockmap.format.chunker import SPAN
 from blockmap.format.tree import leaves
+from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.store.memory import MemoryStore
+from blockmap.store.plan import Wanted, chunk_at
 from blockmap.store.repository import Repository
 from tests.image.builder import bulk
 from tests.volume.building import Watched, publish
@@ -68,7 +68,7 @@ class FetcherMachine(RuleBasedStateMachine):
             return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
         return data
 
-    def read(self, number: int, more: int, patience: Patience) -> None:
+    def read(self, number: int, more: int, patience: OutagePolicy) -> None:
         wanted = [self.items[(number + each) % len(self.items)] for each in range(more + 1)]
         assert self.fetcher.get(wanted, self.known.around, patience) == self.model[wanted[0]]
 
@@ -76,13 +76,13 @@ class FetcherMachine(RuleBasedStateMachine):
     def read_patiently(self, number: int, more: int) -> None:
         """Whatever was ordered: few enough faults for every attempt."""
         self.store.down = False
-        self.read(number, more, Patience(LIMIT_S))
+        self.read(number, more, OutagePolicy(LIMIT_S))
 
     @rule(number=numbers)
     def read_without_patience(self, number: int) -> None:
         down = self.store.down
         try:
-            self.read(number, 0, Patience(0))
+            self.read(number, 0, OutagePolicy(0))
         except StoreUnavailable:
             assert down or self.fetcher.line.away or self.fetcher.status()["outages"] > 0
         except Corrupt:
@@ -91,7 +91,7 @@ class FetcherMachine(RuleBasedStateMachine):
     @rule(chosen=st.lists(numbers, min_size=2, max_size=6))
     def read_together(self, chosen: list[int]) -> None:
         self.store.down = False
-        for done in [self.pool.submit(self.read, number, 2, Patience(LIMIT_S)) for number in chosen]:
+        for done in [self.pool.submit(self.read, number, 2, OutagePolicy(LIMIT_S)) for number in chosen]:
             done.result(LIMIT_S * 2)
 
     @rule(first=numbers, count=st.integers(0, 8))

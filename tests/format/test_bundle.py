@@ -10,11 +10,11 @@ from blockmap.errors import FormatError
 from blockmap.format import BLOCK, bundle, codec
 from blockmap.format.bundle import Piece
 from blockmap.format.digest import Digest, block_digests, chunk_digest
-from blockmap.format.readings import Reading
+from blockmap.format.reading_list import ReadItem
 
 SALT = bytes(range(16))
 NODES = [(Digest(b"n" * 32), b"inner node"), (Digest(b"m" * 32), b"leaf" * 50)]
-READINGS = [Reading(0, 3, None, 0), Reading(70, 64, b"bin/sh", 5), Reading(1 << 39, 1, b"\xff", 0)]
+READINGS = [ReadItem(0, 3, None, 0), ReadItem(70, 64, b"bin/sh", 5), ReadItem(1 << 39, 1, b"\xff", 0)]
 GOLDEN = "8b6e5a83e852406498fc9691722cea8f66c2dee07611f200a77ae5672ee2302e"
 Chunk = tuple[Digest, int, bytes]
 
@@ -61,11 +61,11 @@ def test_parts_of_a_chunk_in_two_places_are_joined(one: int, two: int) -> None:
 
 def test_frames_behind_what_is_listed_are_told() -> None:
     listed = [chunk(1, 64, (1 << 64) - 1), chunk(2, 4, 0b101)]
-    parts, length = bundle.encode([], [*listed, chunk(3, 64, (1 << 64) - 1)], [Reading(0, 66, None, 0)], 1 << 30, SALT)
+    parts, length = bundle.encode([], [*listed, chunk(3, 64, (1 << 64) - 1)], [ReadItem(0, 66, None, 0)], 1 << 30, SALT)
     head = bundle.decode_head(b"".join(parts)[:length])
     assert [own.frame for own in head.pieces] == [0, 1, 2]
     assert head.listed_frames == 2
-    parts, length = bundle.encode([], listed, [Reading(0, 66, None, 0)], 1 << 30, SALT)
+    parts, length = bundle.encode([], listed, [ReadItem(0, 66, None, 0)], 1 << 30, SALT)
     assert bundle.decode_head(b"".join(parts)[:length]).listed_frames == 2, "all"
 
 

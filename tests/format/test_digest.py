@@ -13,7 +13,7 @@ from blockmap.format.digest import (
     ABSENT,
     HEADER,
     Digest,
-    Kind,
+    DigestKind,
     block_digests,
     chunk_digest,
     digest,
@@ -36,8 +36,8 @@ def test_a_chunk_is_named_by_the_digests_of_its_blocks(data: bytes) -> None:
         assert chunk_digest(block_digests(form)) == expected
 
 
-@given(st.sampled_from(Kind), st.integers(0, (1 << 32) - 1), st.integers(0, 4), st.binary(max_size=99))
-def test_a_digest_covers_header_and_body(kind: Kind, count: int, level: int, body: bytes) -> None:
+@given(st.sampled_from(DigestKind), st.integers(0, (1 << 32) - 1), st.integers(0, 4), st.binary(max_size=99))
+def test_a_digest_covers_header_and_body(kind: DigestKind, count: int, level: int, body: bytes) -> None:
     head = struct.pack("<4sBBBBII", b"bmap", kind, 1, level, 0, count, 0)
     assert header(kind, count, level) == head
     assert digest(kind, count, body, level) == hashlib.sha256(head + body).digest()
@@ -45,11 +45,11 @@ def test_a_digest_covers_header_and_body(kind: Kind, count: int, level: int, bod
 
 def test_no_two_kinds_share_a_name() -> None:
     body = bytes(64)
-    names = {digest(kind, count, body, level) for kind in Kind for count in (1, 2) for level in (0, 1)}
+    names = {digest(kind, count, body, level) for kind in DigestKind for count in (1, 2) for level in (0, 1)}
     assert len(names) == 12
-    assert chunk_digest(body) == digest(Kind.CHUNK, 2, body)
+    assert chunk_digest(body) == digest(DigestKind.CHUNK, 2, body)
     assert HEADER.size == 16
-    assert [kind.value for kind in Kind] == [1, 2, 3]
+    assert [kind.value for kind in DigestKind] == [1, 2, 3]
 
 
 @given(st.binary(min_size=32, max_size=32))

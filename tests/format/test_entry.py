@@ -13,13 +13,13 @@ from blockmap.format import entry, keys, record
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.format.node import Placement
-from blockmap.format.version import Run
+from blockmap.format.version import NodeRun
 
 digests = st.binary(min_size=32, max_size=32).map(Digest)
 small = st.integers(0, (1 << 32) - 1)
 placements = st.builds(Placement, digests, st.integers(0, 1), small, small, small)
 runs = st.builds(
-    lambda pack, start, length: Run(pack, start, start + length),
+    lambda pack, start, length: NodeRun(pack, start, start + length),
     digests,
     st.integers(0, 1 << 20),
     st.integers(1, 1 << 20),
@@ -53,7 +53,7 @@ SAMPLE = Entry(
     version=Digest(bytes(range(32))),
     number=1,
     root=Placement(Digest(bytes(range(1, 33))), 1, 80, 100, 4000),
-    run=Run(Digest(bytes(range(1, 33))), 80, 5000),
+    run=NodeRun(Digest(bytes(range(1, 33))), 80, 5000),
     oci=bytes(range(2, 34)),
     previous=bytes(range(3, 35)),
     nonce="00112233445566778899aabbccddeeff",

@@ -10,9 +10,9 @@ from blockmap.format.codec import RAW
 from blockmap.format.digest import ABSENT, Digest, block_digests, chunk_digest
 from blockmap.format.extent import Extent, zeros
 from blockmap.format.node import Inner, Leaf, Placement
-from blockmap.format.pack import Frame, PackKind, seal
+from blockmap.format.pack import PackedFrame, PackKind, seal
 from blockmap.format.tree import Root, build, coverage, rewrite
-from blockmap.format.version import Layout, Version
+from blockmap.format.version import Version, WriterLayout
 
 SALT = bytes(range(16))
 SIZE = coverage(1) + SPAN // 2
@@ -82,7 +82,7 @@ def pack() -> dict[str, str]:
     for extent in chunks()[:3]:
         assert extent.chunk is not None
         stored = DATA[extent.start * BLOCK : extent.end * BLOCK]
-        frames.append(Frame(extent.chunk, RAW, stored, len(stored)))
+        frames.append(PackedFrame(extent.chunk, RAW, stored, len(stored)))
     made = seal(PackKind.CHUNKS, frames, SALT)
     return {"pack": made.name.hex(), "pack, as stored": sha(b"".join(made.parts))}
 
@@ -92,7 +92,7 @@ def records() -> dict[str, str]:
     record = Version(
         Root(root.digest, SIZE, place(root.digest)),
         Root(ABSENT, SIZE),
-        Layout(1, 2),
+        WriterLayout(1, 2),
         manifest=b"{}",
         config=b'{"os":"linux"}',
         created="2020-01-01T00:00:00Z",

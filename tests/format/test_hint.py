@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from blockmap.errors import FormatError
 from blockmap.format import catalogue, entry, hint, record, version
 from blockmap.format.digest import ABSENT
-from blockmap.format.hint import Bundle, Hint
+from blockmap.format.hint import BundleRef, Hint
 from blockmap.format.tree import Root
-from blockmap.format.version import Layout, Version
+from blockmap.format.version import Version, WriterLayout
 from tests.format.test_entry import SAMPLE, any_entries, text
 
 REPO, TAG = "host:5000/team/redis", "7.2"
-RECORD = version.encode(Version(Root(ABSENT, 5), Root(ABSENT, 5), Layout(0, 0)))
-BUNDLE = Bundle("default", "bundles/x/default/1", 5000, 400)
+RECORD = version.encode(Version(Root(ABSENT, 5), Root(ABSENT, 5), WriterLayout(0, 0)))
+BUNDLE = BundleRef("default", "bundles/x/default/1", 5000, 400)
 FULL = Hint(SAMPLE, entry.encode(SAMPLE), RECORD, (BUNDLE,))
 
 bundles = st.builds(
-    lambda label, key, table, more: Bundle(label, key, table + more, table),
+    lambda label, key, table, more: BundleRef(label, key, table + more, table),
     text,
     text,
     st.integers(0, 1 << 20),
@@ -30,7 +30,7 @@ bundles = st.builds(
 
 
 @given(any_entries(), st.none() | st.just(RECORD), st.lists(bundles, max_size=3))
-def test_what_is_encoded_is_decoded(value: entry.Entry, about: bytes | None, found: list[Bundle]) -> None:
+def test_what_is_encoded_is_decoded(value: entry.Entry, about: bytes | None, found: list[BundleRef]) -> None:
     repo, tag = value.key.split("/")[1:3]
     made = Hint(value, entry.encode(value), about, tuple(found))
     assert hint.decode(hint.encode(made), repo.replace("~", "/").replace("=", ":"), tag) == made
@@ -121,7 +121,9 @@ def test_arbitrary_bytes_are_format_errors(data: bytes) -> None:
 @pytest.mark.parametrize(("length", "table"), [(5000, 5001), (1 << 33, 400), (1 << 31, 1 << 27), (5000, -1)])
 def test_a_bundle_that_would_take_all_memory_makes_a_hint_none(length: int, table: int) -> None:
     with pytest.raises(FormatError):
-        hint.decode(hint.encode(Hint(SAMPLE, FULL.stored, None, (Bundle("default", "k", length, table),))), REPO, TAG)
+        hint.decode(
+            hint.encode(Hint(SAMPLE, FULL.stored, None, (BundleRef("default", "k", length, table),))), REPO, TAG
+        )
 
 
 # --- the catalogue

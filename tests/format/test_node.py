@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from blockmap.errors import FormatError
 from blockmap.format.chunker import SPAN
-from blockmap.format.digest import ABSENT, Digest, Kind, digest
+from blockmap.format.digest import ABSENT, Digest, DigestKind, digest
 from blockmap.format.extent import Extent, coalesce
 from blockmap.format.node import FANOUT, MAX_LEVEL, MAX_NODE_BYTES, Inner, Leaf, Node, Placement, decode, encode, leaf
 from tests.format.trees import CHUNKS, PLACES, as_map, blocks_of, maps, place_of
@@ -218,7 +218,7 @@ def test_check_of_an_inner_node(made: Inner) -> None:
 def forge(content: bytes, count: int, level: int, tail: bytes) -> tuple[bytes, Digest]:
     """A frame with a header and a name that are right for whatever content."""
     head = struct.pack("<4sBBBBII", b"bmap", 2, 1, level, 0, count, 0)
-    return head + content + tail, digest(Kind.NODE, count, content, level)
+    return head + content + tail, digest(DigestKind.NODE, count, content, level)
 
 
 LEAF_FRAME = encode(VALID)

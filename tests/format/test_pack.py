@@ -12,15 +12,26 @@ from hypothesis import strategies as st
 from blockmap.errors import FormatError
 from blockmap.format.digest import Digest
 from blockmap.format.node import Placement
-from blockmap.format.pack import TARGET_BYTES, Frame, Head, Pack, PackKind, head_bytes, head_length, parse_head, seal
+from blockmap.format.pack import (
+    TARGET_BYTES,
+    Pack,
+    PackedFrame,
+    PackHead,
+    PackKind,
+    head_bytes,
+    head_length,
+    parse_head,
+    seal,
+)
 
 SALT = bytes(range(16))
 digests = st.binary(min_size=32, max_size=32).map(Digest)
 frames = st.lists(
-    st.builds(Frame, digests, st.integers(0, 255), st.binary(max_size=50), st.integers(0, (1 << 32) - 1)), max_size=8
+    st.builds(PackedFrame, digests, st.integers(0, 255), st.binary(max_size=50), st.integers(0, (1 << 32) - 1)),
+    max_size=8,
 )
 kinds = st.sampled_from([PackKind.CHUNKS, PackKind.NODES])
-SAMPLE = [Frame(Digest(bytes([at]) * 32), at % 2, bytes([at]) * (10 + at), 100 + at) for at in range(3)]
+SAMPLE = [PackedFrame(Digest(bytes([at]) * 32), at % 2, bytes([at]) * (10 + at), 100 + at) for at in range(3)]
 
 
 def stored(pack: Pack) -> bytes:
@@ -28,7 +39,7 @@ def stored(pack: Pack) -> bytes:
 
 
 @given(kinds, frames, st.binary(min_size=16, max_size=16))
-def test_every_frame_is_found(kind: PackKind, content: list[Frame], salt: bytes) -> None:
+def test_every_frame_is_found(kind: PackKind, content: list[PackedFrame], salt: bytes) -> None:
     made = seal(kind, content, salt)
     data = stored(made)
     head = parse_head(data, made.name)
@@ -94,7 +105,7 @@ def forged(**changes: Any) -> tuple[bytes, Digest]:
 
 def test_a_forged_head_is_well_made() -> None:
     data, name = forged()
-    assert parse_head(data, name) == Head(
+    assert parse_head(data, name) == PackHead(
         PackKind.CHUNKS, [(Digest(bytes(32)), Placement(name, 0, 92, 50, 100))], 92, 142
     )
 

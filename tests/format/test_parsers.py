@@ -17,25 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blockmap.errors import FormatError
-from blockmap.format import (
-    bundle,
-    codec,
-    entry,
-    filemap,
-    keys,
-    layer,
-    node,
-    oci,
-    pack,
-    profile,
-    record,
-    trace,
-    version,
-)
-from blockmap.format.digest import ABSENT, Digest, Kind, digest
+from blockmap.format import bundle, codec, entry, filemap, keys, layer, node, oci, pack, profile, record, trace, version
+from blockmap.format.digest import ABSENT, Digest, DigestKind, digest
 from blockmap.format.extent import Extent
 from blockmap.format.node import Inner, Placement
-from blockmap.format.readings import Reading
+from blockmap.format.reading_list import ReadItem
 from blockmap.format.tree import Root
 from tests.format.trees import CHUNKS, PLACES
 
@@ -69,7 +55,7 @@ def node_name(frame: bytes) -> Digest:
     if level == 0 and count <= 4096:
         index = struct.unpack_from(f"<{count}H", frame.ljust(16 + 7 * count, b"\0"), 16 + 4 * count)
         end = 16 + 7 * count + 33 * (1 + max(index, default=0))
-    return digest(Kind.NODE, count, frame[16:end], level)
+    return digest(DigestKind.NODE, count, frame[16:end], level)
 
 
 def parse_node(frame: bytes) -> None:
@@ -87,7 +73,7 @@ def parse_pack(data: bytes) -> None:
 
 def parse_version(data: bytes) -> None:
     line = data.split(b"\n")[0]
-    name = digest(Kind.VERSION, len(line), line)
+    name = digest(DigestKind.VERSION, len(line), line)
     found = version.decode(data, name)
     again = version.decode(version.encode(found), found.name)
     assert again == found
@@ -128,18 +114,18 @@ LEAF = node.leaf(EXTENTS, 0, PLACES)
 assert LEAF is not None
 INNER = Inner(1, [0, 9], [CHUNKS[0][0], CHUNKS[1][0]], [PLACE, PLACES[CHUNKS[1][0]]])
 VERSION = version.Version(
-    Root(NAME, 5000, PLACE), Root(ABSENT, 5000), version.Layout(1, 32), b"{}", None, (NAME,), "me", "text", "now"
+    Root(NAME, 5000, PLACE), Root(ABSENT, 5000), version.WriterLayout(1, 32), b"{}", None, (NAME,), "me", "text", "now"
 )
 ENTRY = entry.Entry(KEY, 1, NAME, 1, PLACE, entry.Run(NAME, 80, 5000), bytes(NAME), None, "00", 17, "host", "message")
-FRAMES = [pack.Frame(Digest(bytes([at]) * 32), at % 2, bytes(10 + at), 100 + at) for at in range(3)]
+FRAMES = [pack.PackedFrame(Digest(bytes([at]) * 32), at % 2, bytes(10 + at), 100 + at) for at in range(3)]
 FILES = [filemap.File(b"a", 5000, [(7, 2)]), filemap.File(b"b" * 50, 0, []), filemap.File(b"c", 1, [(9, 1), (30, 3)])]
 LAYER = layer.LayerRecord(NAME, NAME, 1, 6000, zstandard.ZstdCompressor().compress(b"header" * 1000))
-ITEMS = [profile.Item(at, 2, CHUNKS[at][0], 1, b"bin/sh", at, at, 1) for at in range(3)]
+ITEMS = [profile.ProfileItem(at, 2, CHUNKS[at][0], 1, b"bin/sh", at, at, 1) for at in range(3)]
 PROFILE = profile.Profile("redis", "default", 1, NAME, NAME, 1, ITEMS, "host", 17, "00")
-READINGS = [Reading(at, 2, b"bin/sh", at) for at in range(3)]
+READINGS = [ReadItem(at, 2, b"bin/sh", at) for at in range(3)]
 BUNDLE, _ = bundle.encode([(NAME, b"frame")], [(NAME, 0b101, bytes(4 * 4096))], READINGS, 1 << 30, bytes(16))
 TRACE = (
-    trace.encode_head(trace.Head("redis", "default", NAME, NAME, 1 << 30, 17))
+    trace.encode_head(trace.TraceHead("redis", "default", NAME, NAME, 1 << 30, 17))
     + np.array([(1, 4096, 0)], trace.READ).tobytes()
 )
 

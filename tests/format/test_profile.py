@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from blockmap.errors import FormatError
 from blockmap.format import codec, profile
 from blockmap.format.digest import Digest
-from blockmap.format.profile import Item, Profile
+from blockmap.format.profile import Profile, ProfileItem
 
 CHUNKS = [Digest(bytes([at]) * 32) for at in range(1, 5)]
 ITEMS = [
-    Item(0, 2, CHUNKS[0], 0, None, 0, 0, 3),
-    Item(100, 5, CHUNKS[1], 3, b"bin/sh", 7, 12, 2),
-    Item(1 << 39, 64, CHUNKS[0], 0, b"etc/\xff", 0, 900, 1),
+    ProfileItem(0, 2, CHUNKS[0], 0, None, 0, 0, 3),
+    ProfileItem(100, 5, CHUNKS[1], 3, b"bin/sh", 7, 12, 2),
+    ProfileItem(1 << 39, 64, CHUNKS[0], 0, b"etc/\xff", 0, 900, 1),
 ]
 SAMPLE = Profile("a/redis", "migrate", 7, Digest(b"v" * 32), Digest(b"r" * 32), 3, ITEMS, "host", 1_700_000_000, "00")
 GOLDEN_HEAD = "eb9a1617a604b358a59e7e14b7b833b1eb268f60cd3b2daac8702bc6f48a9162"
@@ -24,19 +24,19 @@ GOLDEN_BODY = "9ab200f8b56c257e2842598489a85ce9e537449fe57a90b6a2344cae8fd3909a"
 
 
 @st.composite
-def items(draw: st.DrawFn) -> Item:
+def items(draw: st.DrawFn) -> ProfileItem:
     first = draw(st.integers(0, 63))
     path = draw(st.none() | st.binary(max_size=20))
     word = st.integers(0, (1 << 32) - 1)
     blocks = draw(st.integers(1, 64 - first))
     start = draw(st.integers(0, (1 << 40) - 64))
-    return Item(
+    return ProfileItem(
         start, blocks, draw(st.sampled_from(CHUNKS)), first, path, draw(word), draw(word), draw(st.integers(1, 9))
     )
 
 
 @given(st.lists(items(), max_size=10))
-def test_what_is_encoded_comes_back(found: list[Item]) -> None:
+def test_what_is_encoded_comes_back(found: list[ProfileItem]) -> None:
     made = replace(SAMPLE, starts=9, items=found)
     assert profile.decode(profile.encode(made), "a/redis", "migrate", 7) == made
 

@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 from blockmap.errors import FormatError
 from blockmap.format import trace
 from blockmap.format.digest import Digest
-from blockmap.format.trace import EXACT, HEAD_BYTES, NEW, READ, End, Head
+from blockmap.format.trace import EXACT, HEAD_BYTES, NEW, READ, End, TraceHead
 
 SIZE = 1 << 40
-HEAD = Head("a/redis", "migrate", Digest(b"v" * 32), Digest(b"r" * 32), SIZE, 17, NEW | EXACT, End.QUIET, 900, 3)
+HEAD = TraceHead("a/redis", "migrate", Digest(b"v" * 32), Digest(b"r" * 32), SIZE, 17, NEW | EXACT, End.QUIET, 900, 3)
 GOLDEN = "d8d51fe526c5fb078d550f5e9ffc6deda506e39c5c67fbb7da2079493c600575"
 reads = st.lists(
     st.tuples(st.integers(0, (1 << 32) - 1), st.integers(1, (1 << 32) - 1), st.integers(0, SIZE - 1)), max_size=20
 )
 
 
-def whole(found: list[tuple[int, int, int]], head: Head = HEAD) -> bytes:
+def whole(found: list[tuple[int, int, int]], head: TraceHead = HEAD) -> bytes:
     return trace.encode_head(head) + np.array(found, READ).tobytes()
 
 
 @given(reads, st.integers(0, 3), st.sampled_from(End))
 def test_what_is_written_comes_back(found: list[tuple[int, int, int]], flags: int, end: End) -> None:
-    head = Head("redis", "default", Digest(b"v" * 32), Digest(b"r" * 32), SIZE, 1, flags, end)
+    head = TraceHead("redis", "default", Digest(b"v" * 32), Digest(b"r" * 32), SIZE, 1, flags, end)
     back = trace.decode(whole(found, head))
     assert back.head == head
     assert back.reads.dtype == READ
@@ -66,4 +66,4 @@ def test_a_short_file_and_a_read_outside_are_refused() -> None:
 def test_a_name_that_does_not_fit_is_refused() -> None:
     for repo, label in (("r" * 257, "x"), ("r", "x" * 65)):
         with pytest.raises(FormatError, match="too long"):
-            trace.encode_head(Head(repo, label, HEAD.version, HEAD.root, SIZE, 1))
+            trace.encode_head(TraceHead(repo, label, HEAD.version, HEAD.root, SIZE, 1))

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from blockmap.errors import FormatError
 from blockmap.format import record
-from blockmap.format.digest import ABSENT, Digest, Kind, digest
+from blockmap.format.digest import ABSENT, Digest, DigestKind, digest
 from blockmap.format.node import Placement
 from blockmap.format.tree import MAX_BLOCKS, Root
 from blockmap.format.version import (
     MAX_RUN_BYTES,
-    Layout,
-    Run,
+    NodeRun,
     Version,
+    WriterLayout,
     decode,
     decode_placement,
     encode,
@@ -27,7 +27,7 @@ PLACE = Placement(Digest(b"\1" * 32), 1, 100, 200, 300)
 VERSION = Version(
     Root(Digest(b"\2" * 32), 5000, PLACE),
     Root(ABSENT, 5000),
-    Layout(1, 32),
+    WriterLayout(1, 32),
     manifest=b'{"a": 1}\n',
     config=b"\xff\x00",
     parents=(Digest(b"\3" * 32),),
@@ -46,7 +46,7 @@ digests = st.binary(min_size=32, max_size=32).map(Digest)
 numbers = st.integers(0, (1 << 32) - 1)
 placements = st.none() | st.builds(Placement, digests, numbers, numbers, numbers, numbers)
 runs = st.builds(
-    lambda pack, start, length: Run(pack, start, start + length),
+    lambda pack, start, length: NodeRun(pack, start, start + length),
     digests,
     st.integers(0, 1 << 20),
     st.integers(1, MAX_RUN_BYTES),
@@ -64,7 +64,7 @@ def versions(draw: st.DrawFn) -> Version:
     return Version(
         roots[0],
         roots[1],
-        Layout(draw(st.integers(0, 99)), draw(st.integers(0, 99))),
+        WriterLayout(draw(st.integers(0, 99)), draw(st.integers(0, 99))),
         draw(st.none() | st.binary()),
         draw(st.none() | st.binary()),
         tuple(draw(st.lists(digests, max_size=3))),
@@ -81,7 +81,7 @@ def test_what_is_encoded_comes_back(version: Version) -> None:
 
 
 def test_the_name_does_not_depend_on_where_things_are() -> None:
-    moved = replace(VERSION, root=replace(VERSION.root, placement=None), run=Run(PLACE.pack, 5, 9))
+    moved = replace(VERSION, root=replace(VERSION.root, placement=None), run=NodeRun(PLACE.pack, 5, 9))
     assert moved.name == VERSION.name
     assert encode(moved) != encode(VERSION)
     assert replace(VERSION, message="other").name != VERSION.name
@@ -108,7 +108,7 @@ def forged(**changes: object) -> tuple[bytes, Digest]:
     value = {**record.decode(VERSION.line()), **changes}
     line = record.encode({key: item for key, item in value.items() if item is not ...})
     places = record.encode({"root": encode_placement(PLACE), "extra": None})
-    return record.seal([line, places]), digest(Kind.VERSION, len(line), line)
+    return record.seal([line, places]), digest(DigestKind.VERSION, len(line), line)
 
 
 @pytest.mark.parametrize(

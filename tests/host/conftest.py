@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.control.client import Client
 from blockmap.errors import HostError
-from blockmap.host import loops
-from blockmap.host.control import Client
+from blockmap.host.devices import loops
 from tests.image.layouts import archive, directory, file, layout, symlink
 from tests.waiting import LIMIT_S, until
 

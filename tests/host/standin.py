@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blockmap.host.control import VERSION
-from blockmap.host.paths import control_socket
+from blockmap.control.client import VERSION
+from blockmap.local.paths import control_socket
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 

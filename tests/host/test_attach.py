@@ -12,11 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from blockmap.cli.main import program
+from blockmap.control.client import Client
 from blockmap.errors import HostError, UsageError
-from blockmap.host import mounts, tools
+from blockmap.host import tools
 from blockmap.host.attachments import Attachments
-from blockmap.host.control import Client
-from blockmap.host.device import Device
+from blockmap.host.devices import mounts
+from blockmap.host.devices.device import Device
 from tests.host.conftest import CONTENT, Host, faulty
 from tests.waiting import until
 
@@ -212,10 +213,10 @@ def test_what_is_unmounted_by_hand_is_noticed(mounting: Host) -> None:
 
 
 STEPS = [
-    ("blockmap.host.loops", "attach"),
-    ("blockmap.host.mounts", "mount"),
-    ("blockmap.host.warming", "begin"),
-    ("blockmap.host.nbdfuse", "_image"),
+    ("blockmap.host.devices.loops", "attach"),
+    ("blockmap.host.devices.mounts", "mount"),
+    ("blockmap.host.warm.warming", "begin"),
+    ("blockmap.host.devices.nbdfuse", "_image"),
 ]
 
 
@@ -267,7 +268,7 @@ def test_interrupting_it_leaves_nothing(mounting: Host) -> None:
     (where,) = directories(mounting, "mnt")
     reached = mounting.where / "reached"
     wait = f"def instead(*arguments):\n    open({str(reached)!r}, 'w').close()\n    time.sleep(60)"
-    process = faulty(mounting, "blockmap.host.mounts", "mount", wait, "attach", "app:1", where)
+    process = faulty(mounting, "blockmap.host.devices.mounts", "mount", wait, "attach", "app:1", where)
     until(reached.exists)
     process.terminate()
     _, said = process.communicate(timeout=60)

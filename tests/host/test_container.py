@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from blockmap.errors import HostError, ImageError, UsageError
-from blockmap.host.container import runtime_config, user_ids
+from blockmap.host.run.container import runtime_config, user_ids
 from tests.host.conftest import GROUP, PASSWD
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from blockmap.errors import HostError
-from blockmap.host import nbdkit
+from blockmap.host.serve import nbdkit
 
 SCRIPT = """
 import json, sys
 import numpy, xxhash, zstandard, isal, ssl
-import blockmap.volume.exports, nbdplugin.control, nbdplugin.sockets, nbdplugin.threads
+import blockmap.server.exports, nbdplugin.control, nbdplugin.sockets, nbdplugin.threads
 import nbdkit
 
 API_VERSION = 2

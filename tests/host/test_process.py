@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Sequence
 
-from blockmap.host.process import Process
+from blockmap.host.serve.process import Process
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
 

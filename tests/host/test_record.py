@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from blockmap.errors import UsageError
-from blockmap.host.readiness import parse_readiness
+from blockmap.host.run.readiness import parse_readiness
 from tests.host.conftest import CONTENT, Host
 from tests.host.standin import StandIn
 from tests.host.test_warm import device_of, is_warming, served

@@ -147,7 +147,7 @@ def test_what_a_killed_run_left_is_taken_apart_by_the_next(running: Host) -> Non
 def test_a_signal_before_the_program_starts_leaves_nothing(running: Host) -> None:
     reached = running.where / "reached"
     wait = f"def instead(*arguments):\n    open({str(reached)!r}, 'w').close()\n    time.sleep(60)"
-    process = faulty(running, "blockmap.host.mounts", "mount", wait, "run", "app:1")
+    process = faulty(running, "blockmap.host.devices.mounts", "mount", wait, "run", "app:1")
     until(reached.exists)
     process.terminate()
     process.terminate()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from blockmap.host.tidy import Tidy
+from blockmap.host.serve.tidy import Tidy
 
 BEGIN = b"nbdkit: python[3]: error: /x/plugin.py: open: error: Traceback (most recent call last):\n"
 FRAMES = [b'   File "/x/plugin.py", line 131, in open\n', b"    session = _sessions.open(name)\n", b"       ^^^^^\n"]

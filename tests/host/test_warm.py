@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from blockmap.host.warm import PIECE_BYTES, Piece, open_beneath, plan
+from blockmap.host.warm.warm import PIECE_BYTES, WarmRange, open_beneath, plan
 from tests.host.conftest import CONTENT, Host
 from tests.host.standin import Answer, StandIn
 from tests.waiting import until
@@ -87,10 +87,10 @@ def served(host: Host) -> tuple[int, int]:
 
 def test_a_plan_joins_neighbours_and_keeps_the_order_of_files() -> None:
     assert plan([[9, 1, "b", 4], [50, 2, None, 0], [8, 1, "b", 3], [1, 1, "a", 0], [10, 1, "b", 6]]) == [
-        Piece("b", 3 * BLOCK, 2 * BLOCK),
-        Piece("b", 6 * BLOCK, BLOCK),
-        Piece(None, 50 * BLOCK, 2 * BLOCK),
-        Piece("a", 0, BLOCK),
+        WarmRange("b", 3 * BLOCK, 2 * BLOCK),
+        WarmRange("b", 6 * BLOCK, BLOCK),
+        WarmRange(None, 50 * BLOCK, 2 * BLOCK),
+        WarmRange("a", 0, BLOCK),
     ]
     assert plan([]) == []
 
@@ -100,7 +100,7 @@ def test_a_plan_cuts_what_is_long_and_does_not_put_off_what_is_early() -> None:
     assert [each.offset for each in long] == [0, PIECE_BYTES, 2 * PIECE_BYTES, 3 * PIECE_BYTES]
     assert sum(each.length for each in long) == 100 * BLOCK
     late = plan([[0, 1, "a", 0], [0, 5000, "b", 0], [0, 1, "a", 1]])
-    assert (late[0], late[-1]) == (Piece("a", 0, BLOCK), Piece("a", BLOCK, BLOCK))
+    assert (late[0], late[-1]) == (WarmRange("a", 0, BLOCK), WarmRange("a", BLOCK, BLOCK))
 
 
 def test_windows_grow_as_far_as_the_link_brings_what_is_in_them() -> None:
@@ -113,12 +113,12 @@ def test_windows_grow_as_far_as_the_link_brings_what_is_in_them() -> None:
     assert [max(turns(each)) for each in (slow, fast, all_here)] == [512, 2048, 4096]
 
 
-def where(pieces: list[Piece]) -> list[tuple[str | None, int]]:
+def where(pieces: list[WarmRange]) -> list[tuple[str | None, int]]:
     """Blocks, in order."""
     return [(each.path, at // BLOCK) for each in pieces for at in range(each.offset, each.offset + each.length, BLOCK)]
 
 
-def turns(pieces: list[Piece]) -> list[int]:
+def turns(pieces: list[WarmRange]) -> list[int]:
     """How many blocks of one file come in one go."""
     return [len(list(group)) for _, group in groupby(where(pieces), key=lambda block: block[0])]
 
@@ -129,7 +129,7 @@ def turns(pieces: list[Piece]) -> list[int]:
      [0, 1, "a", None], [0, 1 << 62, "a", 0], [True, 1, None, 0]],
 )  # fmt: skip
 def test_a_plan_leaves_out_what_makes_no_sense(reading: list[Any]) -> None:
-    assert plan([[1, 1, "good", 0], reading]) == [Piece("good", 0, BLOCK)]
+    assert plan([[1, 1, "good", 0], reading]) == [WarmRange("good", 0, BLOCK)]
 
 
 def test_a_path_does_not_lead_out_of_the_image(tmp_path: Path) -> None:

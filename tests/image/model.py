@@ -5,26 +5,26 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from blockmap.errors import ImageError
-from blockmap.image.member import Kind, Member, Members
+from blockmap.filesystem.member import Member, MemberKind, Members
 
 Layer = list[tuple[Member, bytes]]
 """Members with their contents."""
 
 
 def file(path: bytes, data: bytes = b"", mode: int = 0o644, **fields: object) -> tuple[Member, bytes]:
-    return replace(Member(path, Kind.FILE, mode, size=len(data)), **fields), data  # type: ignore[arg-type]
+    return replace(Member(path, MemberKind.FILE, mode, size=len(data)), **fields), data  # type: ignore[arg-type]
 
 
-def entry(path: bytes, kind: Kind = Kind.DIR, mode: int = 0o755, **fields: object) -> tuple[Member, bytes]:
+def entry(path: bytes, kind: MemberKind = MemberKind.DIR, mode: int = 0o755, **fields: object) -> tuple[Member, bytes]:
     return replace(Member(path, kind, mode), **fields), b""  # type: ignore[arg-type]
 
 
 def symlink(path: bytes, target: bytes) -> tuple[Member, bytes]:
-    return Member(path, Kind.SYMLINK, 0o777, target=target), b""
+    return Member(path, MemberKind.SYMLINK, 0o777, target=target), b""
 
 
 def hardlink(path: bytes, target: bytes) -> tuple[Member, bytes]:
-    return Member(path, Kind.HARDLINK, 0, target=target), b""
+    return Member(path, MemberKind.HARDLINK, 0, target=target), b""
 
 
 def members(layer: Iterable[tuple[Member, bytes]], piece: int = 1 << 20) -> Members:
@@ -59,7 +59,7 @@ class Model:
 
     def add(self, member: Member, content: bytes = b"") -> None:
         if not member.path:
-            if member.kind is not Kind.DIR:
+            if member.kind is not MemberKind.DIR:
                 raise ImageError("root")
             self.paths[b""] = Thing(member, b"")
             return
@@ -73,16 +73,16 @@ class Model:
             if hidden in (b"", b".", b".."):
                 raise ImageError("whiteout")
             self._hide(parent + b"/" + hidden if parent else hidden)
-        elif member.kind is Kind.HARDLINK:
+        elif member.kind is MemberKind.HARDLINK:
             above, _, name = member.target.rpartition(b"/")
             at = self._follow(above)
             target = self.paths.get(at + b"/" + name if at else name)
-            if target is None or target.member.kind is Kind.DIR:
+            if target is None or target.member.kind is MemberKind.DIR:
                 raise ImageError("hard link")
             self._put(path, target)
         else:
             old = self.paths.get(path)
-            if old is None or old.member.kind is not Kind.DIR or member.kind is not Kind.DIR:
+            if old is None or old.member.kind is not MemberKind.DIR or member.kind is not MemberKind.DIR:
                 self._put(path, Thing(member, content))
             else:
                 self.paths[path] = Thing(member, b"")
@@ -140,13 +140,13 @@ class Model:
             if thing is None:
                 thing = self.paths[here] = self._directory(here)
                 self.own.add(here)
-            if thing.member.kind is Kind.SYMLINK:
+            if thing.member.kind is MemberKind.SYMLINK:
                 links += 1
                 if links > 40:
                     raise ImageError("symlinks")
                 target = thing.member.target
                 at, todo = [] if target.startswith(b"/") else at, target.split(b"/") + todo
-            elif thing.member.kind is not Kind.DIR:
+            elif thing.member.kind is not MemberKind.DIR:
                 raise ImageError("not a directory")
             else:
                 at.append(part)
@@ -154,7 +154,7 @@ class Model:
 
     @staticmethod
     def _directory(path: bytes) -> Thing:
-        return Thing(Member(path, Kind.DIR, 0o755), b"")
+        return Thing(Member(path, MemberKind.DIR, 0o755), b"")
 
 
 def unpacked(layers: Iterable[Layer]) -> Model:

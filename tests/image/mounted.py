@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from hashlib import shake_128
 from pathlib import Path
 
-from tests.image.ext4.volumes import fsck
+from tests.filesystem.ext4.volumes import fsck
 
 GIB = 1 << 30
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from blockmap.errors import ImageError
+from blockmap.filesystem.member import Member, MemberKind
 from blockmap.image import tar
 from blockmap.image.directory import Directory
-from blockmap.image.member import Kind, Member
 
 
 def fill(where: Path) -> Path:
@@ -63,16 +63,16 @@ def test_members(tmp_path: Path) -> None:
     where = fill(tmp_path / "d")
     found = {member.path: (member, content) for member, content in read(Directory(where))}
     first, content = found[b"a-b/again"]  # the first name in order is the file
-    assert (first.kind, first.mode, first.size, content) == (Kind.FILE, 0o4750, 7000, b"content" * 1000)
+    assert (first.kind, first.mode, first.size, content) == (MemberKind.FILE, 0o4750, 7000, b"content" * 1000)
     assert (first.mtime_s, first.mtime_ns) == (10**9, 7)
     for other in (b"a/file", b"b/and-again"):
-        assert (found[other][0].kind, found[other][0].target) == (Kind.HARDLINK, b"a-b/again")
+        assert (found[other][0].kind, found[other][0].target) == (MemberKind.HARDLINK, b"a-b/again")
     assert found[b"b/link"][0].target == b"../nowhere/" + b"t" * 200
-    assert (found[b"b/linked-link"][0].kind, found[b"b/linked-link"][0].target) == (Kind.HARDLINK, b"b/link")
+    assert (found[b"b/linked-link"][0].kind, found[b"b/linked-link"][0].target) == (MemberKind.HARDLINK, b"b/link")
     assert (found[b"a/empty"][0].mtime_s, found[b"a/empty"][0].mtime_ns) == (-6, 500_000_000)
-    assert found[b"pipe"][0].kind is Kind.FIFO
+    assert found[b"pipe"][0].kind is MemberKind.FIFO
     assert found[b"\xff\xfe"][1] == b"bytes"
-    assert found[b""][0].kind is Kind.DIR
+    assert found[b""][0].kind is MemberKind.DIR
     assert found[b""][0].uid == os.getuid()
 
 
@@ -175,7 +175,7 @@ def test_attributes_and_devices_of_root(tmp_path: Path, need_root: None) -> None
         pytest.skip(f"this root may not: {error}")
     (_, (file, _), (null, _)) = read(Directory(tmp_path))
     assert file.xattrs[b"trusted.t"] == b"1"
-    assert (null.kind, null.major, null.minor) == (Kind.CHAR, 1, 3)
+    assert (null.kind, null.major, null.minor) == (MemberKind.CHAR, 1, 3)
 
 
 def test_a_socket_is_left_out_and_noted(tmp_path: Path) -> None:

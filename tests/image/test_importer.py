@@ -20,7 +20,7 @@ from blockmap.publish.local import LocalCatalogue
 from blockmap.store.names import NameReader
 from blockmap.store.opening import create_store, open_store
 from blockmap.store.repository import Repository
-from blockmap.volume.content import check_version, stored_reader, usage
+from blockmap.upkeep.verify import check_version, stored_reader, usage
 from tests.image.builder import Full, bulk, docker_archive, import_image, listing, reassemble
 from tests.image.layouts import archive, compress_gzip, compress_zstd, directory, file, hardlink, layout, symlink
 
@@ -190,7 +190,7 @@ def test_packs_of_chunks_that_were_not_found_go_where_the_tree_is_there(
     image, store = layout(tmp_path / "i", [archive(BASE)]), tmp_path / "store"
     first = import_image(store, f"oci:{image}", "a:1", tmp_path)
     before = listing(store)
-    monkeypatch.setattr("blockmap.publish.known.KnownChunks.lookup", lambda _, chunks: [None] * len(chunks))
+    monkeypatch.setattr("blockmap.publish.dedup_index.KnownChunks.lookup", lambda _, chunks: [None] * len(chunks))
     again = import_image(store, f"oci:{image}", "a:1", tmp_path)
     assert listing(store) == before
     assert (again.number, again.root) == (0, first.root)

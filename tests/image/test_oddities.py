@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.filesystem.ext4.reader import Ext4Reader
 from blockmap.format.tree import leaves
 from blockmap.image.compare import compare
-from blockmap.image.ext4.reader import Reader
 from blockmap.image.importer import Importer
 from blockmap.image.sources import open_source
 from blockmap.store.opening import create_store
 from blockmap.store.repository import Repository
-from blockmap.volume.content import stored_reader
-from tests.image.ext4.volumes import fsck
+from blockmap.upkeep.verify import stored_reader
+from tests.filesystem.ext4.volumes import fsck
 from tests.image.layouts import Member as M
 from tests.image.layouts import archive, compress_gzip, compress_zstd, directory, file, hardlink, layout, symlink
 from tests.image.mounted import compare_with_unpacked, mounted, write_and_grow
@@ -141,7 +141,7 @@ def test_e2fsck_finds_nothing(volume: tuple[Repository, Path], need: Callable[..
 
 def test_equals_its_source_file_by_file(volume: tuple[Repository, Path], image: Path, tmp_path: Path) -> None:
     with open(volume[1], "rb") as raw:
-        reader = Reader(lambda offset, length: os.pread(raw.fileno(), length, offset))
+        reader = Ext4Reader(lambda offset, length: os.pread(raw.fileno(), length, offset))
         source = open_source(f"oci:{image}:1", platform="linux/amd64", work=tmp_path)
         assert [str(difference) for difference in compare(reader, source)] == []
 
@@ -150,7 +150,7 @@ def test_a_changed_byte_is_found_by_the_comparison(
     volume: tuple[Repository, Path], image: Path, tmp_path: Path
 ) -> None:
     with open(volume[1], "rb") as raw:
-        reader = Reader(lambda offset, length: os.pread(raw.fileno(), length, offset))
+        reader = Ext4Reader(lambda offset, length: os.pread(raw.fileno(), length, offset))
         big = next(entry for entry in reader.walk() if entry.path == b"big")
         spot = big.runs[0][1] * 4096 + 5
 
@@ -161,7 +161,7 @@ def test_a_changed_byte_is_found_by_the_comparison(
             return bytes(data)
 
         source = open_source(f"oci:{image}:1", platform="linux/amd64", work=tmp_path)
-        assert [difference.path for difference in compare(Reader(spoiled), source)] == [b"big"]
+        assert [difference.path for difference in compare(Ext4Reader(spoiled), source)] == [b"big"]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from blockmap.errors import ImageError, UsageError
 from blockmap.image.archive import DockerArchive
 from blockmap.image.directory import Directory
-from blockmap.image.disk import DiskSource
+from blockmap.image.disk_image import DiskSource
 from blockmap.image.oci import OciImage
 from blockmap.image.platforms import Platform, parse_platform
 from blockmap.image.sources import FORMS, open_source

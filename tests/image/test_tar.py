@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockmap.errors import ImageError
+from blockmap.filesystem.member import Member, MemberKind
 from blockmap.image import pax, tar
-from blockmap.image.member import Kind, Member
 from blockmap.image.sources import open_source
 from tests.image.layouts import Member as M
 from tests.image.layouts import archive, directory, file, hardlink, symlink
@@ -83,13 +83,13 @@ def test_members_whatever_the_pieces(piece: int) -> None:
     assert [member.path for member, _ in found] == [b"" if m.path == b"." else m.path for m in EVERYTHING]
     assert [content for _, content in found] == [m.data for m in EVERYTHING]
     by_path = {member.path: member for member, _ in found}
-    assert by_path[b"etc"] == Member(b"etc", Kind.DIR, 0o2755, 70000, 1 << 31, 1_000_000_000)
+    assert by_path[b"etc"] == Member(b"etc", MemberKind.DIR, 0o2755, 70000, 1 << 31, 1_000_000_000)
     assert (by_path[b"etc/passwd"].mtime_s, by_path[b"etc/passwd"].mtime_ns) == (-6, 500_000_000)
     assert (by_path[b"n" * 255].mtime_s, by_path[b"n" * 255].mtime_ns) == (4294967296, 123456789)
     assert by_path[b"link"].target == b"../anywhere/" + b"t" * 300
-    assert (by_path[b"second"].kind, by_path[b"second"].target) == (Kind.HARDLINK, b"etc/passwd")
-    assert (by_path[b"disk"].kind, by_path[b"disk"].major, by_path[b"disk"].minor) == (Kind.BLOCK, 259, 70000)
-    assert by_path[b"pipe"].kind is Kind.FIFO
+    assert (by_path[b"second"].kind, by_path[b"second"].target) == (MemberKind.HARDLINK, b"etc/passwd")
+    assert (by_path[b"disk"].kind, by_path[b"disk"].major, by_path[b"disk"].minor) == (MemberKind.BLOCK, 259, 70000)
+    assert by_path[b"pipe"].kind is MemberKind.FIFO
     assert by_path[b"xattrs"].xattrs == {
         b"user.a": b"b=c\n\0\xff", b"user.empty": b"", b"security.capability": bytes(range(20)),
     }  # fmt: skip
@@ -140,9 +140,9 @@ def test_a_prefix_belongs_to_ustar_only() -> None:
 
 
 def test_types_of_old() -> None:
-    assert one(block(b"dir/", b"\0")).kind is Kind.DIR
-    assert one(block(b"file", b"\0")).kind is Kind.FILE
-    assert one(block(b"file", b"7")).kind is Kind.FILE
+    assert one(block(b"dir/", b"\0")).kind is MemberKind.DIR
+    assert one(block(b"file", b"\0")).kind is MemberKind.FILE
+    assert one(block(b"file", b"7")).kind is MemberKind.FILE
 
 
 def test_only_files_have_content() -> None:
@@ -407,7 +407,7 @@ MEMBERS = st.builds(
     Member,
     path=st.lists(st.binary(min_size=1, max_size=120).filter(lambda part: not set(part) & {0, 47} and part not in (b".", b"..")),
                   min_size=1, max_size=3).map(b"/".join),
-    kind=st.sampled_from([Kind.FILE, Kind.DIR, Kind.CHAR, Kind.FIFO]),
+    kind=st.sampled_from([MemberKind.FILE, MemberKind.DIR, MemberKind.CHAR, MemberKind.FIFO]),
     mode=st.integers(0, 0o7777),
     uid=st.integers(0, (1 << 32) - 1),
     gid=st.integers(0, (1 << 32) - 1),
@@ -438,8 +438,8 @@ def test_tarfile_reads_the_same_members(tmp_path: Path) -> None:
     if not corpus_layers():
         pytest.skip("BLOCKMAP_CORPUS does not name a folder of images")
     kinds = {
-        tarfile.REGTYPE: Kind.FILE, tarfile.DIRTYPE: Kind.DIR, tarfile.SYMTYPE: Kind.SYMLINK,
-        tarfile.LNKTYPE: Kind.HARDLINK, tarfile.CHRTYPE: Kind.CHAR, tarfile.FIFOTYPE: Kind.FIFO,
+        tarfile.REGTYPE: MemberKind.FILE, tarfile.DIRTYPE: MemberKind.DIR, tarfile.SYMTYPE: MemberKind.SYMLINK,
+        tarfile.LNKTYPE: MemberKind.HARDLINK, tarfile.CHRTYPE: MemberKind.CHAR, tarfile.FIFOTYPE: MemberKind.FIFO,
     }  # fmt: skip
     compared = 0
     for text in corpus_layers():

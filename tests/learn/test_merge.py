@@ -3,23 +3,23 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockmap.format.profile import Item
-from blockmap.learn.merge import MEMORY, Start, merge, outside
-from blockmap.learn.touches import touches
+from blockmap.format.profile import ProfileItem
+from blockmap.learn.first_touches import first_touches
+from blockmap.learn.merge import MEMORY, Sample, merge, outside
 from tests.learn.volumes import Read, blocks, layout, trace_of
 
 LAYOUT = layout()
 
 
-def start(*reads: Read, is_evidence: bool = True, prefilled: list[Item] | None = None) -> Start:
-    return Start(touches(trace_of(reads), LAYOUT), is_evidence, prefilled)
+def start(*reads: Read, is_evidence: bool = True, prefilled: list[ProfileItem] | None = None) -> Sample:
+    return Sample(first_touches(trace_of(reads), LAYOUT), is_evidence, prefilled)
 
 
-def items_of(*reads: Read, touched: int = 1) -> list[Item]:
-    return [item._replace(touched=touched) for item in touches(trace_of(reads), LAYOUT)]
+def items_of(*reads: Read, touched: int = 1) -> list[ProfileItem]:
+    return [item._replace(touched=touched) for item in first_touches(trace_of(reads), LAYOUT)]
 
 
-def shown(items: list[Item]) -> list[tuple[int, int, int, int]]:
+def shown(items: list[ProfileItem]) -> list[tuple[int, int, int, int]]:
     return [(item.start, item.blocks, item.time_ms, item.touched) for item in items]
 
 

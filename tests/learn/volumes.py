@@ -9,8 +9,8 @@ from blockmap.format import BLOCK, trace
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
 from blockmap.format.filemap import File
-from blockmap.format.trace import NEW, READ, Head, Trace
-from blockmap.learn.layout import Layout
+from blockmap.format.trace import NEW, READ, Trace, TraceHead
+from blockmap.learn.block_index import BlockIndex
 
 SIZE = 1 << 20
 Read = tuple[int, int, int]
@@ -32,14 +32,14 @@ EXTENTS = [
 FILES = [File(b"bin/sh", 25 * BLOCK - 5, [(12, 18), (100, 7)]), File(b"etc/passwd", 100, [(30, 1)])]
 
 
-def layout(extents: Sequence[Extent] = EXTENTS, files: Sequence[File] = FILES, root: Digest = ROOT) -> Layout:
-    return Layout(root, extents, files)
+def layout(extents: Sequence[Extent] = EXTENTS, files: Sequence[File] = FILES, root: Digest = ROOT) -> BlockIndex:
+    return BlockIndex(root, extents, files)
 
 
 def trace_of(
     reads: Sequence[Read], ready_ms: int = 0, flags: int = NEW, profile: int = 0, root: Digest = ROOT
 ) -> Trace:
-    head = Head(
+    head = TraceHead(
         "redis", "default", digest("version"), root, SIZE * BLOCK, 17, flags, ready_ms=ready_ms, profile=profile
     )
     return trace.decode(trace.encode_head(head) + np.array(list(reads), READ).tobytes())

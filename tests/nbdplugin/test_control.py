@@ -12,11 +12,11 @@ import pytest
 
 from blockmap.errors import NotFound, StoreUnavailable
 from blockmap.format.digest import Digest
-from blockmap.format.profile import Item, Profile
-from blockmap.format.readings import Reading
-from blockmap.learn.kept import LocalProfiles
+from blockmap.format.profile import Profile, ProfileItem
+from blockmap.format.reading_list import ReadItem
+from blockmap.learn.local_files import LocalProfiles
+from blockmap.server.store_log import CallLog
 from blockmap.store.observed import Call
-from blockmap.volume.calls import CallLog
 from nbdplugin.control import Control
 
 PINNED = f"app@sha256:{bytes(32).hex()}"
@@ -55,8 +55,8 @@ class Served:
     def ready(self, export: str, label: str) -> Path | None:
         return Path(f"/{export}/{label}") if label == "migrate" else None
 
-    def readings(self, export: str) -> tuple[int, list[Reading], int]:
-        return (3, [Reading(7, 2, b"bin/sh", 1)], 9) if "+migrate" in export else (0, [], 0)
+    def readings(self, export: str) -> tuple[int, list[ReadItem], int]:
+        return (3, [ReadItem(7, 2, b"bin/sh", 1)], 9) if "+migrate" in export else (0, [], 0)
 
     def config(self, export: str) -> bytes:
         return b'{"config": {}}\xff'
@@ -116,7 +116,7 @@ def test_what_is_said_of_a_start(control: Control, served: Served) -> None:
 
 def test_readings_are_those_of_the_store_or_else_of_this_host(control: Control, kept: LocalProfiles) -> None:
     def put(label: str, version: bytes) -> None:
-        items = [Item(40, 3, Digest(b"c" * 32), 0, None, 0, 5, 1)]
+        items = [ProfileItem(40, 3, Digest(b"c" * 32), 0, None, 0, 5, 1)]
         kept.put(Profile("app", label, 0, Digest(version), Digest(b"r" * 32), 1, items, "host", 1))
 
     def told(export: str) -> tuple[object, object]:

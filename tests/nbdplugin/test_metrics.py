@@ -5,7 +5,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from blockmap.volume.calls import CallLog
+from blockmap.server.store_log import CallLog
 from blockmap.volume.histogram import BOUNDS_S
 from blockmap.volume.reads import Slow, Source, Tally
 from nbdplugin.metrics import StatusCollector

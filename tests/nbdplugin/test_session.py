@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.trace.manager import TraceManager
 from blockmap.volume.reads import MOST, Slow, Source, Tally
-from blockmap.volume.starts import Starts
 from nbdplugin import session
 from nbdplugin.session import OTHER, Sessions
 
@@ -39,7 +39,7 @@ class Served:
 
 @pytest.fixture
 def sessions(tmp_path: Path) -> Sessions:
-    starts = Starts(tmp_path / "traces", lambda head, path: None)
+    starts = TraceManager(tmp_path / "traces", lambda head, path: None)
     return Sessions(Served(), starts)  # type: ignore[arg-type]
 
 

@@ -16,13 +16,13 @@ from blockmap.format.node import Inner, Placement
 from blockmap.format.pack import Pack
 from blockmap.format.tree import Draft, Root, build, leaves, nodes
 from blockmap.publish.chunks import ChunkWriter
-from blockmap.publish.known import KnownChunks, StoredTree
-from blockmap.publish.nodes import RUN_BYTES, Stored, store_nodes
+from blockmap.publish.dedup_index import DedupIndex, StoredTree
+from blockmap.publish.nodes import RUN_BYTES, StoredTrees, store_nodes
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import Trees, store_trees
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Publication, Repository
-from blockmap.volume.content import stored_reader
+from blockmap.upkeep.verify import stored_reader
 from tests.image.builder import bulk
 from tests.volume.building import model
 
@@ -40,7 +40,7 @@ def draft(seed: int, spans: int, of: int = 20, apart: int = 1) -> Draft:
     return build(extents, max(1, spans * apart) * SPAN, {})
 
 
-def stored(store: MemoryStore, drafts: list[Draft]) -> Stored:
+def stored(store: MemoryStore, drafts: list[Draft]) -> StoredTrees:
     return store_nodes(drafts, lambda name: PLACE, Publication(store).put_pack)
 
 
@@ -56,7 +56,7 @@ def test_every_node_is_read_through_its_placement(spans: int, apart: int) -> Non
     result = stored(store, [made])
     check_whole(store, made, result.roots[0])
     if not spans:
-        assert result == Stored([made.root], None, 0)
+        assert result == StoredTrees([made.root], None, 0)
 
 
 @pytest.mark.parametrize("target", [3_000, 20_000, 200_000])
@@ -123,17 +123,17 @@ def test_a_leaf_that_is_stored_is_taken_over_behind_the_run() -> None:
 # --- trees
 
 
-def knowing(store: MemoryStore, roots: list[Root]) -> KnownChunks:
+def knowing(store: MemoryStore, roots: list[Root]) -> DedupIndex:
     repository = Repository(store)
     found = []
     for root in roots:
         sampled = sample((span, leaf.chunks) for span, leaf in leaves(root, repository.node))
         found.append(StoredTree([root], sampled))
-    return KnownChunks(repository, found, pytest.fail)
+    return DedupIndex(repository, found, pytest.fail)
 
 
 def trees(
-    store: MemoryStore, pieces: list[tuple[int, bytes]], size: int, hidden: list[tuple[int, int]], known: KnownChunks
+    store: MemoryStore, pieces: list[tuple[int, bytes]], size: int, hidden: list[tuple[int, int]], known: DedupIndex
 ) -> Trees:
     publication = Publication(store)
     with ChunkWriter(publication.put_pack, known.lookup, Parameters(), Stages()) as chunks:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from blockmap.host.control import Client
+from blockmap.control.client import Client
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from tests.image.layouts import archive, directory, file, layout

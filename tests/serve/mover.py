@@ -9,9 +9,9 @@ from pathlib import Path
 
 from blockmap.errors import NameMoved
 from blockmap.format.refs import parse_name
+from blockmap.server.exports import Exports
 from blockmap.store.names import NameLog
 from blockmap.store.opening import open_or_create
-from blockmap.volume.exports import Exports
 
 
 def main(url: str, name: str, who: str, moves: str, cache: str) -> None:

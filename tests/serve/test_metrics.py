@@ -19,8 +19,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from blockmap.host.calls import read_calls
-from blockmap.volume.calls import serial_steps
+from blockmap.control.store_log import read_calls
+from blockmap.server.store_log import serial_steps
 from tests.serve.conftest import BLOCKMAP, Server
 from tests.serve.nbd import Nbd
 from tests.waiting import LIMIT_S, free_ports, until

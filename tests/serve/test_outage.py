@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from blockmap.format.refs import parse_reference
-from blockmap.volume.content import stored_reader
-from blockmap.volume.opening import find_version
+from blockmap.store.resolver import find_version
+from blockmap.upkeep.verify import stored_reader
 from tests.serve.conftest import Server
 from tests.serve.nbd import Nbd
 from tests.store.servers import configured

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from blockmap.format.refs import parse_reference
-from blockmap.volume.content import stored_reader
-from blockmap.volume.opening import find_version
+from blockmap.store.resolver import find_version
+from blockmap.upkeep.verify import stored_reader
 from tests.serve.conftest import Server
 from tests.serve.nbd import CMD_READ, Nbd, RefusedError
 from tests.waiting import free_ports

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blockmap import disk
+from blockmap import durable
 from blockmap.errors import NotFound, StoreUnavailable
 from blockmap.store.directory import DirectoryStore
 from blockmap.store.opening import create_store
@@ -34,8 +34,8 @@ def test_objects_are_plain_files(tmp_path: Path) -> None:
 def test_what_others_are_writing_is_not_listed(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
     store.create("packs/ab/one", [b"data"])
-    (tmp_path / f"packs/ab/{disk.TEMPORARY}0123").write_bytes(b"half")
-    (tmp_path / f"{disk.TEMPORARY}0123").write_bytes(b"half")
+    (tmp_path / f"packs/ab/{durable.TEMPORARY}0123").write_bytes(b"half")
+    (tmp_path / f"{durable.TEMPORARY}0123").write_bytes(b"half")
     assert store.list("") == store.list("packs/ab/") == ["packs/ab/one"]
 
 

@@ -16,7 +16,7 @@ from blockmap.format import version as versions
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.entry import Entry
 from blockmap.format.tree import Root
-from blockmap.format.version import Layout, Version
+from blockmap.format.version import Version, WriterLayout
 from blockmap.store.base import Buffer, Pruner
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import NameLog, NameReader
@@ -298,7 +298,7 @@ def test_a_hint_of_a_name_that_is_not_there(store: Pruner) -> None:
 
 
 def test_a_hint_has_the_record_of_the_version(store: Pruner) -> None:
-    record = Version(Root(ABSENT, 5), Root(ABSENT, 5), Layout(0, 0))
+    record = Version(Root(ABSENT, 5), Root(ABSENT, 5), WriterLayout(0, 0))
     number = Publication(store).put_version(record, set())
     log_of(store).set(REPO, TAG, record.name, number, None, None, None)
     about = hint.decode(store.get(HINT), REPO, TAG).version

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blockmap.errors import (
-    AlreadyExists,
-    NotAStore,
-    StoreReadOnly,
-    StoreRefused,
-    StoreUnavailable,
-    UsageError,
-)
+from blockmap.errors import AlreadyExists, NotAStore, StoreReadOnly, StoreRefused, StoreUnavailable, UsageError
 from blockmap.format.digest import Digest
 from blockmap.format.pack import Pack
 from blockmap.store.names import NameLog

@@ -15,9 +15,9 @@ from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT, Digest, block_digests, chunk_digest
 from blockmap.format.extent import Extent
 from blockmap.format.node import Inner, Node, Placement
-from blockmap.format.pack import Frame, Pack, PackKind, seal
+from blockmap.format.pack import Pack, PackedFrame, PackKind, seal
 from blockmap.format.tree import Root
-from blockmap.format.version import Layout, Version
+from blockmap.format.version import Version, WriterLayout
 from blockmap.store.base import Pruner
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import VERSION_ATTEMPTS, Publication, Repository
@@ -25,14 +25,14 @@ from tests.image.builder import bulk
 
 CHUNKS = [bulk(1, 3 * BLOCK), b"compresses well " * (4 * BLOCK // 16), bytes(range(256)) * (BLOCK // 256)]
 NAMES = [chunk_digest(block_digests(data)) for data in CHUNKS]
-RECORD = Version(Root(Digest(b"\2" * 32), 5000), Root(ABSENT, 5000), Layout(1, 32), message="one")
+RECORD = Version(Root(Digest(b"\2" * 32), 5000), Root(ABSENT, 5000), WriterLayout(1, 32), message="one")
 ROOT = Digest(b"\3" * 32)
 FILES = [filemap.File(b"a", 5000, [(7, 2)]), filemap.File(b"b", 0, [])]
 
 
 def chunk_pack(salt: int = 0) -> Pack:
     encoder = codec.Encoder()
-    frames = [Frame(name, *encoder.encode(data), len(data)) for name, data in zip(NAMES, CHUNKS, strict=True)]
+    frames = [PackedFrame(name, *encoder.encode(data), len(data)) for name, data in zip(NAMES, CHUNKS, strict=True)]
     return seal(PackKind.CHUNKS, frames, bytes([salt]) * 16)
 
 
@@ -42,7 +42,8 @@ def node_pack(chunks: Pack) -> tuple[Pack, list[Node]]:
     assert leaf is not None
     inner = Inner(1, [3], [leaf.digest], [Placement(ROOT, 0, 1, 2, 3)])
     frames = [
-        Frame(made.digest, *codec.Encoder().encode(node.encode(made)), len(node.encode(made))) for made in (leaf, inner)
+        PackedFrame(made.digest, *codec.Encoder().encode(node.encode(made)), len(node.encode(made)))
+        for made in (leaf, inner)
     ]
     return seal(PackKind.NODES, frames, bytes(16)), [leaf, inner]
 
@@ -309,7 +310,7 @@ def test_bombs_take_no_memory(claim: int) -> None:
     store, bomb = MemoryStore(), zstandard.ZstdCompressor(level=3).compress(bytes(1 << 26))
     at = 5 if bomb[4] >> 5 & 1 else 6
     frames = [bomb, bomb[:at] + struct.pack("<I", claim) + bomb[at + 4 :]]
-    pack = seal(PackKind.CHUNKS, [Frame(ROOT, codec.ZSTD, frame, claim) for frame in frames], bytes(16))
+    pack = seal(PackKind.CHUNKS, [PackedFrame(ROOT, codec.ZSTD, frame, claim) for frame in frames], bytes(16))
     Publication(store).put_pack(pack)
     tracemalloc.start()
     try:

@@ -12,14 +12,14 @@ from blockmap.format.chunker import Parameters
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.node import Placement
 from blockmap.format.tree import Root
-from blockmap.format.version import Layout, Version
+from blockmap.format.version import Version, WriterLayout
 from blockmap.publish.chunks import ChunkWriter
-from blockmap.publish.known import KnownChunks, StoredTree
+from blockmap.publish.dedup_index import DedupIndex, StoredTree
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import store_trees
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Publication, Repository
-from blockmap.volume.content import stored_reader
+from blockmap.upkeep.verify import stored_reader
 from tests.image.builder import bulk
 
 SIZE = 200
@@ -53,7 +53,7 @@ class Stored(RuleBasedStateMachine):
             return
         publication, at = Publication(self.store), 0
         stored = [StoredTree([record.root], self.hooks[record.root.digest]) for record, _, _ in self.volumes.values()]
-        known = KnownChunks(publication, stored, print)
+        known = DedupIndex(publication, stored, print)
         whole = bytearray(SIZE * BLOCK)
         with ChunkWriter(publication.put_pack, known.lookup, Parameters(), Stages()) as chunks:
             for seed, blocks in pieces:
@@ -66,7 +66,7 @@ class Stored(RuleBasedStateMachine):
         if trees.known:
             publication.withdraw()
         self.hooks |= {root: hooks.decode(data, root) for root, data in trees.hooks}
-        record = Version(trees.root, trees.extra, Layout(0, 0))
+        record = Version(trees.root, trees.extra, WriterLayout(0, 0))
         before = self.volumes.get(record.name)
         number = publication.put_version(record, {(name, n) for name, (_, n, _) in self.volumes.items()})
         new = self.note()
@@ -95,7 +95,7 @@ class Stored(RuleBasedStateMachine):
             for at, (seed, blocks) in enumerate(pieces):
                 chunks.write(40 * at, bulk(seed, blocks * BLOCK))
             chunks.finish()
-        publication.put_version(Version(Root(ABSENT, 1 + len(pieces)), Root(ABSENT, 1), Layout(0, 0)), set())
+        publication.put_version(Version(Root(ABSENT, 1 + len(pieces)), Root(ABSENT, 1), WriterLayout(0, 0)), set())
         publication.withdraw()
         assert self.store.list("") == before
 

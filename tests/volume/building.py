@@ -7,9 +7,9 @@ from blockmap.errors import StoreUnavailable
 from blockmap.format import BLOCK
 from blockmap.format.chunker import Parameters
 from blockmap.format.tree import Root
-from blockmap.format.version import Layout, Run, Version
+from blockmap.format.version import NodeRun, Version, WriterLayout
 from blockmap.publish.chunks import ChunkWriter
-from blockmap.publish.known import KnownChunks
+from blockmap.publish.dedup_index import DedupIndex
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import Trees, store_trees
 from blockmap.store.base import Buffer, Pruner
@@ -28,12 +28,12 @@ def publish_trees(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int)
         for block, data in pieces:
             chunks.write(block, data)
         chunks.finish()
-        return store_trees(chunks, size, [], KnownChunks(publication, [], print), publication)
+        return store_trees(chunks, size, [], DedupIndex(publication, [], print), publication)
 
 
-def name(store: Pruner, root: Root, repo: str, tag: str, message: str = "", run: Run | None = None) -> Version:
+def name(store: Pruner, root: Root, repo: str, tag: str, message: str = "", run: NodeRun | None = None) -> Version:
     """Makes a name stand for a volume."""
-    version = Version(root, Root(bytes(32), root.size), Layout(0, 0), message=message, run=run)  # type: ignore[arg-type]
+    version = Version(root, Root(bytes(32), root.size), WriterLayout(0, 0), message=message, run=run)  # type: ignore[arg-type]
     number = Publication(store).put_version(version, set())
     NameLog(store).set(repo, tag, version.name, number, root.placement, run, None)
     return version

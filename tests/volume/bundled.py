@@ -4,20 +4,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from blockmap.fetch.cache import Cache
+from blockmap.cache.cache import Cache
 from blockmap.fetch.fetcher import Fetcher
-from blockmap.fetch.patience import Patience
 from blockmap.format import BLOCK
 from blockmap.format import bundle as bundles
 from blockmap.format.chunker import SPAN
 from blockmap.format.extent import Extent
-from blockmap.format.hint import Bundle
+from blockmap.format.hint import BundleRef
 from blockmap.format.node import Inner
-from blockmap.format.readings import Reading
+from blockmap.format.reading_list import ReadItem
 from blockmap.format.tree import Root, leaves
+from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.store.base import Pruner, Reader
 from blockmap.store.repository import Repository, open_node
-from blockmap.volume.view import View
+from blockmap.volume.readonly import ReadOnlyVolume
 from tests.image.builder import bulk
 from tests.volume.building import Watched
 
@@ -39,7 +39,7 @@ def bundled(
     key: str = KEY,
     carried: bool = False,
     besides: Sequence[int] = (),
-) -> Bundle:
+) -> BundleRef:
     """Stores the bundle of some blocks of a volume, and others in its last frames."""
     repository = Repository(store)
     extents: list[Extent] = []
@@ -66,18 +66,20 @@ def bundled(
             place = places[name]  # type: ignore[index]
             assert place is not None
             chunks.append((name, mask, bytes(repository.chunk(name, place))))  # type: ignore[arg-type]
-    readings = [Reading(block, 1, None, 0) for block in wanted]
+    readings = [ReadItem(block, 1, None, 0) for block in wanted]
     parts, table = bundles.encode(nodes, chunks, readings, BLOCKS + 30, bytes(16), (), carried)  # type: ignore[arg-type]
     store.create(key, parts)
-    return Bundle("default", key, sum(map(len, parts)), table)
+    return BundleRef("default", key, sum(map(len, parts)), table)
 
 
 @contextmanager
-def viewed(store: Reader, root: Root, directory: Path, about: Bundle, cap_bytes: int = 1 << 30) -> Iterator[View]:
+def viewed(
+    store: Reader, root: Root, directory: Path, about: BundleRef, cap_bytes: int = 1 << 30
+) -> Iterator[ReadOnlyVolume]:
     cache = Cache(directory, cap_bytes)
     fetcher = Fetcher(Repository(store), cache)
     try:
-        view = View("a@sha256:0", root, fetcher, lambda: None, Patience(0))
+        view = ReadOnlyVolume("a@sha256:0", root, fetcher, lambda: None, OutagePolicy(0))
         view.replay = fetcher.replay(about, lambda: root)
         yield view
     finally:
@@ -85,7 +87,7 @@ def viewed(store: Reader, root: Root, directory: Path, about: Bundle, cap_bytes:
         cache.close()
 
 
-def read(view: View, block: int, blocks: int = 1) -> bytes:
+def read(view: ReadOnlyVolume, block: int, blocks: int = 1) -> bytes:
     buf = bytearray(b"\xee" * blocks * BLOCK)
     view.read(memoryview(buf), block * BLOCK)
     return bytes(buf)

@@ -1,0 +1,19 @@
+"""The `bench` group."""
+
+import click
+
+from blockmap.bench.coldstart.command import coldstart
+from blockmap.bench.dedup import dedup
+from blockmap.bench.hooks import hooks_
+from blockmap.bench.imports import import_
+from blockmap.bench.record import record
+from blockmap.bench.warm import warm
+
+
+@click.group()
+def bench() -> None:
+    """Measure, beside a peer in the same run."""
+
+
+for _command in (warm, record, import_, dedup, hooks_, coldstart):
+    bench.add_command(_command)

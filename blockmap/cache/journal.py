@@ -1,0 +1,175 @@
+"""The cache's index on disk: SQLite, written in batches by a thread of its own.
+
+It may be behind, and after a power cut wrong: every slot is checked against its own header before it is first used. A
+journal that cannot be read is an empty one; one that cannot be written costs the next start, nothing else.
+"""
+
+import logging
+import queue
+import sqlite3
+import threading
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+from blockmap.cache.slot import MAX_BYTES, Row
+from blockmap.format import BLOCK
+from blockmap.format.digest import DIGEST_BYTES
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+_VERSION = 1
+_BATCH_SECONDS = 0.5
+"""How far the journal may be behind: what a kill loses."""
+_BATCH_ITEMS = 20_000
+_STATEMENT_ROWS = 500
+_WAIT_SECONDS = 10.0
+"""For another process that has the database open: nobody but a curious person."""
+
+# A damaged database may hold anything at all: what is not a row is left out.
+_SELECT = f"""
+SELECT pos, digest, length, mask FROM slots
+WHERE pos BETWEEN 0 AND {1 << 44} AND pos % {BLOCK} = 0 AND typeof(digest) = 'blob' AND length(digest) = {DIGEST_BYTES}
+  AND typeof(length) = 'integer' AND length BETWEEN 0 AND {MAX_BYTES} AND typeof(mask) = 'integer'
+ORDER BY pos
+"""
+
+
+class Journal:
+    """Slots added and removed; safe to share between threads after `load`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._queue: queue.SimpleQueue[Row | int | threading.Event | None] = queue.SimpleQueue()
+        self._hurry = threading.Event()
+        """Ends the time of a batch."""
+        self._thread = threading.Thread(target=self._run, name="cache journal", daemon=True)
+
+    def load(self) -> list[Row]:
+        """The slots on record, by position; none where the journal cannot be read. Then starts writing."""
+        rows: list[Row] = []
+        try:
+            with closing(_connect(self._path)) as connection:
+                version = connection.execute("PRAGMA user_version").fetchone()[0]
+                if version == _VERSION:
+                    rows = connection.execute(_SELECT).fetchall()
+                elif version:
+                    _log.warning("the cache's index %s is of format %d: the cache starts empty", self._path, version)
+        except Exception as error:  # not all are sqlite3's own: a message from a damaged schema may not decode
+            _log.warning("the cache's index %s cannot be read (%s): the cache starts empty", self._path, error)
+        if not rows:
+            self._reset()
+        self._thread.start()
+        return rows
+
+    def add(self, row: Row) -> None:
+        """Queues a slot; never blocks."""
+        self._queue.put(row)
+
+    def remove(self, position: int) -> None:
+        """Queues the end of a slot; never blocks."""
+        self._queue.put(position)
+
+    def flush(self) -> None:
+        """Waits until what was queued is written."""
+        done = threading.Event()
+        self._queue.put(done)
+        self._hurry.set()
+        done.wait()
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._hurry.set()
+        self._thread.join()
+
+    def _reset(self) -> None:
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+            with closing(_connect(self._path)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+                with connection:
+                    connection.execute(
+                        "CREATE TABLE slots (pos INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL, "
+                        "mask INTEGER NOT NULL)"
+                    )
+                    connection.execute(f"PRAGMA user_version={_VERSION}")
+        except (OSError, sqlite3.Error) as error:
+            _log.warning("the cache's index %s cannot be made (%s)", self._path, error)
+
+    def _run(self) -> None:
+        connection: sqlite3.Connection | None = None
+        well = True
+        ended = False
+        while not ended:
+            batch, waiting, ended = self._batch()
+            try:
+                if connection is None:
+                    connection = _connect(self._path)
+                    connection.execute("PRAGMA synchronous=OFF")
+                if batch:
+                    with connection:
+                        _apply(connection, batch)
+                    well = True
+            except Exception as error:
+                if well:  # said once, until it works again
+                    _log.warning(
+                        "the cache's index %s cannot be written (%s): part of the cache is lost at the next start",
+                        self._path,
+                        error,
+                    )
+                well = False
+            for event in waiting:
+                event.set()
+        if connection is not None:
+            connection.close()
+
+    def _batch(self) -> tuple[list[Row | int], list[threading.Event], bool]:
+        """What came within the time of a batch, who waits for it, and whether this is the last."""
+        items: list[Row | int] = []
+        item = self._queue.get()
+        self._hurry.wait(_BATCH_SECONDS)  # not for each item: whoever adds one would hand the interpreter over
+        self._hurry.clear()
+        while True:
+            if item is None:
+                return items, [], True
+            if isinstance(item, threading.Event):
+                return items, [item], False
+            items.append(item)
+            if len(items) >= _BATCH_ITEMS:
+                self._hurry.set()
+                break
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                break
+        return items, [], False
+
+
+def _apply(connection: sqlite3.Connection, batch: list[Row | int]) -> None:
+    """Writes what remains of a batch: the last word on each position."""
+    last: dict[int, Row | None] = {}
+    for item in batch:
+        if isinstance(item, int):
+            last[item] = None
+        else:
+            last[item[0]] = item
+    gone = [position for position, row in last.items() if row is None]
+    rows = [(*row[:3], row[3] - (row[3] >> 63 << 64)) for row in last.values() if row is not None]
+    # Many rows a statement: SQLite lets go of the interpreter's lock at each, and every return to it holds up readers.
+    for positions in _pieces(gone):
+        connection.execute(f"DELETE FROM slots WHERE pos IN ({','.join('?' * len(positions))})", positions)
+    for some in _pieces(rows):
+        values = ",".join(["(?,?,?,?)"] * len(some))
+        connection.execute(f"INSERT OR REPLACE INTO slots VALUES {values}", list(chain.from_iterable(some)))
+
+
+def _pieces(items: list[_T]) -> list[list[_T]]:
+    return [items[at : at + _STATEMENT_ROWS] for at in range(0, len(items), _STATEMENT_ROWS)]
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False)

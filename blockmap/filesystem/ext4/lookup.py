@@ -1,0 +1,70 @@
+"""Which blocks of a volume the lookup of a path reads: descriptors, inodes, directories, extent trees."""
+
+from collections.abc import Callable, Iterable
+
+from blockmap.filesystem.ext4.reader import DirectoryEntry, Ext4Reader
+from blockmap.filesystem.member import MemberKind
+from blockmap.format import BLOCK
+from blockmap.format.filemap import folders_above
+
+_ROOT = 2
+"""Inode of the root directory."""
+
+
+class Lookup:
+    """Looks paths up in a file system behind `read(offset, length)`, both in bytes; ImageError where there is none."""
+
+    def __init__(self, read: Callable[[int, int], bytes]) -> None:
+        self._read = read
+        self._noted: dict[int, None] = {}
+        self._reader = Ext4Reader(self._note)
+        self._directories: dict[int, dict[bytes, tuple[int, bool]]] = {}
+
+    def __call__(self, path: bytes) -> list[int]:
+        """The blocks that finding a path and where its contents are reads, in order; those given before are left out."""
+        before = len(self._noted)
+        number = self._find(path)
+        if number is not None:
+            self._entry(path, number)
+        return list(self._noted)[before:]
+
+    def further(self, paths: Iterable[bytes]) -> list[int]:
+        """The blocks that looking for files in vain reads, one directory further than where finding `paths` leads; those given
+        before are left out."""
+        before = len(self._noted)
+        for folder in sorted({b"", *(folder for path in set(paths) for folder in folders_above(path))}):
+            number = self._find(folder) if folder else _ROOT
+            if number is not None:
+                for inner, is_directory in self._names(number).values():
+                    if is_directory:
+                        self._names(inner)
+        return list(self._noted)[before:]
+
+    def _find(self, path: bytes) -> int | None:
+        number = _ROOT
+        for name in path.split(b"/"):
+            found = self._names(number).get(name)
+            if found is None:
+                return None
+            number, _ = found
+        return number
+
+    def _names(self, number: int) -> dict[bytes, tuple[int, bool]]:
+        """The numbers of what is in a directory, and whether they are directories; nothing in what is none."""
+        if number not in self._directories:
+            entry = self._entry(b"", number)
+            names = self._reader.names(entry) if entry.kind is MemberKind.DIR else ()
+            self._directories[number] = {name: (inode, is_directory) for name, inode, is_directory in names}
+        return self._directories[number]
+
+    def _entry(self, path: bytes, number: int) -> DirectoryEntry:
+        start, end = self._reader.read_with(number)
+        self._note_blocks(start, end)
+        return self._reader.entry(path, number)
+
+    def _note(self, offset: int, length: int) -> bytes:
+        self._note_blocks(offset, offset + length)
+        return self._read(offset, length)
+
+    def _note_blocks(self, start: int, end: int) -> None:
+        self._noted.update(dict.fromkeys(range(start // BLOCK, -(-end // BLOCK))))

@@ -1,0 +1,263 @@
+"""Layers merged into one tree of inodes, as a container engine would unpack them, without unpacking anything.
+
+Members are taken in the order of the archive. A whiteout acts on what lower layers brought, wherever in its layer it
+stands. Parents may lead through symlinks, which are followed inside the root; those that are missing are made.
+"""
+
+import re
+from collections.abc import Iterator
+
+from blockmap.errors import ImageError
+from blockmap.filesystem.member import Member, MemberKind
+
+WHITEOUT = b".wh."
+OPAQUE = b".wh..wh..opq"
+MAX_NAME = 255
+MAX_TARGET = 4095
+MAX_PATH = 4095
+"""Bytes of a path that a system call takes; bounds what an archive of ever deeper directories costs."""
+_MAX_SYMLINKS = 40
+_NO_NAME = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)|\0")
+"""In a path: a component that is empty, "." or "..", or a zero byte."""
+
+
+class Inode:
+    """One file, directory or other object, whatever names it has."""
+
+    __slots__ = (
+        "children", "gid", "kind", "layers", "links", "major", "minor", "mode", "mtime_ns", "mtime_s", "parent", "place",
+        "size", "target", "uid", "xattrs",
+    )  # fmt: skip
+
+    def __init__(self, kind: MemberKind) -> None:
+        self.kind = kind
+        self.mode = 0o755
+        self.uid = self.gid = 0
+        self.mtime_s = self.mtime_ns = 0
+        self.size = 0
+        self.target = b""
+        self.major = self.minor = 0
+        self.xattrs: dict[bytes, bytes] = {}
+        self.links = 0
+        """Names that it has; 0: it is gone."""
+        self.children: dict[bytes, Inode] = {}
+        """Of a directory, in order of insertion."""
+        self.layers: dict[bytes, int] = {}
+        """Of a directory: the layer that brought each child, or last declared it."""
+        self.parent: Inode = self
+        """Of a directory."""
+        self.place: object = None
+        """Whatever the file system's writer keeps about it."""
+
+    def describe(self, member: Member) -> None:
+        """Takes over a member's attributes."""
+        self.mode, self.uid, self.gid = member.mode, member.uid, member.gid
+        self.mtime_s, self.mtime_ns = member.mtime_s, member.mtime_ns
+        self.size, self.target = member.size, member.target
+        self.major, self.minor = member.major, member.minor
+        self.xattrs = dict(member.xattrs)
+
+    def reset(self) -> None:
+        """The attributes of a directory that no member describes."""
+        self.mode, self.uid, self.gid, self.mtime_s, self.mtime_ns, self.xattrs = 0o755, 0, 0, 0, 0, {}
+
+
+class Tree:
+    """The merged tree; `add` members layer by layer."""
+
+    def __init__(self) -> None:
+        self.root = Inode(MemberKind.DIR)
+        self.root.links = 1
+        self.layer = -1
+        self.made: list[Inode] = []
+        """Inodes that the present layer brought, in order; some may be gone again."""
+        self.touched: dict[Inode, None] = {}
+        """Directories whose children or attributes the present layer changed."""
+        self._parents: dict[bytes, Inode] = {}  # directories by path as written; emptied when a path may lead elsewhere
+
+    def begin_layer(self) -> None:
+        self.layer += 1
+        self.made = []
+        self.touched = {}
+
+    def add(self, member: Member) -> Inode | None:
+        """Takes one member; returns the inode that is to get its contents. ImageError names what cannot be."""
+        if not member.path:
+            if member.kind is not MemberKind.DIR:
+                raise ImageError(f"the root of a layer is a {member.kind.value}: a directory is expected")
+            self.root.describe(member)
+            self.touched[self.root] = None
+            return None
+        _check_path(member.path, member.path)
+        above, _, name = member.path.rpartition(b"/")
+        parent = self._directory(above, member.path)
+        if name.startswith(WHITEOUT):
+            self._whiteout(parent, name, member.path)
+            return None
+        _check_name(name, member.path)
+        if member.kind is MemberKind.HARDLINK:
+            self._link(parent, name, member)
+            return None
+        old = parent.children.get(name)
+        self.touched[parent] = None
+        if old is not None and old.kind is MemberKind.DIR and member.kind is MemberKind.DIR:
+            old.describe(member)
+            parent.layers[name] = self.layer
+            self.touched[old] = None
+            return None
+        if member.kind is MemberKind.SYMLINK and (not 0 < len(member.target) <= MAX_TARGET or b"\0" in member.target):
+            raise ImageError(
+                f"{_text(member.path)}: a symlink's target has 1 to {MAX_TARGET} bytes that are not zero, this has "
+                f"{len(member.target)}: {_text(member.target[:80])}"
+            )
+        inode = self.make(parent, name, member.kind)
+        inode.describe(member)
+        return inode if member.kind is MemberKind.FILE else None
+
+    def walk(self) -> Iterator[tuple[bytes, Inode]]:
+        """Every path with its inode, parents first, sorted by name within a directory; ImageError if one is too long."""
+        waiting: list[tuple[bytes, Inode]] = [(b"", self.root)]
+        while waiting:
+            path, inode = waiting.pop()
+            if len(path) > MAX_PATH:
+                raise ImageError(f"{_text(path[:80])}...: its path has {len(path)} bytes, {MAX_PATH} are allowed")
+            yield path, inode
+            if inode.children:
+                prefix = path + b"/" if path else b""
+                waiting.extend((prefix + name, inode.children[name]) for name in sorted(inode.children, reverse=True))
+
+    def make(self, parent: Inode, name: bytes, kind: MemberKind) -> Inode:
+        """A new inode with a name, in place of whatever had it."""
+        inode = Inode(kind)
+        if kind is MemberKind.DIR:
+            inode.parent = parent
+        self._put(parent, name, inode)
+        self.made.append(inode)
+        return inode
+
+    def _put(self, parent: Inode, name: bytes, inode: Inode) -> None:
+        """Gives an inode a name, in place of whatever had it."""
+        old = parent.children.get(name)
+        inode.links += 1
+        if old is not None:
+            self._release(old)
+        if inode.kind is MemberKind.SYMLINK or (old is not None and old.kind in (MemberKind.DIR, MemberKind.SYMLINK)):
+            self._parents.clear()
+        parent.children[name] = inode
+        parent.layers[name] = self.layer
+        self.touched[parent] = None
+
+    def _remove(self, parent: Inode, name: bytes) -> None:
+        inode = parent.children.pop(name)
+        del parent.layers[name]
+        self.touched[parent] = None
+        if inode.kind in (MemberKind.DIR, MemberKind.SYMLINK):
+            self._parents.clear()
+        self._release(inode)
+
+    def _release(self, inode: Inode) -> None:
+        """Takes a name away from an inode, and with the last one all that is below it."""
+        waiting = [inode]
+        while waiting:
+            gone = waiting.pop()
+            gone.links -= 1
+            if gone.kind is MemberKind.DIR:
+                waiting.extend(gone.children.values())
+                gone.children, gone.layers = {}, {}
+
+    def _whiteout(self, parent: Inode, name: bytes, path: bytes) -> None:
+        if name == OPAQUE:
+            self._prune(parent, list(parent.children))
+            return
+        hidden = name[len(WHITEOUT) :]
+        if hidden in (b"", b".", b".."):
+            raise ImageError(f"{_text(path)}: a whiteout must name what it removes")
+        _check_name(hidden, path)
+        if hidden in parent.children:
+            self._prune(parent, [hidden])
+
+    def _prune(self, directory: Inode, names: list[bytes]) -> None:
+        """Removes what lower layers brought at names and below them; what this layer brought stays."""
+        # Not recursive: archives nest deeper than Python's stack. True: what is below has been done.
+        waiting = [(directory, name, False) for name in names]
+        while waiting:
+            parent, name, done = waiting.pop()
+            inode = parent.children[name]
+            if inode.children and not done:
+                waiting.append((parent, name, True))
+                waiting.extend((inode, child, False) for child in inode.children)
+            elif parent.layers[name] == self.layer:
+                continue
+            elif inode.children:
+                inode.reset()
+                parent.layers[name] = self.layer
+                self.touched[inode] = None
+            else:
+                self._remove(parent, name)
+
+    def _link(self, parent: Inode, name: bytes, member: Member) -> None:
+        _check_path(member.target, member.path)
+        above, _, last = member.target.rpartition(b"/")
+        target = self._directory(above, member.path).children.get(last)
+        if target is None:
+            raise ImageError(f"{_text(member.path)}: is a hard link to {_text(member.target)}, which does not exist")
+        if target.kind is MemberKind.DIR:
+            raise ImageError(f"{_text(member.path)}: is a hard link to the directory {_text(member.target)}")
+        if parent.children.get(name) is target:
+            parent.layers[name] = self.layer
+            return
+        self._put(parent, name, target)
+
+    def _directory(self, path: bytes, of: bytes) -> Inode:
+        """The directory at `path`, made where it is missing; `of` is the member that needs it."""
+        found = self._parents.get(path)
+        if found is None:
+            found = self._resolve(path, of)
+            self._parents[path] = found
+        return found
+
+    def _resolve(self, path: bytes, of: bytes) -> Inode:
+        at = self.root
+        todo = path.split(b"/")[::-1] if path else []
+        followed = 0
+        while todo:
+            part = todo.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                at = at.parent
+                continue
+            below = at.children.get(part)
+            if below is None:
+                _check_name(part, of)
+                below = self.make(at, part, MemberKind.DIR)
+            if below.kind is MemberKind.SYMLINK:
+                followed += 1
+                if followed > _MAX_SYMLINKS:
+                    raise ImageError(f"{_text(of)}: its path leads through more than {_MAX_SYMLINKS} symlinks")
+                if below.target.startswith(b"/"):
+                    at = self.root
+                todo.extend(below.target.split(b"/")[::-1])
+                continue
+            if below.kind is not MemberKind.DIR:
+                raise ImageError(f"{_text(of)}: {_text(part)} on its path is a {below.kind.value}, not a directory")
+            at = below
+        return at
+
+
+def _check_path(path: bytes, of: bytes) -> None:
+    if len(path) > MAX_PATH:
+        raise ImageError(f"{_text(of[:80])}...: its path has {len(path)} bytes, {MAX_PATH} are allowed")
+    if _NO_NAME.search(path):
+        raise ImageError(
+            f"{_text(of)}: {_text(path)} is refused as a path: it climbs with '..', or holds '.', an empty name or a zero byte"
+        )
+
+
+def _check_name(name: bytes, of: bytes) -> None:
+    if len(name) > MAX_NAME:
+        raise ImageError(f"{_text(of)}: {_text(name)} is a name of {len(name)} bytes, ext4 allows {MAX_NAME}")
+
+
+def _text(path: bytes) -> str:
+    return repr(path.decode("utf-8", "backslashreplace"))

@@ -1,0 +1,116 @@
+"""Devices through nbdfuse and a loop device, for kernels without nbd.
+
+Direct I/O on the loop device is seven times faster than without, and spares a second page cache. One connection is as fast
+as four, and up some milliseconds earlier. There is no reconnection: when the server goes away, reads fail, and the device has
+to be made again.
+"""
+
+import contextlib
+import mmap
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+from blockmap.errors import HostError
+from blockmap.host import tools
+from blockmap.host.devices import loops, mounts
+from blockmap.host.devices.device import USUAL_READ_AHEAD_KIB, Device, set_read_ahead, start_ticks
+
+_READY_SECONDS = 30.0
+_END_SECONDS = 10.0
+_POLL_SECONDS = 0.001
+"""nbdfuse needs some ten milliseconds, which every start waits for."""
+_PROBE_BYTES = 4096
+
+
+class NbdFuse:
+    """Attaches with nbdfuse (libnbd) and a loop device."""
+
+    kind = "nbdfuse"
+
+    def attach(self, nbd_socket: Path, export: str, directory: Path) -> Device:
+        tools.find("fusermount3")
+        mountpoint = directory / "fuse"
+        mountpoint.mkdir(parents=True)
+        uri = f"nbd+unix:///{quote(export, safe='')}?socket={quote(str(nbd_socket.absolute()))}"
+        log = directory / "nbdfuse.log"
+        with open(log, "wb") as out:
+            process = subprocess.Popen(
+                [tools.find("nbdfuse"), "-r", "-C", "1", str(mountpoint), uri],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/",
+            )  # fmt: skip
+        device = Device(self.kind, "", process.pid, start_ticks(process.pid), str(mountpoint))
+        try:
+            image = _image(device)
+            end = time.monotonic() + _READY_SECONDS
+            while not image.exists():
+                if process.poll() is not None or time.monotonic() > end:
+                    raise HostError(
+                        f"nbdfuse could not show {export}: {log.read_text(errors='replace').strip() or 'no message'}"
+                    )
+                time.sleep(_POLL_SECONDS)
+            return Device(self.kind, loops.attach(image), device.pid, device.started, device.mount)
+        except BaseException:
+            self.detach(device)
+            raise
+
+    def detach(self, device: Device) -> None:
+        # By the file behind them, not by the path: an attach that was killed never learnt the path.
+        for loop in loops.showing(str(_image(device))):
+            set_read_ahead(loop, USUAL_READ_AHEAD_KIB)  # the next that gets this loop device knows nothing of us
+            loops.detach(loop)
+        if mounts.source(device.mount) is not None:
+            _unmount(device.mount)
+        end = time.monotonic() + _END_SECONDS
+        while _running(device) and time.monotonic() < end:
+            time.sleep(0.01)
+        if _running(device):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(device.pid, signal.SIGKILL)
+
+    def alive(self, device: Device) -> bool:
+        return _running(device) and device.path in loops.showing(str(_image(device))) and _reads(device.path)
+
+
+def _image(device: Device) -> Path:
+    return Path(device.mount) / "nbd"
+
+
+def _running(device: Device) -> bool:
+    if device.pid <= 0 or start_ticks(device.pid) != device.started:
+        return False
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(device.pid, os.WNOHANG)  # a child that has ended would stay otherwise
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{device.pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    return False
+
+
+def _reads(path: str) -> bool:
+    """Whether the server behind a device answers: past the page cache, which outlives it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, _PROBE_BYTES) as page:
+                return os.preadv(fd, [page], 0) == _PROBE_BYTES
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
+
+
+def _unmount(path: str) -> None:
+    """Unmounts nbdfuse, once the loop device has let go of it."""
+    end = time.monotonic() + _END_SECONDS
+    while True:
+        try:
+            tools.run("fusermount3", "-u", path)
+            return
+        except HostError:
+            if time.monotonic() > end:
+                tools.run("umount", "-l", path)
+                return
+            time.sleep(0.02)

@@ -1,0 +1,75 @@
+"""A start's way from an export to a mounted image, with the kernel warmed for it: used by `attach`, `run` and benchmarks."""
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+from blockmap.control.client import Client
+from blockmap.errors import BlockmapError, HostError
+from blockmap.host.devices import loops, mounts
+from blockmap.host.devices.device import Attacher, Device, set_read_ahead
+from blockmap.host.warm import warming
+
+
+def expect(client: Client, export: str, *, exact: bool) -> None:
+    """Tells the server that a device new to this host is about to open `export`, and whether its read-ahead will be 0.
+
+    Best effort: without it the start works, and counts for less in what is learnt.
+    """
+    with contextlib.suppress(BlockmapError):
+        client.request("expect", export=export, new=True, exact=exact)
+
+
+def mount(client: Client, export: str, device: Device, folder: Path, where: Path | str, *, exact: bool) -> None:
+    """Mounts the image on a new device; what starts of it read is brought into memory meanwhile and afterwards.
+
+    With `exact`, nothing is read but what is asked for, as long as the device is there. `folder` is the device's. HostError.
+    """
+    if exact:
+        set_read_ahead(device.path, 0)
+        mount_device(device.path, where)
+        return
+    begun = warming.begin(client, export, device.path, folder)
+    try:
+        mount_device(device.path, where)
+    except BaseException:
+        begun.give_up()
+        warming.end(folder, device.path)
+        raise
+    begun.go_on(where)
+
+
+def mount_device(device: str, where: Path | str) -> None:
+    """Mounts the ext4 of a device read-only; HostError."""
+    try:
+        _mount(device, where)
+    except HostError as error:
+        small = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EINVAL
+        if not small or not device.startswith("/dev/loop"):
+            raise
+        # A disk image may have an ext4 with blocks of 1 KiB, as mke2fs makes small ones.
+        loops.set_small_sectors(device)
+        _mount(device, where)
+
+
+@contextlib.contextmanager
+def started(attacher: Attacher, client: Client, export: str, folder: Path, where: Path) -> Iterator[Device]:
+    """An export on a device of its own, mounted at `where`; taken apart at the end. `folder` is for what it needs.
+
+    What is attached in this way is in no record: it is for who takes it apart. HostError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    expect(client, export, exact=False)
+    with contextlib.ExitStack() as stack:
+        device = attacher.attach(client.nbd_socket, export, folder)
+        stack.callback(attacher.detach, device)
+        mount(client, export, device, folder, where, exact=False)
+        stack.callback(mounts.unmount, where)
+        stack.callback(warming.end, folder, device.path)
+        yield device
+
+
+def _mount(device: str, where: Path | str) -> None:
+    # noload: an import leaves the journal empty, and nothing can be written to the device anyway.
+    mounts.mount(device, where, "ext4", mounts.READ_ONLY | mounts.NODEV, "noload")

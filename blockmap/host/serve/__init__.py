@@ -1,0 +1,1 @@
+"""The supervisor of a server: its sockets, its nbdkit, and what restarts it."""

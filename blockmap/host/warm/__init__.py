@@ -1,0 +1,1 @@
+"""What brings the blocks that starts read into the kernel's memory."""

@@ -1,0 +1,165 @@
+"""Brings what a start will read into the kernel's page cache, so that no fault of the program pays a trip through NBD.
+
+ext4 reads its metadata through the page cache of the block device, so reading that device warms it; a file's data has a
+page cache of its own, which only reads through the mounted file system fill.
+"""
+
+import ctypes
+import errno
+import os
+import stat
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+BLOCK_BYTES = 4096
+PIECE_BYTES = 128 << 10
+"""What is asked for at once: one request at nbdfuse; who waits for a block of it waits for no more than that."""
+_WINDOW_BLOCKS = 1024
+_MOST_BLOCKS = 1 << 40
+_THREADS = 8
+"""nbdfuse answers ten requests at once, FUSE takes twelve: what the program itself asks for still gets through."""
+
+_OPENAT2 = 437
+_RESOLVE = 0x01 | 0x02 | 0x04 | 0x08
+"""NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, BENEATH of openat2(2): a path never leads out of the image."""
+_HOW = struct.Struct("=QQQ")
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+
+@dataclass(frozen=True, slots=True)
+class WarmRange:
+    """A range in bytes, of a file of the image, or of the device where there is no path."""
+
+    path: str | None
+    offset: int
+    length: int
+
+
+def plan(readings: Iterable[Sequence[object]], soon_blocks: int = 0) -> list[WarmRange]:
+    """What to read, about in the order of `readings`: [start block, blocks, path or None, block of the file].
+
+    Within a window, neighbours are joined, up to PIECE_BYTES: a program touches the pages of a file in no order, and each
+    request costs as much as some ten pages. Windows grow, as the program needs the later ones later, but not beyond the
+    `soon_blocks` that come to the server within a moment. What makes no sense is left out: it comes from elsewhere, and
+    only helps.
+    """
+    pieces: list[WarmRange] = []
+    window: dict[str | None, list[tuple[int, int]]] = {}
+    blocks, most = 0, _WINDOW_BLOCKS
+    for path, at, end in _ranges(readings):
+        window.setdefault(path, []).append((at, end))
+        blocks += end - at
+        if blocks >= most:
+            pieces += _joined(window)
+            window, blocks, most = {}, 0, max(_WINDOW_BLOCKS, min(2 * most, soon_blocks))
+    return pieces + _joined(window)
+
+
+def warm(pieces: Sequence[WarmRange], device: int, root: Callable[[], int | None]) -> None:
+    """Reads all pieces, in order, several at once, and returns when they are in memory.
+
+    `device` is the open block device; `root` waits until the image is mounted, and gives its open root directory, or
+    None where it will not be. A file that is not as expected is passed over; where a read fails, the rest is left: it
+    would only wait for the same store.
+    """
+    work = _Work(pieces, device, root)
+    threads = [threading.Thread(target=work.run, daemon=True) for _ in range(min(_THREADS, len(pieces)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def open_beneath(root: int, path: str) -> int:
+    """Opens a regular file to read, below a directory, through directories alone; OSError."""
+    how = _HOW.pack(_FLAGS, 0, _RESOLVE)
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = int(libc.syscall(_OPENAT2, root, ctypes.c_char_p(os.fsencode(path)), ctypes.c_char_p(how), _HOW.size))
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(f"{path} is no file")
+    return fd
+
+
+class _Work:
+    """The pieces that are left, shared by the threads."""
+
+    def __init__(self, pieces: Sequence[WarmRange], device: int, root: Callable[[], int | None]) -> None:
+        self._lock = threading.Lock()  # guards _left
+        self._left: Iterator[WarmRange] = iter(pieces)
+        self._device = device
+        self._root = root
+
+    def run(self) -> None:
+        buffer = bytearray(PIECE_BYTES)
+        while piece := self._next():
+            try:
+                self._read(piece, memoryview(buffer)[: piece.length])
+            except OSError:
+                with self._lock:
+                    self._left = iter(())
+
+    def _next(self) -> WarmRange | None:
+        with self._lock:
+            return next(self._left, None)
+
+    def _read(self, piece: WarmRange, buffer: memoryview) -> None:
+        if piece.path is None:
+            _bring(self._device, piece, buffer)
+            return
+        root = self._root()
+        if root is None:
+            return
+        try:
+            fd = open_beneath(root, piece.path)
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) == errno.EIO:
+                raise
+            return
+        try:
+            _bring(fd, piece, buffer)
+        finally:
+            os.close(fd)
+
+
+def _bring(fd: int, piece: WarmRange, buffer: memoryview) -> None:
+    # The advice alone does not wait, and a read alone asks for one page after the other where the read-ahead is 0.
+    os.posix_fadvise(fd, piece.offset, piece.length, os.POSIX_FADV_WILLNEED)
+    os.preadv(fd, [buffer], piece.offset)
+
+
+def _ranges(readings: Iterable[Sequence[object]]) -> Iterator[tuple[str | None, int, int]]:
+    """Path, and half-open range of blocks of the file or device."""
+    for reading in readings:
+        if len(reading) != 4:
+            continue
+        start, blocks, path, file_block = reading
+        at = start if path is None else file_block
+        if type(at) is not int or type(blocks) is not int or not isinstance(path, str | None):
+            continue
+        if at >= 0 and blocks > 0 and at + blocks <= _MOST_BLOCKS:
+            yield path, at, at + blocks
+
+
+def _joined(window: dict[str | None, list[tuple[int, int]]]) -> list[WarmRange]:
+    """The pieces of a window; files in the order of their first touch."""
+    pieces = []
+    for path, ranges in window.items():
+        ranges.sort()
+        begin, end = ranges[0]
+        for at, until in ranges[1:]:
+            if at > end:
+                pieces += _cut(path, begin, end)
+                begin = at
+            end = max(end, until)
+        pieces += _cut(path, begin, end)
+    return pieces
+
+
+def _cut(path: str | None, begin: int, end: int) -> list[WarmRange]:
+    starts = range(begin * BLOCK_BYTES, end * BLOCK_BYTES, PIECE_BYTES)
+    return [WarmRange(path, at, min(PIECE_BYTES, end * BLOCK_BYTES - at)) for at in starts]

@@ -1,0 +1,152 @@
+"""The process that warms the kernel for a start, beside it, and goes on when the command that began it has ended.
+
+It holds the lock of the file `warming` in the device's folder while it lives, and its pid is in there: so whoever takes the
+device apart ends it first, and one that was killed holds nothing.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from blockmap.control.client import Client
+from blockmap.errors import BlockmapError, HostError
+from blockmap.host.devices.device import USUAL_READ_AHEAD_KIB, set_read_ahead
+from blockmap.host.warm.warm import plan, warm
+
+_NAME = "warming"
+_END_SECONDS = 10.0
+_POLL_SECONDS = 0.002
+_ANSWER_SECONDS = 15.0
+"""The server waits for the bundle's head; until it has answered, nothing is read ahead either."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warming:
+    """One that has begun, as the process that began it holds it."""
+
+    _mounted: int
+    """A pipe, on which it is told that the image is mounted; its end without that ends the warming."""
+
+    def go_on(self, where: Path | str) -> None:
+        """The image is mounted there."""
+        with contextlib.suppress(OSError):
+            os.write(self._mounted, os.fsencode(where))
+        os.close(self._mounted)
+
+    def give_up(self) -> None:
+        """The image will not be mounted."""
+        os.close(self._mounted)
+
+
+def begin(client: Client, export: str, device: str, folder: Path) -> Warming:
+    """Starts to warm what the server says that starts of `export` read; `device` shows it, its read-ahead is 0 until then."""
+    reading, writing = os.pipe()
+    lock = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Before the first read of the device: what the kernel reads ahead is what no start asked for.
+        set_read_ahead(device, 0)
+        if os.fork() == 0:
+            _be(client, export, device, reading, lock)
+    finally:
+        os.close(lock)
+        os.close(reading)
+    return Warming(writing)
+
+
+def end(folder: Path, device: str) -> None:
+    """Ends what warms a device, if it still does, and leaves the usual read-ahead; HostError where it does not end.
+
+    Needed before the image can be unmounted. `folder` is the device's.
+    """
+    try:
+        lock = os.open(folder / _NAME, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        deadline = time.monotonic() + _END_SECONDS
+        while not _take(lock):
+            pid = int(os.pread(lock, 20, 0) or 0)
+            if pid:
+                # Whoever holds the lock lives, so the pid is its own.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise HostError(f"process {pid}, which reads ahead of a start, does not end: the store may be away")
+            time.sleep(_POLL_SECONDS)
+        set_read_ahead(device, USUAL_READ_AHEAD_KIB)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(int(os.pread(lock, 20, 0) or 0), os.WNOHANG)
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _be(client: Client, export: str, device: str, pipe: int, lock: int) -> NoReturn:
+    """The process itself; does not return, and undoes nothing that its parent is about to undo."""
+    try:
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_DFL)
+        os.setsid()
+        os.chdir("/")
+        _let_go(keep=(pipe, lock))
+        _warm(client, export, device, pipe)
+    finally:
+        os._exit(0)
+
+
+def _let_go(keep: tuple[int, int]) -> None:
+    """Of all that the parent had open: who reads its output waits for its end, and a lock of its is not ours to hold."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    at = 3
+    for fd in sorted(keep):
+        os.closerange(at, fd)
+        at = fd + 1
+    os.closerange(at, os.sysconf("SC_OPEN_MAX"))
+
+
+def _warm(client: Client, export: str, device: str, pipe: int) -> None:
+    try:
+        told = Client(client.nbd_socket, _ANSWER_SECONDS).request("readings", export=export)
+        pieces = plan(told["readings"], told["soon"])
+        if pieces:
+            # Open until the mount is there: the last to close a device drops what its page cache holds.
+            warm(pieces, os.open(device, os.O_RDONLY), _Root(pipe))
+    except (BlockmapError, OSError, ValueError, KeyError, TypeError):
+        pass  # an answer that cannot be used is as good as none
+    finally:
+        set_read_ahead(device, USUAL_READ_AHEAD_KIB)
+
+
+class _Root:
+    """Waits, in whichever thread needs it first, until the image is mounted; gives its root."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()  # held while one waits: the others need the same
+        self._known = False
+        self._root: int | None = None
+
+    def __call__(self) -> int | None:
+        with self._lock:
+            if not self._known:
+                where = os.read(self._pipe, 4096)
+                self._root = os.open(where, os.O_PATH | os.O_DIRECTORY) if where else None
+                self._known = True
+            return self._root

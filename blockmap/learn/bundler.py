@@ -1,0 +1,101 @@
+"""Bundles of profiles on versions of images: the profile is carried there, with what ext4 reads to find its files."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound
+from blockmap.filesystem.ext4.lookup import Lookup
+from blockmap.format.digest import Digest
+from blockmap.format.filemap import FileRun
+from blockmap.format.profile import Profile, ProfileItem
+from blockmap.format.tree import Root
+from blockmap.learn import build_bundle
+from blockmap.learn.block_index import BlockIndex
+from blockmap.learn.fill_gaps import OF_OTHERS, fill_gaps
+from blockmap.learn.guess_files import guess_files
+from blockmap.learn.port_profile import port, read_items
+from blockmap.store.base import Writer
+from blockmap.store.profiles import ProfileLog
+from blockmap.store.repository import Repository
+from blockmap.store.walk import layout_of
+from blockmap.upkeep.verify import stored_reader
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltBundle:
+    """A bundle that was stored."""
+
+    version: Digest
+    label: str
+    n: int
+    """Of the profile."""
+    stored_bytes: int
+    blocks: int
+    """Of the volume that starts are expected to read of it."""
+
+
+def lookup_in(repository: Repository, root: Root) -> Lookup | None:
+    """Says what finding a path reads in the volume `root`; None where it has no file system."""
+    try:
+        return Lookup(stored_reader(repository, root))
+    except ImageError as error:
+        _log.info("profiles are carried without the file system's own blocks: %s", error)
+        return None
+
+
+def port_to(
+    repository: Repository, lookup: Lookup | None, layout: BlockIndex, items: Sequence[ProfileItem], source: Digest
+) -> list[ProfileItem]:
+    """The items of a profile of the volume `source` on that of `layout`, with what finding its files reads there."""
+    try:
+        sizes = {file.path: file.size for file in repository.file_map(source)}
+    except (NotFound, Corrupt) as error:
+        _log.info("files that changed are carried as they were: %s", error)
+        sizes = {}
+    return port(items, source, layout, lookup, sizes)
+
+
+def put_bundle(store: Writer, version: Digest, root: Root, layout: BlockIndex, profile: Profile) -> BuiltBundle | None:
+    """Makes and stores the bundle of a profile on a version; None where it has one already, or nothing of the profile."""
+    log, repository = ProfileLog(store), Repository(store)
+    if log.has_bundle(version, profile.label, profile.n):
+        return None
+    carried = profile.root != root.digest
+    besides: list[FileRun] = []
+    if carried:
+        lookup = lookup_in(repository, root)
+        items = fill_gaps(port_to(repository, lookup, layout, profile.items, profile.root), layout, OF_OTHERS)
+        if lookup is not None:
+            besides = [(block, 1) for block in lookup.further(item.path for item in items if item.path is not None)]
+        besides += guess_files(items, layout, lookup)
+    else:
+        items = fill_gaps(profile.items, layout)
+    if not items:
+        return None
+    parts, _ = build_bundle.build_bundle(repository, root, read_items(items), layout.blocks, carried, besides)
+    log.put_bundle(version, profile.label, profile.n, parts)
+    return BuiltBundle(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
+
+
+def put_bundles(store: Writer, repo: str, version: Digest, root: Root) -> list[BuiltBundle]:
+    """Makes the bundles of all profiles of a repository on a version, and tells the names that stand for it."""
+    log = ProfileLog(store)
+    layout: BlockIndex | None = None
+    made = []
+    for label, n in log.labels(repo).items():
+        if log.has_bundle(version, label, n):
+            continue
+        try:
+            profile = log.get(repo, label, n)
+        except BlockmapError as error:
+            _log.warning("version %s starts without what was learnt for %s: %s", version.hex(), label, error)
+            continue
+        layout = layout or layout_of(Repository(store), root)
+        one = put_bundle(store, version, root, layout, profile)
+        made += [one] if one is not None else []
+    if made:
+        log.advise(repo, version)
+    return made

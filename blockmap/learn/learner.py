@@ -1,0 +1,176 @@
+"""From traces to a profile in the store and its bundles; where the store may not be written, to a profile of this host."""
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockmap.errors import BlockmapError, Corrupt, NotFound, StoreReadOnly
+from blockmap.format.digest import Digest
+from blockmap.format.entry import root_of
+from blockmap.format.profile import Profile, ProfileItem
+from blockmap.format.trace import Trace
+from blockmap.format.tree import Root
+from blockmap.learn.block_index import BlockIndex
+from blockmap.learn.bundler import BuiltBundle, lookup_in, port_to, put_bundle
+from blockmap.learn.fill_gaps import fill_gaps
+from blockmap.learn.first_touches import first_touches
+from blockmap.learn.local_files import LocalProfiles
+from blockmap.learn.merge import Merged, Sample, merge, outside
+from blockmap.store.base import Reader, Writer
+from blockmap.store.names import NameReader
+from blockmap.store.profiles import ProfileLog, ProfileReader
+from blockmap.store.repository import Repository
+from blockmap.store.walk import layout_of
+
+_OTHER_VERSIONS = 4
+"""Which newer names of the same repository stand for and get bundles at once; the others, when they are imported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The version that a profile is to be about, and the workload."""
+
+    repo: str
+    label: str
+    version: Digest
+    root: Root
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    profile: Profile
+    merged: Merged
+    bundles: list[BuiltBundle]
+    kept: Path | None
+    """Where the profile is if it could not be published."""
+
+
+class ProfileLearner:
+    """Learns about one version; `warn` is told what was not used, and why."""
+
+    def __init__(self, store: Reader, subject: Subject, local: LocalProfiles, warn: Callable[[str], None]) -> None:
+        self._store = store
+        self._repository = Repository(store)
+        self._log = ProfileReader(store)
+        self._subject = subject
+        self._local = local
+        self._warn = warn
+        self._layouts: dict[Digest, BlockIndex] = {}
+
+    def learn(self, traces: Sequence[Trace]) -> Learnt:
+        """Merges starts with what is known already, and stores it; Corrupt, StoreUnavailable."""
+        subject, layout = self._subject, self._layout(self._subject.root)
+        old = self.known()
+        items = self._carried(old) if old is not None else []
+        starts = [start for start in map(self._start, traces) if start is not None]
+        if not starts:
+            raise NotFound(f"none of {len(traces)} traces can be used: nothing was learnt about {subject.repo}")
+        merged = merge(layout, items, old.starts if old is not None else 0, starts)
+        made = Profile(
+            subject.repo, subject.label, 0, subject.version, subject.root.digest, merged.starts, merged.items,
+            socket.gethostname(), int(time.time()),
+        )  # fmt: skip
+        store = self._store
+        if not isinstance(store, Writer):
+            return Learnt(made, merged, [], self._local.put(made))
+        try:
+            published = ProfileLog(store).append(made)
+            return Learnt(published, merged, self._put_bundles(store, published), None)
+        except StoreReadOnly:
+            return Learnt(made, merged, [], self._local.put(made))
+
+    def missed(self, trace: Trace) -> float:
+        """Which share of what a start read is not in the newest profile; 0 for one that says nothing."""
+        start = self._start(trace)
+        if start is None or not start.is_evidence:
+            return 0.0
+        old = self.known()
+        known = self._carried(old) if old is not None else []
+        new = outside(start.items, [*known, *(start.prefilled or ())])
+        # What was replayed was read, as far as anyone can tell: from the kernel's cache.
+        total = sum(item.blocks for item in start.items if start.prefilled is None) or new + _blocks(known)
+        return new / total if total else 0.0
+
+    def known(self) -> Profile | None:
+        """The newest profile, of this host alone where that is newer; a damaged one is none, so that the next is whole."""
+        repo, label = self._subject.repo, self._subject.label
+        try:
+            shared = self._log.newest(repo, label)
+        except Corrupt as error:
+            self._warn(f"what was learnt before is not used: {error}")
+            shared = None
+        own = self._local.get(repo, label)
+        return own if own is not None and (shared is None or own.time > shared.time) else shared
+
+    def _start(self, trace: Trace) -> Sample | None:
+        head = trace.head
+        try:
+            if head.root == self._subject.root.digest:
+                root = self._subject.root
+            else:
+                root = self._repository.version(head.version).root
+            items = self._items(first_touches(trace, self._layout(root)), root.digest)
+            prefilled = None
+            if head.profile:
+                replayed = self._carried(self._log.get(head.repo, head.label, head.profile))
+                prefilled = fill_gaps(replayed, self._layout(self._subject.root))
+        except BlockmapError as error:
+            self._warn(f"the trace of {head.repo} begun at {head.started_us} is not used: {error}")
+            return None
+        return Sample(items, head.is_evidence, prefilled)
+
+    def _carried(self, profile: Profile) -> list[ProfileItem]:
+        return self._items(profile.items, profile.root)
+
+    def _items(self, items: Sequence[ProfileItem], root: Digest) -> list[ProfileItem]:
+        own = self._subject.root
+        if root == own.digest:
+            return list(items)
+        return port_to(self._repository, lookup_in(self._repository, own), self._layout(own), items, root)
+
+    def _layout(self, root: Root) -> BlockIndex:
+        if root.digest not in self._layouts:
+            self._layouts[root.digest] = layout_of(self._repository, root)
+        return self._layouts[root.digest]
+
+    def _put_bundles(self, store: Writer, profile: Profile) -> list[BuiltBundle]:
+        """Bundles for the subject, and for what other names of the repository stand for."""
+        made = []
+        for version, root in {self._subject.version: self._subject.root, **self._others()}.items():
+            try:
+                one = put_bundle(store, version, root, self._layout(root), profile)
+                ProfileLog(store).advise(profile.repo, version)
+            except StoreReadOnly:
+                raise
+            except BlockmapError as error:
+                self._warn(f"version {version.hex()[:12]} has no bundle of profile {profile.n}: {error}")
+                continue
+            made += [one] if one is not None else []
+        return made
+
+    def _others(self) -> dict[Digest, Root]:
+        """The versions that other names of the repository stand for, the last moved first."""
+        names = NameReader(self._store)
+        found = []
+        for (repo, tag), n in names.catalogue().items():
+            if repo == self._subject.repo:
+                entry = names.entry(repo, tag, n)[0]
+                if entry.version not in (None, self._subject.version):
+                    found.append(entry)
+        roots: dict[Digest, Root] = {}
+        for entry in sorted(found, key=lambda entry: entry.time, reverse=True):
+            if entry.version is not None and entry.version not in roots and len(roots) < _OTHER_VERSIONS:
+                roots[entry.version] = root_of(entry, self._repository.version(entry.version, entry.number))
+        return roots
+
+
+def fresh_traces(store: Reader, traces: Sequence[Trace], repo: str, label: str) -> list[Trace]:
+    """Those that no profile which this host published rests on."""
+    last = ProfileReader(store).latest_by(socket.gethostname(), repo, label)
+    return [trace for trace in traces if last is None or trace.head.started_us > last.time * 1_000_000]
+
+
+def _blocks(items: Sequence[ProfileItem]) -> int:
+    return sum(item.blocks for item in items)

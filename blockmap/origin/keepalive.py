@@ -1,0 +1,51 @@
+"""Keeps connections to a remote store open: servers close those that are idle, and opening one costs two round trips."""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from blockmap.errors import BlockmapError
+
+_log = logging.getLogger(__name__)
+
+_CONNECTIONS = 16
+"""A bundle is asked for in so many ranges at once, and comes a round trip later over a connection that is new."""
+_EVERY_S = 15.0
+"""Common servers close after 60 to 75 s, some load balancers after 20."""
+
+
+class ConnectionKeeper:
+    """Asks for next to nothing on several connections at once, when it is made and then every few seconds, in threads of
+    its own."""
+
+    def __init__(self, ping: Callable[[], object], every_s: float = _EVERY_S) -> None:
+        self.is_warm = False
+        """Whether all of them have been asked once; those that got no answer are asked again like the rest."""
+        self._ping = ping
+        self._every_s = every_s
+        self._end = threading.Event()
+        self._start = threading.Barrier(_CONNECTIONS)
+        self._pool = ThreadPoolExecutor(_CONNECTIONS, "warmth")
+        self._thread = threading.Thread(target=self._run, name="warmth", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join()
+        self._pool.shutdown()
+
+    def _run(self) -> None:
+        while True:
+            for done in [self._pool.submit(self._once) for _ in range(_CONNECTIONS)]:
+                done.result()
+            self.is_warm = True
+            if self._end.wait(self._every_s):
+                return
+
+    def _once(self) -> None:
+        self._start.wait()  # one after the other would go over one connection
+        try:
+            self._ping()
+        except BlockmapError as error:
+            _log.debug("the connections to the store are not kept warm: %s", error)

@@ -1,0 +1,201 @@
+"""What this host has learnt from its stores, on its disk: records that never change, and what each name stood for last.
+
+An SQLite file in the cache's directory. Names are advice until the store confirms them, or does not answer; records are
+verified by whoever asked for them, as if they came from the store. A file that cannot be used is made anew, or kept in
+memory: what is forgotten is asked for again.
+"""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from blockmap.errors import BlockmapError, FormatError, NotAStore, StoreError, StoreUnavailable
+from blockmap.format import keys, record
+from blockmap.store.base import Reader
+from blockmap.store.concurrent import spawn
+from blockmap.store.opening import Format, open_store, parse_format, reach
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+_FILE = "names.db"
+_VERSION = 1
+_MAX_RECORDS = 5_000
+"""At the start the oldest ones beyond are forgotten."""
+_WAIT_SECONDS = 10.0
+_SCHEMA = """
+CREATE TABLE records (store TEXT, key TEXT, data BLOB NOT NULL, UNIQUE (store, key));
+CREATE TABLE names (store TEXT, repo TEXT, tag TEXT, n INTEGER NOT NULL, entry BLOB NOT NULL,
+                    PRIMARY KEY (store, repo, tag));
+"""
+
+
+class RecordCache:
+    """What is known of the store at one URL; safe to share between threads."""
+
+    def __init__(self, directory: Path, url: str) -> None:
+        self._url = url
+        self._lock = threading.Lock()  # guards the connection; held while SQLite reads or writes
+        self._well = True
+        self._connection = _open(directory / _FILE)
+        self._run(lambda db: _forget_oldest(db), None)
+
+    def record(self, key: str) -> bytes | None:
+        """An object that never changes."""
+        return self._value("SELECT data FROM records WHERE store = ? AND key = ?", key)
+
+    def keep(self, key: str, data: bytes) -> None:
+        self._change("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", key, data)
+
+    def name(self, repo: str, tag: str) -> tuple[int, bytes] | None:
+        """Number and stored form of the entry that was a name's newest when the store last confirmed one."""
+        query = "SELECT n, entry FROM names WHERE store = ? AND repo = ? AND tag = ?"
+        row = self._run(lambda db: db.execute(query, (self._url, repo, tag)).fetchone(), None)
+        return row if row and type(row[0]) is int and isinstance(row[1], bytes) else None
+
+    def names(self) -> list[tuple[str, str, int, bytes]]:
+        """Of every name that was opened here: repository, tag, number and stored form of the entry; by name."""
+        query = "SELECT repo, tag, n, entry FROM names WHERE store = ? AND typeof(entry) = 'blob' ORDER BY repo, tag"
+        return self._run(lambda db: db.execute(query, (self._url,)).fetchall(), [])
+
+    def confirm(self, repo: str, tag: str, n: int, entry: bytes) -> None:
+        """Keeps what a name stands for."""
+        self._change("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", repo, tag, n, entry)
+
+    def forget_name(self, repo: str, tag: str) -> None:
+        self._change("DELETE FROM names WHERE store = ? AND repo = ? AND tag = ?", repo, tag)
+
+    def meet(self, store: Reader, form: Format) -> None:
+        """Keeps what the store says about itself; forgets all of another that was at this URL before."""
+        if _parsed(self.record(keys.FORMAT), self._url) == form:
+            return
+        for table in ("records", "names"):
+            self._change(f"DELETE FROM {table} WHERE store = ?")
+        with suppress(BlockmapError):  # asked for again at the next start
+            self.keep(keys.FORMAT, store.get(keys.FORMAT))
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def _value(self, query: str, *values: str) -> bytes | None:
+        row = self._run(lambda db: db.execute(query, (self._url, *values)).fetchone(), None)
+        return row[0] if row and isinstance(row[0], bytes) else None
+
+    def _change(self, statement: str, *values: str | bytes | int) -> None:
+        self._run(lambda db: db.execute(statement, (self._url, *values)), None)
+
+    def _run(self, act: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
+        """Where the database fails nothing is known."""
+        try:
+            with self._lock:
+                done = act(self._connection)
+            self._well = True
+            return done
+        except Exception as error:  # not all are sqlite3's own: what a damaged file holds may not decode
+            if self._well:  # said once, until it works again
+                _log.warning("what this host knows of the store cannot be read or kept: %s", error)
+            self._well = False
+            return otherwise
+
+
+class RecordReader:
+    """A store whose records that never change are asked for once, however often this host starts."""
+
+    def __init__(self, store: Reader, known: RecordCache) -> None:
+        self.url, self.local = store.url, store.local
+        self._store = store
+        self._known = known
+        self.get_range, self.list, self.exists = store.get_range, store.list, store.exists
+
+    def get(self, key: str) -> bytes:
+        if not key.startswith(keys.UNCHANGING):
+            return self._store.get(key)
+        data = self._known.record(key)
+        if data is None or not _is_whole(data):
+            data = self._store.get(key)
+            if _is_whole(data):
+                self._known.keep(key, data)
+        return data
+
+
+def open_served(url: str, directory: Path, answer_seconds: float) -> tuple[Reader, Format]:
+    """The store at `url`; where it does not answer in time, and this host has served it before, as it was then.
+
+    Raises what `open_store` raises where the host does not know the store.
+    """
+    known = _recall(directory, reach(url).url)
+    if known is None:
+        return open_store(url)
+    try:
+        return spawn(lambda: open_store(url)).result(answer_seconds)
+    except (TimeoutError, StoreUnavailable, NotAStore) as error:
+        _log.warning("the store is away, what this host knows of it serves: %s", error or f"{url} does not answer")
+        return reach(url), known
+
+
+def _recall(directory: Path, url: str) -> Format | None:
+    """What a store said about itself, as kept by the server that owns, or owned, the directory."""
+    where = f"{(directory.absolute() / _FILE).as_uri()}?mode=ro"
+    with suppress(sqlite3.Error), closing(sqlite3.connect(where, uri=True)) as db:
+        row = db.execute("SELECT data FROM records WHERE store = ? AND key = ?", (url, keys.FORMAT)).fetchone()
+        return _parsed(row[0] if row else None, url)
+    return None
+
+
+def _parsed(text: object, url: str) -> Format | None:
+    if isinstance(text, bytes):
+        with suppress(StoreError):
+            return parse_format(text, url)
+    return None
+
+
+def _is_whole(data: bytes) -> bool:
+    try:
+        record.unseal(data)
+    except FormatError:
+        return False
+    return True
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        return _connect(path)
+    except Exception as error:
+        _log.warning("%s cannot be read (%s): what this host knew of its stores is forgotten", path, error)
+    try:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        return _connect(path)
+    except Exception as error:
+        _log.warning("%s cannot be made (%s): what is learnt will be forgotten at the end", path, error)
+        return _connect(Path(":memory:"))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # In autocommit: each statement is a transaction of its own.
+    connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False, isolation_level=None)
+    try:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            raise sqlite3.DatabaseError(f"it has format {version}")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        if version == 0:
+            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+        return connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _forget_oldest(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "DELETE FROM records WHERE rowid <= (SELECT max(rowid) FROM records) - ?",
+        (_MAX_RECORDS,),
+    )

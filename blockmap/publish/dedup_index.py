@@ -1,0 +1,226 @@
+"""The chunks that a store has already: hooks say which leaves of its trees to read, and what those say is remembered.
+
+What is not found is stored again, which costs room and nothing else; what is found is what a verified leaf says of that
+very chunk. Memory is bounded, whatever the store has: the leaves used last, and 16 bytes per hook.
+"""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from blockmap.errors import BlockmapError, Corrupt
+from blockmap.format.chunker import SPAN
+from blockmap.format.digest import ABSENT, Digest
+from blockmap.format.hooks import Hooks
+from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
+from blockmap.format.tree import Root, coverage
+from blockmap.publish.parallel import gather
+from blockmap.publish.sparse import Champion, HookTable
+from blockmap.store.repository import Repository
+
+MAX_CHUNKS = 100_000
+"""Chunks whose placements are remembered, about 450 bytes each."""
+_MAX_INNER = 256
+_NEIGHBOURS = 8
+"""Leaves read on either side of one that is worth it: a volume goes on as that tree does, and they cost a step less."""
+_MOST_LEAVES = 96
+"""Read for one lookup at most: 1.5 MB or so."""
+
+At = tuple[Digest, Placement | None]
+"""A node, and where it is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTree:
+    roots: Sequence[Root]
+    """One digest, in the places where versions have it."""
+    hooks: Hooks
+
+
+class RecentLeaves:
+    """Placements by chunk, from the leaves that were used last; not thread-safe."""
+
+    def __init__(self, max_chunks: int) -> None:
+        self._max_chunks = max_chunks
+        self.leaves: OrderedDict[Digest, Sequence[Digest]] = OrderedDict()
+        """Chunks by leaf, the one used last at the end."""
+        self._chunks = 0
+        self._places: dict[Digest, tuple[Digest, Placement]] = {}
+        """By chunk: the leaf that was added last of those that have it, and what it says."""
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, chunk: Digest) -> bool:
+        return chunk in self._places
+
+    def add(self, name: Digest, leaf: Leaf) -> None:
+        if name in self.leaves:
+            self._drop(name)
+        self.leaves[name] = leaf.chunks
+        self._chunks += len(leaf.chunks)
+        for chunk, place in zip(leaf.chunks, leaf.placements, strict=True):
+            if place is not None:
+                self._places[chunk] = name, place
+        while self._chunks > self._max_chunks and len(self.leaves) > 1:
+            self._drop(next(iter(self.leaves)))
+
+    def placement(self, chunk: Digest) -> Placement | None:
+        found = self._places.get(chunk)
+        if found is None:
+            return None
+        self.leaves.move_to_end(found[0])
+        return found[1]
+
+    def _drop(self, name: Digest) -> None:
+        chunks = self.leaves.pop(name)
+        self._chunks -= len(chunks)
+        for chunk in chunks:
+            if self._places.get(chunk, (None,))[0] == name:
+                del self._places[chunk]
+
+
+class DedupIndex:
+    """Finds placements of chunks in the trees of versions that are named; for one thread at a time.
+
+    A node that cannot be read is said once, and done without.
+    """
+
+    def __init__(self, repository: Repository, trees: Sequence[StoredTree], warn: Callable[[str], None]) -> None:
+        self._repository = repository
+        self._trees = trees
+        self._roots = {tree.roots[0].digest: tree.roots for tree in trees}
+        self._table = HookTable([tree.hooks for tree in trees])
+        self._warn = warn
+        self._recent = RecentLeaves(MAX_CHUNKS)
+        self._inner: OrderedDict[At, Inner] = OrderedDict()
+        self._unreadable: dict[At, BlockmapError] = {}
+        self._read: dict[Digest, Placement] = {}
+        self._said: set[str] = set()
+
+    def __len__(self) -> int:
+        """Chunks that are remembered now."""
+        return len(self._recent)
+
+    def lookup(self, chunks: Sequence[Digest]) -> list[Placement | None]:
+        """Where each of about 1,000 chunks that are neighbours in a volume is stored; None for what is not found."""
+        while self._load(self._table.champions(chunks, [chunk not in self._recent for chunk in chunks])):
+            pass  # what failed is not proposed again
+        return [self._recent.placement(chunk) for chunk in chunks]
+
+    def leaf(self, name: Digest) -> Placement | None:
+        """Where a leaf is stored that was read and found whole; None for any other."""
+        return self._read.get(name)
+
+    def tree(self, name: Digest) -> Root | None:
+        """A tree that is stored whole, as reading all those of its nodes shows that were not read yet; else None."""
+        return next((root for root in self._roots.get(name, ()) if self.whole(root)), None)
+
+    def whole(self, root: Root) -> bool:
+        """Whether all nodes of a stored tree can be read."""
+        level: list[At] = [(root.digest, root.placement)] if root.digest != ABSENT else []
+        for height in range(root.level, -1, -1):
+            if height == 0:
+                level = [at for at in level if self._read.get(at[0]) != at[1]]
+            found = gather(self._look_at, level)
+            if self._failed(level, found):
+                return False
+            level = [
+                child
+                for node in found
+                if isinstance(node, Inner)
+                for child in zip(node.children, node.placements, strict=True)
+            ]
+        return True
+
+    def _load(self, champions: Sequence[Champion]) -> bool:
+        """Reads leaves and their neighbours; True where a champion failed, so that others may now be better."""
+        wanted: dict[At, None] = {}
+        failed = False
+        for champion in champions:
+            try:
+                wanted[self._locate(champion)] = None
+            except BlockmapError as error:
+                self._table.drop(champion)
+                self._note(error)
+                failed = True
+        for distance in range(1, _NEIGHBOURS + 1):
+            for champion in champions:
+                for span in (champion.span - distance, champion.span + distance):
+                    with contextlib.suppress(BlockmapError):
+                        wanted[self._locate(Champion(champion.tree, span))] = None
+        unread = [at for at in wanted if at[0] not in self._recent.leaves][:_MOST_LEAVES]
+        found = gather(self._node, unread)
+        for at, node in zip(unread, found, strict=True):
+            if isinstance(node, Leaf):
+                self._recent.add(at[0], node)
+                self._keep(at)
+        return self._failed(unread, found) or failed
+
+    def _locate(self, champion: Champion) -> At:
+        """Where a leaf is stored, in any of the places of its tree; BlockmapError."""
+        error: BlockmapError = Corrupt("the hooks of a tree name a leaf that cannot be read, or that it has not")
+        for root in self._trees[champion.tree].roots:
+            try:
+                at = self._descend(root, champion.span)
+            except BlockmapError as why:
+                error = why
+                continue
+            if at is not None and at not in self._unreadable:
+                return at
+        raise error
+
+    def _descend(self, root: Root, span: int) -> At | None:
+        at: At = root.digest, root.placement
+        if not 0 <= span < coverage(root.level) // SPAN:
+            return None
+        for level in range(root.level, 0, -1):
+            child = self._inner_at(at).child(span // FANOUT ** (level - 1) % FANOUT)
+            if child is None:
+                return None
+            at = child
+        return at
+
+    def _inner_at(self, at: At) -> Inner:
+        if at not in self._inner:
+            node = self._node(at)
+            if not isinstance(node, Inner):
+                raise Corrupt(f"node {at[0].hex()} is a leaf where an inner node is expected")
+            self._inner[at] = node
+            if len(self._inner) > _MAX_INNER:
+                self._inner.popitem(last=False)
+        return self._inner[at]
+
+    def _node(self, at: At) -> Node:
+        """Called from several threads."""
+        if at in self._unreadable:
+            raise self._unreadable[at]
+        return self._inner.get(at) or self._repository.node(*at)
+
+    def _look_at(self, at: At) -> Inner | None:
+        """Reads a node without keeping a leaf: there may be thousands."""
+        node = self._node(at)
+        if isinstance(node, Inner):
+            return node
+        self._keep(at)
+        return None
+
+    def _keep(self, at: At) -> None:
+        name, place = at
+        if place is not None:
+            self._read[name] = place
+
+    def _failed(self, ats: Iterable[At], found: Sequence[object]) -> bool:
+        """Remembers and says what could not be read; whether there was such a thing."""
+        errors = [(at, error) for at, error in zip(ats, found, strict=True) if isinstance(error, BlockmapError)]
+        for at, error in errors:
+            self._unreadable[at] = error
+            self._note(error)
+        return bool(errors)
+
+    def _note(self, error: BlockmapError) -> None:
+        text = f"not deduplicating against what cannot be read: {error}"
+        if text not in self._said:
+            self._said.add(text)
+            self._warn(text)

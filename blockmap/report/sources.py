@@ -1,0 +1,170 @@
+"""Finds what a report is about: traces on this host, and what the store and a running server know of them."""
+
+import struct
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from blockmap.control.client import Client
+from blockmap.control.store_log import read_calls
+from blockmap.errors import BlockmapError, Corrupt, FormatError, HostError, NotFound, UsageError
+from blockmap.format import bundle, keys
+from blockmap.format.digest import Digest
+from blockmap.format.filemap import File
+from blockmap.format.profile import Profile
+from blockmap.format.refs import Reference, parse_reference
+from blockmap.format.trace import HEAD_BYTES, Trace, TraceHead, decode_head
+from blockmap.learn.local_files import TraceFolder, load_trace
+from blockmap.learn.port_profile import port
+from blockmap.report import files
+from blockmap.report.data import Image, ReportRun, analyse, expand
+from blockmap.report.files import Numbers
+from blockmap.store.observed import Call
+from blockmap.store.profiles import ProfileReader
+from blockmap.store.repository import Repository
+from blockmap.store.resolver import find_version
+from blockmap.store.walk import layout_of
+from blockmap.upkeep.verify import stored_reader, usage
+
+
+def find_traces(words: Sequence[str], folder: Path, label: str | None, repository: Repository | None) -> list[Trace]:
+    """The traces that files or names stand for, of a name given n times its n latest, the oldest first; UsageError."""
+    found: list[Trace] = []
+    kept = TraceFolder(folder, lambda text: None)
+    taken: dict[str, list[Path]] = {}
+    for word in words:
+        if word.endswith(".trace") or (folder / f"{word}.trace").is_file():
+            found.append(_read(kept.find(word)))
+            continue
+        if word not in taken:
+            wanted = words.count(word)
+            taken[word] = _latest(word, folder, label, repository)[:wanted]
+            if len(taken[word]) < wanted:
+                raise UsageError(
+                    f"{folder} has {len(taken[word])} traces of {word}, not {wanted}: start it, and see `blockmap trace list`"
+                )
+        found.append(_read(taken[word].pop()))
+    return found
+
+
+def _latest(word: str, folder: Path, label: str | None, repository: Repository | None) -> list[Path]:
+    """Traces of a name, the newest first. A tag or digest that was typed says which version, else any will do."""
+    reference = parse_reference(word)
+    label = label or reference.label
+    version = _version_of(word, reference, repository)
+    heads: list[tuple[int, Path]] = []
+    for path in folder.glob("*.trace"):
+        with suppress(FormatError, OSError), open(path, "rb") as file:
+            head = decode_head(file.read(HEAD_BYTES))
+            if head.repo == reference.repo and label in (None, head.label) and version in (None, head.version):
+                heads.append((head.started_us, path))
+    return [path for _, path in sorted(heads, reverse=True)]
+
+
+def _version_of(word: str, reference: Reference, repository: Repository | None) -> Digest | None:
+    name = word.partition("+")[0]
+    if name == reference.repo:
+        return None
+    if repository is None:
+        raise UsageError(
+            f"which version {word} is, only the store knows: add --store URL, or name {reference.repo} alone"
+        )
+    return find_version(repository, reference).name
+
+
+def _read(path: Path) -> Trace:
+    try:
+        return load_trace(path)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def load_run(trace: Trace, repository: Repository | None, say: Callable[[str], None]) -> ReportRun:
+    """A start with what the store has of its version, as far as it has it."""
+    head = trace.head
+    moment = datetime.fromtimestamp(head.started_us / 1e6).strftime("%Y-%m-%d %H:%M:%S")
+    title = f"{head.repo}@{head.version.hex()[:12]}+{head.label}, {moment}"
+    listed: Sequence[File] = []
+    owned: dict[bytes, str] = {}
+    data_bytes = None
+    if repository is not None:
+        try:
+            listed = repository.file_map(head.root)
+            root = repository.version(head.version).root
+            data_bytes = usage(repository, root).data_bytes
+            owned = files.owners(listed, stored_reader(repository, root))
+        except BlockmapError as error:
+            say(f"of {title}, the report lacks what the store does not give: {error}")
+    numbered = files.index(listed)
+    packages = numbered.labels(files.packager(owned))
+    return analyse(title, trace, Image(numbered, packages, data_bytes, bool(owned)))
+
+
+@dataclass(frozen=True, slots=True)
+class Profiled:
+    """The blocks of a profile in one version, and where they come from."""
+
+    profile: Profile
+    blocks: Numbers
+    replayed: bool
+    """Whether this start replayed it."""
+
+
+def find_profile(run: ReportRun, repository: Repository, number: int | None) -> Profiled | str:
+    """Profile `number` of a start's repository and label, else the one that it replayed, else the newest; or why not.
+
+    On the version of the start: as its bundle says, else carried over.
+    """
+    head = run.head
+    reader = ProfileReader(repository.store)
+    chosen = number or head.profile or reader.number(head.repo, head.label)
+    if not chosen:
+        return f"{head.repo} has no profile for the label {head.label} yet."
+    try:
+        found = reader.get(head.repo, head.label, chosen)
+        if reader.has_bundle(head.version, head.label, chosen):
+            readings = _bundle(repository, head, chosen).readings
+            return Profiled(
+                found, expand([(reading.start, reading.blocks) for reading in readings]), chosen == head.profile
+            )
+        items = found.items
+        if found.root != head.root:
+            items = port(items, found.root, layout_of(repository, repository.version(head.version).root))
+        return Profiled(found, expand([(item.start, item.blocks) for item in items]), chosen == head.profile)
+    except NotFound as error:
+        return f"Profile {chosen} cannot be compared: {error}."
+
+
+def _bundle(repository: Repository, head: TraceHead, n: int) -> bundle.BundleHead:
+    data = repository.store.get(keys.bundle(head.version, head.label, n))
+    try:
+        _, length = bundle.measure(lambda start, end: data[start:end])
+        return bundle.decode_head(memoryview(data)[:length])
+    except (FormatError, struct.error) as error:
+        raise Corrupt(f"the bundle of profile {n} on version {head.version.hex()} is damaged: {error}") from error
+
+
+def server_calls(client: Client, run: ReportRun) -> list[Call] | str:
+    """What a server asked the store for during a start, in seconds since its open; or why that is not known.
+
+    The log has the monotonic clock, a trace the wall clock: a wall clock that was set in between moves one against the other.
+    """
+    try:
+        status = client.request("status")
+        calls, noted = read_calls(client, 0)
+    except HostError:
+        return f"no server answers at {client.nbd_socket}"
+    opened_s = run.head.started_us / 1e6
+    to_wall = time.time() - time.monotonic()
+    if float(status["started"]) > opened_s:
+        return f"the server at {client.nbd_socket} began only after this start"
+    if not any(str(each["export"]).endswith(run.head.version.hex()) for each in status["reads"]):
+        return f"the server at {client.nbd_socket} has not served this version"
+    if len(calls) < noted and (not calls or calls[0].start_s + to_wall > opened_s):
+        return f"the server at {client.nbd_socket} has forgotten its calls of that time"
+    moved = [replace(call, start_s=call.start_s + to_wall - opened_s) for call in calls]
+    during = (call for call in moved if call.start_s < run.end_s and call.start_s + call.seconds > 0)
+    return sorted(during, key=lambda call: call.start_s)

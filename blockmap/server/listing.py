@@ -1,0 +1,110 @@
+"""The catalogue as clients see it: names that stand for something, refreshed at most every so often.
+
+No open depends on it, so it may be a little old: where the store does not answer in time, what was listed before serves, or
+else the names that this host knows.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+
+from blockmap.errors import Corrupt, FormatError, NotFound, StoreError
+from blockmap.format import entry as entries
+from blockmap.format import keys
+from blockmap.format.entry import Entry
+from blockmap.origin.records import RecordCache
+from blockmap.store.base import Reader
+from blockmap.store.concurrent import each, spawn
+from blockmap.store.names import NameReader
+from blockmap.store.resolver import check_presence
+
+_log = logging.getLogger(__name__)
+
+LOCAL_SECONDS = 1.0
+REMOTE_SECONDS = 30.0
+"""How old a listing may be."""
+
+Listed = list[tuple[str, str]]
+"""Export names, each with a description."""
+
+
+class Listing:
+    """What one store has; safe to share between threads."""
+
+    def __init__(
+        self, store: Reader, known: RecordCache, answer_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._known = known
+        self._answer_seconds = answer_seconds
+        self._clock = clock
+        self._names = NameReader(store)
+        self._lock = threading.Lock()  # guards what follows; not held across I/O
+        self._listed: Listed | None = None
+        self._listed_at = float("-inf")
+        self._refresh: Future[Listed] | None = None
+        self._entries: dict[tuple[str, str], Entry] = {}
+        """The newest entries, which never change."""
+
+    def names(self) -> Listed:
+        """The catalogue; StoreError where the store does not answer and nothing is known of it."""
+        fresh = LOCAL_SECONDS if self._store.local else REMOTE_SECONDS
+        with self._lock:
+            old = self._listed
+            if old is not None and self._clock() - self._listed_at < fresh:
+                return old
+            if self._refresh is None or self._refresh.done():
+                self._refresh = spawn(self._update)
+            refresh = self._refresh
+        if old is None:
+            old = self._kept() or None
+        try:
+            return refresh.result(None if old is None else self._answer_seconds)
+        except (TimeoutError, StoreError) as error:
+            if old is None:
+                raise
+            _log.warning("%s cannot be listed, what was known before serves: %s", self._store.url, error or "no answer")
+            return old
+
+    def _update(self) -> Listed:
+        asked_at = self._clock()
+        numbers = self._names.catalogue()
+        names = sorted(numbers)
+        if not names:
+            check_presence(self._store)
+        found = each(lambda name: self._entry(*name, numbers[name]), names)
+        present = {name: entry for name, entry in zip(names, found, strict=True) if entry is not None}
+        listed = _described(present)
+        with self._lock:
+            self._listed, self._listed_at = listed, asked_at
+            self._entries = present
+        return listed
+
+    def _entry(self, repo: str, tag: str, n: int) -> Entry | None:
+        known = self._entries.get((repo, tag))
+        if known is not None and known.n == n:
+            return known
+        try:
+            return self._names.entry(repo, tag, n)[0]
+        except (Corrupt, NotFound) as error:
+            _log.warning("%s:%s is left out of the catalogue: %s", repo, tag, error)
+            return None
+
+    def _kept(self) -> Listed:
+        """The names that this host has opened."""
+        found = {}
+        for repo, tag, n, stored in self._known.names():
+            with suppress(FormatError):
+                found[repo, tag] = entries.decode(stored, keys.entry(repo, tag, n))
+        return _described(found)
+
+
+def _described(newest: dict[tuple[str, str], Entry]) -> Listed:
+    return [
+        (f"{repo}:{tag}", f"version {entry.version.hex()[:12]}, entry {entry.n}")
+        for (repo, tag), entry in newest.items()
+        if entry.version is not None
+    ]

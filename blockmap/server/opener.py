@@ -1,0 +1,333 @@
+"""Opens by name and by digest in few steps, and with the store away.
+
+An open by name takes two steps over the network: the name's hint; then, at once, the log's word on it and the run of nodes
+that the first reads need. Where this host has opened the name before, its own record takes the hint's place, and the log's
+word is all that is asked for; where that does not come in time, the name is opened as this host knows it. Where there is a
+bundle, it is asked for in the place of the nodes, which are the first that it holds.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from blockmap.errors import BlockmapError, FormatError, StoreError, StoreUnavailable
+from blockmap.fetch.fetcher import Fetcher
+from blockmap.format import entry as entries
+from blockmap.format import keys, oci
+from blockmap.format import version as versions
+from blockmap.format.digest import Digest
+from blockmap.format.entry import Entry, root_of
+from blockmap.format.hint import BundleRef, Hint, decode_bundles, encode_bundles
+from blockmap.format.refs import DEFAULT_LABEL, Reference
+from blockmap.format.tree import Root
+from blockmap.format.version import NodeRun, Version
+from blockmap.origin.records import RecordCache, RecordReader
+from blockmap.replay.replay import Replay
+from blockmap.store.base import Reader
+from blockmap.store.concurrent import spawn
+from blockmap.store.names import NameLog, NameReader, StoredEntry
+from blockmap.store.repository import VERSION_ATTEMPTS, Repository
+from blockmap.store.resolver import Resolved, by_digest, check_presence, no_image
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+FRESH_SECONDS = 1.0
+"""A name that was confirmed so long ago, or less, is not asked for again; where asking costs nothing, it always is."""
+ANSWER_SECONDS = 1.0
+"""How long a store has to confirm what this host knows."""
+_SILENT_SECONDS = 5.0
+"""A store that did not answer is not waited for again so soon."""
+_NEVER = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """An open that is under way."""
+
+    reference: Reference
+    entry: Entry
+    version: Future[Version]
+    primed: Future[None]
+    replay: Replay | None = None
+
+    def end(self, patient: bool = True) -> Resolved:
+        """Waits for the record of the version, and for the nodes if it is patient; for those of a bundle, who reads waits."""
+        version = self.version.result()
+        if patient and self.replay is None:
+            self.primed.result()
+        assert self.entry.version is not None
+        return Resolved(self.reference, self.entry.version, version, root_of(self.entry, version), self.replay)
+
+
+class Opener:
+    """Finds versions in few steps, and brings what their first reads need; safe to share between threads."""
+
+    def __init__(
+        self,
+        store: Reader,
+        known: RecordCache,
+        fetcher: Fetcher,
+        mend: NameLog | None,
+        clock: Callable[[], float] = time.monotonic,
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
+        """`mend` rewrites the hints that are found behind."""
+        self._store = store
+        self._known = known
+        self._fetcher = fetcher
+        self._mend = mend
+        self._clock = clock
+        self._answer_seconds = answer_seconds
+        self._names = NameReader(store)
+        self._records = Repository(RecordReader(store, known))
+        self._confirmed: dict[tuple[str, str], float] = {}
+        """When each name was last confirmed."""
+        self._silent_at = _NEVER
+        self._lock = threading.Lock()  # guards _unconfirmed
+        self._unconfirmed = 0
+
+    @property
+    def unconfirmed(self) -> int:
+        """Opens that were served as this host knew the name, since the store did not answer."""
+        return self._unconfirmed
+
+    def find(self, reference: Reference) -> Resolved:
+        """The version that `reference` stands for; NotFound, Corrupt, StoreError where neither store nor disk knows."""
+        if reference.digest is not None:
+            return self._by_digest(reference, Digest(reference.digest))
+        assert reference.tag is not None
+        seen = self._kept(reference.repo, reference.tag)
+        return self._look(reference, 0) if seen is None else self._again(reference, seen)
+
+    def _by_digest(self, reference: Reference, digest: Digest) -> Resolved:
+        kept = self._kept_digest(reference, digest)
+        found = kept or by_digest(self._records, reference, digest)
+        replay = self._replay(reference, found.name, self._kept_bundles(found.name), lambda: found.root)
+        primed = self._bring(reference, found.version.run, found.root, lambda: found.root, replay)
+        if kept is None and replay is None:  # else the store may be away, or readers wait for what comes
+            primed.result()
+        return replace(found, replay=replay)
+
+    def _again(self, reference: Reference, seen: StoredEntry) -> Resolved:
+        """Opens a name that this host knows."""
+        assert reference.tag is not None
+        repo, tag = reference.repo, reference.tag
+        at_once = not self._store.local and self._clock() - self._confirmed.get((repo, tag), _NEVER) < FRESH_SECONDS
+        opening = self._begin(reference, seen.entry)
+        if at_once:
+            return opening.end()
+
+        def ask() -> tuple[int, Hint | None]:
+            hint = spawn(lambda: self._names.hint(repo, tag))  # it may tell of a bundle that is newer than the entry
+            return self._names.confirm(repo, tag, seen), hint.result()
+
+        try:
+            low, hint = self._ask(ask)
+            if low == seen.entry.n:
+                self._note(repo, tag, seen)
+                return self._with_bundles(opening, hint).end()
+            if low == 0:
+                check_presence(self._store)
+                self._known.forget_name(repo, tag)
+            return self._look(reference, low, hint)
+        except StoreError as error:
+            with self._lock:
+                self._unconfirmed += 1
+            _log.warning("%s is opened as it was last seen here, entry %d: %s", reference, seen.entry.n, error)
+            return opening.end(patient=False)
+
+    def _look(self, reference: Reference, low: int, hint: Hint | None = None) -> Resolved:
+        """Opens a name whose entry `low` is known to be there, 0 for none; reads its hint where that is not given."""
+        assert reference.tag is not None
+        repo, tag = reference.repo, reference.tag
+        hint = hint or self._names.hint(repo, tag)
+        if hint is not None and hint.entry.n >= low:
+            believed = StoredEntry(hint.entry, hint.stored)
+            asked = spawn(lambda: self._names.confirm(repo, tag, believed))
+            opening = self._begin(reference, hint.entry, hint.version, hint)
+            stands = asked.result()
+            if stands == hint.entry.n:
+                self._note(repo, tag, believed)
+                return opening.end()
+            low = max(low, stands)
+        seen = self._names.search(repo, tag, low)
+        if seen is None:
+            check_presence(self._store)
+            raise no_image(reference, self._store)
+        self._note(repo, tag, seen)
+        mend = self._mend
+        if mend is not None:
+            spawn(lambda: mend.mend(repo, tag, seen))
+        return self._begin(reference, seen.entry).end()
+
+    def _begin(
+        self, reference: Reference, entry: Entry, hinted: bytes | None = None, hint: Hint | None = None
+    ) -> _Started:
+        """Asks for what is not at hand: the record of the version, the bundle or the run of nodes."""
+        name, number = entry.version, entry.number
+        if name is None:
+            return _Started(reference, entry, _failed(no_image(reference, self._store)), _done(None))
+        record = self._at_hand(name, number) or self._from_hint(name, number, hinted)
+        version = _done(record) if record is not None else spawn(lambda: self._records.version(name, number))
+        root = root_of(entry, record) if record is not None else None
+
+        def wait_root() -> Root:
+            return root_of(entry, version.result())
+
+        if hint is not None:
+            self._keep_bundles(name, hint.bundles)
+        bundles = self._kept_bundles(name) if hint is None else hint.bundles
+        replay = self._replay(reference, name, bundles, wait_root)
+        primed = self._bring(reference, entry.run, root, wait_root, replay)
+        return _Started(reference, entry, version, primed, replay)
+
+    def _with_bundles(self, opening: _Started, hint: Hint | None) -> _Started:
+        """An open by what this host knew, and what the name's hint says of bundles now."""
+        name = opening.entry.version
+        if name is None or hint is None or hint.entry != opening.entry:
+            return opening
+        if hint.bundles != self._kept_bundles(name):
+            self._keep_bundles(name, hint.bundles)
+        about = _choose(hint.bundles, opening.reference, name)
+        if about is None or (opening.replay is not None and opening.replay.key == about.key):
+            return opening
+        entry = opening.entry
+        replay = self._fetcher.replay(about, lambda: root_of(entry, opening.version.result()))
+        return replace(opening, replay=replay)
+
+    def _replay(
+        self, reference: Reference, name: Digest, bundles: Sequence[BundleRef], root: Callable[[], Root]
+    ) -> Replay | None:
+        about = _choose(bundles, reference, name)
+        return None if about is None else self._fetcher.replay(about, root)
+
+    def _kept_bundles(self, name: Digest) -> tuple[BundleRef, ...]:
+        """Those of a version that a hint told of."""
+        data = self._known.record(keys.bundles(name))
+        with suppress(FormatError):
+            return () if data is None else decode_bundles(data)
+        return ()
+
+    def _keep_bundles(self, name: Digest, bundles: Sequence[BundleRef]) -> None:
+        if bundles:
+            self._known.keep(keys.bundles(name), encode_bundles(bundles))
+
+    def _bring(
+        self,
+        reference: Reference,
+        run: NodeRun | None,
+        root: Root | None,
+        wait_root: Callable[[], Root],
+        replay: Replay | None,
+    ) -> Future[None]:
+        """Begins to read a run of nodes, unless the cache has the root, where it is known already, or the bundle does."""
+        if root is not None and self._fetcher.has_node(root.digest, root.placement):
+            return _done(None)
+        if run is None and replay is None:
+            return _done(None)
+
+        def prime() -> None:
+            if replay is not None and replay.wait_nodes():
+                top = wait_root()
+                if self._fetcher.has_node(top.digest, top.placement):
+                    return
+            if run is None:
+                return
+            try:
+                self._fetcher.prime(run, wait_root)
+            except BlockmapError as error:
+                _log.warning("the nodes of %s are fetched one by one: %s", reference, error)
+
+        return spawn(prime)
+
+    def _kept(self, repo: str, tag: str) -> StoredEntry | None:
+        """What a name stood for when this host last asked."""
+        found = self._known.name(repo, tag)
+        if found is None:
+            return None
+        n, stored = found
+        try:
+            return StoredEntry(entries.decode(stored, keys.entry(repo, tag, n)), stored)
+        except FormatError as error:
+            _log.warning("what this host knew of %s:%s is damaged, and forgotten: %s", repo, tag, error)
+            self._known.forget_name(repo, tag)
+            return None
+
+    def _kept_digest(self, reference: Reference, digest: Digest) -> Resolved | None:
+        """A version that this host has the record of."""
+        wanted = [(digest, number) for number in range(1, VERSION_ATTEMPTS + 1)]
+        told = self._known.record(keys.oci(digest))
+        if told is not None:
+            with suppress(FormatError):
+                wanted.append(oci.decode(told))
+        for name, number in wanted:
+            record = self._at_hand(name, number)
+            if record is not None:
+                return Resolved(reference, name, record, record.root)
+        return None
+
+    def _at_hand(self, name: Digest, number: int) -> Version | None:
+        data = self._known.record(keys.version(name, number))
+        if data is not None:
+            with suppress(FormatError):
+                return versions.decode(data, name)
+        return None
+
+    def _from_hint(self, name: Digest, number: int, data: bytes | None) -> Version | None:
+        if data is None:
+            return None
+        try:
+            record = versions.decode(data, name)
+        except FormatError as error:
+            _log.warning("the hint's record of version %s is not used: %s", name.hex(), error)
+            return None
+        self._known.keep(keys.version(name, number), data)
+        return record
+
+    def _note(self, repo: str, tag: str, seen: StoredEntry) -> None:
+        """The log has just confirmed it."""
+        self._confirmed[repo, tag] = self._clock()
+        self._known.confirm(repo, tag, seen.entry.n, seen.stored)
+
+    def _ask(self, question: Callable[[], _T]) -> _T:
+        """The store's answer, if it comes in time; StoreUnavailable."""
+
+        def ask() -> _T:
+            answer = question()
+            self._silent_at = _NEVER
+            return answer
+
+        if self._clock() - self._silent_at < _SILENT_SECONDS:
+            raise StoreUnavailable(f"{self._store.url} did not answer a moment ago")
+        try:
+            return spawn(ask).result(self._answer_seconds)
+        except TimeoutError:
+            self._silent_at = self._clock()
+            raise StoreUnavailable(
+                f"{self._store.url} did not answer within {self._answer_seconds:g} s: check that it can be reached"
+            ) from None
+
+
+def _choose(bundles: Sequence[BundleRef], reference: Reference, name: Digest) -> BundleRef | None:
+    """The bundle of a version for the label that was asked for."""
+    label = reference.label or DEFAULT_LABEL
+    return next((each for each in bundles if each.label == label and each.key.startswith(keys.bundles(name))), None)
+
+
+def _done(value: _T) -> Future[_T]:
+    future: Future[_T] = Future()
+    future.set_result(value)
+    return future
+
+
+def _failed(error: Exception) -> Future[Version]:
+    future: Future[Version] = Future()
+    future.set_exception(error)
+    return future

@@ -1,0 +1,86 @@
+"""From what a client asks for to a version: names, digests of versions, digests of OCI documents."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from blockmap.errors import Corrupt, FormatError, NotFound, StoreUnavailable
+from blockmap.format import keys, oci
+from blockmap.format.digest import Digest
+from blockmap.format.entry import root_of
+from blockmap.format.refs import Reference
+from blockmap.format.tree import Root
+from blockmap.format.version import Version
+from blockmap.replay.replay import Replay
+from blockmap.store.base import Reader
+from blockmap.store.concurrent import spawn
+from blockmap.store.names import NameReader
+from blockmap.store.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A version, and how it was asked for."""
+
+    reference: Reference
+    name: Digest
+    version: Version
+    root: Root
+    """Of the volume, placed where the name's entry says."""
+    replay: Replay | None = None
+    """What is brought for its start."""
+
+    @property
+    def pinned(self) -> str:
+        """The export name that will always mean this version."""
+        return f"{self.reference.repo}@sha256:{self.name.hex()}"
+
+
+def find_version(repository: Repository, reference: Reference) -> Resolved:
+    """The version that `reference` stands for now; NotFound, Corrupt, StoreUnavailable."""
+    if reference.digest is not None:
+        return by_digest(repository, reference, Digest(reference.digest))
+    assert reference.tag is not None
+    entry = NameReader(repository.store).newest(reference.repo, reference.tag)
+    if entry is None or entry.version is None:
+        raise no_image(reference, repository.store)
+    version = repository.version(entry.version, entry.number)
+    return Resolved(reference, entry.version, version, root_of(entry, version))
+
+
+def by_digest(repository: Repository, reference: Reference, name: Digest) -> Resolved:
+    """A version by its digest, or by that of an OCI document; both are asked for at once."""
+    first = spawn(lambda: repository.version_at(name, 1))
+    document = spawn(lambda: _told(repository.store, name))
+    with suppress(NotFound, Corrupt):
+        version = first.result()
+        return Resolved(reference, name, version, version.root)
+    told = document.result()
+    try:
+        version = repository.version(*(told or (name, 1)))
+    except NotFound:
+        if told is not None:
+            raise
+        raise NotFound(f"nothing in {repository.store.url} has the digest of {reference}") from None
+    return Resolved(reference, told[0] if told else name, version, version.root)
+
+
+def _told(store: Reader, digest: bytes) -> tuple[Digest, int] | None:
+    """The version of an OCI document; None where the store has no such document."""
+    try:
+        return oci.decode(store.get(keys.oci(digest)))
+    except NotFound:
+        return None
+    except FormatError as error:
+        raise Corrupt(f"the record of digest {digest.hex()} is damaged: {error}") from error
+
+
+def no_image(reference: Reference, store: Reader) -> NotFound:
+    return NotFound(f"there is no image {reference} in {store.url}: see `blockmap images`, or import it")
+
+
+def check_presence(store: Reader) -> None:
+    """StoreUnavailable where nothing answers for a store any more: what is missing there is not absent then."""
+    try:
+        store.get(keys.FORMAT)
+    except NotFound:
+        raise StoreUnavailable(f"there is no store at {store.url} now: check that it is mounted") from None

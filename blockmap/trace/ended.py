@@ -1,0 +1,80 @@
+"""Traces that have ended while this server ran: what it tells of them, and what they say of those that follow."""
+
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from blockmap.format.trace import EXACT, End, TraceHead
+from blockmap.trace.recorder import rewrite_head
+from blockmap.trace.start_trace import Key
+
+_log = logging.getLogger(__name__)
+
+_TOLD = 32
+_LATE_NS = 600 * 10**9
+"""A program that is ready so long after its start is one that was started again."""
+
+
+@dataclass(slots=True, eq=False)
+class _Ended:
+    key: Key
+    path: Path
+    head: TraceHead
+    reads: int
+    began_ns: int
+
+
+class EndedTraces:
+    """The latest; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards what follows
+        self._latest: deque[_Ended] = deque(maxlen=_TOLD)
+        """The newest first."""
+        self._at_ns: dict[str, int] = {}
+        """When the last of each export ended."""
+
+    def note_end(self, export: str, began_ns: int, now_ns: int, apart_ns: int) -> bool:
+        """A trace of an export by digest ends; whether no other ended within so long before it began, or since."""
+        with self._lock:
+            alone = self._at_ns.get(export, began_ns - apart_ns - 1) < began_ns - apart_ns
+            self._at_ns = {name: at for name, at in self._at_ns.items() if now_ns - at < apart_ns + _LATE_NS}
+            self._at_ns[export] = now_ns
+            return alone
+
+    def add(self, key: Key, path: Path, head: TraceHead, reads: int, began_ns: int) -> None:
+        with self._lock:
+            self._latest.appendleft(_Ended(key, path, head, reads, began_ns))
+
+    def ready(self, key: Key, now_ns: int) -> Path | None:
+        """Has the newest trace of a start say that its program is ready now, unless it says something like that already."""
+        with self._lock:
+            found = next((each for each in self._latest if each.key == key), None)
+            if found is None or found.head.ready_ms or found.head.end in (End.OPEN, End.CLOSED):
+                return None
+            if now_ns - found.began_ns > _LATE_NS:
+                return None
+            found.head = replace(found.head, ready_ms=(now_ns - found.began_ns) // 1_000_000)
+        try:
+            rewrite_head(found.path, found.head)
+        except OSError as error:
+            _log.warning("%s does not say when the program was ready: %s", found.path, error)
+        return found.path
+
+    def told(self) -> list[dict[str, object]]:
+        """The newest first."""
+        with self._lock:
+            return [
+                {**described(each.key, each.path, each.head, each.reads), "state": each.head.end.name.lower()}
+                for each in self._latest
+            ]
+
+
+def described(key: Key, path: Path, head: TraceHead, reads: int) -> dict[str, object]:
+    """What a server tells of a trace."""
+    return {
+        "path": str(path), "export": key[0], "label": key[1], "started": head.started_us / 1e6, "reads": reads,
+        "new": head.is_evidence, "exact": bool(head.flags & EXACT), "ready_ms": head.ready_ms, "profile": head.profile,
+    }  # fmt: skip

@@ -1,0 +1,98 @@
+"""One start of an export, and when it ends."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from blockmap.format.digest import from_hex
+from blockmap.format.trace import EXACT, End, TraceHead
+from blockmap.trace.evidence import Touched
+from blockmap.trace.recorder import RECORDS, Read, Recorder
+from blockmap.volume.readonly import ReadOnlyVolume
+from blockmap.volume.reads import Slow
+
+Key = tuple[str, str]
+"""The export by digest, and the label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a trace ends, what counts as another start, and how much of all this is kept."""
+
+    long_s: float = 60.0
+    quiet_s: float = 5.0
+    drain_s: float = 0.1
+    """Between writes of what was recorded."""
+    look_s: float = 1.0
+    """Between looks at it."""
+    expect_s: float = 30.0
+    """How long it counts that somebody is about to open an export."""
+    apart_s: float = 60.0
+    """A start so soon after the trace of another of its version may find pages in the kernel's cache."""
+    records: int = RECORDS
+    files: int = 200
+    bytes: int = 64 << 20
+
+
+class Connection(Protocol):
+    """What reads come through."""
+
+    view: ReadOnlyVolume
+    read: Read
+
+
+@dataclass(slots=True, eq=False)
+class StartTrace:
+    """Guarded by the lock of whoever has it; what is looked at belongs to the thread that looks."""
+
+    key: Key
+    view: ReadOnlyVolume
+    began_ns: int
+    connections: set[Connection] = field(default_factory=set)
+    over: bool = False
+    flags: int = 0
+    head: TraceHead | None = None
+    recorder: Recorder | None = None
+    seen: int = 0
+    """Reads that were looked at."""
+    touched: Touched = field(default_factory=Touched)
+    touched_s: float = 0.0
+    """When something was last read for the first time, or waited for; since the beginning."""
+
+    def begin_head(self, started_us: int) -> TraceHead:
+        """Of a trace that runs: whether it is evidence is said at its end."""
+        export, label = self.key
+        repo, _, digest = export.partition("@sha256:")
+        view = self.view
+        return TraceHead(repo, label, from_hex(digest), view.root.digest, view.size, started_us, self.flags & EXACT)
+
+    def bind(self, connection: Connection, begin: Callable[["StartTrace"], None]) -> None:
+        """Has the reads of a connection go where they belong now: by way of `begin`, of the recorder, or to the view."""
+        read = connection.view.read
+        if self.over:
+            connection.read = read
+        elif self.recorder is not None:
+            connection.read = connection.view.noting(self.recorder.note, self.recorder.mark)
+        else:
+
+            def first(buf: memoryview, offset: int) -> Slow | None:
+                begin(self)
+                return connection.read(buf, offset)
+
+            connection.read = first
+
+    def look(self, recorder: Recorder, now_ns: int, limits: Limits) -> End | None:
+        """Looks at what was recorded since; why the start is over, if it is."""
+        now_s = (now_ns - self.began_ns) / 1e9
+        reads = recorder.reads(self.seen)
+        self.seen += len(reads)
+        touched_us = self.touched.add(reads)
+        if touched_us is not None:
+            self.touched_s = max(self.touched_s, touched_us / 1e6)
+        if self.view.waiting:
+            self.touched_s = now_s
+        if self.seen >= limits.records:
+            return End.FULL
+        if now_s >= limits.long_s:
+            return End.LONG
+        return End.QUIET if now_s - self.touched_s >= limits.quiet_s else None

@@ -1,0 +1,183 @@
+"""What a host knows of its stores: kept over restarts, by store, never believed when it is damaged."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blockmap.errors import NotAStore, NotFound, StoreTooNew
+from blockmap.format import keys, record
+from blockmap.format.digest import Digest
+from blockmap.origin.records import RecordCache, RecordReader, open_served
+from blockmap.store.memory import MemoryStore
+from blockmap.store.opening import create_store
+
+RECORD = record.seal([b"{}"])
+KEY = keys.version(Digest(b"\1" * 32), 1)
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Iterator[RecordCache]:
+    opened = RecordCache(tmp_path, "there")
+    yield opened
+    opened.close()
+
+
+def again(tmp_path: Path, url: str = "there") -> RecordCache:
+    return RecordCache(tmp_path, url)
+
+
+def test_what_is_kept_is_there_after_a_restart(known: RecordCache, tmp_path: Path) -> None:
+    known.keep(KEY, RECORD)
+    known.confirm("a", "1", 3, b"old")
+    known.confirm("a", "1", 4, b"new")
+    known.close()
+    other = again(tmp_path)
+    assert other.record(KEY) == RECORD
+    assert other.name("a", "1") == (4, b"new")
+    assert other.names() == [("a", "1", 4, b"new")]
+    other.forget_name("a", "1")
+    assert other.name("a", "1") is None
+    other.close()
+
+
+def test_stores_are_apart(known: RecordCache, tmp_path: Path) -> None:
+    known.keep(KEY, RECORD)
+    known.confirm("a", "1", 3, b"x")
+    other = again(tmp_path, "elsewhere")
+    assert (other.record(KEY), other.name("a", "1"), other.names()) == (None, None, [])
+    other.close()
+
+
+def test_the_oldest_records_are_forgotten_at_the_start(
+    known: RecordCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockmap.origin.records._MAX_RECORDS", 3)
+    for number in range(1, 6):
+        known.keep(keys.version(Digest(b"\1" * 32), number), RECORD)
+    known.keep(KEY, RECORD)
+    known.close()
+    other = again(tmp_path)
+    kept = [number for number in range(1, 6) if other.record(keys.version(Digest(b"\1" * 32), number))]
+    assert kept == [1, 4, 5]
+    other.close()
+
+
+def test_only_whole_records_that_never_change_are_kept(known: RecordCache) -> None:
+    store = MemoryStore()
+    reader = RecordReader(store, known)
+    entry, damaged = keys.entry("a", "1", 1), keys.version(Digest(b"\2" * 32), 1)
+    for key, data in ((KEY, RECORD), (entry, RECORD), (damaged, RECORD[:-3])):
+        store.create(key, [data])
+        assert reader.get(key) == data
+        store.delete(key)
+    assert reader.get(KEY) == RECORD
+    for key in (entry, damaged):
+        with pytest.raises(NotFound):
+            reader.get(key)
+
+
+def test_a_damaged_record_is_asked_for_again(known: RecordCache) -> None:
+    store = MemoryStore()
+    store.create(KEY, [RECORD])
+    known.keep(KEY, RECORD[:-3])
+    assert RecordReader(store, known).get(KEY) == RECORD
+    assert known.record(KEY) == RECORD
+
+
+@pytest.mark.parametrize("sabotage", ["format", "directory"])
+def test_a_file_that_cannot_be_used_is_a_host_that_knows_nothing(
+    tmp_path: Path, sabotage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "names.db"
+    if sabotage == "format":
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA user_version=9")
+        connection.close()
+    else:
+        path.mkdir()
+    known = again(tmp_path)
+    known.confirm("a", "1", 1, b"x")
+    assert known.name("a", "1") == (1, b"x")
+    known.close()
+    assert "cannot be read" in caplog.text
+    assert ("cannot be made" in caplog.text) == (sabotage == "directory")
+
+
+def test_a_database_that_fails_later_is_said_once(known: RecordCache, caplog: pytest.LogCaptureFixture) -> None:
+    known._connection.execute("DROP TABLE names")
+    for _ in range(3):
+        known.confirm("a", "1", 1, b"x")
+        assert known.name("a", "1") is None
+        assert known.names() == []
+    assert caplog.text.count("cannot be read or kept") == 1
+
+
+# --- opening a store that may be away
+
+
+def served(url: Path, directory: Path) -> str:
+    """As a server does at its start; the store's UUID."""
+    store, form = open_served(str(url), directory, 30.0)
+    known = RecordCache(directory, store.url)
+    known.meet(store, form)
+    known.close()
+    return form.store
+
+
+def test_a_store_that_was_served_opens_while_it_is_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    url, cache = tmp_path / "store", tmp_path / "cache"
+    cache.mkdir()
+    with pytest.raises(NotAStore):
+        served(url, cache)
+    form = create_store(str(url))[1]
+    assert served(url, cache) == form.store
+    url.rename(tmp_path / "away")
+    assert served(url, cache) == form.store
+    assert "the store is away" in caplog.text
+    with pytest.raises(NotAStore):
+        served(url, tmp_path / "other cache")
+
+
+def test_another_store_at_the_same_url_is_met_anew(tmp_path: Path) -> None:
+    url, cache = tmp_path / "store", tmp_path / "cache"
+    cache.mkdir()
+    create_store(str(url))
+    served(url, cache)
+    known = RecordCache(cache, str(url))
+    known.confirm("a", "1", 1, b"x")
+    known.close()
+    url.rename(tmp_path / "old")
+    other = create_store(str(url))[1]
+    assert served(url, cache) == other.store
+    known = RecordCache(cache, str(url))
+    assert known.names() == []
+    known.close()
+    url.rename(tmp_path / "new")
+    assert served(url, cache) == other.store
+
+
+def test_a_store_of_a_newer_format_is_refused_though_it_was_served(tmp_path: Path) -> None:
+    url, cache = tmp_path / "store", tmp_path / "cache"
+    cache.mkdir()
+    create_store(str(url))
+    served(url, cache)
+    path = url / "format"
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(StoreTooNew):
+        served(url, cache)
+
+
+def test_what_a_host_knows_of_a_store_may_be_damaged(tmp_path: Path) -> None:
+    url, cache = tmp_path / "store", tmp_path / "cache"
+    cache.mkdir()
+    form = create_store(str(url))[1]
+    for damage in (b"", b"{}", b"\xff"):
+        known = RecordCache(cache, str(url))
+        known.keep(keys.FORMAT, damage)
+        known.close()
+        assert served(url, cache) == form.store
+    (cache / "names.db").write_bytes(b"no database")
+    assert served(url, cache) == form.store

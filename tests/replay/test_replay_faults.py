@@ -1,0 +1,239 @@
+"""A start works whatever becomes of its bundle, of the store, and of the cache."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from blockmap.errors import StoreUnavailable
+from blockmap.format import BLOCK, keys
+from blockmap.format.chunker import SPAN
+from blockmap.format.tree import Root
+from blockmap.store.memory import MemoryStore
+from tests.image.builder import bulk
+from tests.volume.building import Watched, publish
+from tests.volume.bundled import BLOCKS, DATA, FAR, KEY, SIZE, WANTED, bundled, expected, read, viewed
+from tests.waiting import until
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def root(store: MemoryStore) -> Root:
+    return publish(store, [(0, DATA), (SPAN, FAR)], SIZE)
+
+
+def test_what_has_come_is_read_though_the_store_is_away(
+    store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockmap.replay.frames._REST_S", 1000.0)
+    about = bundled(store, root, range(100), carried=True, besides=range(100, 400))
+    watched = Watched(store)
+    with viewed(watched, root, tmp_path, about) as view:
+        assert view.replay is not None
+        until(lambda: view.replay.bytes == about.length)  # type: ignore[union-attr]
+        watched.down = True
+        with pytest.raises(StoreUnavailable):
+            read(view, 700)
+        assert view._fetcher.line.away
+        assert not view.replay.ended, "what may be read besides is not open yet"
+        assert read(view, 300, 5) == expected(300, 5)
+        assert view.replay.bypassed_reads == 0
+
+
+@pytest.mark.parametrize("damage", ["absent", "head", "frame", "short", "other"])
+def test_a_start_works_whatever_its_bundle_is(
+    store: MemoryStore, root: Root, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    about = bundled(store, root, list(range(BLOCKS)))
+    whole = bytearray(store.get(KEY))
+    store.delete(KEY)
+    if damage == "head":
+        whole[about.table // 2] ^= 1
+    elif damage == "frame":
+        for at in range(about.table + 50_000, len(whole), 200_000):
+            whole[at] ^= 1
+    elif damage == "short":
+        del whole[len(whole) // 2 :]
+    elif damage == "other":
+        whole = bytearray(bulk(9, len(whole)))
+    if damage != "absent":
+        store.create(KEY, [bytes(whole)])
+    with caplog.at_level(logging.WARNING), viewed(store, root, tmp_path, about) as view:
+        assert view.replay is not None
+        assert view.replay.wait_nodes() or view.replay.failed
+        for block in range(0, BLOCKS, 7):
+            assert read(view, block, 5) == expected(block, 5)
+        assert view.replay.wait_end(60)
+        status = view.replay.status()
+        assert status["damaged"] if damage == "frame" else status["failed"]
+        assert [each.getMessage().count("slower than it could be") for each in caplog.records] == [1], "said once"
+        assert view._fetcher.replay(about, lambda: root) is view.replay, "an open soon after does not ask for it again"
+
+
+def test_a_stream_that_stalls_holds_nobody_up_for_long(
+    store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockmap.replay.replay._PATIENCE_S", 0.05)
+    about = bundled(store, root, list(range(BLOCKS)))
+
+    class Stalling(Watched):
+        def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:  # type: ignore[override]
+            if key == KEY and start:
+                assert self.gate.wait(30)
+            return self.inner.get_range(key, start, end)
+
+    watched = Stalling(store)
+    watched.gate.clear()
+    with viewed(watched, root, tmp_path, about) as view:
+        try:
+            assert view.replay is not None
+            assert view.replay.wait_nodes()
+            assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
+            assert view.replay.waited
+        finally:
+            watched.gate.set()
+
+
+class Stalling(Watched):
+    """Gives of a bundle only what begins before `limit`, until the gate opens."""
+
+    limit = 1
+
+    def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:  # type: ignore[override]
+        if key == KEY and start >= self.limit:
+            assert self.gate.wait(30)
+        return self.inner.get_range(key, start, end)
+
+
+def test_one_reader_in_vain_is_enough(
+    store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockmap.replay.replay._PATIENCE_S", 0.05)
+    about = bundled(store, root, list(range(BLOCKS)))
+    watched = Stalling(store)
+    watched.gate = threading.Event()
+    with viewed(watched, root, tmp_path, about) as view:
+        try:
+            assert view.replay is not None
+            assert view.replay.wait_nodes()
+            until(lambda: view.replay is not None and view.replay.bytes > 0)
+            for block in range(0, BLOCKS, 20):
+                assert read(view, block) == expected(block)
+            assert view.replay.waited - view.replay.chunks <= 1
+            assert view.replay.bypassed_reads > 3
+        finally:
+            watched.gate.set()
+        assert view.replay.wait_end(60)
+        assert not view.replay.failed
+
+
+def test_before_the_head_has_come_no_more_is_asked_for_than_the_link_holds(
+    store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockmap.replay.stream._UNKNOWN_LINK_BYTES", 600_000)
+    monkeypatch.setattr("blockmap.replay.stream._MIN_UNDER_WAY_BYTES", 600_000)
+    monkeypatch.setattr("blockmap.replay.replay._MOST_BYTES", 100_000)
+    about = bundled(store, root, list(range(BLOCKS)))
+    assert about.length > 1_500_000
+
+    class Headless(Watched):
+        def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:  # type: ignore[override]
+            if key == KEY and not start:
+                assert self.gate.wait(30)
+            return self.inner.get_range(key, start, end)
+
+    watched = Headless(store)
+    watched.gate = threading.Event()
+    with viewed(watched, root, tmp_path, about) as view:
+        try:
+            assert view.replay is not None
+            until(lambda: view.replay is not None and view.replay.bytes > 300_000)
+            assert not view.replay.wait_end(0.2)
+            assert view.replay.bytes <= 600_000
+        finally:
+            watched.gate.set()
+        assert view.replay.wait_end(60)
+        assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
+        assert view.replay._cut.ranges == []
+
+
+def test_a_stream_goes_on_when_the_store_is_back(store: MemoryStore, root: Root, tmp_path: Path) -> None:
+    store.create(keys.FORMAT, [b"{}"])  # what a store that was away is asked for
+    about = bundled(store, root, list(range(BLOCKS)))
+
+    class Leaving(Watched):
+        def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:  # type: ignore[override]
+            if self.down or (key == KEY and start and not self.ranges):
+                self.down = True
+                raise StoreUnavailable("no answer")
+            return self.inner.get_range(key, start, end)
+
+    watched = Leaving(store)
+    with viewed(watched, root, tmp_path, about) as view:
+        assert view.replay is not None
+        until(lambda: view._fetcher.line.away)
+        with pytest.raises(StoreUnavailable):
+            read(view, BLOCKS - 1)
+        assert not view.replay.ended
+        watched.ranges.append(("", 0, 0))
+        watched.down = False
+        assert view.replay.wait_end(60)
+        assert not view.replay.failed
+        assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
+        assert view.replay.bytes == about.length
+
+
+def test_a_server_that_ends_does_not_wait_for_a_stream_that_stalls(
+    store: MemoryStore, root: Root, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    about = bundled(store, root, list(range(BLOCKS)))
+    watched = Stalling(store)
+    watched.gate = threading.Event()
+    try:
+        with viewed(watched, root, tmp_path, about) as view:
+            assert view.replay is not None
+            assert view.replay.wait_nodes()
+            began = time.monotonic()
+        assert time.monotonic() - began < 2
+        assert view.replay.failed == "stopped"
+        assert not caplog.records
+    finally:
+        watched.gate.set()
+
+
+@pytest.mark.parametrize("cap_bytes", [0, 60 * BLOCK])
+def test_a_cache_without_room_ends_a_bundle_or_has_a_part_of_it(
+    store: MemoryStore,
+    root: Root,
+    tmp_path: Path,
+    cap_bytes: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("blockmap.cache.staging._MOST_BYTES", 0)
+    about = bundled(store, root, list(range(BLOCKS)))
+    with viewed(store, root, tmp_path, about, cap_bytes) as view:
+        assert view.replay is not None
+        for block in range(0, BLOCKS, 3):
+            assert read(view, block, 2) == expected(block, 2)
+        assert view.replay.wait_end(60)
+        if not cap_bytes:
+            assert "does not take it" in view.replay.failed
+            assert [each.getMessage().count("does not take it") for each in caplog.records] == [1]
+
+
+def test_a_start_is_served_though_the_cache_takes_nothing(store: MemoryStore, root: Root, tmp_path: Path) -> None:
+    about = bundled(store, root, WANTED)
+    with viewed(store, root, tmp_path, about, 0) as view:
+        assert view.replay is not None
+        assert view.replay.wait_end(60)
+        for block in WANTED:
+            assert read(view, block) == expected(block)
+        assert not view.replay.failed
+        assert view.replay.missed_reads == 0

@@ -1,0 +1,302 @@
+"""When a trace begins and ends, who is in it, and what counts as evidence."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blockmap.format.trace import EXACT, NEW, End, TraceHead
+from blockmap.trace.manager import TraceManager
+from blockmap.trace.start_trace import Limits
+from tests.trace.starting import COPY, EXPORT, MOUNT, Clock, Connection, View, ranges, stored
+from tests.waiting import until
+
+LIMITS = Limits(look_s=3600.0)
+"""Nobody looks but the test."""
+
+
+class Host:
+    """Starts, and what they said was evidence."""
+
+    def __init__(self, folder: Path, limits: Limits = LIMITS) -> None:
+        self.folder = folder
+        self.clock = Clock()
+        self.evidence: list[tuple[TraceHead, Path]] = []
+        self.starts = TraceManager(folder, lambda head, path: self.evidence.append((head, path)), limits, self.clock)
+
+    def connect(self, label: str = "default", view: View | None = None) -> Connection:
+        connection = Connection(view or View())
+        self.starts.join(connection, label)
+        return connection
+
+    def run(self, reads: list[tuple[int, int]], label: str = "default", name: str = EXPORT) -> TraceHead:
+        """A whole start; what its trace says."""
+        connection = self.connect(label, View(name))
+        connection.read_all(reads)
+        self.starts.leave(connection)
+        return self.newest
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.trace"))
+
+    @property
+    def newest(self) -> TraceHead:
+        """Of the trace that ended last."""
+        told = next(each for each in self.starts.traces() if each["state"] != "running")
+        return stored(Path(str(told["path"]))).head
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    host = Host(tmp_path / "traces")
+    yield host
+    host.starts.close()
+    assert not [each for each in threading.enumerate() if each.name == "traces"]
+
+
+def is_bare(connection: Connection) -> bool:
+    return connection.read == connection.view.read
+
+
+def test_connections_that_come_while_it_lasts_are_one_start(host: Host) -> None:
+    view = View()
+    one, two = host.connect(view=view), host.connect(view=view)
+    one.read_all([(0, 1)])
+    three, other = host.connect(view=View()), host.connect("migrate", view)
+    for number, each in enumerate((two, three, other, one)):
+        each.read_all([(number, 10)])
+    for each in (one, two, three, other):
+        host.starts.leave(each)
+    found = {trace.head.label: ranges(trace) for trace in map(stored, host.files)}
+    assert found == {"default": [(0, 1), (0, 10), (1, 10), (3, 10)], "migrate": [(2, 10)]}
+    assert [each["state"] for each in host.starts.traces()] == ["closed", "closed"]
+    assert host.starts.status() == {"running": 0, "begun": 2, "ended": 2, "evidence": 0, "failed": 0}
+
+
+def test_no_read_no_trace(host: Host) -> None:
+    host.starts.leave(host.connect())
+    assert host.files == host.starts.traces() == []
+    connection = host.connect()
+    host.clock.forward(100)
+    host.starts.look()
+    connection.read_all([(5, 1)])
+    host.starts.leave(connection)
+    (trace,) = map(stored, host.files)
+    assert trace.reads["time_us"].tolist() == [0], "it began when somebody read"
+
+
+def test_times_are_since_the_open(host: Host) -> None:
+    connection = host.connect()
+    host.clock.forward(2)
+    connection.read_all([(5, 1)])
+    host.starts.leave(connection)
+    (trace,) = map(stored, host.files)
+    assert trace.reads["time_us"].tolist() == [2_000_000]
+
+
+def test_quiet(host: Host) -> None:
+    connection = host.connect()
+    connection.read_all([(0, 4096)])
+    host.clock.forward(4)
+    connection.read_all([(4096, 4096)])
+    host.starts.look()
+    for _ in range(4):
+        host.clock.forward(1)
+        connection.read_all([(4096, 4096)])  # nothing new
+        host.starts.look()
+        assert not is_bare(connection)
+    host.clock.forward(1)
+    host.starts.look()
+    assert is_bare(connection)
+    assert host.newest.end == End.QUIET
+    assert len(stored(host.files[0]).reads) == 6
+
+
+def test_a_start_that_waits_for_the_store_is_not_quiet(host: Host) -> None:
+    connection = host.connect()
+    connection.read_all([(0, 4096)])
+    connection.view.waiting = 1
+    for _ in range(10):
+        host.clock.forward(3)
+        host.starts.look()
+    assert not is_bare(connection)
+    connection.view.waiting = 0
+    host.clock.forward(5)
+    host.starts.look()
+    assert host.newest.end == End.QUIET
+
+
+def test_long(host: Host) -> None:
+    connection = host.connect()
+    for second in range(60):
+        connection.read_all([(second * 4096, 4096)])
+        host.starts.look()
+        assert not is_bare(connection)
+        host.clock.forward(1)
+    host.starts.look()
+    assert (is_bare(connection), host.newest.end) == (True, End.LONG)
+
+
+def test_full(tmp_path: Path) -> None:
+    host = Host(tmp_path, Limits(look_s=3600, records=20))
+    connection = host.connect()
+    connection.read_all(MOUNT[:19])
+    host.starts.look()
+    assert not is_bare(connection)
+    connection.read_all(MOUNT[19:] * 2)
+    host.starts.look()
+    assert (is_bare(connection), host.newest.end) == (True, End.FULL)
+    assert ranges(stored(host.files[0])) == MOUNT[:20]
+    host.starts.close()
+
+
+def test_a_thread_looks_while_a_trace_runs_and_no_longer(tmp_path: Path) -> None:
+    host = Host(tmp_path, Limits(look_s=0.001))
+
+    def looking() -> bool:
+        return any(each.name == "traces" for each in threading.enumerate())
+
+    connection = host.connect()
+    assert not looking()
+    for _ in range(3):
+        connection.read_all([(0, 4096)])
+        assert looking()
+        host.clock.forward(5)
+        until(lambda: not looking())
+        assert host.newest.end == End.QUIET
+        host.starts.leave(connection)
+        connection = host.connect()
+    host.starts.close()
+
+
+def test_ready(host: Host) -> None:
+    assert host.starts.ready(EXPORT, "default") is None
+    connection = host.connect()
+    assert host.starts.ready(EXPORT, "default") is None
+    connection.read_all([(0, 4096)])
+    host.clock.forward(1.5)
+    assert host.starts.ready(EXPORT, "migrate") is None
+    assert host.starts.ready(EXPORT, "default") == host.files[0]
+    assert (host.newest.end, host.newest.ready_ms, is_bare(connection)) == (End.READY, 1500, True)
+    assert host.starts.ready(EXPORT, "default") is None
+
+
+def test_ready_after_a_trace_was_quiet(host: Host) -> None:
+    connection = host.connect()
+    connection.read_all([(0, 4096)])
+    host.clock.forward(6)
+    host.starts.look()
+    host.clock.forward(3)
+    assert host.starts.ready(EXPORT, "default") == host.files[0]
+    assert (host.newest.end, host.newest.ready_ms) == (End.QUIET, 9000)
+    assert host.starts.ready(EXPORT, "default") is None
+    host.starts.leave(connection)
+    assert host.run(MOUNT).end == End.CLOSED
+    assert host.starts.ready(EXPORT, "default") is None, "what was closed did not become ready"
+
+
+def test_what_attach_says_is_evidence(host: Host) -> None:
+    host.starts.expect(EXPORT, "default", exact=True)
+    assert host.run([(0, 1)], "migrate").flags == 0, "another label"
+    host.starts.leave(host.connect())  # who looks does not take it
+    assert host.run([(0, 1)]).flags == NEW | EXACT
+    assert host.run([(0, 1)]).flags == 0, "once is enough"
+    host.starts.expect(EXPORT, "default", exact=False)
+    host.clock.forward(29)
+    assert host.run([(0, 1)]).flags == NEW
+    host.starts.expect(EXPORT, "default", exact=False)
+    host.clock.forward(30)
+    assert host.run([(0, 1)]).flags == 0, "too late"
+    assert [head.flags for head, _ in host.evidence] == [NEW | EXACT, NEW]
+    assert host.starts.status()["evidence"] == 2
+
+
+def test_what_looks_like_a_mount_is_evidence(host: Host) -> None:
+    assert host.run(COPY).flags == 0
+    host.clock.forward(61)
+    assert host.run(MOUNT).flags == NEW
+    assert [path for _, path in host.evidence] == [Path(str(host.starts.traces()[0]["path"]))]
+    host.clock.forward(59)
+    assert host.run(MOUNT, "migrate").flags == 0, "its pages may be in the kernel's cache"
+    assert host.run(MOUNT, name=EXPORT.replace("sha256:", "sha256:00")[: len(EXPORT)]).flags == NEW, "another version"
+    host.clock.forward(61)
+    assert host.run(MOUNT).flags == NEW
+
+
+def test_another_trace_that_ends_meanwhile_counts_too(host: Host) -> None:
+    one, two = host.connect(), host.connect("migrate")
+    one.read_all(MOUNT)
+    two.read_all(MOUNT)
+    host.clock.forward(1)
+    host.starts.leave(one)
+    assert host.newest.flags == NEW
+    host.starts.leave(two)
+    assert host.newest.flags == 0
+
+
+def test_a_server_that_stops_gives_no_evidence(host: Host) -> None:
+    host.starts.expect(EXPORT, "default", exact=True)
+    connection = host.connect()
+    connection.read_all(MOUNT)
+    assert stored(host.files[0]).head.flags == EXACT, "not as long as it runs"
+    host.starts.close()
+    assert (host.newest.end, host.newest.flags, is_bare(connection)) == (End.OPEN, EXACT, True)
+    assert host.evidence == []
+    assert ranges(stored(host.files[0])) == MOUNT
+
+
+def test_the_profile_is_what_the_view_had_in_the_end(host: Host) -> None:
+    connection = host.connect()
+    connection.read_all(MOUNT)
+    connection.view.profile = 7
+    host.starts.leave(connection)
+    assert host.newest.profile == 7
+
+
+def test_a_folder_that_cannot_be_written(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    host.folder.write_text("in the way")
+    for _ in range(2):
+        connection = host.connect()
+        connection.read_all(MOUNT)
+        assert is_bare(connection)
+        host.starts.leave(connection)
+    assert [each.levelname for each in caplog.records] == ["WARNING"]
+    os.unlink(host.folder)
+    host.run(MOUNT)
+    assert host.starts.status() == {"running": 0, "begun": 1, "ended": 1, "evidence": 1, "failed": 2}
+
+
+def test_the_oldest_traces_go(tmp_path: Path) -> None:
+    host = Host(tmp_path, Limits(look_s=0.001, files=3))
+    for number in range(5):
+        (tmp_path / f"{number:016d}-0.trace").write_bytes(b"")
+    connection = host.connect()
+    connection.read_all(MOUNT)
+    until(lambda: len(host.files) == 3)
+    assert sorted(path.name[:16] for path in host.files)[:2] == [f"{3:016d}", f"{4:016d}"]
+    host.starts.close()
+
+
+def test_many_threads_begin_one_trace(host: Host) -> None:
+    for _ in range(20):
+        view = View()
+        connections = [host.connect(view=view) for _ in range(4)]
+        start = threading.Barrier(8)
+
+        def read(connection: Connection, number: int, start: threading.Barrier = start) -> None:
+            start.wait()
+            connection.read_all([(number, 1), (100 + number, 1)])
+
+        threads = [threading.Thread(target=read, args=(connections[n % 4], n)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for connection in connections:
+            host.starts.leave(connection)
+        newest = stored(Path(str(host.starts.traces()[0]["path"])))
+        assert sorted(newest.reads["offset"].tolist()) == [*range(8), *range(100, 108)]
+    assert host.starts.status()["begun"] == 20
