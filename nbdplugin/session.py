@@ -11,9 +11,8 @@ import time
 from blockmap.format.refs import DEFAULT_LABEL, parse_reference
 from blockmap.server.exports import Exports
 from blockmap.trace.manager import TraceManager
-from blockmap.trace.recorder import Read
 from blockmap.volume.readonly import ReadOnlyVolume
-from blockmap.volume.reads import Slow, Tally
+from blockmap.volume.reads import Read, Slow, Tally
 
 _EXPORTS_KEPT = 64
 OTHER = "other"

@@ -26,7 +26,8 @@ from blockmap.format.digest import Digest
 from blockmap.format.trace import TraceHead, decode
 from blockmap.host import tools
 from blockmap.terminal.options import need_store, store_option
-from blockmap.trace.recorder import LENGTH_BITS, RECORDS, Recorder
+from blockmap.trace.recorder import RECORDS, Recorder
+from blockmap.volume.reads import LENGTH_BITS
 
 CAVEATS = [
     "Processor time is that of the whole nbdkit process, user and system, by its own clock; the client's is not in it.",

@@ -24,9 +24,10 @@ from blockmap.store.names import NameReader
 from blockmap.store.opening import create_store, open_or_create, open_store
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
+from blockmap.store.volume_reader import stored_reader
 from blockmap.terminal.options import cache_option, need_store, store_option
 from blockmap.terminal.units import size
-from blockmap.upkeep.verify import check_version, stored_reader, usage
+from blockmap.upkeep.verify import check_version, usage
 
 _UNBOUNDED = 10_000
 """Columns: wider than any table."""

@@ -13,10 +13,10 @@ from blockmap.cli.profiles import item_rows, item_table, print_table
 from blockmap.format.trace import EXACT, Trace
 from blockmap.learn.first_touches import first_touches
 from blockmap.learn.local_files import TraceFolder, load_trace
+from blockmap.learn.stored_index import index_of
 from blockmap.local.paths import default_cache
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
-from blockmap.store.walk import layout_of
 from blockmap.terminal.options import cache_option, need_store, store_option
 from blockmap.terminal.units import size
 
@@ -61,7 +61,7 @@ def show(name: str, store: str | None, cache: Path | None, files: bool, as_json:
     items = []
     if files:
         repository = Repository(open_store(need_store(store))[0])
-        items = first_touches(own, layout_of(repository, repository.version(own.head.version).root))
+        items = first_touches(own, index_of(repository, repository.version(own.head.version).root))
     if as_json:
         click.echo(json.dumps({**about, "items": item_rows(items, 1)} if files else about))
         return

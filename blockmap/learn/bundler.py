@@ -15,11 +15,11 @@ from blockmap.learn.block_index import BlockIndex
 from blockmap.learn.fill_gaps import OF_OTHERS, fill_gaps
 from blockmap.learn.guess_files import guess_files
 from blockmap.learn.port_profile import port, read_items
+from blockmap.learn.stored_index import index_of
 from blockmap.store.base import Writer
 from blockmap.store.profiles import ProfileLog
 from blockmap.store.repository import Repository
-from blockmap.store.walk import layout_of
-from blockmap.upkeep.verify import stored_reader
+from blockmap.store.volume_reader import stored_reader
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def put_bundles(store: Writer, repo: str, version: Digest, root: Root) -> list[B
         except BlockmapError as error:
             _log.warning("version %s starts without what was learnt for %s: %s", version.hex(), label, error)
             continue
-        layout = layout or layout_of(Repository(store), root)
+        layout = layout or index_of(Repository(store), root)
         one = put_bundle(store, version, root, layout, profile)
         made += [one] if one is not None else []
     if made:

@@ -18,11 +18,11 @@ from blockmap.learn.fill_gaps import fill_gaps
 from blockmap.learn.first_touches import first_touches
 from blockmap.learn.local_files import LocalProfiles
 from blockmap.learn.merge import Merged, Sample, merge, outside
+from blockmap.learn.stored_index import index_of
 from blockmap.store.base import Reader, Writer
 from blockmap.store.names import NameReader
 from blockmap.store.profiles import ProfileLog, ProfileReader
 from blockmap.store.repository import Repository
-from blockmap.store.walk import layout_of
 
 _OTHER_VERSIONS = 4
 """Which newer names of the same repository stand for and get bundles at once; the others, when they are imported."""
@@ -132,7 +132,7 @@ class ProfileLearner:
 
     def _layout(self, root: Root) -> BlockIndex:
         if root.digest not in self._layouts:
-            self._layouts[root.digest] = layout_of(self._repository, root)
+            self._layouts[root.digest] = index_of(self._repository, root)
         return self._layouts[root.digest]
 
     def _put_bundles(self, store: Writer, profile: Profile) -> list[BuiltBundle]:

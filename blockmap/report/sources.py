@@ -19,6 +19,7 @@ from blockmap.format.refs import Reference, parse_reference
 from blockmap.format.trace import HEAD_BYTES, Trace, TraceHead, decode_head
 from blockmap.learn.local_files import TraceFolder, load_trace
 from blockmap.learn.port_profile import port
+from blockmap.learn.stored_index import index_of
 from blockmap.report import files
 from blockmap.report.data import Image, ReportRun, analyse, expand
 from blockmap.report.files import Numbers
@@ -26,8 +27,8 @@ from blockmap.store.observed import Call
 from blockmap.store.profiles import ProfileReader
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
-from blockmap.store.walk import layout_of
-from blockmap.upkeep.verify import stored_reader, usage
+from blockmap.store.volume_reader import stored_reader
+from blockmap.upkeep.verify import usage
 
 
 def find_traces(words: Sequence[str], folder: Path, label: str | None, repository: Repository | None) -> list[Trace]:
@@ -132,7 +133,7 @@ def find_profile(run: ReportRun, repository: Repository, number: int | None) -> 
             )
         items = found.items
         if found.root != head.root:
-            items = port(items, found.root, layout_of(repository, repository.version(head.version).root))
+            items = port(items, found.root, index_of(repository, repository.version(head.version).root))
         return Profiled(found, expand([(item.start, item.blocks) for item in items]), chosen == head.profile)
     except NotFound as error:
         return f"Profile {chosen} cannot be compared: {error}."

@@ -3,14 +3,11 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from blockmap.errors import Corrupt, NotFound
+from blockmap.errors import Corrupt
 from blockmap.format import keys
-from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT, Digest
-from blockmap.format.filemap import File
-from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
+from blockmap.format.node import FANOUT, Inner, Node, Placement
 from blockmap.format.tree import Root
-from blockmap.learn.block_index import BlockIndex
 from blockmap.store.concurrent import each
 from blockmap.store.plan import MAX_REQUEST_BYTES, Request, Wanted, node_at, requests
 from blockmap.store.repository import Repository, open_node
@@ -54,16 +51,6 @@ def fetch(repository: Repository, items: Collection[Wanted]) -> dict[bytes, byte
         return [(item.key, data[item.place.offset - start : item.end - start]) for item in request]
 
     return dict(pair for pairs in each(get, requests(items, MAX_REQUEST_BYTES)) for pair in pairs)
-
-
-def layout_of(repository: Repository, root: Root) -> BlockIndex:
-    """The layout of a whole volume, with its files where a file map is stored; Corrupt, StoreUnavailable."""
-    try:
-        files: list[File] = repository.file_map(root.digest)
-    except NotFound:
-        files = []
-    leaves = sorted((own.span, own.node) for own in nodes(repository, root) if isinstance(own.node, Leaf))
-    return BlockIndex(root.digest, (extent for span, leaf in leaves for extent in leaf.extents(span * SPAN)), files)
 
 
 def _placed(name: Digest, place: Placement | None) -> Placement:

@@ -22,18 +22,12 @@ import numpy as np
 
 from blockmap.format import BLOCK
 from blockmap.format.trace import HEAD_BYTES, READ, Reads, TraceHead, encode_head
-from blockmap.volume.reads import Slow
+from blockmap.volume.reads import LENGTH_BITS, Note
 
 RECORDS: Final = 65_536
 SUFFIX: Final = ".trace"
-LENGTH_BITS: Final = 27
-"""A read of one block is noted as its offset. Another one is its offset, shifted by so many bits, and its length, as nbdkit asks
-for 64 MiB at most: all bits of that are inverted, which makes it negative. A moment is its microseconds and _MOMENT."""
 _MOMENT = 1 << 62
-
-Read = Callable[[memoryview, int], Slow | None]
-"""As `View.read`."""
-Note = Callable[[int], None]
+"""A moment is noted as its microseconds and this."""
 
 _LENGTH = (1 << LENGTH_BITS) - 1
 

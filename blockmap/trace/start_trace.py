@@ -7,9 +7,9 @@ from typing import Protocol
 from blockmap.format.digest import from_hex
 from blockmap.format.trace import EXACT, End, TraceHead
 from blockmap.trace.evidence import Touched
-from blockmap.trace.recorder import RECORDS, Read, Recorder
+from blockmap.trace.recorder import RECORDS, Recorder
 from blockmap.volume.readonly import ReadOnlyVolume
-from blockmap.volume.reads import Slow
+from blockmap.volume.reads import Read, Slow
 
 Key = tuple[str, str]
 """The export by digest, and the label."""

@@ -21,9 +21,8 @@ from blockmap.format.node import Leaf
 from blockmap.format.tree import Root
 from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
 from blockmap.replay.replay import Replay
-from blockmap.trace.recorder import LENGTH_BITS, Note, Read
 from blockmap.volume.leaves import NOWHERE, Leaves, chunks_of
-from blockmap.volume.reads import Slow, Source
+from blockmap.volume.reads import LENGTH_BITS, Note, Read, Slow, Source
 
 _SPAN_BYTES = SPAN * BLOCK
 _SPAN_SHIFT = 24

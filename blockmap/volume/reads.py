@@ -4,8 +4,9 @@ A tally belongs to one thread, so that counting costs a read no lock. Its sums a
 latency is measured of the first few, then of ever fewer down to one in MOST, each counted for those since the last.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from blockmap.volume.histogram import Histogram
 
@@ -28,6 +29,17 @@ class Slow(NamedTuple):
 
     source: Source
     seconds: float
+
+
+Read = Callable[[memoryview, int], Slow | None]
+"""Fills a buffer with the bytes at an offset; None from the hit path."""
+
+LENGTH_BITS: Final = 27
+"""A read of one block is noted as its offset. Another one is its offset, shifted by so many bits, and its length, as nbdkit asks
+for 64 MiB at most: all bits of that are inverted, which makes it negative."""
+
+Note = Callable[[int], None]
+"""Takes a read that begins, as LENGTH_BITS says."""
 
 
 class _Served:

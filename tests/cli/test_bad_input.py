@@ -21,7 +21,7 @@ from blockmap.format.tree import leaves
 from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
-from blockmap.upkeep.verify import stored_reader
+from blockmap.store.volume_reader import stored_reader
 from tests.image.builder import bulk, docker_archive, import_image, listing
 from tests.image.layouts import Member, archive, directory, file, hardlink, layout, symlink
 

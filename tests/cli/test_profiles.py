@@ -17,13 +17,13 @@ from blockmap.filesystem.ext4.reader import Ext4Reader
 from blockmap.format import BLOCK, bundle, trace
 from blockmap.format.trace import NEW, READ, End, TraceHead
 from blockmap.learn.block_index import BlockIndex
+from blockmap.learn.stored_index import index_of
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store
 from blockmap.store.profiles import ProfileReader
 from blockmap.store.repository import Repository
-from blockmap.store.walk import layout_of
-from blockmap.upkeep.verify import stored_reader
+from blockmap.store.volume_reader import stored_reader
 from tests.image.builder import bulk, docker_archive, import_image
 from tests.image.layouts import Member, archive, directory, file
 
@@ -47,7 +47,7 @@ class Site:
 
     def layout(self, name: str) -> BlockIndex:
         repository = Repository(open_store(str(self.store))[0])
-        return layout_of(repository, repository.version(self.versions[name].version).root)
+        return index_of(repository, repository.version(self.versions[name].version).root)
 
     def start(self, number: int, paths: list[bytes], name: str = "app:1", flags: int = NEW, profile: int = 0) -> str:
         """Writes the trace of a start that read whole files."""

@@ -14,7 +14,7 @@ from blockmap.format.refs import parse_reference
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
-from blockmap.upkeep.verify import stored_reader
+from blockmap.store.volume_reader import stored_reader
 from tests.faults.links import need_shared, netshape
 from tests.host.conftest import BLOCKMAP, Host
 from tests.serve.nbd import Nbd

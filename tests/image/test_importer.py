@@ -20,7 +20,8 @@ from blockmap.publish.local import LocalCatalogue
 from blockmap.store.names import NameReader
 from blockmap.store.opening import create_store, open_store
 from blockmap.store.repository import Repository
-from blockmap.upkeep.verify import check_version, stored_reader, usage
+from blockmap.store.volume_reader import stored_reader
+from blockmap.upkeep.verify import check_version, usage
 from tests.image.builder import Full, bulk, docker_archive, import_image, listing, reassemble
 from tests.image.layouts import archive, compress_gzip, compress_zstd, directory, file, hardlink, layout, symlink
 

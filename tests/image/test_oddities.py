@@ -19,7 +19,7 @@ from blockmap.image.importer import Importer
 from blockmap.image.sources import open_source
 from blockmap.store.opening import create_store
 from blockmap.store.repository import Repository
-from blockmap.upkeep.verify import stored_reader
+from blockmap.store.volume_reader import stored_reader
 from tests.filesystem.ext4.volumes import fsck
 from tests.image.layouts import Member as M
 from tests.image.layouts import archive, compress_gzip, compress_zstd, directory, file, hardlink, layout, symlink

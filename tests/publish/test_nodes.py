@@ -22,7 +22,7 @@ from blockmap.publish.stages import Stages
 from blockmap.publish.trees import Trees, store_trees
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Publication, Repository
-from blockmap.upkeep.verify import stored_reader
+from blockmap.store.volume_reader import stored_reader
 from tests.image.builder import bulk
 from tests.volume.building import model
 

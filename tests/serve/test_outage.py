@@ -11,7 +11,7 @@ import pytest
 
 from blockmap.format.refs import parse_reference
 from blockmap.store.resolver import find_version
-from blockmap.upkeep.verify import stored_reader
+from blockmap.store.volume_reader import stored_reader
 from tests.serve.conftest import Server
 from tests.serve.nbd import Nbd
 from tests.store.servers import configured

@@ -14,7 +14,7 @@ import pytest
 
 from blockmap.format.refs import parse_reference
 from blockmap.store.resolver import find_version
-from blockmap.upkeep.verify import stored_reader
+from blockmap.store.volume_reader import stored_reader
 from tests.serve.conftest import Server
 from tests.serve.nbd import CMD_READ, Nbd, RefusedError
 from tests.waiting import free_ports

@@ -12,12 +12,13 @@ from blockmap.format import BLOCK, bundle, hint, keys
 from blockmap.format.profile import Profile, ProfileItem
 from blockmap.format.reading_list import ReadItem
 from blockmap.learn import build_bundle
+from blockmap.learn.stored_index import index_of
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import NameLog
 from blockmap.store.profiles import ProfileLog, ProfileReader
 from blockmap.store.repository import Repository
-from blockmap.store.walk import layout_of, nodes
+from blockmap.store.walk import nodes
 from tests.image.builder import bulk
 from tests.learn.volumes import ROOT, digest
 from tests.store.faulty import Faulty
@@ -115,7 +116,7 @@ def test_a_bundle_holds_what_is_read_and_nothing_else() -> None:
         held[piece.chunk] = piece.mask, bytes(bundle.spread(piece, here))
     wanted = {block for own in READINGS for block in range(own.start, own.start + own.blocks)}
     seen: dict[bytes, int] = {}
-    for extent in layout_of(repository, root).extents:
+    for extent in index_of(repository, root).extents:
         assert extent.chunk is not None
         for at in range(extent.length):
             mask, content = held.get(extent.chunk, (0, b""))

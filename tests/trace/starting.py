@@ -10,8 +10,7 @@ import numpy as np
 from blockmap.format import BLOCK
 from blockmap.format.digest import Digest
 from blockmap.format.trace import READ, Reads, Trace, TraceHead, decode
-from blockmap.trace.recorder import LENGTH_BITS, Note, Read
-from blockmap.volume.reads import Slow
+from blockmap.volume.reads import LENGTH_BITS, Note, Read, Slow
 
 VERSION = hashlib.sha256(b"version").hexdigest()
 EXPORT = f"a@sha256:{VERSION}"

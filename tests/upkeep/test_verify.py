@@ -8,7 +8,8 @@ from blockmap.format.tree import Root, leaves
 from blockmap.format.version import Version, WriterLayout
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Repository
-from blockmap.upkeep.verify import check_version, stored_reader, usage
+from blockmap.store.volume_reader import stored_reader
+from blockmap.upkeep.verify import check_version, usage
 from tests.image.builder import bulk
 from tests.volume.building import model, publish
 

@@ -12,7 +12,7 @@ from blockmap.filesystem.member import MemberKind
 from blockmap.format import BLOCK
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
-from blockmap.upkeep.verify import stored_reader
+from blockmap.store.volume_reader import stored_reader
 from tests.image.builder import bulk, docker_archive, import_image
 from tests.image.layouts import archive, directory, file
 

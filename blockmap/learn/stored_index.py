@@ -1,0 +1,20 @@
+"""Makes the block index of a volume from the tree and the file map that the store has of it."""
+
+from blockmap.errors import NotFound
+from blockmap.format.chunker import SPAN
+from blockmap.format.filemap import File
+from blockmap.format.node import Leaf
+from blockmap.format.tree import Root
+from blockmap.learn.block_index import BlockIndex
+from blockmap.store.repository import Repository
+from blockmap.store.walk import nodes
+
+
+def index_of(repository: Repository, root: Root) -> BlockIndex:
+    """The index of a whole volume, with its files where a file map is stored; Corrupt, StoreUnavailable."""
+    try:
+        files: list[File] = repository.file_map(root.digest)
+    except NotFound:
+        files = []
+    leaves = sorted((own.span, own.node) for own in nodes(repository, root) if isinstance(own.node, Leaf))
+    return BlockIndex(root.digest, (extent for span, leaf in leaves for extent in leaf.extents(span * SPAN)), files)
