@@ -87,7 +87,7 @@ def background(status: Status) -> list[str]:
     fetch = status["fetch"]
     bundles = (
         f"{fetch['bundles']:,} bundles, {fetch['bundles_running']:,} under way, {size(fetch['bundle_bytes'])}, "
-        f"{fetch['bundle_strays']:,} reads of what they lack, {fetch['bundle_damaged']:,} chunks damaged, "
+        f"{fetch['bundle_missed_reads']:,} reads of what they lack, {fetch['bundle_damaged']:,} chunks damaged, "
         f"{fetch['bundles_failed']:,} failed"
     )
     return [bundles, *(_hydration(each) for each in status["hydrations"])]

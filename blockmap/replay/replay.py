@@ -68,7 +68,7 @@ class Replay:
         self.head: BundleHead | None = None
         self.failed = ""
         """Why it ended before its time."""
-        self.waited = self.bypassed_reads = self.missed_reads = 0
+        self.waited_reads = self.bypassed_reads = self.missed_reads = 0
         """Reads that waited for what was to come soon, of what was far down, and of what the bundle does not have. Counted
         without a lock: one may be lost."""
         self._about, self._root = about, root
@@ -110,7 +110,7 @@ class Replay:
         if late and not all(frame.landed.is_set() for frame in frames):
             self.bypassed_reads += 1
             return False
-        self.waited += 1
+        self.waited_reads += 1
         if all(frame.landed.wait(_PATIENCE_S) for frame in frames):
             return True
         self._stalled_at = self._stream.came
@@ -198,7 +198,7 @@ class Replay:
             "bytes": self.bytes,
             "chunks": self.chunks,
             "damaged": self.damaged,
-            "waited": self.waited,
+            "waited_reads": self.waited_reads,
             "bypassed_reads": self.bypassed_reads,
             "missed_reads": self.missed_reads,
         }

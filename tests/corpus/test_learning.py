@@ -63,7 +63,7 @@ def test_ten_starts_on_one_host_leave_the_profile_whole(imported: Host, where: P
     with far(where / "after", store, "--no-learn") as other:
         after = start_once(other, IMAGE)
     for title, each in (("before", before), ("after ten starts", after)):
-        print(f"{title}: {each.ready_s:.2f} s, {megabytes(each.remote_bytes)}, strays {each.strays}")
+        print(f"{title}: {each.ready_s:.2f} s, {megabytes(each.remote_bytes)}, missed_reads {each.missed_reads}")
     assert after.missed_reads <= before.missed_reads + FEW
     assert after.remote_bytes < 1.1 * before.remote_bytes
 
@@ -86,7 +86,7 @@ def test_what_one_host_saw_the_next_one_has(imported: Host, where: Path) -> None
         second = start_once(other, IMAGE)
     print(f"\nlearnt from {first.ready_s:.2f} s; bundle {megabytes(hint.bundles[0].length)}")
     for title, each in (("without it", without), ("with it", second)):
-        print(f"{title}: {each.ready_s:.2f} s, {megabytes(each.remote_bytes)}, strays {each.strays}")
+        print(f"{title}: {each.ready_s:.2f} s, {megabytes(each.remote_bytes)}, missed_reads {each.missed_reads}")
     assert second.missed_reads <= FEW
     assert second.remote_bytes < without.remote_bytes
     assert second.ready_s < without.ready_s

@@ -64,8 +64,10 @@ def test_a_second_image_fetches_what_is_new(
         after = start_once(other, second)
         (replay,) = (each for each in after.replays if each["bytes"] and each is after.replays[-1])
     print(f"\n{second} after {first}: bundle {megabytes(length)}, {new / data:.0%} of its {data} blocks are new")
-    print(f"  alone {alone.ready_s:.2f} s, {megabytes(alone.remote_bytes)}, strays {alone.strays}")
-    print(f"  after {after.ready_s:.2f} s, {megabytes(after.remote_bytes)}, strays {after.strays}, {replay}")
+    print(f"  alone {alone.ready_s:.2f} s, {megabytes(alone.remote_bytes)}, missed_reads {alone.missed_reads}")
+    print(
+        f"  after {after.ready_s:.2f} s, {megabytes(after.remote_bytes)}, missed_reads {after.missed_reads}, {replay}"
+    )
     assert not replay["failed"]
     assert new < 0.9 * data
     # What comes with the head, before it is known what is new; frames come whole; the rest is small gaps between them.

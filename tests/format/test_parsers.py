@@ -116,7 +116,9 @@ INNER = Inner(1, [0, 9], [CHUNKS[0][0], CHUNKS[1][0]], [PLACE, PLACES[CHUNKS[1][
 VERSION = version.Version(
     Root(NAME, 5000, PLACE), Root(ABSENT, 5000), version.WriterLayout(1, 32), b"{}", None, (NAME,), "me", "text", "now"
 )
-ENTRY = entry.Entry(KEY, 1, NAME, 1, PLACE, entry.Run(NAME, 80, 5000), bytes(NAME), None, "00", 17, "host", "message")
+ENTRY = entry.Entry(
+    KEY, 1, NAME, 1, PLACE, entry.NodeRun(NAME, 80, 5000), bytes(NAME), None, "00", 17, "host", "message"
+)
 FRAMES = [pack.PackedFrame(Digest(bytes([at]) * 32), at % 2, bytes(10 + at), 100 + at) for at in range(3)]
 FILES = [filemap.File(b"a", 5000, [(7, 2)]), filemap.File(b"b" * 50, 0, []), filemap.File(b"c", 1, [(9, 1), (30, 3)])]
 LAYER = layer.LayerRecord(NAME, NAME, 1, 6000, zstandard.ZstdCompressor().compress(b"header" * 1000))

@@ -95,7 +95,7 @@ def test_a_stream_that_stalls_holds_nobody_up_for_long(
             assert view.replay is not None
             assert view.replay.wait_nodes()
             assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
-            assert view.replay.waited
+            assert view.replay.waited_reads
         finally:
             watched.gate.set()
 
@@ -125,7 +125,7 @@ def test_one_reader_in_vain_is_enough(
             until(lambda: view.replay is not None and view.replay.bytes > 0)
             for block in range(0, BLOCKS, 20):
                 assert read(view, block) == expected(block)
-            assert view.replay.waited - view.replay.chunks <= 1
+            assert view.replay.waited_reads - view.replay.chunks <= 1
             assert view.replay.bypassed_reads > 3
         finally:
             watched.gate.set()

@@ -10,9 +10,9 @@ from blockmap.format.hint import BundleRef
 from blockmap.format.version import Version
 from blockmap.store.base import Pruner
 from blockmap.store.profiles import ProfileLog
+from tests.server.test_opening import HINT, Host, Hosts, block, host, store, volume
 from tests.store.faulty import Faulty
 from tests.volume.bundled import bundled
-from tests.volume.test_opening import HINT, Host, Hosts, block, host, store, volume
 from tests.waiting import until
 
 __all__ = ["host", "store"]

@@ -19,9 +19,9 @@ from blockmap.filesystem.member import Member, MemberKind
 from tests.filesystem.ext4 import tarfiles
 from tests.filesystem.ext4.odd import LAYERS, bulk
 from tests.filesystem.ext4.volumes import BLOCK, FileSink, compare, compare_mounted, fsck, huge, make, reader, write
+from tests.filesystem.test_merge import layers as random_layers
 from tests.image.model import Layer, Model, entry, file, hardlink, members, unpacked
 from tests.image.mounted import mounted
-from tests.image.test_merge import layers as random_layers
 
 GIB = 1 << 30
 
