@@ -191,7 +191,7 @@ def test_packs_of_chunks_that_were_not_found_go_where_the_tree_is_there(
     image, store = layout(tmp_path / "i", [archive(BASE)]), tmp_path / "store"
     first = import_image(store, f"oci:{image}", "a:1", tmp_path)
     before = listing(store)
-    monkeypatch.setattr("blockmap.publish.dedup_index.KnownChunks.lookup", lambda _, chunks: [None] * len(chunks))
+    monkeypatch.setattr("blockmap.publish.dedup_index.DedupIndex.lookup", lambda _, chunks: [None] * len(chunks))
     again = import_image(store, f"oci:{image}", "a:1", tmp_path)
     assert listing(store) == before
     assert (again.number, again.root) == (0, first.root)
