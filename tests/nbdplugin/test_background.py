@@ -158,7 +158,8 @@ def test_it_ends_with_the_server(place: Place, caplog: pytest.LogCaptureFixture)
 def test_it_ends_with_a_server_that_is_killed(place: Place) -> None:
     (place.folder / "hang").touch()
     code = (
-        "import sys; from pathlib import Path; from nbdplugin.background import LearnerProcess; from tests.trace.starting import head; "
+        "import sys; from pathlib import Path; from nbdplugin.background import LearnerProcess; "
+        "from tests.trace.starting import head; "
         f"LearnerProcess('s', Path('/c'), ({sys.executable!r}, {str(place.folder / 'program.py')!r}, {str(place.said)!r}))"
         ".offer(head(), Path('/t')); sys.stdin.read()"
     )
