@@ -16,21 +16,21 @@ from blockmap.errors import AlreadyExists, StoreReadOnly, StoreRefused, StoreUna
 Buffer = bytes | bytearray | memoryview
 
 TEMPORARY = ".tmp-"
-"""Names that begin so are nobody's: a crash leaves them behind, and no listing shows them."""
+"""Prefix of the names of temporary files: a crash leaves them behind, and no listing shows them."""
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What link(2) answers where the file system has no hard links; a lack of permission is EACCES."""
+"""Errors of link(2) on file systems without hard links; a lack of permission is EACCES."""
 
 
 def publish(path: Path, parts: Sequence[Buffer]) -> None:
-    """Creates `path` with the concatenation of `parts`, durable when this returns; AlreadyExists."""
+    """Creates `path` with the concatenation of `parts`; it is durable when this returns. Raises AlreadyExists."""
     with _explained(path):
         made = _make_directories(path.parent)
         temporary = _write(path, parts)
         try:
             os.link(temporary, path)
         except FileExistsError:
-            sync_directory(path.parent)  # its creator may not have come to this yet: what exists is durable
+            sync_directory(path.parent)  # its creator may not have done this yet: a file that exists must be durable
             raise AlreadyExists(f"{path} exists already") from None
         except OSError as error:
             if error.errno in _NO_LINKS:
@@ -46,7 +46,7 @@ def publish(path: Path, parts: Sequence[Buffer]) -> None:
 
 
 def replace(path: Path, data: Buffer) -> None:
-    """Puts `data` in place of whatever `path` held, in one step."""
+    """Replaces the content of `path` by `data` in one step, or creates it."""
     with _explained(path):
         made = _make_directories(path.parent)
         temporary = _write(path, [data])
@@ -61,9 +61,9 @@ def replace(path: Path, data: Buffer) -> None:
 
 
 def settle(directory: Path, top: Path) -> None:
-    """Makes `directory` and what is missing above it, and makes their names durable, up to `top`, whoever made them.
+    """Makes `directory` and its missing parents, and syncs all of them up to `top`.
 
-    A directory that is there may have been made a moment ago by somebody who has not synced it yet, or who was killed.
+    A directory that exists may have been made a moment ago by a process that has not synced it yet, or was killed.
     """
     with _explained(directory):
         changed = _make_directories(directory)
@@ -75,7 +75,7 @@ def settle(directory: Path, top: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file durably; one that is absent is fine."""
+    """Removes a file durably; an absent one is no error."""
     with _explained(path):
         try:
             os.unlink(path)
@@ -111,7 +111,7 @@ def _write(path: Path, parts: Sequence[Buffer]) -> Path:
 
 
 def _make_directories(path: Path) -> list[Path]:
-    """Makes `path` and what is missing above it; returns the directories whose entries changed, lowest first."""
+    """Makes `path` and its missing parents; returns the directories whose entries changed, lowest first."""
     missing = []
     while not path.is_dir():
         missing.append(path)

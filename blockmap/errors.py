@@ -1,11 +1,11 @@
 """Every error that blockmap raises on purpose.
 
     BlockmapError
-      UsageError            what was asked makes no sense: a name, an option, a source that cannot be parsed
+      UsageError            the request makes no sense: a name, an option or a source that cannot be parsed
       NotFound              a name, version or object that does not exist
       AlreadyExists         a create-only object that is there already
       NameMoved             a name was moved by somebody else since it was read
-      FormatError           bytes that do not parse as what they should be
+      FormatError           bytes that do not parse in the format expected
       Corrupt               bytes that do not match their name, or that are shorter than recorded
       StoreError
         NotAStore           the location holds something else, or nothing

@@ -1,7 +1,7 @@
 """Layers merged into one tree of inodes, as a container engine would unpack them, without unpacking anything.
 
-Members are taken in the order of the archive. A whiteout acts on what lower layers brought, wherever in its layer it
-stands. Parents may lead through symlinks, which are followed inside the root; those that are missing are made.
+Members are added in the order of the archive. A whiteout acts on the members of lower layers, wherever in its layer it
+stands. Parents may lead through symlinks, which are followed inside the root; missing parents are made.
 """
 
 import re
@@ -15,14 +15,14 @@ OPAQUE = b".wh..wh..opq"
 MAX_NAME = 255
 MAX_TARGET = 4095
 MAX_PATH = 4095
-"""Bytes of a path that a system call takes; bounds what an archive of ever deeper directories costs."""
+"""Bytes of a path that a system call takes; bounds the cost of archives with ever deeper directories."""
 _MAX_SYMLINKS = 40
 _NO_NAME = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)|\0")
-"""In a path: a component that is empty, "." or "..", or a zero byte."""
+"""Matches paths with a component that is empty, "." or "..", or with a zero byte."""
 
 
 class Inode:
-    """One file, directory or other object, whatever names it has."""
+    """A file, directory or other object with all its names."""
 
     __slots__ = (
         "children", "gid", "kind", "layers", "links", "major", "minor", "mode", "mtime_ns", "mtime_s", "parent", "place",
@@ -39,18 +39,18 @@ class Inode:
         self.major = self.minor = 0
         self.xattrs: dict[bytes, bytes] = {}
         self.links = 0
-        """Names that it has; 0: it is gone."""
+        """Number of its names; 0 if it was removed."""
         self.children: dict[bytes, Inode] = {}
-        """Of a directory, in order of insertion."""
+        """Children of a directory, in order of insertion."""
         self.layers: dict[bytes, int] = {}
-        """Of a directory: the layer that brought each child, or last declared it."""
+        """The layer that added each child of a directory, or last declared it."""
         self.parent: Inode = self
-        """Of a directory."""
+        """The parent of a directory; the root is its own."""
         self.place: object = None
-        """Whatever the file system's writer keeps about it."""
+        """Data of the file system's writer about the inode."""
 
     def describe(self, member: Member) -> None:
-        """Takes over a member's attributes."""
+        """Sets the attributes to those of a member."""
         self.mode, self.uid, self.gid = member.mode, member.uid, member.gid
         self.mtime_s, self.mtime_ns = member.mtime_s, member.mtime_ns
         self.size, self.target = member.size, member.target
@@ -58,19 +58,19 @@ class Inode:
         self.xattrs = dict(member.xattrs)
 
     def reset(self) -> None:
-        """The attributes of a directory that no member describes."""
+        """Sets the attributes to those of a directory that no member describes."""
         self.mode, self.uid, self.gid, self.mtime_s, self.mtime_ns, self.xattrs = 0o755, 0, 0, 0, 0, {}
 
 
 class Tree:
-    """The merged tree; `add` members layer by layer."""
+    """The merged tree; callers `add` members layer by layer."""
 
     def __init__(self) -> None:
         self.root = Inode(MemberKind.DIR)
         self.root.links = 1
         self.layer = -1
         self.made: list[Inode] = []
-        """Inodes that the present layer brought, in order; some may be gone again."""
+        """Inodes that the present layer added, in order; some may be removed again."""
         self.touched: dict[Inode, None] = {}
         """Directories whose children or attributes the present layer changed."""
         self._parents: dict[bytes, Inode] = {}  # directories by path as written; emptied when a path may lead elsewhere
@@ -81,7 +81,7 @@ class Tree:
         self.touched = {}
 
     def add(self, member: Member) -> Inode | None:
-        """Takes one member; returns the inode that is to get its contents. ImageError names what cannot be."""
+        """Adds one member, and returns the inode that its contents belong to. Raises ImageError for an impossible member."""
         if not member.path:
             if member.kind is not MemberKind.DIR:
                 raise ImageError(f"the root of a layer is a {member.kind.value}: a directory is expected")
@@ -115,7 +115,7 @@ class Tree:
         return inode if member.kind is MemberKind.FILE else None
 
     def walk(self) -> Iterator[tuple[bytes, Inode]]:
-        """Every path with its inode, parents first, sorted by name within a directory; ImageError if one is too long."""
+        """Yields every path with its inode, parents first, sorted by name within a directory. Raises ImageError for a long path."""
         waiting: list[tuple[bytes, Inode]] = [(b"", self.root)]
         while waiting:
             path, inode = waiting.pop()
@@ -127,7 +127,7 @@ class Tree:
                 waiting.extend((prefix + name, inode.children[name]) for name in sorted(inode.children, reverse=True))
 
     def make(self, parent: Inode, name: bytes, kind: MemberKind) -> Inode:
-        """A new inode with a name, in place of whatever had it."""
+        """Makes an inode with a name, and replaces the one that has the name."""
         inode = Inode(kind)
         if kind is MemberKind.DIR:
             inode.parent = parent
@@ -136,7 +136,7 @@ class Tree:
         return inode
 
     def _put(self, parent: Inode, name: bytes, inode: Inode) -> None:
-        """Gives an inode a name, in place of whatever had it."""
+        """Gives an inode a name, and replaces the one that has the name."""
         old = parent.children.get(name)
         inode.links += 1
         if old is not None:
@@ -156,7 +156,7 @@ class Tree:
         self._release(inode)
 
     def _release(self, inode: Inode) -> None:
-        """Takes a name away from an inode, and with the last one all that is below it."""
+        """Takes a name away from an inode, and with the last name removes everything below it."""
         waiting = [inode]
         while waiting:
             gone = waiting.pop()
@@ -177,8 +177,8 @@ class Tree:
             self._prune(parent, [hidden])
 
     def _prune(self, directory: Inode, names: list[bytes]) -> None:
-        """Removes what lower layers brought at names and below them; what this layer brought stays."""
-        # Not recursive: archives nest deeper than Python's stack. True: what is below has been done.
+        """Removes inodes of lower layers at `names` and below; those of this layer stay."""
+        # Not recursive: archives nest deeper than Python's stack. True: everything below has been pruned.
         waiting = [(directory, name, False) for name in names]
         while waiting:
             parent, name, done = waiting.pop()
@@ -209,7 +209,7 @@ class Tree:
         self._put(parent, name, target)
 
     def _directory(self, path: bytes, of: bytes) -> Inode:
-        """The directory at `path`, made where it is missing; `of` is the member that needs it."""
+        """Returns the directory at `path`, and makes it if it is missing; `of` is the member that needs it."""
         found = self._parents.get(path)
         if found is None:
             found = self._resolve(path, of)

@@ -1,4 +1,4 @@
-"""Where a volume's blocks go while it is written."""
+"""The sink that takes the blocks of a volume while it is written."""
 
 from typing import Protocol
 
@@ -9,8 +9,8 @@ class BlockSink(Protocol):
     def write(self, block: int, data: bytes | bytearray | memoryview) -> None:
         """Takes whole blocks at `block` and does not keep `data`.
 
-        A write that begins where the last one ended continues its run; any other begins a new run, and so a new chunk.
+        A write that begins at the end of the last one continues its run; any other begins a new run, and so a new chunk.
         """
 
     def cut(self) -> None:
-        """Makes what is written next begin a new chunk."""
+        """Makes the next write begin a new chunk."""

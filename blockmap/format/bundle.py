@@ -1,10 +1,12 @@
-"""Bundles: all that starts of one workload read of one version, in the order in which they read it. A pack of its own kind.
+"""Bundles: the blocks that starts of one workload read of one version, in the order in which they read them.
+
+A bundle is a pack of a kind of its own.
 
     offset  size  type    meaning
     0       4     s       magic `bmpk`
     4       1     u8      format, 1
     5       1     u8      kind, 3
-    6       2     u16     flags: 1 carried, which is by starts of another version
+    6       2     u16     flags: 1 ported: made from starts of another version
     8       4     u32     count of entries n: nodes, then chunks
     12      4     u32     count of frames m
     16      16    -       salt
@@ -16,15 +18,15 @@
     ..      4     u32     the same before compression
     ..      8     u64     blocks of data that the whole image has
     ..      1c    u8      per chunk: its blocks - 1
-    ..      8c    u64     per chunk: which of its blocks are here, a bit each
+    ..      8c    u64     per chunk: which of its blocks are in the bundle, a bit each
     ..      32a   -       digests of the chunks' other blocks, in order
     ..      -     -       reading list, one zstd frame
     ..      32    -       SHA-256 of all before: the end of the head
     ..      -     -       frames
 
-Nodes above the chunks are in the first frames, further ones in the last. A chunk's blocks lie one after the other in one frame;
-a chunk may be there again further down, with others of its blocks. They are verified with the digests of those that are absent,
-a node by its own. The reading list (`readings`) says where the same blocks are in the volume, and of which files.
+Nodes above the chunks are in the first frames, all others in the last. The blocks of a chunk lie one after the other in one frame;
+the chunk may be listed again further down, with others of its blocks. They are verified together with the digests of the absent
+blocks; a node is verified by its own digest. The reading list says where in the volume, and in which files, the same blocks are.
 Little-endian.
 """
 
@@ -47,13 +49,12 @@ MAGIC: Final = b"bmpk"
 FORMAT: Final = 1
 MAX_HEAD_BYTES: Final = 64 << 20
 _FRAME_BYTES = 32 << 10
-"""A frame comes whole, and a host that has had another image with the same base needs some of nearly every large one: after
-redis, nginx fetched all of its bundle with 1 MiB, 79 % with 256 KiB, 53 % with 64 KiB, 50 % with this, where 35 % of the blocks
-were new. A bundle takes 2 to 6 % more for it than with 1 MiB."""
+"""Bytes after which a frame is closed. A frame is fetched whole, so small ones let a host skip what it has from another image with
+the same base: after redis, nginx fetched 50 % of its bundle, and all of it with frames of 1 MiB."""
 _MOST_FRAME_BYTES = 1 << 20
-"""That is read."""
+"""Bytes of a frame that readers accept after decompression; writers of other releases may choose larger frames."""
 
-_CARRIED = 1
+_PORTED = 1
 _HEAD = struct.Struct("<4sBBHII16s")
 _ENTRY = struct.Struct("<32sIII")
 _FRAME = struct.Struct("<IIIB3s")
@@ -61,27 +62,27 @@ _COUNTS = struct.Struct("<IIIIQ")
 
 
 class Piece(NamedTuple):
-    """What is here of a chunk."""
+    """The part of a chunk that a bundle holds."""
 
     chunk: Digest
     blocks: int
-    """Of the whole chunk."""
+    """Blocks of the whole chunk."""
     mask: int
-    """The blocks that are here, a bit each."""
+    """The blocks that the bundle holds, a bit each."""
     absent: bytes
-    """Digests of the others, in order."""
+    """Digests of the blocks that the bundle lacks, in order."""
     frame: int
     offset: int
-    """In the frame."""
+    """Bytes from the beginning of the frame, after decompression."""
 
 
 class NodeAt(NamedTuple):
-    """A node that is here."""
+    """A node that a bundle holds, and where."""
 
     node: Digest
     frame: int
     offset: int
-    """In the frame."""
+    """Bytes from the beginning of the frame, after decompression."""
     length: int
 
 
@@ -99,24 +100,23 @@ class FrameAt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BundleHead:
-    """What a bundle says that it holds."""
+    """The contents of a bundle, as its head lists them."""
 
-    stems: list[NodeAt]
+    nodes: list[NodeAt]
     pieces: list[Piece]
     frames: list[FrameAt]
-    readings: list[ReadItem]
+    read_items: list[ReadItem]
     image_blocks: int
-    """Blocks of data that the whole image has."""
+    """Blocks of data in the whole image."""
     length: int
-    """Bytes of the head."""
-    carried: bool
-    """Whether it is what starts of another version read, as far as this one has it: others will be missing."""
+    """Length of the head in bytes."""
+    ported: bool
+    """True if the bundle was made from starts of another version, so that blocks which are new in this one are missing."""
 
     @property
     def listed_frames(self) -> int:
-        """How many frames there are until as many blocks have come as are listed: those behind hold what starts may read
-        besides."""
-        left = sum(own.blocks for own in self.readings)
+        """Number of frames with the blocks of the reading list; the frames behind them hold blocks that starts may read as well."""
+        left = sum(own.blocks for own in self.read_items)
         for piece in self.pieces:
             if left <= 0:
                 return piece.frame
@@ -125,34 +125,34 @@ class BundleHead:
 
     @property
     def end(self) -> int:
-        """Bytes of the whole bundle."""
+        """Length of the whole bundle in bytes."""
         return self.frames[-1].end if self.frames else self.length
 
 
 def encode(
     nodes: Sequence[tuple[Digest, bytes]],
     chunks: Iterable[tuple[Digest, int, bytes | memoryview]],
-    readings: Sequence[ReadItem],
+    read_items: Sequence[ReadItem],
     image_blocks: int,
     salt: bytes,
     further: Sequence[tuple[Digest, bytes]] = (),
-    carried: bool = False,
+    ported: bool = False,
 ) -> tuple[list[bytes], int]:
-    """The parts of a bundle, and the bytes of its head.
+    """Returns the parts of a bundle, and the length of its head in bytes.
 
     `nodes` are names and stored forms, parents first; `chunks` are names, masks of the blocks to take, and whole contents,
-    in first-touch order; `further` nodes come last, for whoever reads something else.
+    in first-touch order; `further` nodes come last, for reads of other blocks.
     """
     encoder = codec.Encoder()
     stored: list[tuple[int, bytes | memoryview]] = []
     raws: list[int] = []
     frame = bytearray()
-    stems: list[bytes] = []
+    node_entries: list[bytes] = []
     pieces: list[bytes] = []
     masks, blocks, absent = [], bytearray(), []
 
     def close() -> None:
-        """Compresses a frame as soon as it is full: the bundle is in memory only as it is stored."""
+        """Compresses the open frame, so that only one frame at a time is in memory uncompressed."""
         if frame:
             stored.append(encoder.encode(bytes(frame)))
             raws.append(len(frame))
@@ -165,7 +165,7 @@ def encode(
         frame.extend(data)
 
     for name, node in nodes:
-        put(stems, name, node)
+        put(node_entries, name, node)
     for name, mask, content in chunks:
         count = len(content) // BLOCK
         digests = held_block_digests(content)
@@ -175,49 +175,52 @@ def encode(
         blocks.append(count - 1)
         absent += [digests[at * DIGEST_BYTES :][:DIGEST_BYTES] for at in range(count) if not mask >> at & 1]
     for name, node in further:
-        put(stems, name, node)
+        put(node_entries, name, node)
     close()
-    listed = reading_list.encode(readings)
+    listed = reading_list.encode(read_items)
     packed = encoder.compress(listed)
     tables = b"".join(
         (
-            _COUNTS.pack(len(stems), len(absent), len(packed), len(listed), image_blocks),
+            _COUNTS.pack(len(node_entries), len(absent), len(packed), len(listed), image_blocks),
             blocks,
             np.array(masks, "<u8").tobytes(),
             *absent,
             packed,
         )
     )
-    entries = [*stems, *pieces]
+    entries = [*node_entries, *pieces]
     offset = length = _HEAD.size + len(entries) * _ENTRY.size + len(stored) * _FRAME.size + len(tables) + DIGEST_BYTES
     table = []
     for (kind, data), raw in zip(stored, raws, strict=True):
         table.append(_FRAME.pack(offset, len(data), raw, kind, bytes(3)))
         offset += len(data)
-    start = _HEAD.pack(MAGIC, FORMAT, PackKind.BUNDLE, carried * _CARRIED, len(entries), len(stored), salt)
+    start = _HEAD.pack(MAGIC, FORMAT, PackKind.BUNDLE, ported * _PORTED, len(entries), len(stored), salt)
     head = b"".join((start, *entries, *table, tables))
     return [head + sha256(head).digest(), *(bytes(data) for _, data in stored)], length
 
 
 def decode_head(data: bytes | memoryview) -> BundleHead:
-    """Parses the head, which is all of `data`; FormatError."""
+    """Parses the head, which is all of `data`. Raises FormatError."""
     view = memoryview(data)
     end = len(view) - DIGEST_BYTES
     if end < _HEAD.size or sha256(view[:end]).digest() != view[end:]:
         raise FormatError("the head of the bundle is damaged: its last 32 bytes are not the SHA-256 of the rest")
     magic, version, kind, flags, count, frame_count, _ = _HEAD.unpack_from(view)
-    if (magic, version, kind) != (MAGIC, FORMAT, PackKind.BUNDLE) or flags & ~_CARRIED:
+    if (magic, version, kind) != (MAGIC, FORMAT, PackKind.BUNDLE) or flags & ~_PORTED:
         raise FormatError("the object is not a bundle of format 1")
     try:
-        return _parse(view, end, count, frame_count, bool(flags & _CARRIED))
+        return _parse(view, end, count, frame_count, bool(flags & _PORTED))
     except (struct.error, ValueError) as error:
         raise FormatError(f"the tables of the bundle do not add up: {error}") from error
 
 
 def measure(read: Callable[[int, int], bytes | memoryview]) -> tuple[int, int]:
-    """The bytes of a bundle, and those of its head, neither verified; `read` gives its bytes [start, end); FormatError."""
+    """Returns the length of a bundle and of its head in bytes, neither verified. Raises FormatError.
+
+    `read(start, end)` returns bytes of the bundle.
+    """
     magic, version, kind, flags, count, frame_count, _ = _HEAD.unpack(read(0, _HEAD.size))
-    if (magic, version, kind) != (MAGIC, FORMAT, PackKind.BUNDLE) or flags & ~_CARRIED:
+    if (magic, version, kind) != (MAGIC, FORMAT, PackKind.BUNDLE) or flags & ~_PORTED:
         raise FormatError("the object is not a bundle of format 1")
     start = _HEAD.size + count * _ENTRY.size
     counts = start + frame_count * _FRAME.size
@@ -234,13 +237,13 @@ def measure(read: Callable[[int, int], bytes | memoryview]) -> tuple[int, int]:
 
 
 def open_frame(head: BundleHead, number: int, stored: bytes | memoryview) -> bytes | memoryview:
-    """The content of a frame, not verified yet; FormatError."""
+    """Returns the content of a frame, not verified yet. Raises FormatError."""
     frame = head.frames[number]
     return codec.decode(frame.codec, stored, frame.raw)
 
 
 def is_good(piece: Piece, data: bytes | memoryview) -> bool:
-    """Whether `data`, the blocks of a piece that are here, belong to its chunk."""
+    """Returns True if `data`, the blocks of a piece, belong to its chunk."""
     here = held_block_digests(data)
     if len(here) != piece.mask.bit_count() * DIGEST_BYTES:
         return False
@@ -256,7 +259,7 @@ def is_good(piece: Piece, data: bytes | memoryview) -> bool:
 
 
 def spread(piece: Piece, data: bytes | memoryview) -> bytearray:
-    """The chunk with the blocks that are here in their places, and zeros for the others."""
+    """Returns the whole chunk, with the blocks of the piece in their places and zeros for the others."""
     content = bytearray(piece.blocks * BLOCK)
     at = 0
     for block in range(piece.blocks):
@@ -267,7 +270,7 @@ def spread(piece: Piece, data: bytes | memoryview) -> bytearray:
 
 
 def joined(piece: Piece, data: bytes | memoryview, other: Piece, more: bytes | memoryview) -> tuple[Piece, memoryview]:
-    """Two parts of one chunk as one, which lacks the digests of absent blocks."""
+    """Joins two parts of one chunk; the piece returned has no digests of absent blocks, so it cannot be verified again."""
     content = bytearray()
     at = there = 0
     for block in range(piece.blocks):
@@ -280,7 +283,7 @@ def joined(piece: Piece, data: bytes | memoryview, other: Piece, more: bytes | m
     return piece._replace(mask=piece.mask | other.mask, absent=b""), memoryview(content)
 
 
-def _parse(view: memoryview, end: int, count: int, frame_count: int, carried: bool) -> BundleHead:
+def _parse(view: memoryview, end: int, count: int, frame_count: int, ported: bool) -> BundleHead:
     at = _HEAD.size
     entries = list(_ENTRY.iter_unpack(view[at : at + count * _ENTRY.size]))
     at += count * _ENTRY.size
@@ -294,11 +297,11 @@ def _parse(view: memoryview, end: int, count: int, frame_count: int, carried: bo
             raise FormatError("the frames of the bundle do not follow each other")
         frames.append(FrameAt(offset, stored, raw, kind))
     at += frame_count * _FRAME.size
-    nodes, absent, packed, listed, image_blocks = _COUNTS.unpack_from(view, at)
+    node_count, absent, packed, listed, image_blocks = _COUNTS.unpack_from(view, at)
     at += _COUNTS.size
-    chunks = count - nodes
-    if nodes > count or len(entries) != count or len(frames) != frame_count or listed > MAX_HEAD_BYTES:
-        raise FormatError(f"a bundle of {count} entries, {nodes} of them nodes, does not add up")
+    chunks = count - node_count
+    if node_count > count or len(entries) != count or len(frames) != frame_count or listed > MAX_HEAD_BYTES:
+        raise FormatError(f"a bundle of {count} entries, {node_count} of them nodes, does not add up")
     blocks = bytes(view[at : at + chunks])
     masks: np.ndarray[Any, Any] = np.frombuffer(view, "<u8", chunks, at + chunks)
     at += 9 * chunks
@@ -306,13 +309,13 @@ def _parse(view: memoryview, end: int, count: int, frame_count: int, carried: bo
     at += absent * DIGEST_BYTES
     if at + packed != end:
         raise FormatError("the tables of the bundle do not end where its head does")
-    readings = reading_list.decode(bytes(codec.decode(codec.ZSTD, view[at:end], listed)))
+    read_items = reading_list.decode(bytes(codec.decode(codec.ZSTD, view[at:end], listed)))
     for _, frame, offset, length in entries:
         if frame >= frame_count or offset + length > frames[frame].raw:
             raise FormatError("an entry of the bundle points outside of its frames")
-    stems = [NodeAt(Digest(name), frame, offset, length) for name, frame, offset, length in entries[:nodes]]
-    pieces = list(_pieces(entries[nodes:], blocks, masks.tolist(), others))
-    return BundleHead(stems, pieces, frames, readings, image_blocks, len(view), carried)
+    nodes = [NodeAt(Digest(name), frame, offset, length) for name, frame, offset, length in entries[:node_count]]
+    pieces = list(_pieces(entries[node_count:], blocks, masks.tolist(), others))
+    return BundleHead(nodes, pieces, frames, read_items, image_blocks, len(view), ported)
 
 
 def _pieces(

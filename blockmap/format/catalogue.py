@@ -1,7 +1,7 @@
 """The catalogue as one object, for engines that cannot list: every name, and the number of its newest entry.
 
-A sealed line of canonical JSON with `format` and `names` (tag -> number, by repository). It is advice, overwritten by
-whoever moved a name: of two who do so at once one may be forgotten until the next.
+A sealed line of canonical JSON with `format` and `names` (tag -> number, by repository). It is advice, overwritten
+by each writer that moves a name: when two do so at once, one move may be missing until the next.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ FORMAT = 1
 
 
 def encode(numbers: Mapping[tuple[str, str], int]) -> bytes:
-    """The object as stored."""
+    """Returns the object as stored."""
     names: dict[str, dict[str, int]] = {}
     for (repo, tag), n in numbers.items():
         names.setdefault(repo, {})[tag] = n
@@ -22,7 +22,7 @@ def encode(numbers: Mapping[tuple[str, str], int]) -> bytes:
 
 
 def decode(data: bytes) -> dict[tuple[str, str], int]:
-    """The number of the newest entry by repository and tag; FormatError."""
+    """Returns the number of the newest entry of each repository and tag. Raises FormatError."""
     lines = record.unseal(data)
     value = record.decode(lines[0])
     try:

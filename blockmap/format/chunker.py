@@ -32,14 +32,14 @@ Hashes = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """How a store cuts; one set per store, since chunks cut differently never deduplicate."""
+    """Parameters of a store's chunks; a store has one set, since chunks that are cut differently never deduplicate."""
 
     bits: int = 4
     """A cut is made after one block in 2^bits."""
     min: int = 4
-    """Blocks."""
+    """Blocks that a chunk has at least."""
     max: int = MAX_BLOCKS
-    """Blocks."""
+    """Blocks that a chunk has at most."""
 
     def __post_init__(self) -> None:
         if not (0 < self.min <= self.max <= MAX_BLOCKS and 0 < self.bits <= 32):
@@ -48,22 +48,22 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What `split` found in a run: chunks, and how much of the run is done with."""
+    """The chunks that `split` found in a run, and how much of the run is finished."""
 
     chunks: list[tuple[int, int]]
     """Half-open ranges of blocks, relative to the beginning of the run."""
     done: int
-    """Blocks at the front that need not be seen again: chunks and zeros."""
+    """Blocks at the front that need not be passed again: chunks and zeros."""
 
 
 def hashes(data: bytes | bytearray | memoryview) -> Hashes:
-    """The xxh3-64 of each block."""
+    """Returns the xxh3-64 of each block."""
     view = memoryview(data)
     return np.array([xxh3_64_intdigest(view[at : at + BLOCK]) for at in range(0, len(view), BLOCK)], dtype=np.uint64)
 
 
 def zero_blocks(data: bytes | bytearray | memoryview, of: Hashes) -> list[int]:
-    """Which blocks of `data` are all zero, ascending, given their hashes."""
+    """Returns the numbers of the all-zero blocks of `data`, ascending, given the hashes of all blocks."""
     view = memoryview(data)
     found = np.flatnonzero(of == _ZERO_HASH).tolist()
     return [at for at in found if view[at * BLOCK : (at + 1) * BLOCK] == _ZEROS]
@@ -72,8 +72,8 @@ def zero_blocks(data: bytes | bytearray | memoryview, of: Hashes) -> list[int]:
 def split(of: Hashes, zeros: list[int], block: int, final: bool, parameters: Parameters) -> Split:
     """Cuts a run that begins, with a cut, at volume block `block`.
 
-    `of` has the hashes of its blocks and `zeros` the all-zero ones. Unless the run is `final`, what may still grow at
-    its end is left for the next call.
+    `of` has the hashes of its blocks and `zeros` the all-zero ones. Unless the run is `final`, a chunk at its
+    end that may still grow is left for the next call.
     """
     count = len(of)
     candidates = np.flatnonzero(of >> np.uint64(64 - parameters.bits) == 0).tolist()

@@ -1,4 +1,4 @@
-"""How frames are compressed: codec 0 is raw, 1 is zstd at level 3, 16 to 31 are kept for encryption."""
+"""Codecs of frames: 0 is raw, 1 is zstd at level 3, 16 to 31 are reserved for encryption."""
 
 from typing import Final
 
@@ -18,17 +18,17 @@ class Encoder:
         self._zstd = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
 
     def compress(self, data: bytes | memoryview) -> bytes:
-        """One zstd frame, smaller than `data` or not."""
+        """Returns `data` as one zstd frame, which may be longer than `data`."""
         return self._zstd.compress(data)
 
     def encode(self, data: bytes | memoryview) -> tuple[int, bytes | memoryview]:
-        """The codec and the stored form, which is `data` itself where compression saves less than 3 %."""
+        """Chooses a codec, and returns it with the stored form, which is `data` itself where compression saves less than 3 %."""
         packed = self.compress(data)
         return (ZSTD, packed) if len(packed) * 100 < len(data) * 97 else (RAW, data)
 
 
 def decode(codec: int, stored: bytes | memoryview, raw: int) -> bytes | memoryview:
-    """The `raw` bytes that were encoded, which may be `stored` itself; FormatError.
+    """Returns the `raw` bytes that were encoded, which may be `stored` itself. Raises FormatError.
 
     Memory is bounded by `raw`, whatever `stored` claims.
     """

@@ -27,14 +27,14 @@ Digest = NewType("Digest", bytes)
 
 DIGEST_BYTES = 32
 ABSENT = Digest(bytes(DIGEST_BYTES))
-"""In place of a digest: nothing is there, which reads as zeros."""
+"""Stands in place of a digest where nothing is stored, which reads as zeros."""
 
 MAGIC = b"bmap"
 FORMAT = 1
 HEADER = struct.Struct("<4sBBBBII")
 
 _HELD = 2047
-"""Bytes that hashlib takes with the interpreter's lock held."""
+"""Bytes that hashlib hashes at most without releasing the interpreter's lock."""
 
 
 class DigestKind(IntEnum):
@@ -44,28 +44,28 @@ class DigestKind(IntEnum):
 
 
 def header(kind: DigestKind, count: int, level: int = 0) -> bytes:
-    """The 16 bytes in front of the body of a `kind` with `count` members."""
+    """Returns the 16 bytes in front of the body of a `kind` with `count` members."""
     return HEADER.pack(MAGIC, kind, FORMAT, level, 0, count, 0)
 
 
 def digest(kind: DigestKind, count: int, body: bytes | memoryview, level: int = 0) -> Digest:
-    """The name of an object."""
+    """Returns the digest that names an object."""
     state = sha256(header(kind, count, level))
     state.update(body)
     return Digest(state.digest())
 
 
 def block_digests(data: bytes | memoryview) -> bytes:
-    """The SHA-256 of each block of `data`, one after the other: 32 bytes a block."""
+    """Returns the SHA-256 of each block of `data`, one after the other: 32 bytes a block."""
     view = memoryview(data)
     return b"".join([sha256(view[at : at + BLOCK]).digest() for at in range(0, len(view), BLOCK)])
 
 
 def held_block_digests(data: bytes | memoryview) -> bytes:
-    """As `block_digests`, without letting go of the interpreter's lock: for threads of which many wait for it.
+    """Returns the same as `block_digests`, and never releases the interpreter's lock: for servers with many busy threads.
 
-    hashlib lets go of it for 2,048 bytes or more, and each return to it wakes threads and costs some 50 microseconds where
-    the processors are busy: 16 times in a chunk of 64 KiB, whose digests take 60.
+    hashlib releases the lock for 2,048 bytes or more, once a block, and taking it back costs some 50 microseconds where
+    the processors are busy; the digests of a whole chunk of 64 KiB take 60.
     """
     view = memoryview(data)
     found = []
@@ -78,12 +78,12 @@ def held_block_digests(data: bytes | memoryview) -> bytes:
 
 
 def chunk_digest(digests: bytes) -> Digest:
-    """The name of a chunk, from the digests of its blocks."""
+    """Returns the name of a chunk, from the digests of its blocks."""
     return digest(DigestKind.CHUNK, len(digests) // DIGEST_BYTES, digests)
 
 
 def from_hex(text: str) -> Digest:
-    """Parses 64 lower-case hexadecimal digits; FormatError for anything else."""
+    """Parses 64 lower-case hexadecimal digits. Raises FormatError for anything else."""
     if len(text) != 2 * DIGEST_BYTES or text.strip("0123456789abcdef"):
         raise FormatError(f"{text[:80]!r} is not a digest: 64 lower-case hexadecimal digits are expected")
     return Digest(bytes.fromhex(text))

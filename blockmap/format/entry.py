@@ -1,7 +1,7 @@
-"""Entries of a name's log: each says which version the name stood for from then on.
+"""Entries of a name's log: each says which version the name refers to from then on.
 
 An entry is one line of canonical JSON, sealed. Its keys: `format`, `key` (its own), `n`, `kind` (`set` or `remove`),
-`version` and `number` (of the version's record; null for `remove`), `root` (placement), `run` (pack, start, end: the nodes
+`version` and `number` (of the version's record; null for `remove`), `root` (placement), `run` (pack, start, end: nodes
 that an open should read), `oci` (SHA-256 of the manifest), `previous` (SHA-256 of entry n - 1: history is a chain),
 `nonce`, `time` (seconds since 1970), `host`, `message`.
 """
@@ -20,9 +20,9 @@ from blockmap.format.version import NodeRun, Version, decode_placement, decode_r
 FORMAT = 1
 MAX_BYTES = 1 << 20
 MAX_NUMBER = 10**16 - 1
-"""Of an entry, and of a version's record: what 16 decimal digits hold."""
+"""The highest number of an entry or of a version's record: keys have 16 decimal digits."""
 MAX_TIME = 253402300799
-"""The last second of the year 9999, which is the last that calendars of Python know."""
+"""Seconds since 1970 at the end of the year 9999, the last that Python's datetime can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class Entry:
     key: str
     n: int
     version: Digest | None
-    """None: the name was removed."""
+    """The version that the name refers to; None if the entry removes the name."""
     number: int
-    """Of the version's record."""
+    """Number of the version's record."""
     root: Placement | None
     run: NodeRun | None
     oci: bytes | None
@@ -45,7 +45,7 @@ class Entry:
 
 
 def encode(entry: Entry) -> bytes:
-    """The object as stored."""
+    """Returns the object as stored."""
     value = {
         "format": FORMAT,
         "host": entry.host,
@@ -66,7 +66,7 @@ def encode(entry: Entry) -> bytes:
 
 
 def decode(data: bytes, key: str) -> Entry:
-    """Parses the entry stored at `key`; FormatError, also for an entry that belongs elsewhere."""
+    """Parses the entry stored at `key`. Raises FormatError, also for an entry that belongs elsewhere."""
     lines = record.unseal(data, MAX_BYTES)
     if len(lines) != 1:
         raise FormatError(f"an entry has {len(lines)} lines where 1 is expected")
@@ -98,12 +98,12 @@ def decode(data: bytes, key: str) -> Entry:
 
 
 def digest(data: bytes) -> bytes:
-    """What the next entry has as `previous`."""
+    """Returns the SHA-256 that the next entry has as `previous`."""
     return sha256(data).digest()
 
 
 def root_of(entry: Entry, version: Version) -> Root:
-    """The root of the volume of an entry's version, placed where the entry says: in the pack of its run."""
+    """Returns the root of an entry's version, with the placement that the entry states: in the pack of its run."""
     return replace(version.root, placement=entry.root) if entry.root is not None else version.root
 
 

@@ -1,7 +1,7 @@
-"""Extents: which part of a volume is which part of a chunk.
+"""Extents: each maps a range of a volume to a range of a chunk.
 
-A map is a list of extents in ascending order that do not overlap; what no extent covers reads as zeros. `over` combines
-two maps as every layer above a lower one does.
+A map is a list of extents in ascending order that do not overlap; blocks that no extent covers read as zeros. `over`
+combines two maps, such as those of a clone and of its base.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ class Extent(NamedTuple):
     start: int
     length: int
     chunk: Digest | None
-    """None: zeros, which a map below shows through no more."""
+    """None for zeros, which hide the map below."""
     blocks: int
     """Blocks of the whole chunk, 1 to 64; 0 for zeros."""
     first: int
@@ -28,7 +28,7 @@ class Extent(NamedTuple):
         return self.start + self.length
 
     def piece(self, start: int, end: int) -> "Extent":
-        """The part of this extent inside [start, end), which must not be empty."""
+        """Returns the part of this extent inside [start, end), which must not be empty."""
         start, end = max(start, self.start), min(end, self.end)
         first = 0 if self.chunk is None else self.first + start - self.start
         return Extent(start, end - start, self.chunk, self.blocks, first)
@@ -39,7 +39,7 @@ def zeros(start: int, end: int) -> Extent:
 
 
 def check(extents: Iterable[Extent]) -> None:
-    """Asserts that a map is one: ascending, disjoint, and each extent within its chunk."""
+    """Asserts the invariants of a map: ascending, disjoint, and each extent within its chunk."""
     at = 0
     for extent in extents:
         if extent.start < at or extent.length < 1:
@@ -73,7 +73,7 @@ def coalesce(extents: Iterable[Extent]) -> Iterator[Extent]:
 
 
 def over(upper: list[Extent], lower: list[Extent]) -> list[Extent]:
-    """What shows when `upper` lies over `lower`; zeros of `upper` hide what is below, and are left out."""
+    """Returns the map of `upper` laid over `lower`; zeros of `upper` hide extents of `lower`, and are left out."""
     shown: list[Extent] = [extent for extent in upper if extent.chunk is not None]
     at = 0
     for extent in lower:
@@ -93,7 +93,7 @@ def over(upper: list[Extent], lower: list[Extent]) -> list[Extent]:
 
 
 def within(extents: list[Extent], ranges: list[tuple[int, int]]) -> tuple[list[Extent], list[Extent]]:
-    """Splits a map into what lies outside and what lies inside ascending, disjoint half-open `ranges`."""
+    """Splits a map into its parts outside and inside of `ranges`, which are half-open, ascending and disjoint."""
     outside = over([zeros(start, end) for start, end in ranges], extents)
     holes = []
     at = 0

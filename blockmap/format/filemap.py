@@ -1,4 +1,4 @@
-"""File maps: which blocks of a volume hold which file. Derived from the volume, kept beside it.
+"""File maps list the blocks of each file of a volume. They are derived from the volume, and stored beside it.
 
     offset  size  type    meaning
     0       4     s       magic `bmfm`
@@ -26,7 +26,7 @@ MAGIC = b"bmfm"
 FORMAT = 1
 MAX_BODY = 1 << 30
 MAX_PATH = (1 << 16) - 1
-"""Bytes; a longer path, which no program can open in one go, has no record."""
+"""Bytes of a path; a longer one, which no system call takes, has no record."""
 
 _HEAD = struct.Struct("<4sB3s32sI")
 _FILE = struct.Struct("<HIQ")
@@ -40,24 +40,24 @@ FileRun = tuple[int, int]
 class File(NamedTuple):
     path: bytes
     size: int
-    """Bytes."""
+    """Size of the file in bytes."""
     runs: list[FileRun]
-    """In the order of the file."""
+    """Runs of blocks with the file's data, in the order of the file."""
 
     @property
     def blocks(self) -> int:
-        """That hold data of it."""
+        """Number of blocks that hold data of the file."""
         return sum(length for _, length in self.runs)
 
 
 def folders_above(path: bytes) -> list[bytes]:
-    """All directories above a path, the nearest first, but the root."""
+    """Returns all directories above a path except the root, the nearest first."""
     parts = path.split(b"/")
     return [b"/".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
 
 
 def encode(root: Digest, files: Iterable[File]) -> bytes:
-    """The object as stored."""
+    """Returns the object as stored."""
     body = b"".join(
         part
         for path, size, runs in files
@@ -68,7 +68,7 @@ def encode(root: Digest, files: Iterable[File]) -> bytes:
 
 
 def decode(data: bytes, root: Digest) -> Iterator[File]:
-    """Parses the file map of the volume `root`; FormatError."""
+    """Parses the file map of the volume `root`. Raises FormatError."""
     end = len(data) - DIGEST_BYTES
     if end < _HEAD.size or sha256(memoryview(data)[:end]).digest() != data[end:]:
         raise FormatError("the file map is damaged: its last 32 bytes are not the SHA-256 of the rest")

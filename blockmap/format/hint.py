@@ -1,14 +1,14 @@
-"""The hint of a name: all that an open begins with, in one object that is overwritten freely and never trusted alone.
+"""The hint of a name: everything that an open needs first, in one object that is overwritten freely and never trusted alone.
 
     lines     content
     1         canonical JSON, below
     2         the newest entry, as stored
-    0 or 3    the record of its version, as stored; left out where it is long, or was not at hand
+    0 or 3    the record of its version, as stored; left out if it is long, or was not at hand
     1         SHA-256 of the lines before
 
 The first line's keys: `bundles` (of that version: a list of `key`, `label`, `length` and `table`, in bytes), `entry` and
-`version` (how many lines each has), `format`, `n` (of the entry). A hint with any damage is none. What a good one says may
-still be old or wrong: its entry is compared with the one in the log, and the version has its own digest.
+`version` (how many lines each has), `format`, `n` (of the entry). A damaged hint is ignored. An intact one may
+still be old or wrong: its entry is compared with the one in the log, and the version is verified by its digest.
 """
 
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ from blockmap.format.entry import Entry
 
 FORMAT = 1
 MAX_VERSION_BYTES = 256 << 10
-"""A longer record is fetched beside the nodes: here it would hold up the first step of every open."""
+"""Bytes of a version's record that a hint may hold; a longer one would delay the first step of every open."""
 MAX_BYTES = 2 << 20
 _MAX_BUNDLE_BYTES = 1 << 32
-"""Where a frame begins is told in 32 bits."""
+"""Bytes; offsets of frames have 32 bits."""
 _MAX_TABLE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class BundleRef:
-    """Where the newest bundle of a label is."""
+    """A reference to the newest bundle of a label."""
 
     label: str
     key: str
     length: int
-    """Bytes."""
+    """Length of the bundle in bytes."""
     table: int
-    """Bytes at its front that its table takes."""
+    """Length of the bundle's head in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Hint:
 
 
 def encode(hint: Hint) -> bytes:
-    """The object as stored; a long record of a version is left out."""
+    """Returns the object as stored; a version's record longer than MAX_VERSION_BYTES is left out."""
     version = hint.version if hint.version is not None and len(hint.version) <= MAX_VERSION_BYTES else b""
     stored, about = _lines(hint.stored), _lines(version)
     head = {
@@ -66,7 +66,7 @@ def encode(hint: Hint) -> bytes:
 
 
 def decode(data: bytes, repo: str, tag: str) -> Hint:
-    """Parses the hint of a name; FormatError, also for one that holds an entry of another name."""
+    """Parses the hint of a name. Raises FormatError, also if it holds an entry of another name."""
     lines = record.unseal(data, MAX_BYTES)
     head = record.decode(lines[0])
     try:
@@ -84,12 +84,12 @@ def decode(data: bytes, repo: str, tag: str) -> Hint:
 
 
 def encode_bundles(bundles: Sequence[BundleRef]) -> bytes:
-    """Bundles alone, as a host keeps them."""
+    """Returns the references to bundles alone, as a host keeps them."""
     return record.seal([record.encode({"bundles": [_told(each) for each in bundles], "format": FORMAT})])
 
 
 def decode_bundles(data: bytes) -> tuple[BundleRef, ...]:
-    """Parses what `encode_bundles` made; FormatError."""
+    """Parses what `encode_bundles` made. Raises FormatError."""
     head = record.decode(record.unseal(data, MAX_BYTES)[0])
     try:
         return tuple(_bundle(each) for each in head["bundles"])

@@ -1,4 +1,6 @@
-"""Hooks: a sample of a tree's chunks, by which an importer finds the leaves that know its own. Derived from the tree.
+"""Hooks: a sample of a tree's chunks, by which an importer finds leaves that hold chunks of its own.
+
+They are derived from the tree.
 
     offset  size  type    meaning
     0       4     s       magic `bmhk`
@@ -10,8 +12,8 @@
     end-32  32    -       SHA-256 of all before
 
 Ascending by span, then by the 8 bytes. Little-endian. A leaf's hooks are those of its chunks whose digest ends in six zero
-bits, 1 in 64; where it has none, the chunk with the least digest, so that no leaf is beyond reach. A reader must not count
-on either rule: whatever is listed may be looked for.
+bits, 1 in 64; where it has none, the chunk with the least digest, so that every leaf can be found. A reader must not rely
+on either rule, and looks for all hooks that are listed.
 
 The method is sparse indexing (Lillibridge et al., FAST'09).
 """
@@ -37,19 +39,19 @@ _HOOK_BYTES = 8
 _MASK = 63
 
 HOOK = np.dtype([("hook", ">u8"), ("span", "<u4")])
-"""As stored; the 8 bytes as a number sort as the digests do."""
+"""A hook as stored; big-endian, so that the prefixes sort as the digests do."""
 
 Hooks = npt.NDArray[np.void]
-"""Of the type HOOK, one dimension."""
+"""An array of the type HOOK with one dimension."""
 
 
 def prefixes(chunks: Sequence[Digest]) -> npt.NDArray[np.uint64]:
-    """The first 8 bytes of each digest, as `hook` has them, in the machine's byte order."""
+    """Returns the first 8 bytes of each digest, as the field `hook` holds them, in the machine's byte order."""
     return np.frombuffer(b"".join(chunk[:_HOOK_BYTES] for chunk in chunks), ">u8").astype(np.uint64)
 
 
 def sample(leaves: Iterable[tuple[int, Sequence[Digest]]]) -> Hooks:
-    """The hooks of a tree, given the chunks of each of its leaves by span, in volume order."""
+    """Returns the hooks of a tree, given the chunks of each of its leaves by span, in volume order."""
     rows: list[tuple[int, int]] = []
     for span, chunks in leaves:
         chosen = [chunk for chunk in chunks if not chunk[-1] & _MASK] or [min(chunks)]
@@ -58,13 +60,13 @@ def sample(leaves: Iterable[tuple[int, Sequence[Digest]]]) -> Hooks:
 
 
 def encode(root: Digest, hooks: Hooks) -> bytes:
-    """The object as stored."""
+    """Returns the object as stored."""
     data = _HEAD.pack(MAGIC, FORMAT, bytes(3), root, len(hooks)) + hooks.tobytes()
     return data + sha256(data).digest()
 
 
 def decode(data: bytes, root: Digest) -> Hooks:
-    """Parses the hooks of the tree `root`; FormatError."""
+    """Parses the hooks of the tree `root`. Raises FormatError."""
     end = len(data) - DIGEST_BYTES
     if end < _HEAD.size or sha256(memoryview(data)[:end]).digest() != data[end:]:
         raise FormatError("the hooks are damaged: their last 32 bytes are not the SHA-256 of the rest")

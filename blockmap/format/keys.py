@@ -11,13 +11,13 @@ NAMES = "names/"
 PROFILES = "profiles/"
 CATALOGUE = "hints/catalogue"
 UNCHANGING = ("versions/", "oci/")
-"""Records that a host may keep for good."""
+"""Prefixes of the keys of immutable records, which a host may keep for good."""
 
 _NUMBER = re.compile("[0-9]{16}")
 
 
 def check(key: str) -> None:
-    """UsageError for what no engine can be asked for: it would leave the store, or be taken for a temporary file."""
+    """Raises UsageError for a key that leads out of the store, or that looks like a temporary file."""
     if any(part in ("", ".", "..") or part.startswith(".tmp-") or "\0" in part for part in key.split("/")):
         raise UsageError(f"{key!r} is not a key: components that are empty, dots or temporary names are not allowed")
 
@@ -40,7 +40,7 @@ def entry(repo: str, tag: str, number: int) -> str:
 
 
 def parse_entry(key: str) -> tuple[str, str, int] | None:
-    """Repository, tag and number of the entry at `key`; None where it is no entry's key."""
+    """Returns the repository, tag and number of the entry at `key`; None if `key` is not that of an entry."""
     parts = key.split("/")
     if len(parts) != 4 or parts[0] != "names" or not _NUMBER.fullmatch(parts[3]) or int(parts[3]) == 0:
         return None
@@ -64,12 +64,12 @@ def profile(repo: str, label: str, number: int) -> str:
 
 
 def profiles(repo: str) -> str:
-    """What the keys of a repository's profiles begin with."""
+    """Returns the prefix of the keys of a repository's profiles."""
     return f"{PROFILES}{to_component(repo)}/"
 
 
 def parse_profile(key: str) -> tuple[str, str, int] | None:
-    """Repository, label and number of the profile at `key`; None where it is no profile's key."""
+    """Returns the repository, label and number of the profile at `key`; None if `key` is not that of a profile."""
     parts = key.split("/")
     if len(parts) != 4 or parts[0] != "profiles" or not _NUMBER.fullmatch(parts[3]) or int(parts[3]) == 0:
         return None
@@ -77,12 +77,12 @@ def parse_profile(key: str) -> tuple[str, str, int] | None:
 
 
 def bundles(version: Digest) -> str:
-    """What the keys of a version's bundles begin with."""
+    """Returns the prefix of the keys of a version's bundles."""
     return f"bundles/{version.hex()}/"
 
 
 def parse_bundle(key: str) -> tuple[str, int] | None:
-    """Label and profile's number of the bundle at `key`; None where it is no bundle's key."""
+    """Returns the label and the profile's number of the bundle at `key`; None if `key` is not that of a bundle."""
     parts = key.split("/")
     if len(parts) != 4 or parts[0] != "bundles" or not _NUMBER.fullmatch(parts[3]) or int(parts[3]) == 0:
         return None
@@ -90,7 +90,7 @@ def parse_bundle(key: str) -> tuple[str, int] | None:
 
 
 def bundle(version: Digest, label: str, number: int) -> str:
-    """Of the profile `number`."""
+    """Returns the key of the bundle of the profile `number` on a version."""
     return f"{bundles(version)}{to_component(label)}/{_number(number)}"
 
 

@@ -1,4 +1,4 @@
-"""Layer records: all of a layer's tar that is not file content, and the version whose volume holds the contents.
+"""Layer records hold a layer's tar without its file contents, and name the version whose volume holds these.
 
     offset  size  type    meaning
     0       4     s       magic `bmly`
@@ -38,7 +38,7 @@ class LayerRecord(NamedTuple):
     """One zstd frame of the archive without its file contents."""
 
     def headers(self, limit_bytes: int = 1 << 30) -> bytes:
-        """The archive without its file contents; FormatError."""
+        """Returns the archive without its file contents. Raises FormatError."""
         if self.raw > limit_bytes:
             raise FormatError(f"a layer record claims {self.raw} bytes of headers: {limit_bytes} at most are read")
         try:
@@ -51,14 +51,14 @@ class LayerRecord(NamedTuple):
 
 
 def encode(record: LayerRecord) -> bytes:
-    """The object as stored."""
+    """Returns the object as stored."""
     head = _HEAD.pack(MAGIC, FORMAT, bytes(3), record.chain, record.version, record.number, record.raw)
     data = head + record.packed
     return data + sha256(data).digest()
 
 
 def decode(data: bytes, chain: bytes) -> LayerRecord:
-    """Parses the record of the layer stack `chain`; FormatError."""
+    """Parses the record of the layer stack `chain`. Raises FormatError."""
     end = len(data) - DIGEST_BYTES
     if end < _HEAD.size or sha256(memoryview(data)[:end]).digest() != data[end:]:
         raise FormatError("the layer record is damaged: its last 32 bytes are not the SHA-256 of the rest")

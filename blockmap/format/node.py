@@ -1,7 +1,7 @@
 """Nodes of a tree: leaves, inner nodes, and how they are stored.
 
 A stored node is the header of `digest`, its content, and its placements. The digest covers header and content; the
-placements are advice about where the referenced chunks and children lie, and may differ between stores.
+placements are advice about where the referenced chunks and children are stored, and may differ between stores.
 
 Content of a leaf (span 4,096 blocks), arrays of n = count extents and m chunks, where m is 1 + the highest index:
 
@@ -13,7 +13,7 @@ Content of a leaf (span 4,096 blocks), arrays of n = count extents and m chunks,
     32m   digest     chunks in order of first use
     m     u8         blocks of the chunk - 1
 
-What no extent covers is zero; neighbours that continue each other are coalesced; no chunk is unused. Content of an
+Blocks that no extent covers are zero; neighbours that continue each other are coalesced; no chunk is unused. Content of an
 inner node with n = count children at `level` 1 or more, each of which covers 256^(level - 1) leaves:
 
     n     u8         slot, ascending
@@ -43,9 +43,9 @@ from blockmap.format.extent import Extent
 
 FANOUT: Final = 256
 MAX_LEVEL: Final = 4
-"""Enough for 2^40 blocks with room to spare."""
+"""The highest level of a node: enough for 2^40 blocks with room to spare."""
 MAX_NODE_BYTES: Final = 1 << 20
-"""No stored node is longer: 4,096 extents in as many chunks in as many packs take 0.37 MB."""
+"""The limit on a stored node; 4,096 extents in as many chunks in as many packs take 0.37 MB."""
 
 _REFERENCE = np.dtype(
     [("pack", "<u2"), ("codec", "u1"), ("zero", "u1"), ("offset", "<u4"), ("stored", "<u4"), ("raw", "<u4")]
@@ -54,7 +54,7 @@ _REFERENCE = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a chunk or node is stored: advice, since what arrives is verified against its digest."""
+    """The place where a chunk or node is stored: advice, since the bytes read are verified against its digest."""
 
     pack: Digest
     codec: int
@@ -89,7 +89,7 @@ class Leaf:
         self.blocks = blocks
         """Blocks of each chunk, 1 to 64."""
         self.placements = placements
-        """Where each chunk is; None for one that is not stored yet."""
+        """The placement of each chunk; None for one that is not stored yet."""
 
     @cached_property
     def content(self) -> bytes:
@@ -113,7 +113,7 @@ class Leaf:
         return self.chunks
 
     def extents(self, base: int = 0) -> list[Extent]:
-        """The extents in order, their starts counted from block `base` of the span's beginning."""
+        """Returns the extents in order; `base` is the volume block at which the span begins."""
         chunks, blocks = self.chunks, self.blocks.tolist()
         return [
             Extent(base + start, length, chunks[at], blocks[at], first)
@@ -154,10 +154,10 @@ class Inner:
     def __init__(self, level: int, slots: Sequence[int], children: Sequence[Digest], placements: Placements) -> None:
         self.level = level
         self.slots = slots
-        """0 to 255, ascending."""
+        """Slots of the children, 0 to 255, ascending."""
         self.children = children
         self.placements = placements
-        """Where each child is; None for one that is not stored yet."""
+        """The placement of each child; None for one that is not stored yet."""
 
     @cached_property
     def content(self) -> bytes:
@@ -172,7 +172,7 @@ class Inner:
         return self.children
 
     def child(self, slot: int) -> tuple[Digest, Placement | None] | None:
-        """The child in a slot; None where it is absent."""
+        """Returns the child in a slot; None if it is absent."""
         try:
             at = self.slots.index(slot)
         except ValueError:
@@ -196,7 +196,7 @@ Node = Leaf | Inner
 
 
 def leaf(extents: Iterable[Extent], base: int, placements: dict[Digest, Placement]) -> Leaf | None:
-    """The leaf of coalesced `extents` within the span that begins at block `base`; None where there are none."""
+    """Returns the leaf of coalesced `extents` within the span that begins at block `base`; None if there are none."""
     chunks: dict[Digest, int] = {}
     blocks: list[int] = []
     rows = []
@@ -222,7 +222,7 @@ def leaf(extents: Iterable[Extent], base: int, placements: dict[Digest, Placemen
 
 
 def encode(node: Node) -> bytes:
-    """The stored form of a node, all of whose placements must be known."""
+    """Returns the stored form of a node, all of whose placements must be known."""
     head = header(DigestKind.NODE, len(node.starts) if isinstance(node, Leaf) else len(node.slots), node.level)
     packs: dict[Digest, int] = {}
     table = np.zeros(len(node.placements), dtype=_REFERENCE)
@@ -235,7 +235,7 @@ def encode(node: Node) -> bytes:
 
 
 def decode(frame: bytes, pack: Digest, expected: Digest) -> Node:
-    """Parses a stored node that was read from `pack`; FormatError for anything but the node named `expected`."""
+    """Parses a stored node that was read from `pack`. Raises FormatError for anything but the node named `expected`."""
     if len(frame) < HEADER.size or len(frame) > MAX_NODE_BYTES:
         raise FormatError(f"{len(frame)} bytes are no node: 16 to {MAX_NODE_BYTES} are expected")
     magic, kind, version, level, flags, count, zero = HEADER.unpack_from(frame)

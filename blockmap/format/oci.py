@@ -1,4 +1,4 @@
-"""Which version an OCI document belongs to: `oci/HEX` for the SHA-256 of an index, manifest or configuration.
+"""References from OCI documents to versions: `oci/HEX`, for the SHA-256 of an index, manifest or configuration.
 
 A sealed line of canonical JSON with `format`, `number` (of the version's record) and `version`.
 """
@@ -11,12 +11,12 @@ FORMAT = 1
 
 
 def encode(version: Digest, number: int) -> bytes:
-    """The object as stored."""
+    """Returns the object as stored."""
     return record.seal([record.encode({"format": FORMAT, "number": number, "version": version.hex()})])
 
 
 def decode(data: bytes) -> tuple[Digest, int]:
-    """The version's name and the number of its record; FormatError."""
+    """Returns the version's name and the number of its record. Raises FormatError."""
     lines = record.unseal(data)
     if len(lines) != 1:
         raise FormatError(f"the record of an OCI document has {len(lines)} lines where 1 is expected")

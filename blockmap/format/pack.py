@@ -7,13 +7,13 @@
     6       2     u16     zero
     8       4     u32     count of entries n
     12      4     u32     count of frames m
-    16      16    -       salt: no two packs have one name, so a condemned one never comes back
+    16      16    -       salt: no two packs have one name, so the name of a condemned pack is never used again
     32      44n   -       per entry: digest 32, frame u32, offset in the frame u32, length u32
     ..      16m   -       per frame: offset in the pack u32, stored u32, raw u32, codec u8, zero 3
     ..      -     -       frames
 
-Little-endian. All before the frames is the head; its SHA-256 is the pack's name. A frame is verified by what it holds.
-One chunk or node has a frame of its own.
+Little-endian. All before the frames is the head; its SHA-256 is the pack's name. A frame is verified by its content.
+Each chunk or node has a frame of its own.
 """
 
 import struct
@@ -30,7 +30,7 @@ from blockmap.format.node import Placement
 MAGIC: Final = b"bmpk"
 FORMAT: Final = 1
 TARGET_BYTES: Final = 16 << 20
-"""A pack is closed before it grows beyond this."""
+"""Bytes; a pack is closed before it grows beyond this."""
 
 _HEAD = struct.Struct("<4sBBHII16s")
 _ENTRY = struct.Struct("<32sIII")
@@ -58,13 +58,13 @@ class PackedFrame:
 class Pack:
     name: Digest
     parts: list[bytes | memoryview]
-    """What to store, in order."""
+    """The bytes to store, in order."""
     placements: list[Placement]
-    """Of the frames, in order."""
+    """The placements of the frames, in order."""
 
 
 def head_bytes(frames: int) -> int:
-    """The length of the head of a pack of that many frames, each with one entry."""
+    """Returns the length of the head of a pack with `frames` frames of one entry each."""
     return _HEAD.size + (_ENTRY.size + _FRAME.size) * frames
 
 
@@ -88,18 +88,18 @@ def seal(kind: PackKind, frames: Sequence[PackedFrame], salt: bytes) -> Pack:
 
 @dataclass(frozen=True, slots=True)
 class PackHead:
-    """What a pack says that it holds."""
+    """The contents of a pack, as its head lists them."""
 
     kind: PackKind
     entries: list[tuple[Digest, Placement]]
     length: int
-    """Bytes of the head."""
+    """Length of the head in bytes."""
     end: int
-    """Bytes of the whole pack."""
+    """Length of the whole pack in bytes."""
 
 
 def head_length(start: bytes) -> int:
-    """The length of the head, from the first 32 bytes of a pack."""
+    """Returns the length of the head of a pack, given the first 32 bytes."""
     if len(start) < _HEAD.size:
         raise FormatError(f"{len(start)} bytes are too short for a pack")
     magic, version, kind, zero, count, frames, _ = _HEAD.unpack_from(start)
@@ -111,7 +111,7 @@ def head_length(start: bytes) -> int:
 
 
 def parse_head(data: bytes, name: Digest) -> PackHead:
-    """Parses the head of the pack `name` from the pack's first bytes; FormatError."""
+    """Parses the head of the pack `name` from the pack's first bytes. Raises FormatError."""
     length = head_length(data)
     if len(data) < length:
         raise FormatError(f"the pack's head has {length} bytes, but only {len(data)} are there")

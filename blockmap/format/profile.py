@@ -1,6 +1,7 @@
-"""Profiles: what starts of one workload read, in first-touch order, merged over many traces.
+"""Profiles list the blocks that starts of one workload read, merged from many traces, in first-touch order.
 
-A profile belongs to a repository and a label. Objects of one such pair are a log, dense from 1; the highest counts.
+A profile belongs to a repository and a label. The profiles of such a pair are a log, numbered from 1 without gaps; the highest
+is valid.
 
     offset  size  type    meaning
     0       4     s       magic `bmpf`
@@ -12,12 +13,12 @@ A profile belongs to a repository and a label. Objects of one such pair are a lo
     ..      -     -       body, one zstd frame
     end-32  32    -       SHA-256 of all before
 
-The head's keys: `repo`, `label`, `n`, `version` and `root` (of the version that `start` is about), `starts` (how many were
-merged), `items`, `chunks`, `paths` (how many there are of each), `host`, `time` (seconds since 1970), `nonce`.
+The head's keys: `repo`, `label`, `n`, `version` and `root` (of the version that `start` refers to), `starts` (number of starts
+merged), `items`, `chunks`, `paths` (number of each), `host`, `time` (seconds since 1970), `nonce`.
 
 The body: digests of the chunks, 32 bytes each; per item, an array of each of: start u64 (block of the volume), blocks u32,
 first u8 (block in the chunk), chunk u32, path u32 (1 + its index, 0 for blocks of no file), at u32 (block of the file),
-time u32 (milliseconds from the open to the first touch, median over starts), touched u16 (how many of the starts); then
+time u32 (milliseconds from the open to the first touch, median over starts), touched u16 (number of the starts); then
 each path as length u16 and bytes. Items are in the order of their times; none crosses an extent or a run of a file.
 Little-endian.
 """
@@ -47,7 +48,7 @@ _COLUMNS = ("<u8", "<u4", "u1", "<u4", "<u4", "<u4", "<u4", "<u2")
 
 
 class ProfileItem(NamedTuple):
-    """Blocks that follow each other, in the volume, in one chunk, and in one file or none."""
+    """Blocks that follow each other in the volume, in one chunk, and in one file or in none."""
 
     start: int
     """First block in the volume."""
@@ -60,7 +61,7 @@ class ProfileItem(NamedTuple):
     """First block in the file."""
     time_ms: int
     touched: int
-    """How many of the starts read it."""
+    """Number of the starts that read the item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Profile:
     label: str
     n: int
     version: Digest
-    """Its items' places in the volume are those of this version."""
+    """The version to whose volume the items refer."""
     root: Digest
     starts: int
     items: Sequence[ProfileItem]
@@ -80,7 +81,7 @@ class Profile:
 
 
 def encode(profile: Profile) -> bytes:
-    """The object as stored."""
+    """Returns the object as stored."""
     chunks = {name: at for at, name in enumerate(dict.fromkeys(item.chunk for item in profile.items))}
     paths = {path: at + 1 for at, path in enumerate(dict.fromkeys(i.path for i in profile.items if i.path is not None))}
     rows = [
@@ -125,7 +126,7 @@ def encode(profile: Profile) -> bytes:
 
 
 def decode(data: bytes, repo: str, label: str, n: int) -> Profile:
-    """Parses profile `n` of a repository and label; FormatError."""
+    """Parses profile `n` of a repository and label. Raises FormatError."""
     end = len(data) - DIGEST_BYTES
     if end < _HEAD.size or sha256(memoryview(data)[:end]).digest() != data[end:]:
         raise FormatError("the profile is damaged: its last 32 bytes are not the SHA-256 of the rest")

@@ -1,4 +1,6 @@
-"""Reading lists: what starts read of one volume, and of which files, in first-touch order; for whoever warms the kernel.
+"""Reading lists name the blocks of one volume that starts read, with their files, in first-touch order.
+
+They tell hosts with which blocks to warm the kernel's caches.
 
 Count u32, paths u32, then an array each of start u64, blocks u32, path u32 (1 + its index, 0 for none) and at u32 (block of the
 file); then each path as length u16 and bytes. Little-endian.
@@ -18,7 +20,7 @@ _COLUMNS = ("<u8", "<u4", "<u4", "<u4")
 
 
 class ReadItem(NamedTuple):
-    """Blocks of the volume that a start reads, of one file or none."""
+    """Consecutive blocks of the volume that a start reads, in one file or in none."""
 
     start: int
     """First block in the volume."""
@@ -28,10 +30,10 @@ class ReadItem(NamedTuple):
     """First block in the file."""
 
 
-def encode(readings: Sequence[ReadItem]) -> bytes:
-    """The list as it is in a bundle, before compression."""
-    paths = {path: at + 1 for at, path in enumerate(dict.fromkeys(r.path for r in readings if r.path is not None))}
-    rows = [(r.start, r.blocks, 0 if r.path is None else paths[r.path], r.at) for r in readings]
+def encode(read_items: Sequence[ReadItem]) -> bytes:
+    """Returns the list as a bundle holds it, before compression."""
+    paths = {path: at + 1 for at, path in enumerate(dict.fromkeys(r.path for r in read_items if r.path is not None))}
+    rows = [(r.start, r.blocks, 0 if r.path is None else paths[r.path], r.at) for r in read_items]
     columns = zip(*rows, strict=True) if rows else [[]] * len(_COLUMNS)
     return b"".join(
         [
@@ -43,7 +45,7 @@ def encode(readings: Sequence[ReadItem]) -> bytes:
 
 
 def decode(body: bytes) -> list[ReadItem]:
-    """Parses what `encode` made; FormatError, struct.error, ValueError."""
+    """Parses a list. Raises FormatError, struct.error or ValueError."""
     count, paths = _LIST.unpack_from(body)
     at = _LIST.size
     columns = []

@@ -12,17 +12,17 @@ from typing import Any
 from blockmap.errors import FormatError
 
 MAX_BYTES = 24 << 20
-"""No record is longer: a version with a manifest and a configuration of 8 MiB each takes 21."""
+"""The limit on a record; a version with a manifest and a configuration of 8 MiB each takes 21 MiB."""
 
 
 def encode(value: dict[str, Any]) -> bytes:
-    """The one encoding of a JSON object; FormatError for values that have none."""
+    """Returns the canonical encoding of a JSON object. Raises FormatError for values that have none."""
     _check(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """Parses one line; FormatError for anything that `encode` does not write."""
+    """Parses one line. Raises FormatError for any line that `encode` does not write."""
     try:
         value = json.loads(line.decode("ascii"))
         if isinstance(value, dict) and encode(value) == line:
@@ -33,13 +33,13 @@ def decode(line: bytes) -> dict[str, Any]:
 
 
 def seal(lines: Sequence[bytes]) -> bytes:
-    """The object with these lines."""
+    """Returns the sealed object with these lines."""
     data = b"".join(line + b"\n" for line in lines)
     return data + sha256(data).hexdigest().encode() + b"\n"
 
 
 def unseal(data: bytes, max_bytes: int = MAX_BYTES) -> list[bytes]:
-    """The lines of a sealed object; FormatError where the last one is not the SHA-256 of the rest."""
+    """Returns the lines of a sealed object. Raises FormatError if the last line is not the SHA-256 of the others."""
     if len(data) > max_bytes:
         raise FormatError(f"{len(data)} bytes are too long for such a record: {max_bytes} at most are read")
     body, digest = data[:-65], data[-65:]
@@ -59,7 +59,7 @@ def _check(value: object) -> None:
         for item in value:
             _check(item)
     elif isinstance(value, str):
-        # JSON can escape half a surrogate pair, which then no terminal and no file can be given.
+        # JSON can escape half a surrogate pair, which cannot be written to a terminal or a file.
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
             raise FormatError(f"a string of a record is not text: {value[:80]!r}")
     elif not (value is None or isinstance(value, int)):

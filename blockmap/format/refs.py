@@ -1,4 +1,4 @@
-"""What people call images: names, digests, labels, and how they become components of keys.
+"""References that people type: names, digests and labels of images, and their form as components of keys.
 
 The grammar is docker's, as typed: no registry is implied.
 """
@@ -18,12 +18,12 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _MAX_REPO = 255
 
 DEFAULT_LABEL: Final = "default"
-"""Of a workload that nobody named."""
+"""The label of starts for which none is given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An image by name, or by digest."""
+    """An image named by tag or by digest, and a workload of it."""
 
     repo: str
     tag: str | None
@@ -37,7 +37,7 @@ class Reference:
 
 
 def parse_name(text: str) -> tuple[str, str]:
-    """Repository and tag, `latest` where none is typed; UsageError."""
+    """Parses `REPO[:TAG]` into repository and tag, `latest` by default. Raises UsageError."""
     reference = parse_reference(text)
     if reference.tag is None or reference.label is not None:
         raise UsageError(f"{text!r} is not a name: REPO[:TAG] is expected, for example redis:7")
@@ -45,7 +45,7 @@ def parse_name(text: str) -> tuple[str, str]:
 
 
 def parse_reference(text: str) -> Reference:
-    """`REPO[:TAG]` or `REPO@sha256:HEX`, with `+LABEL` or without; UsageError."""
+    """Parses `REPO[:TAG]` or `REPO@sha256:HEX`, with `+LABEL` or without. Raises UsageError."""
     rest, plus, label = text.partition("+")
     if plus and (not _LABEL.fullmatch(label) or label in (".", "..") or label.startswith(".tmp-")):
         raise UsageError(
@@ -80,13 +80,13 @@ def parse_reference(text: str) -> Reference:
 
 
 def short_export(export: str) -> str:
-    """An export by digest with as much of it as people compare: `repo@HEX12`."""
+    """Returns the name of an export with its digest cut to 12 digits: `repo@HEX12`."""
     repo, mark, digest = export.partition("@sha256:")
     return f"{repo}@{digest[:12]}" if mark else export
 
 
 def to_component(repo: str) -> str:
-    """A repository or label as one component of a key."""
+    """Returns a repository or label as one component of a key."""
     return repo.replace("/", "~").replace(":", "=")
 
 

@@ -1,14 +1,14 @@
-"""Traces: what one start read, and when, as a server writes it while it happens. Of one host only.
+"""Traces record the reads of one start, with their times, while it happens. A trace stays on its host.
 
     offset  size  type  meaning
     0       4     s     magic `bmtr`
     4       1     u8    format, 1
-    5       1     u8    flags: 1 the device was new to the host, 2 exact: the kernel read nothing ahead
-    6       1     u8    how it ended: 0 not yet, or with the server; see End
+    5       1     u8    flags: 1 the device was new to the host, 2 exact: the kernel did no read-ahead
+    6       1     u8    why it ended: 0 not yet, or with the server; see End
     7       1     -     zero
     8       8     u64   when the export was opened, microseconds since 1970
     16      8     u64   bytes of the volume
-    24      4     u32   milliseconds from the open until the program was ready; 0 where nobody said
+    24      4     u32   milliseconds from the open until the program was ready; 0 if that was not reported
     28      4     u32   number of the profile that the kernel was warmed with; 0 for none
     32      32    -     digest of the version
     64      32    -     digest of the volume's root
@@ -16,9 +16,9 @@
     160     256   s     repository, filled up with zeros
     512     16n   -     per read, in the order in which they began: microseconds since the open u32, bytes u32, offset u64
 
-Little-endian. The reads end before the first record without bytes, as a host that lost power may leave, or with the file. A
-server that is killed leaves a file with all that was read until a tenth of a second before. The time is exact of reads that
-the cache did not answer at once, and in between by their order.
+Little-endian. The reads end with the file, or before the first record with a length of 0, which a loss of power may leave. A
+server that is killed loses the reads of the last tenth of a second. Reads that the cache did not answer at once have their exact
+time; the times of those in between are interpolated by their order.
 """
 
 import struct
@@ -40,20 +40,20 @@ EXACT: Final = 2
 
 READ = np.dtype([("time_us", "<u4"), ("length", "<u4"), ("offset", "<u8")])
 Reads = npt.NDArray[np.void]
-"""Of the type READ, one dimension."""
+"""An array of the type READ with one dimension."""
 
 _HEAD = struct.Struct("<4sBBBBQQII32s32s64s256s")
 
 
 class End(IntEnum):
-    """Why a trace ended."""
+    """The reason why a trace ended."""
 
     OPEN = 0
     READY = 1
-    """The program is ready, as whoever started it said."""
+    """The program was reported ready by its starter."""
     LONG = 2
     QUIET = 3
-    """Nothing was read for the first time for a while."""
+    """No block was read for the first time for a while."""
     FULL = 4
     CLOSED = 5
     """The last connection closed."""
@@ -61,26 +61,25 @@ class End(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TraceHead:
-    """What a trace says about itself."""
+    """The head of a trace: the export, the version, and the circumstances of the start."""
 
     repo: str
     label: str
     version: Digest
     root: Digest
     size: int
-    """Bytes of the volume."""
+    """Size of the volume in bytes."""
     started_us: int
-    """Since 1970."""
+    """Time of the open in microseconds since 1970."""
     flags: int = 0
     end: End = End.OPEN
     ready_ms: int = 0
     profile: int = 0
-    """Number of the profile that the kernel was warmed with, whose ranges say nothing about what the start needs; 0 for
-    none."""
+    """Number of the profile that the kernel was warmed with, whose blocks the start may have read unseen; 0 for none."""
 
     @property
     def is_evidence(self) -> bool:
-        """Whether what it does not have was not needed: the device was new, so no cache of the kernel hid it."""
+        """True if blocks that the trace lacks were not needed: the device was new, so the kernel had none of them cached."""
         return bool(self.flags & NEW)
 
 
@@ -91,7 +90,7 @@ class Trace:
 
 
 def encode_head(head: TraceHead) -> bytes:
-    """The first 512 bytes."""
+    """Returns the first 512 bytes of a trace."""
     label, repo = head.label.encode(), head.repo.encode()
     if len(label) > 64 or len(repo) > 256:
         raise FormatError(f"{head.repo}+{head.label} is too long for a trace")
@@ -103,7 +102,7 @@ def encode_head(head: TraceHead) -> bytes:
 
 
 def decode_head(data: bytes) -> TraceHead:
-    """Parses the first 512 bytes of a trace; FormatError."""
+    """Parses the first 512 bytes of a trace. Raises FormatError."""
     if len(data) < HEAD_BYTES:
         raise FormatError(f"{len(data)} bytes are too short for a trace")
     magic, version, flags, end, zero, started, size, ready, profile, name, root, label, repo = _HEAD.unpack_from(data)
@@ -117,7 +116,7 @@ def decode_head(data: bytes) -> TraceHead:
 
 
 def decode(data: bytes) -> Trace:
-    """Parses a trace, whole or cut off; FormatError."""
+    """Parses a trace, whole or cut off. Raises FormatError."""
     head = decode_head(data)
     count = (len(data) - HEAD_BYTES) // READ.itemsize
     reads: np.ndarray[Any, Any] = np.frombuffer(data, READ, count, HEAD_BYTES)

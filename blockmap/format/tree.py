@@ -41,10 +41,10 @@ class Draft:
 
     root: Root
     nodes: dict[Digest, Node] = field(default_factory=dict)
-    """The new nodes. A placement is None in them where the chunk or child is new."""
+    """The new nodes; their placements of new chunks and children are None."""
 
     def check(self) -> None:
-        """Asserts that every node is new, sound and in reach, and that what is not new has a placement."""
+        """Asserts that every node is new, sound and reachable, and that chunks and children of the base have placements."""
         reached: set[Digest] = set()
         waiting = [(self.root.digest, self.root.placement, self.root.level)]
         while waiting:
@@ -63,7 +63,7 @@ class Draft:
 
 
 def height(size: int) -> int:
-    """The level of the root of a volume of `size` blocks."""
+    """Returns the level of the root of a volume of `size` blocks."""
     if not 0 < size <= MAX_BLOCKS:
         raise FormatError(f"a volume of {size} blocks is out of range: 1 to 2^40")
     level, covered = 0, SPAN
@@ -75,12 +75,12 @@ def height(size: int) -> int:
 
 
 def coverage(level: int) -> int:
-    """Blocks that a node covers."""
+    """Returns the number of blocks that a node of a level covers."""
     return int(SPAN * FANOUT**level)
 
 
 def cut_at_spans(extents: list[Extent]) -> Iterator[Extent]:
-    """The same map with no extent across the edge of a span."""
+    """Yields the extents, cut at the edges of spans."""
     for extent in extents:
         start = extent.start
         while start < extent.end:
@@ -90,7 +90,7 @@ def cut_at_spans(extents: list[Extent]) -> Iterator[Extent]:
 
 
 def build(extents: list[Extent], size: int, placements: dict[Digest, Placement]) -> Draft:
-    """The tree of a map of ascending, disjoint extents; `placements` has those of the chunks already stored."""
+    """Builds the tree of ascending, disjoint extents; `placements` has those of the chunks already stored."""
     if extents and extents[-1].end > size:
         raise FormatError(f"an extent ends at block {extents[-1].end} of a volume of {size} blocks")
     spans = groupby(cut_at_spans(extents), key=lambda extent: extent.start // SPAN)
@@ -99,7 +99,7 @@ def build(extents: list[Extent], size: int, placements: dict[Digest, Placement])
 
 
 def assemble(leaves: Iterable[tuple[int, Leaf]], size: int) -> Draft:
-    """The tree of leaves that are given in volume order, each with the number of its span."""
+    """Builds the tree of `leaves`, which come in volume order, each with the number of its span."""
     draft = Draft(Root(ABSENT, size))
     row: list[tuple[int, Digest]] = []
     for span, made in leaves:
@@ -121,7 +121,7 @@ def assemble(leaves: Iterable[tuple[int, Leaf]], size: int) -> Draft:
 
 
 def rewrite(base: Root, edits: list[Extent], size: int, load: Load, placements: dict[Digest, Placement]) -> Draft:
-    """The tree of `edits` over `base`; reads only leaves that an edit covers in part. The volume may grow to `size`."""
+    """Builds the tree of `edits` over `base`; loads only leaves that an edit covers in part. The volume may grow to `size`."""
     if size < base.size:
         raise FormatError(f"a volume cannot shrink from {base.size} to {size} blocks")
     if edits and edits[-1].end > size:
@@ -152,7 +152,7 @@ def rewrite(base: Root, edits: list[Extent], size: int, load: Load, placements: 
     def visit(
         level: int, block: int, own: list[Extent], name: Digest, place: Placement | None
     ) -> tuple[Digest, Placement | None]:
-        """What stands in place of the node `name` that covers the blocks from `block` on."""
+        """Returns the node that replaces `name`, which covers the blocks from `block` on."""
         if not own or (name == ABSENT and all(extent.chunk is None for extent in own)):
             return name, place
         made: Node | None
@@ -186,7 +186,7 @@ def rewrite(base: Root, edits: list[Extent], size: int, load: Load, placements: 
 
 
 def find(root: Root, span: int, load: Load) -> Leaf | None:
-    """The leaf that covers blocks [span * 4096, (span + 1) * 4096); None where all of them are zero."""
+    """Returns the leaf that covers blocks [span * 4096, (span + 1) * 4096); None if all of them are zero."""
     if not 0 <= span * SPAN < root.size:
         raise FormatError(f"span {span} lies outside of a volume of {root.size} blocks")
     digest, placement = root.digest, root.placement
@@ -202,14 +202,14 @@ def find(root: Root, span: int, load: Load) -> Leaf | None:
 
 
 def leaves(root: Root, load: Load) -> Iterator[tuple[int, Leaf]]:
-    """All leaves in volume order, each with the number of its span."""
+    """Yields all leaves in volume order, each with the number of its span."""
     for span, node in nodes(root, load):
         if isinstance(node, Leaf):
             yield span, node
 
 
 def nodes(root: Root, load: Load) -> Iterator[tuple[int, Node]]:
-    """All nodes, parents first, each with the number of the first span below it."""
+    """Yields all nodes, parents first, each with the number of the first span below it."""
 
     def walk(digest: Digest, placement: Placement | None, level: int, span: int) -> Iterator[tuple[int, Node]]:
         node = _load_at(level, digest, placement, load)
@@ -223,7 +223,7 @@ def nodes(root: Root, load: Load) -> Iterator[tuple[int, Node]]:
 
 
 def diff(left: Root, right: Root, load: Load) -> Iterator[tuple[int, Leaf | None, Leaf | None]]:
-    """The spans whose leaves differ, in order; visits only nodes whose digests differ. Both volumes have one size."""
+    """Yields the spans whose leaves differ, in order; visits only nodes whose digests differ. Both volumes have one size."""
     if left.level != right.level:
         raise FormatError("only volumes of one height can be compared")
     Place = tuple[Digest, Placement | None]
@@ -278,7 +278,7 @@ def _load_at(level: int, name: Digest, place: Placement | None, load: Load) -> N
 
 
 def _drop_unreachable(draft: Draft) -> None:
-    """Forgets nodes that a later step replaced: the wrappers of a root that grew."""
+    """Removes nodes that a later step replaced: the wrappers of a root that grew."""
     reached: set[Digest] = set()
     waiting = [draft.root.digest]
     while waiting:

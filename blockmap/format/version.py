@@ -1,4 +1,4 @@
-"""Version records: what a version is, canonical JSON whose first line names it.
+"""Version records: canonical JSON whose first line defines a version and names it.
 
     line  content
     1     the version; its digest (kind 3, count: bytes of the line) is the version's name, HEX
@@ -6,8 +6,8 @@
     3     SHA-256 of the lines before
 
 The first line's keys: `author`, `config` and `manifest` (OCI documents in base64, null where there is none), `created`
-(the image configuration's, so that an import has one name everywhere), `extra` (root of the contents that upper layers
-hide, at the same offsets), `format`, `layout` (which writer laid the volume out, with which threshold for cuts at the
+(taken from the image's configuration, so that an import has one name everywhere), `extra` (root of the contents that upper
+layers hide, at the same offsets), `format`, `layout` (the writer that laid the volume out, and its threshold for cuts at the
 edges of files), `message`, `parents`, `root`, `size` (blocks).
 """
 
@@ -24,17 +24,17 @@ from blockmap.format.tree import MAX_BLOCKS, Root
 
 FORMAT = 1
 MAX_RUN_BYTES = 1 << 20
-"""Writers make runs of 256 KiB at most; who names more is not believed."""
+"""The limit on a run; writers make 256 KiB at most, and a longer one is refused as damage."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriterLayout:
-    """How an import laid its volume out; another layout may give another root for the same image."""
+    """The layout that an import gave its volume; another layout may give another root for the same image."""
 
     writer: int
     """Number of the writer's rules; 0 for bytes that came as a disk image."""
     threshold: int
-    """Blocks from which on a file's edges are cut points; 0 for none."""
+    """Size in blocks from which on a file's edges are cut points; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,9 @@ class Version:
     author: str = ""
     message: str = ""
     created: str = ""
-    """As the image configuration has it; empty where it has none."""
+    """The date in the image's configuration; empty if it has none."""
     run: NodeRun | None = None
-    """Outside of the name, as placements are."""
+    """The nodes that an open should read; like placements, it is not part of the name."""
 
     @property
     def name(self) -> Digest:
@@ -87,7 +87,7 @@ class Version:
 
 
 def encode(version: Version) -> bytes:
-    """The object as stored."""
+    """Returns the object as stored."""
     places = {
         "extra": encode_placement(version.extra.placement),
         "root": encode_placement(version.root.placement),
@@ -98,7 +98,7 @@ def encode(version: Version) -> bytes:
 
 
 def decode(data: bytes, expected: Digest) -> Version:
-    """Parses a stored version record; FormatError for anything but the version named `expected`."""
+    """Parses a stored version record. Raises FormatError for anything but the version named `expected`."""
     lines = record.unseal(data)
     if len(lines) != 2:
         raise FormatError(f"a version record has {len(lines)} lines where 2 are expected")
@@ -134,7 +134,7 @@ def decode(data: bytes, expected: Digest) -> Version:
 
 
 def encode_placement(place: Placement | None) -> dict[str, Any] | None:
-    """A placement as a JSON object."""
+    """Returns a placement as a JSON object."""
     if place is None:
         return None
     return {
@@ -147,7 +147,7 @@ def encode_placement(place: Placement | None) -> dict[str, Any] | None:
 
 
 def decode_placement(value: Any) -> Placement | None:
-    """The reverse of `encode_placement`; FormatError."""
+    """Parses a placement. Raises FormatError."""
     if value is None:
         return None
     try:
@@ -160,12 +160,12 @@ def decode_placement(value: Any) -> Placement | None:
 
 
 def encode_run(run: NodeRun | None) -> dict[str, Any] | None:
-    """A run as a JSON object."""
+    """Returns a run as a JSON object."""
     return None if run is None else {"end": run.end, "pack": run.pack.hex(), "start": run.start}
 
 
 def decode_run(value: Any) -> NodeRun | None:
-    """The reverse of `encode_run`; FormatError."""
+    """Parses a run. Raises FormatError."""
     if value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Images in and out: sources and their layers, the merge, the ext4 writer and reader, the import from end to end.
+"""Images: sources with their layers, the import from end to end, and the comparison of a volume with its image.
 
-Imports `publish` and what lies below. Bytes come from archives, directories and registries; blocks go to `publish`.
+Imports `learn`, `publish` and below. Bytes come from archives, directories and registries; blocks go to `publish`.
 """

@@ -18,7 +18,7 @@ from blockmap.image.oci import config_diff_ids
 
 _MAX_DOCUMENT = 8 << 20
 _MAX_SYMLINKS = 8
-# tarfile lets the errors of its own parsing through where a header is made up.
+# tarfile raises errors of its own parsing for a forged header.
 _DAMAGED = (
     OSError, EOFError, tarfile.TarError, ValueError, OverflowError, RecursionError,
     cast(type[Exception], igzip_lib.IsalError),
@@ -26,7 +26,7 @@ _DAMAGED = (
 
 
 class DockerArchive:
-    """An image in a docker archive (a Source): it has a configuration, but no manifest."""
+    """An image in a docker archive (an ImageSource); it has a configuration, but no manifest."""
 
     manifest: bytes | None = None
     index: bytes | None = None
@@ -140,7 +140,7 @@ def _tags(image: dict[str, Any]) -> list[str]:
 
 
 def _full(reference: str) -> str:
-    """A reference as docker fills it up, so that `redis` finds `docker.io/library/redis:latest`."""
+    """Returns a reference with docker's defaults filled in, so that `redis` finds `docker.io/library/redis:latest`."""
     name = reference.removeprefix("docker.io/").removeprefix("library/")
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 

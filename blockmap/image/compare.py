@@ -1,7 +1,7 @@
 """Compares a volume with the image that it was made from, file by file.
 
-What the image should unpack to is worked out here by a merge of its own: paths in a dict, whiteouts of a layer first. It
-shares nothing with the importer's merge but the rules (OCI image-spec, layer.md).
+The expected files are worked out by a merge of its own: paths in a dict, whiteouts of a layer first. It
+shares only the rules with the importer's merge (OCI image-spec, layer.md).
 """
 
 from dataclasses import dataclass, field
@@ -29,11 +29,11 @@ class Difference:
 
 @dataclass(slots=True, eq=False)
 class _Object:
-    """What a path should be; hard links share one."""
+    """A file as the image describes it; hard links share one."""
 
     member: Member
     content: bytes = b""
-    """SHA-256 of a regular file."""
+    """SHA-256 of the contents of a regular file."""
     paths: list[bytes] = field(default_factory=list)
 
 
@@ -41,7 +41,7 @@ _Unpacked = dict[bytes, _Object]
 
 
 def compare(volume: Ext4Reader, source: ImageSource) -> list[Difference]:
-    """Every difference in kind, mode, owner, times, attributes, links, targets, devices, sizes and contents."""
+    """Returns every difference in kind, mode, owner, times, attributes, links, targets, devices, sizes and contents."""
     expected = unpacked(source)
     groups: dict[int, bytes] = {}
     differences: list[Difference] = []
@@ -67,7 +67,7 @@ def compare(volume: Ext4Reader, source: ImageSource) -> list[Difference]:
 
 
 def unpacked(source: ImageSource) -> _Unpacked:
-    """What the layers of an image amount to, by path."""
+    """Returns the files that the layers of an image unpack to, by path."""
     tree: dict[bytes, _Object] = {b"": _Object(Member(b"", MemberKind.DIR, 0o755))}
     for layer in source.layers:
         tree = _apply(tree, layer)
@@ -117,7 +117,7 @@ def _apply(below: _Unpacked, layer: Layer) -> _Unpacked:
 
 
 def _remove(tree: _Unpacked, path: bytes, keep: bool) -> None:
-    """Removes what is below a path, and the path itself unless `keep`."""
+    """Removes everything below a path, and the path itself unless `keep`."""
     old = tree.get(path)
     if old is None:
         return
@@ -130,7 +130,7 @@ def _remove(tree: _Unpacked, path: bytes, keep: bool) -> None:
 
 
 def _follow(tree: _Unpacked, path: bytes) -> bytes:
-    """A directory's path with symlinks followed inside the root."""
+    """Returns a directory's path with symlinks followed inside the root."""
     at: list[bytes] = []
     todo = [part for part in path.split(b"/") if part][::-1]
     followed = 0

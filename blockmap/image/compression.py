@@ -1,6 +1,6 @@
-"""A layer's blob as the bytes of its archive: decompressed in a thread of its own, both digests taken on the way.
+"""Decompresses a layer's blob into its archive in a thread of its own, and checks the digests of both.
 
-Memory is bounded whatever the blob holds: pieces of 1 MiB, a short queue, and zstd's window of at most 128 MiB.
+Memory is bounded for any blob: pieces of 1 MiB, a short queue, and zstd's window of at most 128 MiB.
 """
 
 import io
@@ -21,13 +21,13 @@ _PIECE_BYTES = 1 << 20
 _QUEUED_PIECES = 4
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
-"""A frame of metadata, which zstd streams may begin with (RFC 8878, 3.1.2)."""
+"""The magic of a frame of metadata, with which zstd streams may begin (RFC 8878, 3.1.2)."""
 
 _DAMAGED = (EOFError, OSError, cast(type[Exception], igzip_lib.IsalError), zstandard.ZstdError)
 
 
 class _Counted(io.RawIOBase):
-    """Takes the digest of what is read through it."""
+    """Computes the digest of the bytes that are read through it."""
 
     def __init__(self, raw: BinaryIO, progress: Callable[[int], None]) -> None:
         self._raw = raw
@@ -53,12 +53,12 @@ def archive(
     progress: Callable[[int], None],
     took: Callable[[float], None],
 ) -> Iterator[bytes]:
-    """The archive in a blob, in pieces; gzip, zstd and plain are told apart by their first bytes.
+    """Yields the archive in a blob, in pieces; gzip, zstd and plain are told apart by their first bytes.
 
-    At the end both digests are compared, where they are known; ImageError names the layer `name`, and what was expected.
-    They are what proves the media type right: engines go by the first bytes too, and mislabelled layers exist.
+    Raises ImageError at the end if a known digest differs, naming the layer `name` and the digest expected. The
+    digests prove the type right: engines go by the first bytes too, and mislabelled layers exist.
     The thread ends with this generator: at its end, at an error, or when it is closed.
-    `progress` gets the stored bytes as they are read, `took` the thread's processor seconds.
+    `progress` gets the number of stored bytes as they are read, `took` the thread's processor seconds.
     """
     pieces: queue.Queue[bytes | BaseException | None] = queue.Queue(_QUEUED_PIECES)
     stop = threading.Event()
@@ -101,7 +101,7 @@ def _opened(open_blob: Callable[[], BinaryIO], name: str) -> BinaryIO:
 
 
 def decompressor(blob: Any) -> Any:
-    """The archive in a blob (an io.BufferedReader) as a file, by the blob's first bytes."""
+    """Returns the archive in a blob (an io.BufferedReader) as a file, by the blob's first bytes."""
     magic = blob.peek(4)[:4]
     if magic[:2] == _GZIP:
         return igzip.IGzipFile(fileobj=blob, mode="rb")  # type: ignore[no-untyped-call]

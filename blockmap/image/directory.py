@@ -1,4 +1,4 @@
-"""A plain directory as an image of one layer: the archive that a canonical tar of it would be."""
+"""Reads a plain directory as an image of one layer: the archive that a canonical tar of it would be."""
 
 import errno
 import heapq
@@ -21,27 +21,27 @@ _KINDS = {
 }  # fmt: skip
 _NO_XATTRS = (errno.EOPNOTSUPP, errno.ENOSYS)
 _HIDDEN_XATTR = (errno.EPERM, errno.EACCES, errno.ENODATA)
-"""What getxattr answers for an attribute that only root may read, or that has just gone."""
+"""Errors of getxattr for an attribute that only root may read, or that has just been removed."""
 _LEFT_OUT = b"security.selinux"
-"""The label of this host's policy, not of the files."""
+"""An attribute that is not imported: the label belongs to this host's policy, not to the files."""
 _WHITEOUT = b".wh."
 
 
 class Directory:
-    """A directory (a Source); it has no manifest, and a configuration that says no more than platform and diff_id."""
+    """A directory (an ImageSource); it has no manifest, and a configuration with platform and diff_id only."""
 
     manifest: bytes | None = None
     index: bytes | None = None
 
     def __init__(self, path: Path) -> None:
         self.config = _configuration([])
-        """Lists the layer's diff_id once all members have been read."""
+        """The image configuration; it has the layer's diff_id once all members have been read."""
         self.notes: list[str] = []
-        """What was left out, fit for a person."""
+        """Messages for people about files that were left out."""
         self.layers: list[Layer] = [DirectoryLayer(path, self._finished, self.notes.append)]
 
     def close(self) -> None:
-        """Nothing is open between members."""
+        """Does nothing, since nothing is open between members."""
 
     def _finished(self, diff_id: bytes) -> None:
         self.config = _configuration([diff_id])
@@ -53,7 +53,7 @@ class DirectoryLayer:
     def __init__(self, path: Path, finished: Callable[[bytes], None], note: Callable[[str], None]) -> None:
         self.size = 0
         self.chain = bytes(32)
-        """The SHA-256 of headers and contents as a tar archive, so the diff_id: known when all members have been read."""
+        """SHA-256 of the directory as a tar archive, which is the diff_id; known when all members have been read."""
         self.progress: Callable[[int], None] = lambda count: None
         self.cpu_seconds = 0.0
         self._root = os.fsencode(path)
@@ -61,7 +61,7 @@ class DirectoryLayer:
         self._note = note
 
     def members(self, headers: Callable[[bytes], None]) -> Members:
-        """The members; of a file with several names the first in order is the file, the others are hard links."""
+        """Yields the members; the first name of a file, in order, is the file, and its other names are hard links."""
         state = sha256()
 
         def put(data: bytes) -> None:
@@ -133,7 +133,7 @@ class DirectoryLayer:
         full = self._full(member.path)
         left = member.size
         try:
-            # Whatever has been put in its place since: no link is followed, and no fifo waited for.
+            # The file may have been replaced since: no link is followed, and no fifo waited for.
             with open(os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 while left and (data := file.read(min(left, _PIECE_BYTES))):
                     left -= len(data)

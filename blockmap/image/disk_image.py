@@ -1,8 +1,8 @@
-"""Disk images as they are: raw files, and what qemu-img can read.
+"""Reads disk images: raw files, and formats that qemu-img can read.
 
 A disk image may come from anybody, and several formats can name other files: those of this host would be read into the
-store. So what names any is refused, before qemu-img is let near it where we know the format, and the format once found is
-stated in every further call.
+store. So an image that names other files is refused, before qemu-img opens it if its header shows them, and the format
+that was found is stated in every further call.
 """
 
 import errno
@@ -22,9 +22,9 @@ from blockmap.errors import HostError, ImageError, UsageError
 _PIECE_BYTES = 1 << 20
 _QCOW2 = b"QFI\xfb"
 _EXTERNAL_DATA = 1 << 2
-"""Of a qcow2's incompatible features (qemu, docs/interop/qcow2.txt)."""
+"""Bit of a qcow2's incompatible features for external data (qemu, docs/interop/qcow2.txt)."""
 _VMDK = re.compile(rb"KDMV|COWD|(?:#[^\n]*\n| *\r?\n)*version=")
-"""A VMware disk, whose descriptor names its parts, as a rule: qemu-img info opens them, and does not say which."""
+"""The beginning of a VMware disk, whose descriptor usually names other files: qemu-img info opens them, and does not list them."""
 _VDI_MAGIC = b"\x7f\x10\xda\xbe"
 _ARCHIVES = (
     (0, b"\x1f\x8b"),
@@ -54,13 +54,13 @@ class DiskSource:
                 self.close()
                 raise
         self.size = os.stat(self._path).st_size
-        """Bytes."""
+        """Size of the disk in bytes."""
         if self.size == 0:
             self.close()
             raise ImageError(f"{path} is empty: a disk image is expected")
 
     def extents(self) -> Iterator[tuple[int, bytes]]:
-        """The data of the disk, ascending, each piece with its offset in bytes; holes are left out."""
+        """Yields the data of the disk, ascending, each piece with its offset in bytes; holes are left out."""
         try:
             with open(self._path, "rb") as file:
                 yield from self._pieces(file.fileno())
@@ -94,7 +94,7 @@ class DiskSource:
 
 
 def _probe(path: Path) -> str:
-    """The format of a disk image; ImageError where it refers to other files, UsageError for an archive."""
+    """Returns the format of a disk image. Raises ImageError if it refers to other files, UsageError for an archive."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)
@@ -122,7 +122,7 @@ def _probe(path: Path) -> str:
 
 
 def _check_qcow2(head: bytes, path: Path) -> None:
-    """Refuses other files by the header alone: qemu-img info itself may open an external data file."""
+    """Refuses references to other files by the header alone: qemu-img info itself may open an external data file."""
     if len(head) < 104:
         raise ImageError(f"{path} is a qcow2 image that ends in its header: it is truncated, get it again")
     version, backing = struct.unpack_from(">IQ", head, 4)
@@ -132,12 +132,12 @@ def _check_qcow2(head: bytes, path: Path) -> None:
 
 
 def _check_whole(kind: str, path: Path) -> None:
-    """Refuses what lacks parts: qemu-img convert reads zeros behind the end of a truncated image, and says nothing."""
-    # 2: corrupt; 3: space is leaked, which harms nobody who reads; 63: this format has no check.
+    """Refuses truncated images, behind whose end qemu-img convert reads zeros without an error."""
+    # 2: corrupt; 3: space is leaked, which does not harm readers; 63: this format has no check.
     said = _qemu_img("check", "--output=json", "-f", kind, os.path.abspath(path), fine=(0, 2, 3, 63))
     found: dict[str, Any] = json.loads(said) if said.strip() else {}
     damaged = bool(found.get("corruptions") or found.get("check-errors"))
-    if kind == "vdi":  # whose check does not look at the length
+    if kind == "vdi":  # its check does not look at the length
         with open(path, "rb") as file:
             head = file.read(512)
         start, block_bytes, blocks = (struct.unpack_from("<I", head, at)[0] for at in (0x158, 0x178, 0x184))

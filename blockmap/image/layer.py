@@ -1,4 +1,4 @@
-"""Layers that are blobs: archives, compressed or not, with the digests that they should have."""
+"""Layers in blobs: archives, compressed or not, with their expected digests."""
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -9,7 +9,7 @@ from blockmap.image import compression, tar
 
 
 class BlobLayer:
-    """A layer in a file, read once."""
+    """A layer in a file, which is read once."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class BlobLayer:
         return tar.members(pieces, headers)
 
     def stored(self) -> bytes:
-        """The blob as it is."""
+        """Reads the blob without decompressing it."""
         with self._open() as blob:
             return blob.read()
 
@@ -41,7 +41,7 @@ class BlobLayer:
 
 
 def chain_ids(diff_ids: Sequence[bytes]) -> list[bytes]:
-    """The OCI chain ID of each stack of layers, from the bottom up (image-spec, config.md)."""
+    """Returns the OCI chain ID of each stack of layers, from the bottom up (image-spec, config.md)."""
     chains: list[bytes] = []
     for diff_id in diff_ids:
         if not chains:

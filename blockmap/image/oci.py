@@ -1,7 +1,7 @@
 """Images as manifests and blobs: OCI image layouts, and the directories that skopeo fills.
 
 Documents: the OCI image-spec's index, manifest and configuration, and docker's v2 schema 2 forms of the first two. They are
-kept byte for byte, and what they say is checked before it is used.
+kept byte for byte, and their fields are checked before use.
 """
 
 import json
@@ -30,24 +30,24 @@ _REF_NAME = "org.opencontainers.image.ref.name"
 _MAX_DEPTH = 4
 
 BlobPath = Callable[[str], Path]
-"""Where the blob with a digest like `sha256:HEX` is."""
+"""Returns the path of the blob with a digest like `sha256:HEX`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What one document says about another, or about a layer."""
+    """A document's reference to another document, or to a layer."""
 
     media: str
     digest: str
-    """`sha256:HEX`."""
+    """Digest in the form `sha256:HEX`."""
     size: int | None
-    """Bytes; None where it is not stated, since the digest proves the content anyway."""
+    """Size in bytes; None if it is not stated, since the digest proves the content anyway."""
     platform: dict[str, Any] | None
     tag: str | None
 
 
 class OciImage:
-    """An image whose documents and layers are files (a Source)."""
+    """An image whose documents and layers are files (an ImageSource)."""
 
     def __init__(self, blob: BlobPath, manifest: bytes, index: bytes | None, close: Callable[[], None]) -> None:
         document = parse(manifest, "the manifest")
@@ -71,7 +71,7 @@ class OciImage:
 
 
 def open_layout(directory: Path, tag: str | None, platform: Platform) -> OciImage:
-    """The image `tag` of an OCI image layout; without one, its only image. UsageError where that leaves a choice."""
+    """Opens the image `tag` of an OCI image layout, or its only image. Raises UsageError if there is a choice."""
     if not (directory / "oci-layout").is_file():
         raise ImageError(f"{directory} is not an OCI image layout: it has no file oci-layout")
     top = parse(_read(directory / "index.json"), f"{directory}/index.json")
@@ -97,7 +97,10 @@ def open_layout(directory: Path, tag: str | None, platform: Platform) -> OciImag
 def select(
     top: bytes, media: str, read: Callable[[Descriptor], bytes], platform: Platform
 ) -> tuple[bytes, bytes | None]:
-    """The manifest for a platform in a document of the type `media` ("" where that is not known), and `top` if an index."""
+    """Returns the manifest for a platform, and `top` if that is an index; None if it is the manifest itself.
+
+    `media` is the media type of `top`, "" if it is not known; `read` returns the document of a descriptor.
+    """
     data = top
     for depth in range(_MAX_DEPTH):
         document = parse(data, "the manifest")
@@ -121,7 +124,7 @@ def select(
 
 
 def choose(descriptors: list[Descriptor], platform: Platform) -> Descriptor:
-    """The descriptor of an index that fits a platform; ImageError lists what there is."""
+    """Returns the descriptor of an index that fits a platform. Raises ImageError with a list of all if none does."""
     if len(descriptors) == 1 and descriptors[0].platform is None:
         return descriptors[0]
     for descriptor in descriptors:
@@ -141,7 +144,7 @@ def choose(descriptors: list[Descriptor], platform: Platform) -> Descriptor:
 
 
 def describe(value: object) -> Descriptor:
-    """A descriptor as found in a document; ImageError for one that is none."""
+    """Parses a descriptor of a document. Raises ImageError."""
     if not isinstance(value, dict):
         raise ImageError(f"the image is damaged: {str(value)[:80]!r} stands where a descriptor is expected")
     media, size, platform = value.get("mediaType") or "", value.get("size"), value.get("platform")
@@ -163,14 +166,14 @@ def describe(value: object) -> Descriptor:
 
 
 def describe_all(value: object) -> list[Descriptor]:
-    """A document's list of descriptors."""
+    """Parses a document's list of descriptors. Raises ImageError."""
     if value is not None and not isinstance(value, list):
         raise ImageError(f"the image is damaged: {str(value)[:80]!r} stands where a list of descriptors is expected")
     return [describe(part) for part in value or []]
 
 
 def config_diff_ids(config: bytes) -> list[bytes]:
-    """The digests of the layers' archives, from an image configuration."""
+    """Returns the digests of the layers' archives that an image configuration lists."""
     try:
         return [from_hex(digest_hex(text)) for text in parse(config, "the configuration")["rootfs"]["diff_ids"] or []]
     except (KeyError, TypeError, FormatError) as error:
@@ -178,14 +181,14 @@ def config_diff_ids(config: bytes) -> list[bytes]:
 
 
 def read_blob(blob: BlobPath, descriptor: Descriptor) -> bytes:
-    """A document, checked against its descriptor."""
+    """Reads a document, and checks it against its descriptor."""
     data = _read(blob(descriptor.digest))
     check(data, descriptor)
     return data
 
 
 def check(data: bytes, descriptor: Descriptor) -> None:
-    """Raises ImageError for a document that is not the one described."""
+    """Raises ImageError if `data` is not the document described."""
     if "sha256:" + sha256(data).hexdigest() != descriptor.digest or descriptor.size not in (None, len(data)):
         raise ImageError(
             f"the document {descriptor.digest} is damaged: its content has another digest or size; get the image again"
@@ -193,7 +196,7 @@ def check(data: bytes, descriptor: Descriptor) -> None:
 
 
 def parse(data: bytes, what: str) -> dict[str, Any]:
-    """A JSON object."""
+    """Parses a JSON object. Raises ImageError with `what`."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -204,7 +207,7 @@ def parse(data: bytes, what: str) -> dict[str, Any]:
 
 
 def digest_hex(text: object) -> str:
-    """The digits of `sha256:HEX`; ImageError for any other digest."""
+    """Returns the digits of `sha256:HEX`. Raises ImageError for any other digest."""
     if isinstance(text, str) and text.startswith("sha256:"):
         digits = text.removeprefix("sha256:")
         if len(digits) == 64 and not digits.strip("0123456789abcdef"):

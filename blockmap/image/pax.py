@@ -1,6 +1,6 @@
-"""The fields of tar headers and the records of pax headers, read and written.
+"""Reads and writes the fields of tar headers and the records of pax headers.
 
-What is read may be anything: ImageError. What is written is canonical, so that equal members have equal headers.
+Readers raise ImageError for anything malformed. Writers are canonical, so that equal members have equal headers.
 
 A header is 512 bytes: name 100, mode 8, uid 8, gid 8, size 12, mtime 12, checksum 8, type 1, link name 100, magic and
 version 8, user and group names 64, device numbers 8 and 8, prefix 155, zeros 12 (POSIX.1-2001, pax).
@@ -30,7 +30,7 @@ _TYPES = {
 
 
 def records(data: bytes) -> dict[bytes, bytes]:
-    """The records of a pax header that are used: length, space, key, =, value, newline."""
+    """Parses the records of a pax header (length, space, key, =, value, newline), and returns those in use."""
     found = {}
     at = 0
     while at < len(data):
@@ -47,7 +47,7 @@ def records(data: bytes) -> dict[bytes, bytes]:
 
 
 def check_supported(extended: dict[bytes, bytes], path: bytes) -> None:
-    """Refuses, by name, members that cannot be had from content and attributes alone."""
+    """Raises ImageError for members that need more than content and attributes, such as sparse files."""
     for key in extended:
         if key.startswith(_SPARSE):
             real = extended.get(b"GNU.sparse.name") or extended.get(b"path") or path
@@ -62,7 +62,7 @@ def check_supported(extended: dict[bytes, bytes], path: bytes) -> None:
 
 
 def xattrs_of(extended: dict[bytes, bytes], path: bytes) -> dict[bytes, bytes]:
-    """Extended attributes by full name, of the kind that star and Go write, or else libarchive's."""
+    """Returns extended attributes by full name, from the records of star and Go, or else from libarchive's."""
     found = {}
     for key, value in extended.items():
         if key.startswith(_XATTR):
@@ -83,11 +83,11 @@ def xattrs_of(extended: dict[bytes, bytes], path: bytes) -> dict[bytes, bytes]:
 
 
 def number(field: bytes, what: str) -> int:
-    """An octal number, or base-256 where the first bit is set, which may be negative."""
+    """Parses an octal number, or one in base 256 if the first bit is set, which may be negative."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big") - (1 << 8 * len(field) - 1)
         return value - (1 << 8 * len(field) - 1) if field[0] & 0x40 else value
-    text = field.strip(b" \0")  # fields that are not used may be filled with either
+    text = field.strip(b" \0")  # unused fields may be filled with either
     if text and not text.isdigit():
         text = text.split(b"\0", 1)[0].rstrip(b" ")
     if not text:
@@ -98,14 +98,14 @@ def number(field: bytes, what: str) -> int:
 
 
 def decimal(text: bytes) -> int:
-    """A number in a pax record."""
+    """Parses the number in a pax record."""
     if not text.removeprefix(b"-").isdigit() or len(text) > 20:
         raise ImageError(f"a pax header has {text[:40]!r} where a number is expected: the archive is damaged")
     return int(text)
 
 
 def time_of(text: bytes) -> tuple[int, int]:
-    """Seconds and the nanoseconds after them; a fraction of a negative time counts away from zero."""
+    """Parses a time into seconds and the nanoseconds after them; a fraction of a negative time counts away from zero."""
     whole, _, fraction = text.partition(b".")
     seconds = decimal(whole)
     if fraction and not fraction.isdigit():
@@ -117,7 +117,7 @@ def time_of(text: bytes) -> tuple[int, int]:
 
 
 def check_sum(block: bytes, field: bytes) -> None:
-    """Compares the checksum of a header; old programs added up signed bytes."""
+    """Raises ImageError if the checksum of a header is wrong; old programs added up signed bytes."""
     expected = number(field, "checksum")
     unsigned = sum(block) - sum(field) + 8 * 32
     if unsigned != expected:
@@ -127,17 +127,17 @@ def check_sum(block: bytes, field: bytes) -> None:
 
 
 def text_of(field: bytes) -> bytes:
-    """A field up to its first zero byte."""
+    """Returns a field up to its first zero byte."""
     return field.split(b"\0", 1)[0]
 
 
 def show(path: bytes) -> str:
-    """A path for a message."""
+    """Returns a path in a form for messages."""
     return repr(path.decode("utf-8", "backslashreplace"))
 
 
 def header(member: Member) -> bytes:
-    """The headers of a member: a pax header with what ustar cannot hold, then a ustar header."""
+    """Returns the headers of a member: a pax header for values that ustar cannot hold, then a ustar header."""
     path = (member.path or b".") + (b"/" if member.kind is MemberKind.DIR else b"")
     extended: dict[bytes, bytes] = {}
     if len(path) > 100:
@@ -150,7 +150,7 @@ def header(member: Member) -> bytes:
     if member.mtime_ns or not 0 <= member.mtime_s < 8**11:
         extended[b"mtime"] = _decimal_time(member.mtime_s, member.mtime_ns)
     for name, content in member.xattrs.items():
-        if b"=" in name:  # which would end the key of a record
+        if b"=" in name:  # it would end the key of a record
             extended[_LIBARCHIVE + quote_from_bytes(name, safe="").encode()] = base64.b64encode(content).rstrip(b"=")
         else:
             extended[_XATTR + name] = content

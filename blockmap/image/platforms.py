@@ -1,4 +1,4 @@
-"""Which of an index's images fits a host."""
+"""Platforms, by which the image of an index that fits a host is chosen."""
 
 import os
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ class Platform:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
     def fits(self, offered: dict[str, Any]) -> bool:
-        """Whether the platform of a descriptor is this one; a variant counts where this one has it."""
+        """Returns True if the platform of a descriptor is this one; the variant is compared only if both have one."""
         if (offered.get("os"), offered.get("architecture")) != (self.os, self.architecture):
             return False
         return not self.variant or offered.get("variant", "") in ("", self.variant)
 
 
 def parse_platform(text: str | None) -> Platform:
-    """`OS/ARCH[/VARIANT]`; this host's where there is none. UsageError."""
+    """Parses `OS/ARCH[/VARIANT]`; None stands for this host's platform. Raises UsageError."""
     if text is None:
         machine = os.uname().machine
         return Platform("linux", *_ARCHITECTURES.get(machine, (machine, "")))

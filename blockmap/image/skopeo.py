@@ -1,6 +1,6 @@
-"""Images that skopeo brings: from registries, with its credentials, and from a docker daemon.
+"""Copies images with skopeo: from registries, with its credentials, and from a docker daemon.
 
-They are copied to skopeo's own kind of directory rather than to an OCI layout, for which it would rewrite docker's
+Images are copied to skopeo's own kind of directory, not to an OCI layout, for which skopeo would rewrite docker's
 manifests: the digest that people know would be lost.
 """
 
@@ -20,9 +20,9 @@ _MESSAGE = re.compile(r'\bmsg="((?:[^"\\]|\\.)*)"')
 
 
 def open_remote(reference: str, platform: Platform, work: Path) -> OciImage:
-    """Copies an image into a directory below `work` as it is, and opens it; the copy ends with the image.
+    """Copies an image unchanged into a directory below `work`, and opens it; closing the image removes the copy.
 
-    Raises HostError without skopeo, ImageError where it fails or nothing fits the platform.
+    Raises HostError without skopeo, ImageError if it fails or nothing fits the platform.
     """
     if shutil.which("skopeo") is None:
         raise HostError(f"skopeo is needed to read {reference} and is not installed: apt-get install skopeo")
@@ -47,7 +47,7 @@ def open_remote(reference: str, platform: Platform, work: Path) -> OciImage:
 
 
 def _look_up(reference: str, platform: Platform, work: Path) -> tuple[bytes, bytes | None]:
-    """The manifest for a platform, and the index that it is in: skopeo's own choice would leave the index behind."""
+    """Returns the manifest for a platform, and the index that lists it, which skopeo's own choice would not copy."""
 
     def read(descriptor: Descriptor) -> bytes:
         exact = _by_digest(reference, descriptor.digest)
@@ -59,7 +59,7 @@ def _look_up(reference: str, platform: Platform, work: Path) -> tuple[bytes, byt
 
 
 def _by_digest(reference: str, digest: str) -> str:
-    """A registry's reference with a digest in place of its tag or digest; a port is no tag."""
+    """Returns a registry's reference with its tag or digest replaced by `digest`; a port is no tag."""
     name = reference.removeprefix(_REGISTRY).partition("@")[0]
     host, slash, last = name.rpartition("/")
     return f"{_REGISTRY}{host}{slash}{last.partition(':')[0]}@{digest}"
@@ -75,7 +75,7 @@ def _skopeo(work: Path, *arguments: str, about: str) -> bytes:
 
 
 def _reason(stderr: bytes, status: int) -> str:
-    """The last thing that skopeo said, without time and level."""
+    """Returns the last message of skopeo, without time and level."""
     lines = stderr.decode("utf-8", "replace").strip().splitlines()
     if not lines:
         return f"exit status {status}"

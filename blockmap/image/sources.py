@@ -1,4 +1,4 @@
-"""What a person types as SOURCE, opened."""
+"""Opens the SOURCE that a person types."""
 
 from pathlib import Path
 
@@ -15,11 +15,14 @@ FORMS = "oci:DIR[:TAG], docker-archive:FILE[:REF], docker-daemon:REF, docker://R
 
 
 def open_source(text: str, *, platform: str | None, work: Path) -> ImageSource | DiskSource:
-    """The image that `text` names; temporary files go below `work` until it is closed. UsageError, ImageError, HostError."""
+    """Opens the image that `text` names; its temporary files are below `work` until it is closed.
+
+    Raises UsageError, ImageError or HostError.
+    """
     chosen = parse_platform(platform)
     try:
         return _open(text, chosen, work)
-    except OSError as error:  # a path that cannot even be looked at
+    except OSError as error:  # a path that cannot even be examined
         raise ImageError(f"cannot read {text[:200]!r}: {error.strerror or error}") from error
 
 
@@ -48,7 +51,7 @@ def _open(text: str, platform: Platform, work: Path) -> ImageSource | DiskSource
 
 
 def _split(text: str) -> tuple[Path, str | None]:
-    """A path and what follows it after a colon: the longest path that exists, which may have colons of its own."""
+    """Splits `PATH[:TAG]` behind the longest path that exists, which may have colons of its own."""
     if not text or "\0" in text:
         raise UsageError(f"{text!r} names no file: {FORMS} are understood")
     path, rest = text, None

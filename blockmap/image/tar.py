@@ -1,10 +1,10 @@
 """Reads tar archives as a stream of members: ustar, pax and GNU, the forms that images come in.
 
-Python's `tarfile` does the same at five times the cost per member, and hides bytes that have to be kept. Every byte that
-is not a file's content is handed on, in order, so that headers and contents together are the archive.
+Python's `tarfile` does the same at five times the cost per member, and hides bytes that have to be kept. Here every byte
+that is not file content is passed on in order, so that headers and contents together are the archive.
 
 Formats: POSIX.1-2001 (pax, ustar), and the GNU extensions L, K, base-256 numbers and negative times. Where these leave a
-choice, it is made as Go's archive/tar makes it, by which container engines unpack: only files have content, whatever size
+choice, this module follows Go's archive/tar, with which container engines unpack: only files have content, whatever size
 a header of another kind states, and a trailing slash makes a directory of type NUL only.
 """
 
@@ -27,7 +27,7 @@ from blockmap.image.pax import (  # fmt: skip
 )
 
 _MAX_EXTENDED = 1 << 20
-"""Bytes of all extended headers of a member, or of the whole archive: one that wants more is hostile."""
+"""Bytes of all extended headers of a member, or of the whole archive; an archive with more is refused as hostile."""
 _KINDS = {
     b"0": MemberKind.FILE, b"\0": MemberKind.FILE, b"7": MemberKind.FILE, b"1": MemberKind.HARDLINK,
     b"2": MemberKind.SYMLINK, b"3": MemberKind.CHAR,
@@ -37,9 +37,9 @@ _ZEROS = bytes(BLOCK)
 
 
 def members(pieces: Iterator[bytes], headers: Callable[[bytes], None]) -> Members:
-    """The members of an archive that comes in pieces; ImageError for what is damaged or unsupported.
+    """Yields the members of an archive that comes in pieces. Raises ImageError if it is damaged or unsupported.
 
-    `pieces` is closed with this iterator, or at an error at once: a thread may wait behind it.
+    `pieces` is closed with this iterator, and at once on an error, since a thread may wait behind it.
     """
     try:
         yield from _members(_TarStream(pieces), headers)
@@ -87,22 +87,22 @@ def _members(stream: "_TarStream", headers: Callable[[bytes], None]) -> Members:
         yield member, left
         stream.finish()
         if padding := -member.size % BLOCK:
-            # Less may come: umoci leaves out what would follow the last content. A truncated layer has another digest.
+            # Fewer may come: umoci leaves out the padding of the last content. A truncated layer has another digest.
             headers(stream.take(padding))
 
 
 class _TarStream:
-    """Bytes out of pieces."""
+    """Reads bytes from an iterator of pieces."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._piece: bytes = b""
         self._at = 0
-        self._left = 0  # content of the present member
-        self._member = 0  # of the present member: an iterator that was kept must not take the next one's content
+        self._left = 0  # bytes of content left of the present member
+        self._member = 0  # number of the present member: an old iterator must not take the next one's content
 
     def take(self, count: int) -> bytes:
-        """The next bytes, fewer only at the end."""
+        """Takes the next `count` bytes, fewer only at the end."""
         end = self._at + count
         data = self._piece[self._at : end]
         self._at = min(end, len(self._piece))
@@ -120,7 +120,7 @@ class _TarStream:
         return self._contents(self._member)
 
     def finish(self) -> None:
-        """Passes over what was not read of the present member."""
+        """Skips the rest of the present member's content."""
         for _ in self._contents(self._member):
             pass
 
@@ -157,7 +157,7 @@ def _member(fields: tuple[bytes, ...], size: int, extended: dict[bytes, bytes]) 
     xattrs: dict[bytes, bytes] = {}
     if extended:
         check_supported(extended, path)
-        # An empty value takes a global one back: what the header itself says stands.
+        # An empty value cancels a global one, so that the header's own field counts.
         path = extended.get(b"path") or path
         target = extended.get(b"linkpath") or target
         if value := extended.get(b"mtime"):
@@ -194,7 +194,7 @@ def _member(fields: tuple[bytes, ...], size: int, extended: dict[bytes, bytes]) 
 
 
 def normalise(path: bytes) -> bytes:
-    """A member's path relative to the root; ImageError where it climbs out of it."""
+    """Returns a member's path relative to the root. Raises ImageError if it leads out of it."""
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
         raise ImageError(f"{show(path)}: the path climbs out of the image with '..': refused")

@@ -1,5 +1,5 @@
-"""From traces to profiles to bundles: what starts read, merged, carried to other versions, stored where every host finds it.
+"""Learns from starts: traces are merged into profiles, and profiles are ported to versions and stored there as bundles.
 
-Imports `fetch`, `store` and `format`. Traces come from servers, one file per start; profiles and bundles go to the store, and
-what says where the bundles are goes into the hints of names. Places, merging and carrying are pure.
+Imports `filesystem`, `store` and below. Traces come from servers, one file per start; profiles and bundles go to the
+store, and references to the bundles into the hints of names. Merging, porting, guessing and the filling of gaps are pure.
 """

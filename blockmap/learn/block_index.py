@@ -1,4 +1,4 @@
-"""Which chunk and which file each block of a volume belongs to: pure."""
+"""The block index maps each block of a volume to its chunk and its file. It is pure."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -12,14 +12,14 @@ from blockmap.format.filemap import File
 from blockmap.format.profile import ProfileItem
 
 Numbers = npt.NDArray[np.int64]
-"""One dimension."""
+"""An array of integers with one dimension."""
 
 
 class BlockIndex:
-    """The data of one volume: its extents, and the files that they hold."""
+    """An index of the blocks of one volume, by extent, file and chunk."""
 
     def __init__(self, root: Digest, extents: Iterable[Extent], files: Sequence[File]) -> None:
-        """`extents` are ascending; `files` may be fewer than there are, or none."""
+        """Makes the index from ascending `extents`; `files` may be incomplete or empty."""
         self.root = root
         self.extents = [extent for extent in extents if extent.chunk is not None]
         self.files = files
@@ -31,7 +31,7 @@ class BlockIndex:
         for number, file in enumerate(files):
             at = 0
             for start, length in file.runs:
-                runs.setdefault(start, (length, number, at))  # of hard links, the first path stands for all
+                runs.setdefault(start, (length, number, at))  # the first path stands for all hard links
                 at += length
         ordered = sorted(runs.items())
         self._run_starts = _numbers(start for start, _ in ordered)
@@ -41,7 +41,7 @@ class BlockIndex:
 
     @property
     def blocks(self) -> int:
-        """Blocks of data."""
+        """Number of blocks with data."""
         return int(self._lengths.sum())
 
     @cached_property
@@ -58,7 +58,7 @@ class BlockIndex:
         return found
 
     def pack(self, blocks: Numbers) -> Numbers:
-        """How many blocks of data lie before each of `blocks`."""
+        """Returns the number of blocks of data before each of `blocks`."""
         if not self.extents:
             return np.zeros_like(blocks)
         at = np.searchsorted(self._starts, blocks, "right") - 1
@@ -66,23 +66,23 @@ class BlockIndex:
         return np.where(at < 0, 0, self._before[at] + inside)
 
     def unpack(self, numbers: Numbers) -> Numbers:
-        """The blocks of the volume that have so many blocks of data before them."""
+        """Returns the blocks of the volume with `numbers` blocks of data before them: the reverse of `pack`."""
         at = np.searchsorted(self._before, numbers, "right") - 1
         return np.asarray(self._starts[at] + numbers - self._before[at])
 
     def extent_of(self, blocks: Numbers) -> Numbers:
-        """Index of the extent that holds each block; -1 for zeros."""
+        """Returns the number of the extent that holds each block; -1 for zeros."""
         return _holder(self._starts, self._lengths, blocks)
 
     def run_of(self, blocks: Numbers) -> Numbers:
-        """Index of the run of a file that holds each block; -1 for blocks of no file."""
+        """Returns the number of the file's run that holds each block; -1 for blocks of no file."""
         return _holder(self._run_starts, self._run_lengths, blocks)
 
     def items(self, blocks: Numbers, times_ms: Numbers, touched: Numbers) -> list[ProfileItem]:
-        """Blocks in first-touch order as items; zeros are left out.
+        """Returns blocks in first-touch order as items, without zeros.
 
-        Neighbours that follow each other in that order, in one extent and one run of a file, become one, with the time of
-        the first.
+        Blocks that follow each other in that order, in one extent and in one run of a file, become one item with the time
+        of the first.
         """
         extents = self.extent_of(blocks)
         data = extents >= 0
@@ -108,7 +108,7 @@ class BlockIndex:
 
 
 def blocks_of(items: Sequence[ProfileItem]) -> tuple[Numbers, Numbers]:
-    """Every block of `items`, and the index of its item."""
+    """Returns every block of `items`, with the number of its item."""
     lengths = _numbers(item.blocks for item in items)
     owners = np.repeat(np.arange(len(items)), lengths)
     inside = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -1,4 +1,4 @@
-"""Makes bundles: the blocks that starts read, and the nodes above them, out of what the store has."""
+"""Makes bundles from the store: the blocks that starts read, and the nodes above them."""
 
 import secrets
 from bisect import bisect_right
@@ -17,27 +17,28 @@ from blockmap.store.repository import Repository, open_chunk
 from blockmap.store.walk import fetch, nodes
 
 _BATCH_BYTES = 32 << 20
-"""Of chunks, after decompression: what is in memory besides the bundle."""
+"""Bytes of chunks, after decompression, that are in memory besides the bundle."""
 
 _FURTHER_SHARE = 0.02
-"""Of what starts read: so many bytes of the tree's other leaves come along, so that what is missed takes one round trip."""
+"""Limit on the tree's other leaves, as a share of the bytes that starts read; with them, a miss takes one round trip."""
 
 
 def build_bundle(
     repository: Repository,
     root: Root,
-    readings: Sequence[ReadItem],
+    read_items: Sequence[ReadItem],
     image_blocks: int,
-    carried: bool = False,
-    besides: Sequence[FileRun] = (),
+    ported: bool = False,
+    extras: Sequence[FileRun] = (),
 ) -> tuple[list[bytes], int]:
-    """The parts of the bundle of `readings`, and the bytes of its head; Corrupt, StoreUnavailable.
+    """Returns the parts of the bundle, and the length of its head in bytes. Raises Corrupt or StoreUnavailable.
 
-    `image_blocks` are the blocks of data of the whole volume; `carried` are readings of another; `besides` comes after them.
+    `image_blocks` is the number of blocks of data in the whole volume; `ported` says that `read_items` were learnt from
+    another version; the blocks of `extras` follow them in the bundle, but are not listed.
     """
-    read = [(own.start, own.blocks) for own in readings]
+    read = [(own.start, own.blocks) for own in read_items]
     spans = {
-        span for start, length in (*read, *besides) for span in range(start // SPAN, (start + length - 1) // SPAN + 1)
+        span for start, length in (*read, *extras) for span in range(start // SPAN, (start + length - 1) // SPAN + 1)
     }
     every = nodes(repository, root)
     above = [own for own in every if not isinstance(own.node, Leaf) or own.span in spans]
@@ -49,19 +50,19 @@ def build_bundle(
         for chunk, place in zip(leaf.chunks, leaf.placements, strict=True)
         if place is not None
     }
-    stems = dict.fromkeys((own.name, own.frame) for own in above)
-    further = [each for each in dict.fromkeys((own.name, own.frame) for own in every) if each not in stems]
-    if sum(len(frame) for _, frame in further) > _FURTHER_SHARE * BLOCK * sum(own.blocks for own in readings):
+    nodes_above = dict.fromkeys((own.name, own.frame) for own in above)
+    further = [each for each in dict.fromkeys((own.name, own.frame) for own in every) if each not in nodes_above]
+    if sum(len(frame) for _, frame in further) > _FURTHER_SHARE * BLOCK * sum(own.blocks for own in read_items):
         further = []
     first = _masks(read, extents)
-    later = {chunk: mask & ~first.get(chunk, 0) for chunk, mask in _masks(besides, extents).items()}
+    later = {chunk: mask & ~first.get(chunk, 0) for chunk, mask in _masks(extras, extents).items()}
     pieces = [*first.items(), *((chunk, mask) for chunk, mask in later.items() if mask)]
     chunks = _chunks(repository, pieces, places)
-    return bundle.encode(list(stems), chunks, readings, image_blocks, secrets.token_bytes(16), further, carried)
+    return bundle.encode(list(nodes_above), chunks, read_items, image_blocks, secrets.token_bytes(16), further, ported)
 
 
 def _masks(runs: Sequence[FileRun], extents: Sequence[Extent]) -> dict[Digest, int]:
-    """The chunks that hold the blocks of `runs`, in their order, and which of their blocks do."""
+    """Returns the chunks that hold the blocks of `runs`, in their order, each with a mask of these blocks."""
     starts = [extent.start for extent in extents]
     masks: dict[Digest, int] = {}
     for start, length in runs:
@@ -77,7 +78,7 @@ def _masks(runs: Sequence[FileRun], extents: Sequence[Extent]) -> dict[Digest, i
 def _chunks(
     repository: Repository, masks: Sequence[tuple[Digest, int]], places: dict[Digest, Placement]
 ) -> Iterator[tuple[Digest, int, bytes | memoryview]]:
-    """Names, masks and contents, in the order of `masks`."""
+    """Yields names, masks and contents in the order of `masks`."""
     batch: list[tuple[Digest, int]] = []
     waiting = 0
     for number, (chunk, mask) in enumerate(masks):

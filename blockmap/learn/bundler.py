@@ -1,4 +1,4 @@
-"""Bundles of profiles on versions of images: the profile is carried there, with what ext4 reads to find its files."""
+"""Makes and stores bundles of profiles on versions: ports each profile, with the blocks that ext4 reads to find its files."""
 
 import logging
 from collections.abc import Sequence
@@ -31,14 +31,14 @@ class BuiltBundle:
     version: Digest
     label: str
     n: int
-    """Of the profile."""
+    """Number of the profile."""
     stored_bytes: int
     blocks: int
-    """Of the volume that starts are expected to read of it."""
+    """Number of blocks that starts are expected to read."""
 
 
 def lookup_in(repository: Repository, root: Root) -> Lookup | None:
-    """Says what finding a path reads in the volume `root`; None where it has no file system."""
+    """Returns the lookup of paths in the volume `root`; None if it has no file system."""
     try:
         return Lookup(stored_reader(repository, root))
     except ImageError as error:
@@ -49,7 +49,7 @@ def lookup_in(repository: Repository, root: Root) -> Lookup | None:
 def port_to(
     repository: Repository, lookup: Lookup | None, layout: BlockIndex, items: Sequence[ProfileItem], source: Digest
 ) -> list[ProfileItem]:
-    """The items of a profile of the volume `source` on that of `layout`, with what finding its files reads there."""
+    """Ports the items of a profile of the volume `source` to that of `layout`, with the blocks that finding its files reads."""
     try:
         sizes = {file.path: file.size for file in repository.file_map(source)}
     except (NotFound, Corrupt) as error:
@@ -59,7 +59,7 @@ def port_to(
 
 
 def put_bundle(store: Writer, version: Digest, root: Root, layout: BlockIndex, profile: Profile) -> BuiltBundle | None:
-    """Makes and stores the bundle of a profile on a version; None where it has one already, or nothing of the profile."""
+    """Makes and stores the bundle of a profile on a version; None if it has one already, or no block of the profile."""
     log, repository = ProfileLog(store), Repository(store)
     if log.has_bundle(version, profile.label, profile.n):
         return None
@@ -81,7 +81,7 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: BlockIndex, p
 
 
 def put_bundles(store: Writer, repo: str, version: Digest, root: Root) -> list[BuiltBundle]:
-    """Makes the bundles of all profiles of a repository on a version, and tells the names that stand for it."""
+    """Makes the bundles of all profiles of a repository on a version, and updates the hints of names that refer to it."""
     log = ProfileLog(store)
     layout: BlockIndex | None = None
     made = []

@@ -1,8 +1,7 @@
-"""What the starts of a version may read besides, where what is known of them is from another: pure.
+"""Guesses which further files the starts of a version read, when its profile is ported from another version. It is pure.
 
-A program that changed goes other ways: through more of the files of which it read some, into files beside those that it read,
-and into packages beside those that it read. In second versions of Flask, Redis and a machine-learning stack, this had all but 2,
-0 and 16 of the blocks that the carried profile missed; of the last without the packages, 359, in nine places, each a round trip.
+A changed program reads more of the same files, and files and packages beside them. In second versions of Flask, Redis and a
+machine-learning stack, the guesses had all but 2, 0 and 16 of the blocks that the ported profile missed.
 """
 
 from collections import Counter, defaultdict
@@ -13,25 +12,28 @@ from blockmap.format.filemap import File, FileRun, folders_above
 from blockmap.format.profile import ProfileItem
 from blockmap.learn.block_index import BlockIndex
 from blockmap.learn.new_files import ending
-from blockmap.learn.port_profile import Lookup, lookup_blocks
+from blockmap.learn.port_profile import PathLookup, lookup_blocks
 
 _SHARE = 1.0
-"""Of the blocks of the profile: the smallest first, up to so many. With 0.75 a shared library of 7 MB gives way to
-directories of tests."""
+"""Limit on the guesses, as a share of the blocks of the profile; the smallest files and directories come first. With 0.75, a
+shared library of 7 MB was left out for directories of tests."""
 _MOST_READ = 0.5
-"""Of the files with one ending in a directory: from here on, the others are taken in; of the directories in one: above."""
+"""Share of a directory's files with one ending that are read, from which on the others are guessed; the same of its directories."""
 
 
-def guess_files(items: Sequence[ProfileItem], layout: BlockIndex, lookup: Lookup | None = None) -> list[FileRun]:
-    """The files that `items` read in part, in the order in which they are read, those beside them, then the directories
-    beside theirs; some of the blocks may be among `items`. With `lookup`, what finding them reads comes before."""
+def guess_files(items: Sequence[ProfileItem], index: BlockIndex, lookup: PathLookup | None = None) -> list[FileRun]:
+    """Returns the runs of files that starts may read besides `items`; some of the blocks may be among `items`.
+
+    First come the files that `items` read in part, in their order, then files beside them, then directories beside theirs.
+    With `lookup`, the blocks that finding a file reads come before its own.
+    """
     there: Counter[bytes] = Counter()
     for item in items:
         if item.path is not None:
             there[item.path] += item.blocks
-    groups = [[layout.by_path[path]] for path in there if path in layout.by_path]
-    groups += [[file] for file in _files_beside(there, layout.files)]
-    groups += _directories_beside(there, layout.files)
+    groups = [[index.by_path[path]] for path in there if path in index.by_path]
+    groups += [[file] for file in _files_beside(there, index.files)]
+    groups += _directories_beside(there, index.files)
     room = _SHARE * sum(item.blocks for item in items)
     taken = []
     for number, group in sorted(enumerate(groups), key=lambda each: sum(file.blocks for file in each[1])):
@@ -45,7 +47,7 @@ def guess_files(items: Sequence[ProfileItem], layout: BlockIndex, lookup: Lookup
 
 
 def _files_beside(there: Collection[bytes], files: Sequence[File]) -> Iterator[File]:
-    """The files that are not read, where most of the others with their ending in the same directory are."""
+    """Yields the files that are not read, although most others with their ending in the same directory are."""
     kinds = [(file.path.rpartition(b"/")[0], ending(file.path)) for file in files]
     read = Counter((path.rpartition(b"/")[0], ending(path)) for path in there)
     every = Counter(kinds)
@@ -55,8 +57,7 @@ def _files_beside(there: Collection[bytes], files: Sequence[File]) -> Iterator[F
 
 
 def _directories_beside(there: Collection[bytes], files: Sequence[File]) -> list[list[File]]:
-    """What is in directories of which nothing is read, each as a whole, where of most of those in the same directory something
-    is."""
+    """Returns the files of each directory in which no file is read, although files of most directories beside it are."""
     inner: defaultdict[bytes, set[bytes]] = defaultdict(set)
     for file in files:
         for below, above in pairwise(folders_above(file.path)):

@@ -1,4 +1,4 @@
-"""From traces to a profile in the store and its bundles; where the store may not be written, to a profile of this host."""
+"""Learns a profile from traces and stores it with its bundles; if the store is read-only, the host keeps the profile."""
 
 import socket
 import time
@@ -25,12 +25,12 @@ from blockmap.store.profiles import ProfileLog, ProfileReader
 from blockmap.store.repository import Repository
 
 _OTHER_VERSIONS = 4
-"""Which newer names of the same repository stand for and get bundles at once; the others, when they are imported."""
+"""Number of other versions, the last ones named in the repository, that get bundles at once; the rest get theirs at import."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The version that a profile is to be about, and the workload."""
+    """The version and the workload for which a profile is made."""
 
     repo: str
     label: str
@@ -44,11 +44,11 @@ class Learnt:
     merged: Merged
     bundles: list[BuiltBundle]
     kept: Path | None
-    """Where the profile is if it could not be published."""
+    """Path of the profile on this host if it could not be published."""
 
 
 class ProfileLearner:
-    """Learns about one version; `warn` is told what was not used, and why."""
+    """Learns for one version and workload; `warn` gets messages about traces and profiles that are not used."""
 
     def __init__(self, store: Reader, subject: Subject, local: LocalProfiles, warn: Callable[[str], None]) -> None:
         self._store = store
@@ -60,7 +60,7 @@ class ProfileLearner:
         self._layouts: dict[Digest, BlockIndex] = {}
 
     def learn(self, traces: Sequence[Trace]) -> Learnt:
-        """Merges starts with what is known already, and stores it; Corrupt, StoreUnavailable."""
+        """Merges traces with the known profile, and stores the result. Raises NotFound, Corrupt or StoreUnavailable."""
         subject, layout = self._subject, self._layout(self._subject.root)
         old = self.known()
         items = self._carried(old) if old is not None else []
@@ -82,19 +82,19 @@ class ProfileLearner:
             return Learnt(made, merged, [], self._local.put(made))
 
     def missed(self, trace: Trace) -> float:
-        """Which share of what a start read is not in the newest profile; 0 for one that says nothing."""
+        """Returns the share of the blocks read by a start that the newest profile lacks; 0 if the trace is no evidence."""
         start = self._start(trace)
         if start is None or not start.is_evidence:
             return 0.0
         old = self.known()
         known = self._carried(old) if old is not None else []
         new = outside(start.items, [*known, *(start.prefilled or ())])
-        # What was replayed was read, as far as anyone can tell: from the kernel's cache.
+        # Replayed blocks count as read, since the start may have read them from the kernel's cache.
         total = sum(item.blocks for item in start.items if start.prefilled is None) or new + _blocks(known)
         return new / total if total else 0.0
 
     def known(self) -> Profile | None:
-        """The newest profile, of this host alone where that is newer; a damaged one is none, so that the next is whole."""
+        """Returns the newest profile of the store or of this host; a damaged one is ignored, so that the next replaces it."""
         repo, label = self._subject.repo, self._subject.label
         try:
             shared = self._log.newest(repo, label)
@@ -136,7 +136,7 @@ class ProfileLearner:
         return self._layouts[root.digest]
 
     def _put_bundles(self, store: Writer, profile: Profile) -> list[BuiltBundle]:
-        """Bundles for the subject, and for what other names of the repository stand for."""
+        """Stores bundles for the subject and for other versions that the repository's names refer to."""
         made = []
         for version, root in {self._subject.version: self._subject.root, **self._others()}.items():
             try:
@@ -151,7 +151,7 @@ class ProfileLearner:
         return made
 
     def _others(self) -> dict[Digest, Root]:
-        """The versions that other names of the repository stand for, the last moved first."""
+        """Returns the other versions that the repository's names refer to, the last moved first."""
         names = NameReader(self._store)
         found = []
         for (repo, tag), n in names.catalogue().items():
@@ -167,7 +167,7 @@ class ProfileLearner:
 
 
 def fresh_traces(store: Reader, traces: Sequence[Trace], repo: str, label: str) -> list[Trace]:
-    """Those that no profile which this host published rests on."""
+    """Returns the traces that began after this host last published a profile of the repository and label."""
     last = ProfileReader(store).latest_by(socket.gethostname(), repo, label)
     return [trace for trace in traces if last is None or trace.head.started_us > last.time * 1_000_000]
 

@@ -1,4 +1,4 @@
-"""What a host keeps for itself: the traces of its starts, and profiles that it may not publish."""
+"""Files that a host keeps for itself: traces of its starts, and profiles that it may not publish."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,14 +15,14 @@ _SUFFIX = ".trace"
 
 
 class TraceFolder:
-    """Traces, one file each, as servers write them; `warn` is told of those that cannot be read."""
+    """The traces that servers write, one file each; `warn` gets messages about those that cannot be read."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self._folder = folder
         self._warn = warn
 
     def all(self) -> Iterator[tuple[Path, Trace]]:
-        """Oldest first."""
+        """Yields all traces with their paths, the oldest first."""
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             try:
                 yield path, load_trace(path)
@@ -33,7 +33,10 @@ class TraceFolder:
         return [trace for _, trace in self.all() if (trace.head.repo, trace.head.label) == (repo, label)]
 
     def find(self, name: str) -> Path:
-        """A trace by its path, or by its name in the folder, with or without its ending; UsageError."""
+        """Returns the path of the trace that `name` means: a path, or a name in the folder with or without its ending.
+
+        Raises UsageError if there is none.
+        """
         for path in (Path(name), self._folder / name, self._folder / f"{name}{_SUFFIX}"):
             if path.is_file():
                 return path
@@ -41,7 +44,7 @@ class TraceFolder:
 
 
 def load_trace(path: Path) -> Trace:
-    """A trace, whole or cut off; NotFound, FormatError."""
+    """Reads a trace, whole or cut off. Raises NotFound or FormatError."""
     try:
         return traces.decode(path.read_bytes())
     except OSError as error:
@@ -49,7 +52,7 @@ def load_trace(path: Path) -> Trace:
 
 
 class LocalProfiles:
-    """Profiles of this host alone: one of each repository and label, numbered 0."""
+    """Profiles that only this host has: one for each repository and label, numbered 0."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -58,14 +61,14 @@ class LocalProfiles:
         return self._folder / to_component(repo) / to_component(label)
 
     def get(self, repo: str, label: str) -> Profile | None:
-        """None where there is none, or a damaged one."""
+        """Returns the profile of a repository and label; None if it is absent or damaged."""
         try:
             return profiles.decode(self.path(repo, label).read_bytes(), repo, label, 0)
         except (OSError, FormatError):
             return None
 
     def put(self, profile: Profile) -> Path:
-        """Keeps a profile in place of the one before; StoreReadOnly, StoreUnavailable."""
+        """Stores a profile in place of the one before, and returns its path. Raises StoreReadOnly or StoreUnavailable."""
         path = self.path(profile.repo, profile.label)
         durable.replace(path, profiles.encode(profile))
         return path

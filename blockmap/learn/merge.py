@@ -1,9 +1,9 @@
-"""From the first touches of many starts, and what was known before, to one order: pure.
+"""Merges the first touches of many starts with an older profile into one order. It is pure.
 
-A start on a host that had nothing of the image counts in full: what it did not read, it did not need. A start that had a
-profile replayed read from the kernel's cache whatever the profile brought, so it says nothing about that; what it read
-besides is added, but for what only one of many such starts read. A start on a warm host says nothing about absence, and is
-taken only where there is nothing else.
+A start on a host that had no block of the image counts in full: it did not need the blocks that it did not read. If a
+profile was replayed for a start, it read the profile's blocks from the kernel's cache, unseen; the trace says nothing about
+them, and its other blocks are added, unless only one of many such starts read them. A start on a warm host does not show
+which blocks are not needed, and is used only if there is no other.
 """
 
 from collections.abc import Sequence
@@ -16,33 +16,33 @@ from blockmap.format.profile import ProfileItem
 from blockmap.learn.block_index import BlockIndex, Numbers, blocks_of
 
 MEMORY = 20
-"""Starts that a profile remembers: older ones fade, so that it follows a workload that changes."""
+"""Starts that a profile remembers; older ones fade, so that it follows a workload that changes."""
 _MANY = 3
-"""Of so many starts, what only one touched is dropped; the newest has to be contradicted first, or nothing new could be learnt
-one start at a time."""
+"""Starts from which on a block that only one of them touched is dropped, unless that is the newest: otherwise nothing new could be
+learnt one start at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one start touched first; places are those of the version that the profile is about."""
+    """The first touches of one start, ported to the version that the profile is made for."""
 
     items: Sequence[ProfileItem]
     is_evidence: bool
     prefilled: Sequence[ProfileItem] | None = None
-    """What was replayed before; None for nothing."""
+    """The items that were replayed before the start; None if there was no replay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
     items: list[ProfileItem]
     starts: int
-    """How many it rests on, those of the old profile included."""
+    """Number of starts merged, with those of the old profile."""
     whole: int
-    """Of the new ones, how many count in full."""
+    """Number of new starts that count in full."""
     added: int
-    """Of the new ones, how many only add."""
+    """Number of new starts that only add blocks."""
     is_guess: bool
-    """Whether none of them was on a host that had nothing of the image."""
+    """True if no start was on a host that had no block of the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class _Votes:
     counts: Numbers
 
 
-def merge(layout: BlockIndex, old: Sequence[ProfileItem], old_starts: int, starts: Sequence[Sample]) -> Merged:
-    """What a profile should hold that rests on `old`, the items of one of `old_starts` starts, and on new starts."""
+def merge(index: BlockIndex, old: Sequence[ProfileItem], old_starts: int, starts: Sequence[Sample]) -> Merged:
+    """Merges `old`, the items of a profile of `old_starts` starts, with new starts."""
     whole = [start for start in starts if start.is_evidence and start.prefilled is None]
     added = [start for start in starts if start.is_evidence and start.prefilled is not None]
     is_guess = not (whole or added or old_starts)
@@ -71,12 +71,12 @@ def merge(layout: BlockIndex, old: Sequence[ProfileItem], old_starts: int, start
         if len(whole) < _MANY:
             often |= np.isin(blocks, np.concatenate([own.blocks for own in votes[bool(kept) :]]))
         blocks, times_ms, touched = blocks[often], times_ms[often], touched[often]
-    items = layout.items(blocks, times_ms, np.minimum(touched, total))
+    items = index.items(blocks, times_ms, np.minimum(touched, total))
     return Merged(items, total, len(whole), len(added), is_guess)
 
 
 def outside(items: Sequence[ProfileItem], known: Sequence[ProfileItem]) -> int:
-    """How many blocks of `items` are not in `known`."""
+    """Returns the number of blocks of `items` that are not in `known`."""
     return int((~np.isin(blocks_of(items)[0], blocks_of(known)[0])).sum())
 
 
@@ -92,7 +92,7 @@ def _outside(votes: _Votes, prefilled: Sequence[ProfileItem]) -> _Votes:
 
 
 def _often(starts: list[_Votes]) -> list[_Votes]:
-    """Without what only one of many read."""
+    """Returns the votes without blocks that only one of many starts read."""
     if len(starts) < _MANY:
         return starts
     blocks, touched = np.unique(np.concatenate([own.blocks for own in starts]), return_counts=True)
@@ -104,7 +104,7 @@ def _only(votes: _Votes, which: NDArray[np.bool_]) -> _Votes:
 
 
 def _counted(votes: Sequence[_Votes]) -> tuple[Numbers, Numbers, Numbers]:
-    """Each block with its median time and how many touched it, in the order of these times."""
+    """Returns each block with its median time and the number of its touches, in the order of the times."""
     if not votes:
         return (np.empty(0, np.int64),) * 3
     blocks, times, ranks, counts = (

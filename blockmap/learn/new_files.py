@@ -1,4 +1,4 @@
-"""Files that a version has and the one before it had not, which its starts will read as they read the others around: pure."""
+"""Predicts which new files of a version its starts read, by the files around them in the version before. It is pure."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -7,25 +7,25 @@ from blockmap.format.filemap import File, folders_above
 from blockmap.format.profile import ProfileItem
 
 _SHARE = 0.1
-"""Of the files with one ending below a directory: where starts read as many, new ones are taken in. In new versions of three
-images 27 to 44 new files were so, of which starts read 3 in 4; half as many of the right ones came with a half."""
+"""Share of a directory's files with one ending that starts have to read for new ones to be taken in. In new versions of three
+images, starts read 3 in 4 of the files predicted."""
 _MOST = 0.1
-"""Of the blocks of a profile: a version that is new all over is not brought whole."""
+"""Limit on the blocks of new files, as a share of the profile's, so that an entirely new version is not fetched whole."""
 _FEW = 2
-"""Files that say nothing yet."""
+"""Files with one ending that a directory needs for a prediction."""
 
 
 @dataclass(slots=True)
 class _Kin:
-    """Files with one ending below a directory, or all that are in it."""
+    """Counts of the files with one ending below a directory, or of all files in it."""
 
     files: int = 0
     read: int = 0
     last: int = 0
-    """The last item that was the first of a file."""
+    """Number of the last item that was the first of one of the files."""
 
     def add(self, item: int | None) -> None:
-        """A file, and the item that was its first."""
+        """Counts a file; `item` is the number of its first item, None if it is not read."""
         self.files += 1
         if item is not None:
             self.read += 1
@@ -33,9 +33,11 @@ class _Kin:
 
 
 def new_files(items: Sequence[ProfileItem], old: Collection[bytes], files: Sequence[File]) -> dict[int, list[File]]:
-    """By the number of the item after which they are read: those of `files` that are not among the `old` paths, and are of
-    a kind of which starts read enough, below the nearest directory that had a few of it; where there is none, it is all
-    that was in the nearest directory which stood before."""
+    """Returns the new files that starts will read, by the number of the item after which they are read.
+
+    A file is new if its path is not in `old`. It is taken in if starts read enough files with its ending below the nearest
+    directory that has a few of these; without such a directory, enough of all files in the nearest old directory.
+    """
     first: dict[bytes, int] = {}
     for number, item in enumerate(items):
         if item.path is not None:
@@ -62,6 +64,6 @@ def new_files(items: Sequence[ProfileItem], old: Collection[bytes], files: Seque
 
 
 def ending(path: bytes) -> bytes:
-    """Of the name of a file, without the dot; empty where it has none."""
+    """Returns the ending of a file's name without the dot; empty if it has none."""
     name = path.rpartition(b"/")[2]
     return name[1:].rpartition(b".")[2] if b"." in name[1:] else b""

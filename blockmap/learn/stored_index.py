@@ -1,4 +1,4 @@
-"""Makes the block index of a volume from the tree and the file map that the store has of it."""
+"""Makes the block index of a volume from its tree and its file map in the store."""
 
 from blockmap.errors import NotFound
 from blockmap.format.chunker import SPAN
@@ -11,7 +11,7 @@ from blockmap.store.walk import nodes
 
 
 def index_of(repository: Repository, root: Root) -> BlockIndex:
-    """The index of a whole volume, with its files where a file map is stored; Corrupt, StoreUnavailable."""
+    """Makes the index of a whole volume, with its files if a file map is stored. Raises Corrupt or StoreUnavailable."""
     try:
         files: list[File] = repository.file_map(root.digest)
     except NotFound:

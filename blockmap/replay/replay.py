@@ -122,7 +122,7 @@ class Replay:
 
     def skips_readahead(self) -> bool:
         """Whether a miss is to bring nothing besides."""
-        enough = 1 if self.head is not None and self.head.carried else _STRAYS
+        enough = 1 if self.head is not None and self.head.ported else _STRAYS
         return self.missed_reads < enough and self.is_start()
 
     def wait_nodes(self) -> bool:
@@ -233,7 +233,7 @@ class Replay:
         """The frames that hold something new, without the first `have` bytes, as few ranges."""
         self._know_root()
         new = {piece.frame for piece in head.pieces if not self._landing.has(piece.chunk, piece.mask)}
-        new |= {stem.frame for stem in head.stems if not self._stems.has(stem.node)}
+        new |= {stem.frame for stem in head.nodes if not self._stems.has(stem.node)}
         found: list[tuple[int, int]] = []
         for number in sorted(new):
             start, end = max(head.frames[number].offset, have), head.frames[number].end
@@ -254,7 +254,7 @@ class Replay:
             spans = self._cut.spans(place.offset, place.end)
             if spans is not None:
                 frames[number] = BundleFrame(number, *spans, number < listed)
-        for stem in head.stems:
+        for stem in head.nodes:
             if stem.frame in frames and not self._stems.has(stem.node):
                 frames[stem.frame].stems.append(stem)
                 frames[stem.frame].wanted = True  # whoever misses something looks for it there

@@ -127,10 +127,8 @@ def find_profile(run: ReportRun, repository: Repository, number: int | None) -> 
     try:
         found = reader.get(head.repo, head.label, chosen)
         if reader.has_bundle(head.version, head.label, chosen):
-            readings = _bundle(repository, head, chosen).readings
-            return Profiled(
-                found, expand([(reading.start, reading.blocks) for reading in readings]), chosen == head.profile
-            )
+            read_items = _bundle(repository, head, chosen).read_items
+            return Profiled(found, expand([(item.start, item.blocks) for item in read_items]), chosen == head.profile)
         items = found.items
         if found.root != head.root:
             items = port(items, found.root, index_of(repository, repository.version(head.version).root))

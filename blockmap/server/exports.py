@@ -121,7 +121,7 @@ class Exports:
             for (name, _), view in self._views.items():
                 if name == found.name:
                     view.profile = replay.number
-        return replay.number, head.readings, replay.soon_blocks(head)
+        return replay.number, head.read_items, replay.soon_blocks(head)
 
     def hydrate(self, export: str) -> None:
         """Begins to bring all of an export into the cache; NotFound, UsageError, StoreError, Corrupt."""
@@ -180,7 +180,7 @@ class Exports:
         replay = found.replay
         if replay is None or not replay.wait_end(_REPLAY_SECONDS) or replay.head is None or replay.failed:
             return
-        if sum(each.blocks for each in replay.head.readings) > _MOST * replay.head.image_blocks:
+        if sum(each.blocks for each in replay.head.read_items) > _MOST * replay.head.image_blocks:
             self._hydrate(found)
 
     def _closed(self, key: _Key) -> None:

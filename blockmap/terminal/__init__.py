@@ -1,4 +1,4 @@
-"""What commands share towards people: options, and units of figures.
+"""Options and units that several commands share.
 
 Imports `format` and `errors`. `cli`, `bench` and `report` import it.
 """

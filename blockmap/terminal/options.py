@@ -13,7 +13,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def store_option(command: Command) -> Command:
-    """`--store URL`, from BLOCKMAP_STORE where it is not given."""
+    """Adds `--store URL`, with BLOCKMAP_STORE as its default."""
     return click.option(
         "--store",
         envvar="BLOCKMAP_STORE",
@@ -24,7 +24,7 @@ def store_option(command: Command) -> Command:
 
 
 def cache_option(command: Command) -> Command:
-    """`--cache DIR`, from BLOCKMAP_CACHE where it is not given."""
+    """Adds `--cache DIR`, with BLOCKMAP_CACHE as its default."""
     return click.option(
         "--cache",
         envvar="BLOCKMAP_CACHE",
@@ -35,7 +35,7 @@ def cache_option(command: Command) -> Command:
 
 
 def socket_option(command: Command) -> Command:
-    """`--socket PATH`, from BLOCKMAP_SOCKET where it is not given."""
+    """Adds `--socket PATH`, with BLOCKMAP_SOCKET as its default."""
     return click.option(
         "--socket",
         envvar="BLOCKMAP_SOCKET",
@@ -46,7 +46,7 @@ def socket_option(command: Command) -> Command:
 
 
 def label_option(command: Command) -> Command:
-    """`--label LABEL`."""
+    """Adds `--label LABEL`."""
     return click.option(
         "--label",
         metavar="LABEL",
@@ -55,7 +55,7 @@ def label_option(command: Command) -> Command:
 
 
 def hydrate_option(command: Command) -> Command:
-    """`--hydrate`."""
+    """Adds `--hydrate`."""
     return click.option(
         "--hydrate",
         is_flag=True,
@@ -64,7 +64,7 @@ def hydrate_option(command: Command) -> Command:
 
 
 def labelled(name: str, label: str | None) -> str:
-    """The export name of an image's workload; UsageError."""
+    """Returns the export name of an image's workload. Raises UsageError."""
     if label is None:
         return name
     if "+" in name:
@@ -73,7 +73,7 @@ def labelled(name: str, label: str | None) -> str:
 
 
 def need_store(url: str | None) -> str:
-    """The store's URL; UsageError where there is none."""
+    """Returns the store's URL. Raises UsageError if none is given."""
     if not url:
         raise UsageError("no store is given: add --store URL (a directory will do), or set BLOCKMAP_STORE")
     return url

@@ -1,8 +1,8 @@
-"""Numbers as a person reads them."""
+"""Formats numbers for people."""
 
 
 def size(count: float) -> str:
-    """Bytes with a decimal unit: 12.3 MB."""
+    """Formats bytes with a decimal unit: 12.3 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
@@ -11,7 +11,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds with a unit: 12 us, 3.4 ms; a dash where there is none."""
+    """Formats seconds with a unit: 12 us, 3.4 ms; a dash for None."""
     if seconds is None:
         return "-"
     value, unit = next(
@@ -21,5 +21,5 @@ def duration(seconds: float | None) -> str:
 
 
 def share(ratio: float | None) -> str:
-    """A ratio in percent; a dash where there is none."""
+    """Formats a ratio in percent; a dash for None."""
     return "-" if ratio is None else f"{ratio * 100:.1f} %"

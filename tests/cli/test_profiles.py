@@ -85,7 +85,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def paths_of(head: bundle.BundleHead) -> list[bytes]:
-    return list(dict.fromkeys(own.path for own in head.readings if own.path is not None))
+    return list(dict.fromkeys(own.path for own in head.read_items if own.path is not None))
 
 
 def test_a_profile_is_built_shown_and_listed(site: Site) -> None:
@@ -127,12 +127,12 @@ def test_a_new_version_is_fast_at_its_first_start(site: Site) -> None:
     )
     head = site.bundle_of("app:2")
     assert paths_of(head) == [b"usr/file-1", b"usr/file-2"]
-    assert head.readings[0].path is None, "what finding the first file reads comes first"
+    assert head.read_items[0].path is None, "what finding the first file reads comes first"
     own = site.layout("app:2")
     wanted = {
         b for path in (b"usr/file-1", b"usr/file-2") for s, n in own.by_path[path].runs for b in range(s, s + min(n, 5))
     }
-    assert wanted <= {block for r in head.readings for block in range(r.start, r.start + r.blocks)}
+    assert wanted <= {block for r in head.read_items for block in range(r.start, r.start + r.blocks)}
 
 
 def test_a_bundle_of_another_versions_profile_has_what_may_be_read_besides(site: Site) -> None:

@@ -129,7 +129,7 @@ def test_many_exports_of_one_version_cost_one_bundle(
         log.set("python-flask", f"copy-{number}", entry.version, entry.number, entry.root, entry.run, entry.oci)
     record(where, host.store, image)
     head, length = head_of(host.store, image)
-    ranges = joined(head.readings)
+    ranges = joined(head.read_items)
     names = [f"python-flask:copy-{number}" for number in range(EXPORTS)]
     link = ("--rtt-ms", "30", "--mbit", "25")
     with far(where / "alone", host.store, "--no-learn", link=link) as other:

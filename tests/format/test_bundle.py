@@ -36,7 +36,7 @@ def contents(data: bytes, length: int) -> tuple[list[bytes], list[bytes]]:
     """Nodes, and chunks with zeros for what is not there; all pieces are verified."""
     head = bundle.decode_head(data[:length])
     frames = [bundle.open_frame(head, at, data[own.offset : own.end]) for at, own in enumerate(head.frames)]
-    nodes = [bytes(frames[own.frame][own.offset : own.offset + own.length]) for own in head.stems]
+    nodes = [bytes(frames[own.frame][own.offset : own.offset + own.length]) for own in head.nodes]
     chunks = []
     for own in head.pieces:
         here = frames[own.frame][own.offset : own.offset + own.mask.bit_count() * BLOCK]
@@ -85,19 +85,19 @@ def test_what_is_put_in_comes_out(data: st.DataObject) -> None:
     whole, length = made(chunks)
     head = bundle.decode_head(whole[:length])
     assert head.end == len(whole)
-    assert head.readings == READINGS
+    assert head.read_items == READINGS
     assert head.image_blocks == 1 << 30
-    assert [own.node for own in head.stems] == [name for name, _ in NODES]
+    assert [own.node for own in head.nodes] == [name for name, _ in NODES]
     assert [(own.chunk, own.mask) for own in head.pieces] == [(name, mask) for name, mask, _ in chunks]
     assert contents(whole, length) == ([frame for _, frame in NODES], [expected(own) for own in chunks])
     assert bundle.measure(lambda start, end: whole[start:end]) == (len(whole), length)
 
 
 def test_it_says_that_it_was_carried() -> None:
-    for carried in (False, True):
-        parts, length = bundle.encode(NODES, CHUNKS, READINGS, 1 << 30, SALT, (), carried)
+    for ported in (False, True):
+        parts, length = bundle.encode(NODES, CHUNKS, READINGS, 1 << 30, SALT, (), ported)
         whole = b"".join(parts)
-        assert bundle.decode_head(whole[:length]).carried is carried
+        assert bundle.decode_head(whole[:length]).ported is ported
         assert bundle.measure(lambda start, end, whole=whole: whole[start:end]) == (len(whole), length)  # type: ignore[misc]
 
 

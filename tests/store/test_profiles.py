@@ -106,7 +106,7 @@ def test_a_bundle_holds_what_is_read_and_nothing_else() -> None:
     parts, length = build_bundle.build_bundle(repository, root, READINGS, 1000)
     data = b"".join(parts)
     head = bundle.decode_head(data[:length])
-    assert head.readings == READINGS
+    assert head.read_items == READINGS
     assert head.image_blocks == 1000
     frames = [bundle.open_frame(head, at, data[own.offset : own.end]) for at, own in enumerate(head.frames)]
     held: dict[bytes, tuple[int, bytes]] = {}
@@ -128,9 +128,9 @@ def test_a_bundle_holds_what_is_read_and_nothing_else() -> None:
                 seen[extent.chunk] = seen.get(extent.chunk, 0) | 1 << block
     assert {chunk: mask for chunk, (mask, _) in held.items()} == seen
     stored = {own.frame for own in nodes(repository, root)}
-    stems = [bytes(frames[own.frame][own.offset : own.offset + own.length]) for own in head.stems]
+    stems = [bytes(frames[own.frame][own.offset : own.offset + own.length]) for own in head.nodes]
     assert set(stems) == stored
-    assert head.stems[0].node == root.digest
+    assert head.nodes[0].node == root.digest
 
 
 def test_what_comes_besides_comes_last_and_once() -> None:
@@ -146,7 +146,7 @@ def test_what_comes_besides_comes_last_and_once() -> None:
     packs = sorted((key, start, end) for key, start, end in watched.ranges)
     assert all(one[0] != two[0] or one[2] <= two[1] for one, two in pairwise(packs)), "nothing is read twice"
     head = bundle.decode_head(b"".join(parts)[:length])
-    assert head.readings == READINGS
+    assert head.read_items == READINGS
     count = len(alone.pieces)
     assert [(own.chunk, own.mask) for own in head.pieces[:count]] == [(own.chunk, own.mask) for own in alone.pieces]
     masks: dict[bytes, list[int]] = {}
@@ -165,7 +165,7 @@ def test_only_nodes_above_what_is_read_are_there() -> None:
     root = building.publish(store, PIECES, SIZE)
     parts, length = build_bundle.build_bundle(Repository(store), root, [ReadItem(9001, 1, None, 0)], 1000)
     head = bundle.decode_head(b"".join(parts)[:length])
-    assert len(head.stems) == 2
+    assert len(head.nodes) == 2
     assert len(head.pieces) == 1
 
 

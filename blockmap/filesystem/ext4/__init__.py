@@ -1,5 +1,5 @@
-"""ext4 written from a merged tree as a stream of blocks, and the small reader that checks and compares it.
+"""Writes ext4 from a merged tree as a stream of blocks, and reads it back to check and compare it.
 
-Imports `image.merge`, `image.member` and `errors`. Members come from a source's layers; blocks and cuts go to a sink, in
-an order in which contents are never held: contents as they come, metadata when all layers are known.
+Imports the other modules of `filesystem`, `format` and `errors`. Members come from a source's layers; blocks and cuts go to a sink.
+File contents are never held in memory: they are written as they come, and metadata when all layers are known.
 """

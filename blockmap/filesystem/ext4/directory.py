@@ -1,4 +1,4 @@
-"""Directories as linear lists of entries that keep their places: what a layer appended stays where it is."""
+"""Directories as linear lists of entries that keep their places: later layers append, and move nothing."""
 
 import struct
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ _TYPES = {
 }
 _ENTRY = struct.Struct("<IHBB")
 DOTS_BYTES = 24
-"""Of "." and ".." at the beginning of the first block."""
+"""Bytes of "." and ".." at the beginning of the first block."""
 
 Placed = tuple[int, bytes, int, MemberKind]
-"""Offset in its block, name, inode number, kind."""
+"""An entry: offset in its block, name, inode number, kind."""
 
 
 def entry_bytes(name: bytes) -> int:
-    """What an entry takes at least."""
+    """Returns the bytes that an entry takes at least."""
     return 8 + (len(name) + 3 & ~3)
 
 
 class Places:
-    """Where each name of a directory lies: block and offset, given out in order and never again."""
+    """The place of each name of a directory: block and offset, given out in order and never reused."""
 
     __slots__ = ("blocks", "of", "offset")
 
@@ -38,7 +38,7 @@ class Places:
         self.of: dict[bytes, tuple[int, int]] = {}
 
     def update(self, names: Mapping[bytes, object]) -> None:
-        """Forgets names that are gone, and appends those that are new."""
+        """Removes the places of names that are gone, and appends those of new ones."""
         if len(self.of) and any(name not in names for name in self.of):
             self.of = {name: place for name, place in self.of.items() if name in names}
         for name in names:
@@ -52,7 +52,7 @@ class Places:
 
 
 def block(entries: list[Placed], dots: tuple[int, int] | None) -> bytes:
-    """One block; `entries` by offset, `dots` the numbers of "." and ".." in the first block."""
+    """Returns one block with `entries`, sorted by offset; `dots` are the inodes of "." and ".." in the first block."""
     data = bytearray(BLOCK)
     if dots is not None:
         entries = [(0, b".", dots[0], MemberKind.DIR), (12, b"..", dots[1], MemberKind.DIR), *entries]

@@ -1,7 +1,7 @@
-"""Where ext4's fixed parts lie, and the cursor that gives out everything between them.
+"""The places of ext4's fixed parts, and the cursor that allocates the blocks between them.
 
 Groups of 32768 blocks with 8192 inodes each, flex groups of 16. Block 0 has the superblock, 64 blocks for descriptors
-follow, in use or reserved; groups 1 and the powers of 3, 5 and 7 begin with copies of both. Each flex group begins (the
+follow, used or reserved; groups 1 and the powers of 3, 5 and 7 begin with copies of both. Each flex group begins (the
 first one after the descriptors) with its 16 block bitmaps, 16 inode bitmaps and 16 inode tables. None of this depends on
 the size of the volume, so a larger one has the same layout.
 """
@@ -16,16 +16,16 @@ FLEX_GROUPS = 16
 DESCRIPTOR_BLOCKS = 64
 DESCRIPTORS_PER_BLOCK = 128
 MAX_GROUPS = DESCRIPTOR_BLOCKS * DESCRIPTORS_PER_BLOCK
-"""1 TiB: what the descriptor blocks can describe."""
+"""Groups that the descriptor blocks can describe: 1 TiB."""
 COPY_BLOCKS = 1 + DESCRIPTOR_BLOCKS
 FLEX_BLOCKS = FLEX_GROUPS * (2 + TABLE_BLOCKS)
 
 Runs = list[tuple[int, int]]
-"""Start and length in blocks."""
+"""Runs of blocks, each with its start and length."""
 
 
 def has_copy(group: int) -> bool:
-    """Whether a group begins with superblock and descriptors."""
+    """Returns True if a group begins with superblock and descriptors."""
     if group <= 1:
         return True
     for base in (3, 5, 7):
@@ -38,12 +38,12 @@ def has_copy(group: int) -> bool:
 
 
 def copies(groups: int) -> list[int]:
-    """The groups but the first that have copies."""
+    """Returns the groups with copies, except the first."""
     return [group for group in range(1, groups) if has_copy(group)]
 
 
 def flex_base(group: int) -> int:
-    """Where the bitmaps and tables of a group's flex group begin."""
+    """Returns the block at which the bitmaps and tables of a group's flex group begin."""
     first = group - group % FLEX_GROUPS
     return COPY_BLOCKS if first == 0 else first * GROUP_BLOCKS
 
@@ -61,7 +61,7 @@ def inode_table(group: int) -> int:
 
 
 def fixed_end(group: int) -> int:
-    """Where the fixed blocks at the beginning of a group end."""
+    """Returns the end of the fixed blocks at the beginning of a group."""
     start = group * GROUP_BLOCKS
     if group % FLEX_GROUPS == 0:
         return flex_base(group) + FLEX_BLOCKS
@@ -69,7 +69,7 @@ def fixed_end(group: int) -> int:
 
 
 def fixed_used(groups: int) -> Iterator[tuple[int, int]]:
-    """Start and length of the fixed ranges in use in a volume of so many groups."""
+    """Yields start and length of each fixed range in a volume of `groups` groups."""
     for group in range(groups):
         if has_copy(group):
             yield group * GROUP_BLOCKS, COPY_BLOCKS
@@ -79,7 +79,7 @@ def fixed_used(groups: int) -> Iterator[tuple[int, int]]:
 
 
 def as_ranges(runs: Runs) -> list[tuple[int, int]]:
-    """Half-open ranges that cover what `runs` cover, ascending, neighbours joined."""
+    """Returns `runs` as half-open ranges, ascending, with neighbours joined."""
     joined: list[tuple[int, int]] = []
     for start, length in sorted(runs):
         if joined and joined[-1][1] == start:
@@ -90,13 +90,13 @@ def as_ranges(runs: Runs) -> list[tuple[int, int]]:
 
 
 class Cursor:
-    """Gives out blocks in ascending order, and steps over fixed ranges."""
+    """Allocates blocks in ascending order, and skips fixed ranges."""
 
     def __init__(self) -> None:
         self.block = fixed_end(0)
 
     def take(self, count: int) -> Runs:
-        """The next `count` blocks."""
+        """Allocates the next `count` blocks."""
         runs: Runs = []
         while count:
             group = self.block // GROUP_BLOCKS

@@ -1,4 +1,4 @@
-"""Inodes and extent trees as they lie on disk."""
+"""Encodes inodes and extent trees for the disk."""
 
 import struct
 
@@ -11,7 +11,7 @@ INLINE_EXTENTS = 4
 LEAF_EXTENTS = 340
 MAX_EXTENT = 32768
 FAST_SYMLINK = 60
-"""Targets shorter than this lie in the inode."""
+"""Bytes; a symlink's target that is shorter is stored in the inode."""
 
 _EXTRA_BYTES = 32
 _EXTENTS_FLAG = 0x80000
@@ -34,7 +34,7 @@ _NODE = struct.Struct("<HHHHI")
 
 
 def split_runs(runs: Runs) -> list[tuple[int, int, int]]:
-    """Extents (first block in the file, start, length) that are no longer than ext4 allows, neighbours joined."""
+    """Returns extents (first block in the file, start, length), neighbours joined, none longer than ext4 allows."""
     joined: Runs = []
     for start, length in runs:
         if joined and sum(joined[-1]) == start:
@@ -52,7 +52,7 @@ def split_runs(runs: Runs) -> list[tuple[int, int, int]]:
 
 
 def leaf_blocks(runs: Runs, path: object) -> int:
-    """How many blocks the extent tree takes outside of the inode."""
+    """Returns the number of blocks that the extent tree takes outside of the inode."""
     extents = len(split_runs(runs))
     if extents <= INLINE_EXTENTS:
         return 0
@@ -65,13 +65,13 @@ def leaf_blocks(runs: Runs, path: object) -> int:
 
 
 def leaf(extents: list[tuple[int, int, int]], number: int) -> bytes:
-    """A block of an extent tree of depth 1."""
+    """Returns a block of an extent tree of depth 1."""
     own = extents[number * LEAF_EXTENTS : (number + 1) * LEAF_EXTENTS]
     return (_node(own, LEAF_EXTENTS, 0) + b"".join(_extent(*extent) for extent in own)).ljust(4096, b"\0")
 
 
 def tree(extents: list[tuple[int, int, int]], leaves: list[int]) -> bytes:
-    """The 60 bytes in the inode; `leaves` are the blocks of the tree's leaves."""
+    """Returns the root of an extent tree, 60 bytes in the inode; `leaves` are the blocks of the tree's leaves."""
     if not leaves:
         return (_node(extents, INLINE_EXTENTS, 0) + b"".join(_extent(*extent) for extent in extents)).ljust(60, b"\0")
     entries = b"".join(_INDEX.pack(extents[at * LEAF_EXTENTS][0], block, 0, 0) for at, block in enumerate(leaves))
@@ -88,7 +88,7 @@ def encode(
     xattr_block: int,
     inline_xattrs: bytes,
 ) -> bytes:
-    """The 256 bytes of an inode. `path` is for messages: ImageError where ext4 cannot hold an attribute."""
+    """Returns the 256 bytes of an inode. Raises ImageError, with `path`, if ext4 cannot hold an attribute."""
     if not _MIN_TIME <= inode.mtime_s <= _MAX_TIME:
         raise ImageError(
             f"{path}: its time, {inode.mtime_s} seconds from 1970, is outside of what ext4 holds (1901 to 2446)"
@@ -120,7 +120,7 @@ def assemble(
     mode: int, uid: int, gid: int, size: int, links: int, sectors: int, flags: int, body: bytes,
     mtime_s: int = 0, mtime_ns: int = 0, xattr_block: int = 0, inline_xattrs: bytes = b"",
 ) -> bytes:  # fmt: skip
-    """The 256 bytes of an inode from its fields; all times are the one given."""
+    """Returns the 256 bytes of an inode with the given fields; all its times are the one given."""
     low = mtime_s & 0xFFFFFFFF
     signed = low - (1 << 32) if low >> 31 else low
     extra = mtime_ns << 2 | (mtime_s - signed) >> 32

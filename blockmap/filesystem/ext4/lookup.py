@@ -1,4 +1,4 @@
-"""Which blocks of a volume the lookup of a path reads: descriptors, inodes, directories, extent trees."""
+"""Finds the blocks of a volume that the lookup of a path reads: descriptors, inodes, directories, extent trees."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,11 +8,11 @@ from blockmap.format import BLOCK
 from blockmap.format.filemap import folders_above
 
 _ROOT = 2
-"""Inode of the root directory."""
+"""Inode number of the root directory."""
 
 
 class Lookup:
-    """Looks paths up in a file system behind `read(offset, length)`, both in bytes; ImageError where there is none."""
+    """Looks paths up in a file system behind `read(offset, length)`, both in bytes. Raises ImageError if it is not ext4."""
 
     def __init__(self, read: Callable[[int, int], bytes]) -> None:
         self._read = read
@@ -21,7 +21,7 @@ class Lookup:
         self._directories: dict[int, dict[bytes, tuple[int, bool]]] = {}
 
     def __call__(self, path: bytes) -> list[int]:
-        """The blocks that finding a path and where its contents are reads, in order; those given before are left out."""
+        """Returns the blocks that are read to find a path and its extents, in order, without those of earlier calls."""
         before = len(self._noted)
         number = self._find(path)
         if number is not None:
@@ -29,8 +29,9 @@ class Lookup:
         return list(self._noted)[before:]
 
     def further(self, paths: Iterable[bytes]) -> list[int]:
-        """The blocks that looking for files in vain reads, one directory further than where finding `paths` leads; those given
-        before are left out."""
+        """Returns the blocks that unsuccessful lookups near `paths` read, without those of earlier calls.
+
+        They are the directories above the paths, and the ones directly below these."""
         before = len(self._noted)
         for folder in sorted({b"", *(folder for path in set(paths) for folder in folders_above(path))}):
             number = self._find(folder) if folder else _ROOT
@@ -50,7 +51,7 @@ class Lookup:
         return number
 
     def _names(self, number: int) -> dict[bytes, tuple[int, bool]]:
-        """The numbers of what is in a directory, and whether they are directories; nothing in what is none."""
+        """Returns the inode number of each name in a directory, and True for directories; nothing if `number` is no directory."""
         if number not in self._directories:
             entry = self._entry(b"", number)
             names = self._reader.names(entry) if entry.kind is MemberKind.DIR else ()

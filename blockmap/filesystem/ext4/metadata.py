@@ -40,7 +40,7 @@ for _byte in range(256):
 
 
 def crc16(data: bytes) -> int:
-    """CRC-16 (0xA001 reflected, start 0xffff), as group descriptors have it."""
+    """Returns the CRC-16 (0xA001 reflected, start 0xffff) that group descriptors use."""
     crc = 0xFFFF
     for byte in data:
         crc = crc >> 8 ^ _CRC16[(crc ^ byte) & 0xFF]
@@ -48,7 +48,7 @@ def crc16(data: bytes) -> int:
 
 
 class Metadata:
-    """Renders everything fixed, for a volume whose inodes and used blocks are all known."""
+    """Writes the fixed metadata of a volume once all its inodes and used blocks are known."""
 
     def __init__(self, uuid: bytes, groups: int, journal: int, pointers: int) -> None:
         self.uuid = uuid
@@ -72,7 +72,7 @@ class Metadata:
         return int(self._used.sum())
 
     def inode(self, number: int, data: bytes, directory: bool = False) -> None:
-        """Puts an inode into its table, and marks it as used."""
+        """Stores an inode in its table, and marks it as used."""
         group, slot = divmod(number - 1, GROUP_INODES)
         block, at = divmod(slot, _PER_BLOCK)
         table = self._tables.setdefault(inode_table(group) + block, bytearray(4096))
@@ -81,7 +81,7 @@ class Metadata:
         self._directories[group] += directory
 
     def write(self, sink: BlockSink) -> None:
-        """Sends every block that is not zero, in ascending order; each fixed range is cut at its edges."""
+        """Writes every block that is not zero, in ascending order; each fixed range is cut at its edges."""
         self._inodes[0, : FIRST_INODE - 1] = True
         body = self._journal_inode()
         reserved = DESCRIPTOR_BLOCKS - self._descriptors
@@ -123,13 +123,13 @@ class Metadata:
                 yield inode_bitmap(group), bits.ljust(4096, b"\xff")
 
     def _blocks_unused(self, group: int) -> bool:
-        """Whether a group has nothing but copies, and so a bitmap that anyone can make."""
+        """Returns True if a group has only copies, so that the kernel can compute its bitmap."""
         if group % FLEX_GROUPS == 0 or group == self.groups - 1:
             return False
         return not self._used[group, COPY_BLOCKS if has_copy(group) else 0 :].any()
 
     def _describe(self) -> tuple[bytes, int, int]:
-        """The descriptors of all groups, free blocks, free inodes."""
+        """Returns the descriptors of all groups, the free blocks and the free inodes."""
         table = []
         free_blocks = free_inodes = 0
         for group in range(self.groups):
@@ -191,7 +191,7 @@ class Metadata:
         return (head + bytes(12) + bytes(16) + struct.pack(">I", 1)).ljust(4096, b"\0")
 
     def _reserved(self) -> Iterator[tuple[int, bytes]]:
-        """The resize inode's pointers, and the reserved descriptor blocks, each of which lists its twins."""
+        """Yields the block of the resize inode's pointers and the reserved descriptor blocks, each of which lists its copies."""
         pointers = [0] * 1024
         twins = copies(self.groups)
         for at in range(self._descriptors, DESCRIPTOR_BLOCKS):

@@ -1,8 +1,8 @@
 """Reads an ext4 file system that nobody has mounted: its tree, attributes and contents.
 
-Made from the on-disk format alone, so that what the writer writes is read back by something that does not share its
-mistakes. Understands extents, linear and hashed directories (which are read linearly), attributes in inodes and blocks,
-descriptors of 32 and 64 bytes. The journal is taken to be empty.
+It is made from the on-disk format alone and shares no code with the writer, so it does not share its mistakes either. It
+understands extents, linear and hashed directories (which are read linearly), attributes in inodes and blocks,
+descriptors of 32 and 64 bytes. It takes the journal to be empty.
 """
 
 import struct
@@ -24,39 +24,39 @@ _PIECE_BYTES = 1 << 20
 _MAX_DIRECTORY = 1 << 30
 _MAX_DEPTH = 5
 _DIRECTORY = 2
-"""The type that names of directories have."""
+"""The file type in directory entries that name directories."""
 _INODE_READ_AHEAD = 32
-"""Blocks of a table that the kernel reads at once, aligned: the mount option inode_readahead_blks."""
+"""Blocks of an inode table that the kernel reads at once, aligned: the mount option inode_readahead_blks."""
 
 
 @dataclass(frozen=True, slots=True)
 class DirectoryEntry:
-    """One path."""
+    """A path with the attributes of its inode."""
 
     path: bytes
-    """b"" is the root."""
+    """Path relative to the root; b"" is the root itself."""
     number: int
-    """Of the inode: paths with one number are one file."""
+    """Number of the inode; paths with one number are one file."""
     kind: MemberKind
     mode: int
-    """0o7777 bits."""
+    """Permission bits with setuid, setgid and sticky: 0o7777."""
     uid: int
     gid: int
     mtime_s: int
     mtime_ns: int
     size: int
-    """Bytes."""
+    """Size in bytes."""
     links: int
     target: bytes
     major: int
     minor: int
     xattrs: dict[bytes, bytes]
     runs: list[tuple[int, int, int]]
-    """First block in the file, first block in the volume, length; what no run covers is zeros."""
+    """Runs: first block in the file, first block in the volume, length; blocks in no run are zeros."""
 
 
 class Ext4Reader:
-    """A file system behind `read(offset, length)`, both in bytes; ImageError where it is damaged or not understood."""
+    """A file system behind `read(offset, length)`, both in bytes. Raises ImageError if it is damaged or not understood."""
 
     def __init__(self, read: Callable[[int, int], bytes]) -> None:
         self._read = read
@@ -76,7 +76,7 @@ class Ext4Reader:
         self._descriptors = (first_block + 1) * self._block
 
     def walk(self) -> Iterator[DirectoryEntry]:
-        """Every path, parents first, sorted by the bytes of the names within a directory."""
+        """Yields every path, parents first, sorted by the bytes of the names within a directory."""
         seen: set[int] = set()
         waiting: list[tuple[bytes, int]] = [(b"", 2)]
         while waiting:
@@ -91,7 +91,7 @@ class Ext4Reader:
                 waiting.extend((path + b"/" + name if path else name, child) for name, child, _ in names)
 
     def entry(self, path: bytes, number: int) -> DirectoryEntry:
-        """The inode of a path."""
+        """Reads the inode `number`, which `path` names."""
         raw = self._inode(number)
         mode, uid, size, _, _, mtime, _, gid, links, _, flags = struct.unpack_from("<HHIIIIIHHII", raw)
         uid_high, gid_high = struct.unpack_from("<HH", raw, 0x78)
@@ -123,7 +123,7 @@ class Ext4Reader:
         )  # fmt: skip
 
     def contents(self, entry: DirectoryEntry) -> Iterator[bytes]:
-        """The bytes of a regular file, in pieces."""
+        """Yields the bytes of a regular file, in pieces."""
         return self._contents(entry.runs, entry.size)
 
     def _contents(self, runs: list[tuple[int, int, int]], size: int) -> Iterator[bytes]:
@@ -143,7 +143,7 @@ class Ext4Reader:
         yield from _zeros(size - at)
 
     def names(self, directory: DirectoryEntry) -> Iterator[tuple[bytes, int, bool]]:
-        """What is in a directory, with the numbers of the inodes, and whether they are directories."""
+        """Yields each name in a directory with its inode number, and True for directories."""
         if directory.size > _MAX_DIRECTORY:
             raise ImageError(f"the directory {directory.path!r} is too long: the file system is damaged")
         data = b"".join(self.contents(directory))
@@ -186,8 +186,10 @@ class Ext4Reader:
         return found
 
     def read_with(self, number: int) -> tuple[int, int]:
-        """The bytes [start, end) of the volume that the kernel reads at once when it needs an inode: the blocks around it,
-        as far as they are in its table, and used."""
+        """Returns the bytes [start, end) of the volume that the kernel reads when it needs an inode.
+
+        They are the blocks of its read-ahead window in the inode table, without the unused end of the table.
+        """
         table, unused = self._table(number)
         end = table + (self._group_inodes - unused) * self._inode_bytes
         own = table + (number - 1) % self._group_inodes * self._inode_bytes
@@ -202,7 +204,7 @@ class Ext4Reader:
         return self._bytes(table + (number - 1) % self._group_inodes * self._inode_bytes, self._inode_bytes)
 
     def _table(self, number: int) -> tuple[int, int]:
-        """Where the table of an inode begins, in bytes; and how many at its end were never used."""
+        """Returns the byte at which the table of an inode begins, and the number of never used inodes at its end."""
         if not 0 < number <= self._inodes:
             raise ImageError(f"inode {number} does not exist: the file system is damaged")
         group = (number - 1) // self._group_inodes
@@ -222,7 +224,7 @@ class Ext4Reader:
 
 
 def _attributes(data: bytes, at: int) -> Iterator[tuple[bytes, bytes]]:
-    """Entries that begin at `at`; values' offsets count from the beginning of `data`."""
+    """Yields the attributes whose entries begin at `at`; offsets of values count from the beginning of `data`."""
     while at + 16 <= len(data) and data[at : at + 4] != bytes(4):
         name_length, index, offset, inode, size, _ = struct.unpack_from("<BBHIII", data, at)
         name = data[at + 16 : at + 16 + name_length]
@@ -239,7 +241,7 @@ def _attributes(data: bytes, at: int) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _acl(value: bytes) -> bytes:
-    """From the form on disk to the one of system calls."""
+    """Converts an ACL from the form on disk to that of system calls."""
     out = struct.pack("<I", 2)
     at = 4
     while at + 4 <= len(value):

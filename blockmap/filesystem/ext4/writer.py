@@ -1,9 +1,9 @@
 """Writes a volume while its layers stream by.
 
-A layer's contents go to the sink as they come, at a cursor that only goes up. Behind them lie the layer's directories'
-blocks, long symlinks, attribute blocks and extent-tree blocks: their places are given out when the layer ends, and filled
-when all layers are known, because an upper layer may remove what they list. The fixed metadata comes last. What a layer
-gets depends on that layer and those below it, so equal layers below different ones have equal blocks.
+A layer's contents go to the sink as they come, at a cursor that only moves up. The layer's directory blocks, long symlinks,
+attribute blocks and extent-tree blocks follow them: they are allocated when the layer ends, and written when all layers are
+known, because an upper layer may remove the files they list. The fixed metadata comes last. The blocks of a layer depend on
+that layer and those below it, so equal layers below different ones have equal blocks.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from blockmap.filesystem.sink import BlockSink
 
 BLOCK = 4096
 WRITER = 1
-"""Number of the layout's rules: it changes when the same image would get other blocks."""
+"""Number of the layout's rules; it changes when the same image would get other blocks."""
 _MIN_GROUPS = 128
 _GIB_GROUPS = 8
 _LOST_FOUND_BLOCKS = 4
@@ -31,20 +31,20 @@ class Ext4Volume:
 
     size_blocks: int
     hidden: list[tuple[int, int]]
-    """Half-open ranges of contents that upper layers hide, ascending: written, but free in the file system."""
+    """Half-open ranges, ascending, of contents that upper layers hide: written, but free in the file system."""
     files: list[tuple[bytes, int, Runs]]
     """Path, bytes, and (start, length) in blocks of every name of a regular file, sorted by path."""
     used_blocks: int
-    """In use as the file system counts them, fixed metadata included."""
+    """Blocks that the file system counts as used, with the fixed metadata."""
     inodes: int
-    """Of the image: files, directories and others; lost+found is one of them."""
+    """Number of inodes of the image: files, directories and others; lost+found is one of them."""
     layer_blocks: list[tuple[int, int]]
-    """Half-open range of blocks that each layer's contents lie in, with the fixed ranges that they step over."""
+    """Half-open range of blocks of each layer's contents; fixed ranges between them are included."""
 
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """What an inode has on disk."""
+    """The blocks of an inode on disk."""
 
     number: int = 0
     runs: Runs = field(default_factory=list)
@@ -55,11 +55,11 @@ class _Place:
 
 
 _Part = list[tuple[int, Inode, str, int]]
-"""Of a layer's directory part: block, whose it is, what it is, which of them."""
+"""Blocks that follow a layer's contents: block, inode, kind of block, its number among those."""
 
 
 class Ext4Writer:
-    """Takes layers from the bottom up, then renders the metadata."""
+    """Writes layers from the bottom up, then the metadata."""
 
     def __init__(self, sink: BlockSink, threshold_blocks: int) -> None:
         self._sink = sink
@@ -76,7 +76,7 @@ class Ext4Writer:
         self._begin()
 
     def layer(self, members: Members) -> None:
-        """Merges one more layer; raises ImageError for what cannot be in a file system."""
+        """Merges one more layer. Raises ImageError for members that no file system can hold."""
         tree, sink = self._tree, self._sink
         tree.begin_layer()
         sink.cut()
@@ -94,7 +94,7 @@ class Ext4Writer:
         self._end_layer()
 
     def finish(self, uuid: bytes) -> Ext4Volume:
-        """Renders all metadata; ImageError where the image is too big."""
+        """Writes all metadata. Raises ImageError if the image is too big."""
         paths: dict[Inode, bytes] = {}
         files: list[tuple[bytes, int, Runs]] = []
         for path, node in self._tree.walk():
@@ -124,7 +124,7 @@ class Ext4Writer:
         return Ext4Volume(size, as_ranges(hidden), files, used, len(paths), self._layer_blocks)
 
     def _room(self, node: Inode, blocks: int) -> Runs:
-        """Room for a file's contents; a header may state any size, so what cannot be is refused before it is tried."""
+        """Allocates blocks for a file's contents; a header may state any size, so impossible ones are refused first."""
         path = _Path(self._tree, node)
         if self._cursor.block + blocks > MAX_GROUPS * GROUP_BLOCKS:
             raise ImageError(
@@ -136,7 +136,7 @@ class Ext4Writer:
         return runs
 
     def _begin(self) -> None:
-        """The root, and the lost+found that e2fsck looks for."""
+        """Makes the root, and the lost+found that e2fsck looks for."""
         root, tree = self._tree.root, self._tree
         root.place = _Place(number=2, names=directory.Places())
         found = tree.make(root, b"lost+found", MemberKind.DIR)
@@ -196,7 +196,7 @@ class Ext4Writer:
         return block
 
     def _stream(self, runs: Runs, size: int, contents: Iterator[bytes]) -> None:
-        """Sends a file's contents, the last block filled up with zeros."""
+        """Writes a file's contents; the last block is filled up with zeros."""
         sink = self._sink
         edges = self._threshold and sum(length for _, length in runs) >= self._threshold
         if edges:
@@ -228,7 +228,7 @@ class Ext4Writer:
             sink.cut()
 
     def _groups(self, inodes: int) -> int:
-        """The size of the volume: room for as much again as was written, in whole GiB."""
+        """Returns the number of groups: twice the blocks written, in whole GiB, so that the volume has room."""
         last = self._cursor.block
         groups = max(_MIN_GROUPS, -(-2 * last // GROUP_BLOCKS), -(-self._next // GROUP_INODES))
         groups = -(-groups // _GIB_GROUPS) * _GIB_GROUPS
@@ -240,7 +240,7 @@ class Ext4Writer:
         return min(groups, MAX_GROUPS)
 
     def _render(self, node: Inode, what: str, number: int) -> bytes:
-        """A block of a layer's directory part; empty where an upper layer made it superfluous."""
+        """Returns one of the blocks that follow a layer's contents; empty if an upper layer made it superfluous."""
         place = _place(node)
         if what == "symlink":
             return node.target.ljust(BLOCK, b"\0")
@@ -253,7 +253,7 @@ class Ext4Writer:
         return directory.block(entries, (place.number, _place(node.parent).number) if number == 0 else None)
 
     def _entries(self, node: Inode, names: directory.Places) -> dict[int, list[directory.Placed]]:
-        """The entries of a directory by block, each block's by offset."""
+        """Returns the entries of a directory by block, sorted by offset."""
         cached = self._rendered
         if cached is None or cached[0] is not node:
             by_block: dict[int, list[directory.Placed]] = {}
@@ -280,7 +280,7 @@ class Ext4Writer:
 
 
 class _Path:
-    """An inode's path for a message: looked for only where something is wrong."""
+    """An inode's path for a message, searched for only when an error is reported."""
 
     def __init__(self, tree: Tree, node: Inode) -> None:
         self._tree, self._node = tree, node

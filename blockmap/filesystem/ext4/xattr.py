@@ -1,4 +1,4 @@
-"""Extended attributes as ext4 stores them: in the inode where they fit, else in a block of their own, else in both."""
+"""Encodes extended attributes as ext4 stores them: in the inode if they fit, else in a block of their own, else in both."""
 
 import struct
 
@@ -6,25 +6,25 @@ from blockmap.errors import ImageError
 
 MAGIC = 0xEA020000
 INLINE_BYTES = 96
-"""Of an inode of 256 bytes with 32 bytes of extra fields."""
+"""Bytes for attributes in an inode of 256 bytes with 32 bytes of extra fields."""
 
 _PREFIXES = ((b"user.", 1), (b"trusted.", 4), (b"security.", 6))
-"""Without "system." (7): but for ACLs the kernel has nothing that reads it, and "system.data" would be inline data."""
+"""Prefixes and their indexes, without "system." (7): the kernel reads only ACLs of it, and "system.data" would be inline data."""
 _ACLS = {b"system.posix_acl_access": 2, b"system.posix_acl_default": 3}
 _ACL_TAGS = (1, 2, 4, 8, 16, 32)
-"""Owner, named user, group, named group, mask, others."""
+"""Tags of ACL entries: owner, named user, group, named group, mask, others."""
 _NAMED_TAGS = (2, 8)
 _ENTRY = struct.Struct("<BBHIII")
 _MASK = 0xFFFFFFFF
 
 Attribute = tuple[int, bytes, bytes]
-"""Index of the prefix, rest of the name, value as stored."""
+"""An attribute: index of its prefix, rest of its name, value as stored."""
 
 
 def encode(xattrs: dict[bytes, bytes], path: object) -> tuple[bytes, bytes]:
-    """The attributes inside the inode (96 bytes or none) and those in a block (4096 bytes or none).
+    """Returns the attributes inside the inode (96 bytes or none) and those in a block (4096 bytes or none).
 
-    ImageError names `path` where they do not fit in both together, or one is of an unknown kind.
+    Raises ImageError, with `path`, if they do not fit in both together, or one is of an unknown kind.
     """
     if not xattrs:
         return b"", b""
@@ -49,7 +49,7 @@ def encode(xattrs: dict[bytes, bytes], path: object) -> tuple[bytes, bytes]:
 
 
 def _divide(attributes: list[Attribute]) -> tuple[list[Attribute], list[Attribute]]:
-    """Those that the inode has room for, taken in order, and the rest."""
+    """Splits attributes into those that fit into the inode, taken in order, and the rest."""
     inside: list[Attribute] = []
     outside: list[Attribute] = []
     for attribute in attributes:
@@ -69,7 +69,7 @@ def _attribute(name: bytes, value: bytes, path: object) -> Attribute:
 
 
 def _acl(value: bytes, path: object) -> bytes:
-    """From the system calls' form (version 2, 8 bytes an entry) to ext4's (version 1, ids only where they count)."""
+    """Converts an ACL from the form of system calls (version 2, 8 bytes an entry) to ext4's (version 1, ids only where needed)."""
     if len(value) < 4 or len(value) % 8 != 4 or value[:4] != struct.pack("<I", 2):
         raise ImageError(f"{path}: its POSIX ACL is damaged")
     out = [struct.pack("<I", 1)]
@@ -83,12 +83,15 @@ def _acl(value: bytes, path: object) -> bytes:
 
 
 def _need(attributes: list[Attribute]) -> int:
-    """Bytes that entries, their end and values take."""
+    """Returns the bytes that entries, their end and values take."""
     return 4 + sum(_ENTRY.size + (len(name) + 3 & ~3) + (len(value) + 3 & ~3) for _, name, value in attributes)
 
 
 def _pack(attributes: list[Attribute], room: int, base: int) -> bytes | None:
-    """Entries from the front, values from the back; offsets count from `base` before. None where they do not fit."""
+    """Packs entries from the front and values from the back; None if they do not fit.
+
+    Offsets of values count from `base` bytes before the result.
+    """
     if _need(attributes) > room:
         return None
     data = bytearray(room)
