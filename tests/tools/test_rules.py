@@ -1,14 +1,39 @@
-"""The rules of tests/conftest.py: what counts as skipped, and what as left behind."""
+"""The rules of the project: names of classes, the page of helpers, and tests that skip or leave something behind."""
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import tests
+
 TESTS = Path(__file__).resolve().parents[1]
+
+
+def product() -> Iterator[tuple[Path, ast.Module]]:
+    """Yields the modules of the product, parsed."""
+    for folder in ("blockmap", "nbdplugin"):
+        for path in sorted((TESTS.parent / folder).rglob("*.py")):
+            yield path.relative_to(TESTS.parent), ast.parse(path.read_bytes())
+
+
+def test_no_class_name_stands_twice() -> None:
+    nodes = (node for _, module in product() for node in ast.walk(module))
+    names = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    assert [name for name, count in names.items() if count > 1 and not name.startswith("_")] == []
+
+
+def test_the_page_of_helpers_names_each_of_them() -> None:
+    helpers = {path.relative_to(TESTS).as_posix() for path in TESTS.rglob("*.py") if not path.name.startswith("test_")}
+    helpers = {path for path in helpers if Path(path).name not in ("__init__.py", "conftest.py")}
+    listed = {word for word in str(tests.__doc__).split() if word.endswith(".py")} - {"conftest.py"}
+    assert listed == helpers
 
 
 def session(folder: Path, body: str, *arguments: str, require: str = "") -> subprocess.CompletedProcess[str]:
