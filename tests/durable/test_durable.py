@@ -1,4 +1,4 @@
-"""Files that are whole and durable, or absent: the order of syncs, and what a failure leaves."""
+"""Files are whole and durable, or absent: the order of syncs, and the files that failures leave."""
 
 import errno
 import os
@@ -19,21 +19,21 @@ WHOLE = b"first part, second part"
 
 
 class Killed(BaseException):
-    """Ends a call in front of a system call, as a kill or a power cut would."""
+    """Ends a call before a system call, as a kill or a power cut would."""
 
 
 @dataclass
 class Journal:
-    """The calls that matter for durability, in order, and what a power cut would leave: only what was synced."""
+    """The calls that matter for durability, in order, and the synced state, which a power cut would leave."""
 
     events: list[tuple[str, str]] = field(default_factory=list)
-    """Call, and the path that it changed."""
+    """Calls, each with the path that it changed."""
     contents: dict[int, bytes] = field(default_factory=dict)
-    """Of each inode, at its last sync."""
+    """Contents of each inode at its last sync."""
     names: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Inodes by name, of each directory at its last sync."""
+    """Inodes by name in each directory at its last sync."""
     kill_at: int | None = None
-    """Number of the event in front of which the process ends."""
+    """Number of the event before which the process ends."""
 
     def note(self, call: str, path: str) -> None:
         if len(self.events) == self.kill_at:
@@ -47,7 +47,7 @@ class Journal:
             self.contents[os.stat(path).st_ino] = Path(path).read_bytes()
 
     def left(self, path: Path, top: Path) -> bytes | None:
-        """What a power cut now leaves of a file below `top`, which was there before; None for nothing."""
+        """Returns the content that a power cut leaves of a file below `top`, which existed before; None if it leaves no file."""
         directory, inode = top, 0
         for name in path.relative_to(top).parts:
             known = self.names.get(str(directory), {})
@@ -119,7 +119,7 @@ def test_killed_anywhere_it_leaves_all_or_nothing(journal: Journal, tmp_path: Pa
         except Killed:
             assert journal.left(path, top) in (None, WHOLE)
             assert not path.exists() or path.read_bytes() == WHOLE
-            # What is in the way of nobody: the next attempt finds its place free, or taken by the whole file.
+            # Leftovers are in nobody's way: the next attempt finds its place free, or taken by the whole file.
             journal.kill_at = None
             with suppress(AlreadyExists):
                 durable.publish(path, DATA)
@@ -134,7 +134,7 @@ def test_killed_anywhere_it_leaves_all_or_nothing(journal: Journal, tmp_path: Pa
 
 
 def test_what_one_was_killed_over_is_durable_once_another_answers(journal: Journal, tmp_path: Path) -> None:
-    """Directories and objects that are there, but were never synced, are synced by whoever builds on them."""
+    """Directories and objects that exist, but were never synced, are synced by the next call that depends on them."""
     for kill_at in range(100):
         top = tmp_path / str(kill_at)
         top.mkdir()

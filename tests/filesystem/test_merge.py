@@ -1,4 +1,4 @@
-"""Layers merged into a tree, beside a dict of paths."""
+"""Layers merged into a tree, compared with a dictionary of paths."""
 
 import pytest
 from hypothesis import given, settings
@@ -29,7 +29,7 @@ def expected(model: Model) -> dict[bytes, tuple[object, ...]]:
 
 
 def check(tree: Tree, model: Model) -> None:
-    """The same paths, attributes and link groups; links are counted right; whoever has no name says so."""
+    """Checks that both have the same paths, attributes and link groups, and that links are counted correctly."""
     assert shape(tree) == expected(model)
     groups: dict[Inode, set[bytes]] = {}
     for path, inode in tree.walk():
@@ -79,7 +79,7 @@ layers = st.lists(st.lists(st.one_of(plain, plain, linking, whiteouts), max_size
 @settings(max_examples=500, deadline=None)
 @given(layers)
 def test_equals_the_model(stack: list[list[Member]]) -> None:
-    """Any sequence of entries, links and whiteouts; what one refuses, the other refuses."""
+    """Both accept or refuse any sequence of entries, links and whiteouts."""
     tree, model = Tree(), Model()
     for layer in stack:
         tree.begin_layer()
@@ -103,7 +103,7 @@ def test_where_whiteouts_stand_in_a_layer_does_not_matter(
     mixed = [*entries]
     for member in hidden:
         mixed.insert(data.draw(st.integers(0, len(mixed))), member)
-    # A layer that describes what it puts things into, as every tool writes it: otherwise parents decide what it means.
+    # Like those of every tool, this layer describes the parents of its members; otherwise lower layers decide what they are.
     described = {path for member in mixed for path in above(member.path)}
     mixed = [Member(path, MemberKind.DIR, 0o700) for path in sorted(described)] + [
         member for member in mixed if member.path not in described
@@ -176,7 +176,7 @@ def test_parents_lead_through_symlinks_and_stay_inside_the_root() -> None:
 
 
 def test_a_replaced_symlink_leads_elsewhere_at_once() -> None:
-    """Parents are remembered by path: not longer than they hold."""
+    """Parents are cached by path, and no longer than they are valid."""
     tree = merge([[entry(b"x"), entry(b"y"), symlink(b"s", b"x"), file(b"s/1"), symlink(b"s", b"y"), file(b"s/2")]])
     assert [path for path, _ in tree.walk()] == [b"", b"s", b"x", b"x/1", b"y", b"y/2"]
     tree = merge([[symlink(b"t", b"x"), entry(b"x"), file(b"t/1")], [file(b".wh.t"), file(b"t/2")]])

@@ -1,4 +1,4 @@
-"""Bundles: what is put in comes out and is verified, and damage is noticed."""
+"""Bundles: what was encoded is decoded and verified, and damage is noticed."""
 
 from hashlib import sha256, shake_128
 
@@ -33,7 +33,7 @@ CHUNKS = [chunk(1, 4, 0b1010), chunk(2, 64, (1 << 64) - 1, fill=True), chunk(3, 
 
 
 def contents(data: bytes, length: int) -> tuple[list[bytes], list[bytes]]:
-    """Nodes, and chunks with zeros for what is not there; all pieces are verified."""
+    """Returns the nodes, and the chunks with zeros for absent blocks; verifies all pieces."""
     head = bundle.decode_head(data[:length])
     frames = [bundle.open_frame(head, at, data[own.offset : own.end]) for at, own in enumerate(head.frames)]
     nodes = [bytes(frames[own.frame][own.offset : own.offset + own.length]) for own in head.nodes]
@@ -109,7 +109,7 @@ def test_nothing_is_a_bundle_too() -> None:
 
 
 def test_the_format_is_frozen() -> None:
-    whole, length = made([CHUNKS[0], CHUNKS[2]])  # does not compress, so that no frame depends on zstd's release
+    whole, length = made([CHUNKS[0], CHUNKS[2]])  # incompressible, so that no frame depends on zstd's release
     head = bundle.decode_head(whole[:length])
     assert [(own.codec, own.stored) for own in head.frames] == [(codec.RAW, own.raw) for own in head.frames]
     entries, frames = 4 * 44, 16 * len(head.frames)
@@ -154,7 +154,7 @@ def test_damage_of_a_block_or_of_an_absent_digest_is_noticed() -> None:
 
 
 def forged(head: bytearray) -> bytes:
-    """A head with a seal that is right."""
+    """Returns the head with a correct seal."""
     return bytes(head[:-32]) + sha256(head[:-32]).digest()
 
 

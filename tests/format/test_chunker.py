@@ -1,4 +1,4 @@
-"""Cuts, against plain Python that goes block by block."""
+"""Cuts, compared with plain Python that goes block by block."""
 
 from itertools import count, islice, pairwise
 
@@ -131,7 +131,7 @@ def test_equal_contents_are_cut_alike_in_every_span(run: list[tuple[str, int]], 
 
 @given(st.binary(min_size=1, max_size=60))
 def test_an_insertion_moves_cuts_only_nearby(seed: bytes) -> None:
-    """After some chunks the cuts are those of the content again: what deduplication rests on."""
+    """After some chunks, the cuts depend on the content alone again: deduplication rests on it."""
     of = Parameters()
     data = b"".join(made_block(int.from_bytes(seed, "little") % (1 << 60) + at) for at in range(2000))
     shifted = made_block(1 << 62) * 3 + data

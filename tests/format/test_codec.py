@@ -1,4 +1,4 @@
-"""Frames: what was encoded comes back, and nothing is believed about how much there is."""
+"""Frames: decoding reverses encoding, and no claim about a length is trusted."""
 
 import tracemalloc
 
@@ -91,7 +91,7 @@ def test_every_cut_is_noticed() -> None:
 
 
 def claiming(frame: bytes, size: int) -> bytes:
-    """A frame whose header has another size of its content, in a field of four bytes."""
+    """Returns a frame whose header claims another size of its content, in a field of four bytes."""
     assert frame[4] >> 6 == 2, "the field has four bytes"
     at = 5 if frame[4] >> 5 & 1 else 6
     return frame[:at] + size.to_bytes(4, "little") + frame[at + 4 :]

@@ -1,4 +1,4 @@
-"""Digests: what they are taken over, written out once more."""
+"""Digests: the bytes that they are taken over, written out a second time."""
 
 import hashlib
 import struct

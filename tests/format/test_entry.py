@@ -1,4 +1,4 @@
-"""Entries of names' logs: round trips, a golden digest, and nothing but FormatError for what is no entry."""
+"""Entries of names' logs: round trips, a golden digest, and nothing but FormatError for any other bytes."""
 
 import hashlib
 from dataclasses import replace
@@ -83,7 +83,7 @@ def test_the_format_is_frozen() -> None:
 
 
 def changed(**changes: Any) -> bytes:
-    """The sample with other values, sealed well."""
+    """Returns the sample with other values and a correct seal."""
     value = record.decode(record.unseal(entry.encode(SAMPLE))[0])
     return record.seal([record.encode({key: item for key, item in (value | changes).items() if item is not ...})])
 

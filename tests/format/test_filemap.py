@@ -1,4 +1,4 @@
-"""File maps: what is encoded comes back, and damage is noticed."""
+"""File maps: decoding reverses encoding, and damage is noticed."""
 
 import struct
 from hashlib import sha256
@@ -43,7 +43,7 @@ def test_any_damage_is_noticed(data: st.DataObject) -> None:
 
 
 def forged(body: bytes, raw: int | None = None) -> bytes:
-    """A map with a seal that is right."""
+    """Returns a file map with a correct seal."""
     head = struct.pack("<4sB3s32sI", b"bmfm", 1, bytes(3), ROOT, len(body) if raw is None else raw)
     data = head + codec.Encoder().compress(body)
     return data + sha256(data).digest()

@@ -20,7 +20,7 @@ BLOCKS = 1000
 
 
 def content() -> bytes:
-    """A thousand blocks: each says its number 512 times; every 97th is zero."""
+    """Returns a thousand blocks: each holds its number 512 times; every 97th is zero."""
     numbers = np.repeat(np.arange(BLOCKS, dtype="<u8"), BLOCK // 8).reshape(BLOCKS, -1)
     numbers[::97] = 0
     return numbers.tobytes()
@@ -39,7 +39,7 @@ def chunks() -> list[Extent]:
 
 
 def extents() -> list[Extent]:
-    """The chunks where they are, the second once more at the end of a span, a piece of the first above 4 GiB."""
+    """Returns the extents of the chunks, of the second again at the end of a span, and of a piece of the first above 4 GiB."""
     first, second, *_ = own = chunks()
     return [
         *own,

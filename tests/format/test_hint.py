@@ -1,4 +1,4 @@
-"""Hints and the catalogue: round trips, a golden digest, and nothing but FormatError for what is none."""
+"""Hints and the catalogue: round trips, a golden digest, and nothing but FormatError for any other bytes."""
 
 import hashlib
 from typing import Any
@@ -72,7 +72,7 @@ def test_any_damage_is_seen(data: st.DataObject) -> None:
 
 
 def changed(**changes: Any) -> bytes:
-    """The full hint with another head, sealed well."""
+    """Returns the full hint with another head and a correct seal."""
     lines = record.unseal(hint.encode(FULL))
     value = record.decode(lines[0]) | changes
     return record.seal([record.encode({key: item for key, item in value.items() if item is not ...}), *lines[1:]])

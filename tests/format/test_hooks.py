@@ -1,4 +1,4 @@
-"""Hooks: what is encoded comes back, damage is noticed, and no leaf is without one."""
+"""Hooks: decoding reverses encoding, damage is noticed, and each leaf has one."""
 
 import struct
 from hashlib import sha256
@@ -63,7 +63,7 @@ def test_arbitrary_bytes_are_refused(data: bytes, sealed: bool) -> None:
 
 
 def forged(rows: list[tuple[int, int]], count: int | None = None, head: bytes = b"bmhk\x01\0\0\0") -> bytes:
-    """Hooks with a seal that is right."""
+    """Returns hooks with a correct seal."""
     data = head + ROOT + struct.pack("<I", len(rows) if count is None else count) + np.array(rows, HOOK).tobytes()
     return data + sha256(data).digest()
 

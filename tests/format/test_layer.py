@@ -1,4 +1,4 @@
-"""Layer records: what is encoded comes back, damage is noticed, and no length is believed."""
+"""Layer records: decoding reverses encoding, damage is noticed, and no length is trusted."""
 
 import struct
 from hashlib import sha256

@@ -1,4 +1,4 @@
-"""Nodes: what is encoded comes back, where things lie is advice, and every invariant is checked."""
+"""Nodes: decoding reverses encoding, placements are advice, and every invariant is checked."""
 
 import hashlib
 import struct
@@ -41,7 +41,7 @@ def inner_nodes(draw: st.DrawFn) -> Inner:
 
 
 def here(place: Placement | None) -> Placement | None:
-    """A placement as a reader of `PACK` sees it."""
+    """Returns a placement as a reader of `PACK` sees it."""
     return replace(place, pack=PACK) if place and place.pack == ABSENT else place
 
 
@@ -216,7 +216,7 @@ def test_check_of_an_inner_node(made: Inner) -> None:
 
 
 def forge(content: bytes, count: int, level: int, tail: bytes) -> tuple[bytes, Digest]:
-    """A frame with a header and a name that are right for whatever content."""
+    """Returns a frame whose header and name match any content."""
     head = struct.pack("<4sBBBBII", b"bmap", 2, 1, level, 0, count, 0)
     return head + content + tail, digest(DigestKind.NODE, count, content, level)
 
@@ -241,7 +241,7 @@ def with_pack(forged: tuple[bytes, Digest]) -> tuple[bytes, Digest, Digest]:
 
 @pytest.mark.parametrize("made", [VALID, INNER], ids=["leaf", "inner"])
 def test_any_damage_is_noticed(made: Node) -> None:
-    """Of header and content any flipped bit; placements are advice, and parse or do not."""
+    """Any flipped bit of header and content is noticed; placements are advice, and may still parse."""
     frame, named = encode(made), 16 + len(made.content)
     for at in range(len(frame)):
         for bit in range(8):

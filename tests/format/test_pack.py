@@ -1,4 +1,4 @@
-"""Packs: frames are found by what the head says, the head is what its name says, and no count is believed."""
+"""Packs: frames are where the head says, the head has its name, and no count is trusted."""
 
 import struct
 import tracemalloc
@@ -88,7 +88,7 @@ def test_any_damage_of_the_head_is_noticed() -> None:
 
 
 def forged(**changes: Any) -> tuple[bytes, Digest]:
-    """A head of one chunk with other fields, and the name that it should have."""
+    """Returns a head of one chunk with other fields, and the name that matches it."""
     of: dict[str, Any] = {
         "magic": b"bmpk", "version": 1, "kind": 1, "zero": 0, "entries": 1, "frames": 1, "frame": 0, "offset": 0,
         "length": 100, "at": 92, "stored": 50, "raw": 100, "codec": 0, "reserved": bytes(3), **changes,

@@ -1,6 +1,6 @@
-"""Every parser, fed with anything: a value, or one FormatError, in memory bounded by what it was given.
+"""Every parser, fed with arbitrary bytes: it returns a value or raises FormatError, in memory bounded by its input.
 
-What is sealed or named is sealed and named again after it was changed, or no change would get past the first check.
+Sealed or named objects are sealed and named again after they were changed, or no change would get past the first check.
 """
 
 import struct
@@ -35,7 +35,7 @@ class Parser:
     parse: Callable[[bytes], Any]
     valid: bytes
     repair: Callable[[bytes], bytes] = bytes
-    """Makes the seal of changed bytes right."""
+    """Corrects the seal of changed bytes."""
 
 
 def sealed_text(data: bytes) -> bytes:
@@ -47,7 +47,7 @@ def sealed(data: bytes) -> bytes:
 
 
 def node_name(frame: bytes) -> Digest:
-    """The name that a frame would have if its counts were true."""
+    """Returns the name that a frame would have if its counts were true."""
     if len(frame) < 16:
         return NAME
     level, count = frame[6], int.from_bytes(frame[8:12], "little")
@@ -153,7 +153,7 @@ quiet = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, Hea
 
 
 def survives(parse: Callable[[bytes], Any], data: bytes) -> bool:
-    """Parses within bounds; whether there was a value."""
+    """Parses within bounds; returns True if there was a value."""
     tracemalloc.start()
     try:
         parse(data)
@@ -169,7 +169,7 @@ def survives(parse: Callable[[bytes], Any], data: bytes) -> bool:
 
 @st.composite
 def changed(draw: st.DrawFn, data: bytes) -> bytes:
-    """Some bytes overwritten, cut out, doubled or put in."""
+    """Draws `data` with some bytes overwritten, cut out, doubled or inserted."""
     numbers = st.sampled_from([0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, (1 << 64) - 1])
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(data)))
@@ -261,7 +261,7 @@ def test_fields_of_any_type_are_values_or_format_errors(kind: str, data: st.Data
 
 
 def zstd_claiming(content: int, claim: int) -> bytes:
-    """A frame of `content` zeros that claims to hold `claim` bytes."""
+    """Returns a frame of `content` zeros that claims to hold `claim` bytes."""
     frame = zstandard.ZstdCompressor(level=3).compress(bytes(content))
     assert frame[4] >> 6 == 2, "the field has four bytes"
     at = 5 if frame[4] >> 5 & 1 else 6
@@ -270,7 +270,7 @@ def zstd_claiming(content: int, claim: int) -> bytes:
 
 @pytest.mark.parametrize("claim", [0, 10, 6000, 1 << 20])
 def test_bombs(claim: int) -> None:
-    """64 MiB in 2 KiB, whatever the frame and the record say of it."""
+    """A frame of 2 KiB holds 64 MiB, and frame and record claim other sizes."""
     frame = zstd_claiming(1 << 26, claim)
     head = struct.pack("<4sB3s32sI", b"bmfm", 1, bytes(3), NAME, claim) + frame + bytes(32)
     assert not survives(parse_filemap, sealed(head)) or claim == 0

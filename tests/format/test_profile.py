@@ -1,4 +1,4 @@
-"""Profiles: what is encoded comes back, and damage is noticed."""
+"""Profiles: decoding reverses encoding, and damage is noticed."""
 
 from dataclasses import replace
 from hashlib import sha256

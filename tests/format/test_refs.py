@@ -1,4 +1,4 @@
-"""What people type: docker's grammar, digests, labels; and how names become keys."""
+"""References that people type: docker's grammar, digests, labels; and names as parts of keys."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Traces: what a server wrote is read, whole or cut off, and what is none is refused."""
+"""Traces: those of servers are read, whole or cut off, and other bytes are refused."""
 
 from hashlib import sha256
 

@@ -1,4 +1,4 @@
-"""Trees: a function of their extents alone, and read no further than an answer needs."""
+"""Trees: they depend on their extents alone, and no node is loaded that an answer does not need."""
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
@@ -32,7 +32,7 @@ sizes = st.sampled_from(SIZES)
 
 
 def fill(start: int, end: int, seed: int = 0) -> list[Extent]:
-    """Data in every block of [start, end): whole chunks as they come."""
+    """Returns extents with data in every block of [start, end), in whole chunks."""
     found = []
     while start < end:
         chunk, blocks = CHUNKS[seed % len(CHUNKS)]
@@ -81,7 +81,7 @@ def test_cutting_at_spans_changes_no_block(extents: list[Extent]) -> None:
 @thorough
 @given(st.data())
 def test_rewriting_is_building_anew(data: st.DataObject) -> None:
-    """rewrite(build(a), edits) == build(edits over a), byte for byte, and loads what the edits touch, no more."""
+    """rewrite(build(a), edits) == build(edits over a), byte for byte, and only nodes that the edits touch are loaded."""
     size = data.draw(sizes)
     size_after = data.draw(sizes.filter(lambda other: other >= size))
     base = data.draw(maps(size, with_zeros=False))
@@ -122,7 +122,7 @@ def test_rewriting_is_building_anew(data: st.DataObject) -> None:
 @thorough
 @given(st.data())
 def test_a_tree_does_not_depend_on_its_history(data: st.DataObject) -> None:
-    """However a map came to be, in whatever steps, there is one tree of it."""
+    """Any steps that lead to one map lead to one tree."""
     size = data.draw(sizes)
     kept, root = stored([], size)
     whole: list[Extent] = []
@@ -283,7 +283,7 @@ def test_extents_end_where_the_volume_does() -> None:
 
 
 def test_old_placements_win_and_new_chunks_have_none() -> None:
-    """A chunk that the base has stays where it is; one that nobody placed is for the caller to store."""
+    """A chunk of the base keeps its placement; the caller stores those without one."""
     kept, root = stored(fill(0, 20), SPAN)
     new, blocks = CHUNKS[20]
     edits = [*fill(100, 105), Extent(200, 1, new, blocks, 0), Extent(300, 1, *CHUNKS[21], 0)]
@@ -300,7 +300,7 @@ def test_old_placements_win_and_new_chunks_have_none() -> None:
 
 
 def forest() -> tuple[dict[Digest, Node], Root]:
-    """A tree of height 1 whose only child is an inner node of height 1 again."""
+    """Returns a tree of height 1 whose only child is another inner node of height 1."""
     draft = build(fill(0, 10) + fill(SPAN, SPAN + 10), 3 * SPAN, PLACES)
     top = Inner(1, [0], [draft.root.digest], [PLACES[CHUNKS[0][0]]])
     return {**draft.nodes, top.digest: top}, Root(top.digest, 3 * SPAN, PLACES[CHUNKS[0][0]])

@@ -20,7 +20,7 @@ class Trees(RuleBasedStateMachine):
         self.nodes = Nodes()
         self.model: Model = {}
         self.history: list[tuple[Root, Model]] = []
-        """Every version so far, which stays what it is."""
+        """All versions so far, which must not change."""
 
     @initialize(size=st.sampled_from(SIZES))
     def create(self, size: int) -> None:
@@ -52,7 +52,7 @@ class Trees(RuleBasedStateMachine):
 
     @rule(source=spots, to=spots, length=st.integers(1, 300))
     def copy(self, source: tuple[int, int], to: tuple[int, int], length: int) -> None:
-        """Pieces of chunks that are stored appear elsewhere, zeros among them."""
+        """Copies pieces of stored chunks, and zeros, to another place."""
         start, there = self.block(source), self.block(to)
         length = min(length, self.root.size - start, self.root.size - there)
         moved = {
@@ -84,7 +84,7 @@ class Trees(RuleBasedStateMachine):
 
     @rule(back=st.integers(0, 20))
     def compare(self, back: int) -> None:
-        """The spans that differ from an earlier version are those with blocks that differ, or are cut otherwise."""
+        """Checks that the spans that differ from an earlier version are those with different blocks or cuts."""
         if not self.history:
             return
         root, model = self.history[-1 - back % len(self.history)]

@@ -1,4 +1,4 @@
-"""Version records: their name, what they hold, and what damage does."""
+"""Version records: names, contents and damage."""
 
 import base64
 from dataclasses import replace
@@ -104,7 +104,7 @@ def test_another_version_is_refused() -> None:
 
 
 def forged(**changes: object) -> tuple[bytes, Digest]:
-    """A record whose seal and name are right, with other fields; a field that is None-like `...` is left out."""
+    """Returns a record with other fields and a correct seal, and its name; a field that is `...` is left out."""
     value = {**record.decode(VERSION.line()), **changes}
     line = record.encode({key: item for key, item in value.items() if item is not ...})
     places = record.encode({"root": encode_placement(PLACE), "extra": None})

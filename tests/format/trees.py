@@ -14,17 +14,17 @@ from blockmap.format.node import Inner, Leaf, Node, Placement
 from blockmap.format.tree import Draft, Root, coverage
 
 CHUNKS = [(Digest(hashlib.sha256(bytes([seed])).digest()), 1 + 7 * seed % 64) for seed in range(1, 25)]
-"""Names and blocks; the content does not matter to a tree."""
+"""Chunks by name and number of blocks; a tree does not depend on their content."""
 
 SIZES = [1, 100, SPAN - 96, SPAN, 3 * SPAN, coverage(1), coverage(1) + 5, 3 * coverage(1), coverage(2)]
-"""Of volumes: heights 0, 1 and 2, at and off the edges."""
+"""Sizes of volumes with heights 0, 1 and 2, at and off the edges."""
 
 Model = dict[int, tuple[Digest, int]]
-"""Block of the volume -> chunk and block in the chunk; what is absent is zero."""
+"""Maps blocks of the volume to a chunk and a block in it; absent blocks are zero."""
 
 
 def place_of(chunk: Digest) -> Placement:
-    """Where a made-up chunk is said to be."""
+    """Returns the placement of a made-up chunk."""
     return Placement(Digest(hashlib.sha256(chunk).digest()), chunk[0] % 2, chunk[1], 1 + chunk[2], 4096)
 
 
@@ -32,14 +32,14 @@ PLACES = {chunk: place_of(chunk) for chunk, _ in CHUNKS}
 
 
 def edges(size: int) -> list[int]:
-    """Blocks near which mistakes would be: edges of spans, of inner nodes, of the volume."""
+    """Returns the blocks at which mistakes are likely: edges of spans, of inner nodes, of the volume."""
     spots = {0, SPAN, 2 * SPAN, 255 * SPAN, coverage(1), coverage(1) + SPAN, 2 * coverage(1), 200 * coverage(1), size}
     return sorted(spot for spot in spots if spot <= size)
 
 
 @st.composite
 def maps(draw: st.DrawFn, size: int, most: int = 12, with_zeros: bool = True) -> list[Extent]:
-    """Disjoint, ascending extents of a volume of `size` blocks, not coalesced."""
+    """Draws disjoint, ascending extents of a volume of `size` blocks, not coalesced."""
     pieces = []
     lengths = st.sampled_from([1, 2, 50, SPAN, 2 * SPAN + 7, coverage(1), coverage(1) + SPAN])
     for _ in range(draw(st.integers(0, most))):
@@ -49,7 +49,7 @@ def maps(draw: st.DrawFn, size: int, most: int = 12, with_zeros: bool = True) ->
         else:
             chunk, blocks = draw(st.sampled_from(CHUNKS))
             first = draw(st.integers(0, blocks - 1))
-            if draw(st.booleans()):  # where it lies in every map, so that pieces meet again
+            if draw(st.booleans()):  # at its place in every map, so that pieces meet again
                 start = start // 64 * 64 + first
             pieces.append(Extent(start, draw(st.integers(1, blocks - first)), chunk, blocks, first))
     found: list[Extent] = []
@@ -65,7 +65,7 @@ def maps(draw: st.DrawFn, size: int, most: int = 12, with_zeros: bool = True) ->
 
 
 def blocks_of(extents: list[Extent]) -> Model:
-    """The model of a map without zeros."""
+    """Returns the model of a map without zeros."""
     return {
         extent.start + at: (extent.chunk, extent.first + at)
         for extent in extents
@@ -75,7 +75,7 @@ def blocks_of(extents: list[Extent]) -> Model:
 
 
 def written(model: Model, edits: list[Extent]) -> Model:
-    """The model with `edits` over it, block by block."""
+    """Returns the model with `edits` over it, block by block."""
     keys = sorted(model)
     after = dict(model)
     for edit in edits:
@@ -85,7 +85,7 @@ def written(model: Model, edits: list[Extent]) -> Model:
 
 
 def as_map(model: Model) -> list[Extent]:
-    """The coalesced map of a model."""
+    """Returns the coalesced map of a model."""
     of = dict(CHUNKS)
     found: list[Extent] = []
     for block, (chunk, first) in sorted(model.items()):
@@ -98,7 +98,7 @@ def as_map(model: Model) -> list[Extent]:
 
 
 class Nodes:
-    """Stored nodes: kept as bytes, read through placements, each load counted."""
+    """Nodes stored as bytes and read through placements; each load is counted."""
 
     def __init__(self) -> None:
         self.frames: dict[Placement, bytes] = {}
@@ -133,7 +133,7 @@ class Nodes:
 
 
 def spans(root: Root, nodes: Nodes) -> list[tuple[int, int, Digest, int]]:
-    """All nodes: half-open range of blocks, digest, level; without help from the code under test."""
+    """Returns all nodes with their half-open range of blocks, digest and level, without the code under test."""
     found: list[tuple[int, int, Digest, int]] = []
 
     def walk(name: Digest, place: Placement | None, level: int, start: int) -> None:

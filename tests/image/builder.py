@@ -1,4 +1,4 @@
-"""What tests of the import share: `docker save` archives, stores in folders, and a tar put together again."""
+"""Helpers for tests of imports: `docker save` archives, stores in folders, and a tar put together again."""
 
 import hashlib
 import io
@@ -15,12 +15,12 @@ from blockmap.store.opening import open_or_create
 
 
 def bulk(seed: int, size: int) -> bytes:
-    """Bytes that do not compress, the same for the same seed."""
+    """Returns incompressible bytes, the same for the same seed."""
     return hashlib.shake_128(seed.to_bytes(4, "little")).digest(size)
 
 
 def docker_archive(where: Path, layers: Sequence[bytes], tags: Sequence[str] = ("image:1",)) -> Path:
-    """An archive as `docker save` writes it."""
+    """Writes an archive as `docker save` does."""
     config = json.dumps(
         {
             "architecture": "amd64",
@@ -45,7 +45,7 @@ def docker_archive(where: Path, layers: Sequence[bytes], tags: Sequence[str] = (
 def import_image(
     store: Path | Pruner, source: str, name: str, work: Path, warnings: list[str] | None = None
 ) -> Summary:
-    """Imports as the command line does; a store that is given as a folder is made where it is absent."""
+    """Imports as the command line does; a store that is given as a folder is made if it is absent."""
     repo, tag = name.split(":")
     found = open_source(source, platform="linux/amd64", work=work)
     try:
@@ -59,12 +59,12 @@ def import_image(
 
 
 def listing(folder: Path) -> dict[str, int]:
-    """Every file below a folder with its size; empty where it is absent."""
+    """Returns every file below a folder with its size; empty if the folder is absent."""
     return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
 def reassemble(headers: bytes, contents: Callable[[bytes], bytes]) -> bytes:
-    """A tar from its headers and the contents of its files by path (ustar and pax members only)."""
+    """Returns a tar made of its headers and of the contents of its files by path (ustar and pax members only)."""
     out = bytearray()
     at = 0
     path: bytes | None = None
@@ -94,7 +94,7 @@ def reassemble(headers: bytes, contents: Callable[[bytes], bytes]) -> bytes:
 
 
 class Full:
-    """A store with room for so many creates."""
+    """A store with room for a number of creates."""
 
     def __init__(self, inner: Pruner, room: int, error: type[BaseException] = StoreUnavailable) -> None:
         self.inner, self.url, self.room, self.error = inner, inner.url, room, error

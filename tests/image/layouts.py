@@ -1,4 +1,4 @@
-"""OCI image layouts made from Python's tarfile: an independent writer of what the product reads."""
+"""OCI image layouts made with Python's tarfile, independently of the product's reader."""
 
 import gzip
 import hashlib
@@ -44,7 +44,7 @@ def hardlink(path: str | bytes, target: str | bytes) -> Member:
 
 
 def archive(members: Iterable[Member]) -> bytes:
-    """A pax archive."""
+    """Returns a pax archive."""
     out = io.BytesIO()
     with tarfile.open(
         fileobj=out, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape"
@@ -81,7 +81,7 @@ def layout(
     config: dict[str, Any] | None = None,
     spoil: Callable[[bytes], bytes] | None = None,
 ) -> Path:
-    """An OCI layout of one image; `spoil` changes the last layer's blob after its digest was taken."""
+    """Writes an OCI layout of one image; `spoil` changes the last layer's blob after its digest was taken."""
     blobs = where / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)
 

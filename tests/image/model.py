@@ -1,4 +1,4 @@
-"""The simplest model of layers on layers: a dict of paths, and the set of those that the present layer brought."""
+"""The simplest model of layers on layers: a dictionary of paths, and the set of those that the present layer added."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -28,22 +28,22 @@ def hardlink(path: bytes, target: bytes) -> tuple[Member, bytes]:
 
 
 def members(layer: Iterable[tuple[Member, bytes]], piece: int = 1 << 20) -> Members:
-    """A layer as the writer takes it, contents in pieces of `piece` bytes."""
+    """Yields a layer as the writer takes it, with contents in pieces of `piece` bytes."""
     for member, data in layer:
         yield member, (data[at : at + piece] for at in range(0, len(data), piece))
 
 
 @dataclass(eq=False)
 class Thing:
-    """What paths lead to; hard links share one."""
+    """A file, directory or other object; hard links share one."""
 
     member: Member
     content: bytes
-    """SHA-256 of a regular file."""
+    """SHA-256 of the contents of a regular file."""
 
 
 class Model:
-    """Works on paths as wholes, so every step is a scan."""
+    """The files by path; every step scans all paths."""
 
     def __init__(self) -> None:
         self.paths: dict[bytes, Thing] = {b"": self._directory(b"")}
@@ -89,7 +89,7 @@ class Model:
                 self.own.add(path)
 
     def groups(self) -> set[frozenset[bytes]]:
-        """Paths that are one file."""
+        """Returns the sets of paths that are hard links to one file."""
         of: dict[int, set[bytes]] = {}
         for path, thing in self.paths.items():
             of.setdefault(id(thing), set()).add(path)

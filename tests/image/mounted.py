@@ -1,4 +1,4 @@
-"""Volumes under the kernel: mounted, compared with what another program unpacked, written to and grown."""
+"""Volumes under the kernel: mounted, compared with the files of another program, written to and grown."""
 
 import filecmp
 import os
@@ -27,7 +27,7 @@ def mounted(raw: Path, where: Path, options: str = "ro") -> Iterator[Path]:
 
 
 def walk(top: Path) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Every path below `top`, and b"" for itself."""
+    """Yields every path below `top`, and b"" for `top` itself."""
     root = os.fsencode(top)
     yield b"", os.lstat(root)
     for above, directories, files in os.walk(root):
@@ -42,7 +42,7 @@ def attributes(path: bytes) -> dict[str, bytes]:
 
 
 def link_groups(found: dict[bytes, os.stat_result]) -> set[frozenset[bytes]]:
-    """The paths that share an inode."""
+    """Returns the sets of paths that share an inode."""
     groups = defaultdict(set)
     for path, seen in found.items():
         if seen.st_nlink > 1 and not stat.S_ISDIR(seen.st_mode):
@@ -57,10 +57,10 @@ def compare_with_unpacked(
     odd_times: Collection[bytes] = (),
     odd_attributes: Collection[bytes] = (),
 ) -> int:
-    """A mounted volume has what is in the folder `unpacked`, and nothing else; returns how many paths.
+    """Asserts that a volume, when mounted, has the files of the folder `unpacked`; returns the number of paths.
 
-    Leaves out mode, owner, time and attributes of `undescribed` paths, and what else the other program cannot do.
-    Times of directories are those of their members in a volume; a program that unpacks changes them.
+    Mode, owner, time and attributes of `undescribed` paths are not compared, nor others that the program cannot restore.
+    Times of directories are not compared either: a program that unpacks changes them.
     """
     ours, theirs = dict(walk(volume)), dict(walk(unpacked))
     if b"lost+found" not in theirs:
@@ -87,7 +87,7 @@ def compare_with_unpacked(
 
 
 def write_and_grow(volume: Path, copy: Path, where: Path) -> None:
-    """A copy of a volume of 16 GiB takes writes, is clean, and grows to 24 GiB."""
+    """Asserts that a copy of a volume of 16 GiB can be written, is clean, and grows to 24 GiB."""
     subprocess.run(["cp", "--sparse=always", volume, copy], check=True)
     assert copy.stat().st_size == 16 * GIB
     large = shake_128(b"large").digest(1 << 20) * 50

@@ -1,4 +1,4 @@
-"""Docker archives: what is read, what is refused, and archives that skopeo made."""
+"""Docker archives: those that are read, those that are refused, and those that skopeo made."""
 
 import contextlib
 import gzip

@@ -105,7 +105,7 @@ def test_headers_and_contents_are_an_archive(tmp_path: Path) -> None:
         check=True,
         stderr=subprocess.DEVNULL,
     )
-    assert digest(unpacked) == layer.chain  # GNU tar agrees about everything
+    assert digest(unpacked) == layer.chain  # GNU tar makes the same archive
 
 
 def digest(where: Path) -> bytes:

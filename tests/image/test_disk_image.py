@@ -32,7 +32,7 @@ def work(tmp_path: Path) -> Path:
 
 
 def raw(where: Path) -> bytes:
-    """A sparse disk: data at both ends and in the middle."""
+    """Returns a sparse disk with data at both ends and in the middle."""
     with open(where, "wb") as file:
         file.truncate(SIZE)
         for offset, length in ((0, 5000), (10 << 20, 3 << 20), (SIZE - 512, 512)):
@@ -110,7 +110,7 @@ def test_an_external_data_file_is_refused(tmp_path: Path, work: Path, qemu_img: 
 def test_headers_are_judged_before_qemu_img_sees_them(
     tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(work))  # where there is none
+    monkeypatch.setenv("PATH", str(work))  # where qemu-img is not found
     plain = b"QFI\xfb" + struct.pack(">IQ", 3, 0) + bytes(496)
     backing = b"QFI\xfb" + struct.pack(">IQ", 3, 512) + bytes(496)
     external = plain[:72] + struct.pack(">Q", 4) + plain[80:]
@@ -163,7 +163,7 @@ def test_an_archive_is_no_disk(tmp_path: Path, work: Path, head: bytes) -> None:
 
 @pytest.mark.parametrize("kind", ["qcow2", "vdi", "vhdx", "vpc"])
 def test_a_truncated_image(tmp_path: Path, work: Path, qemu_img: Callable[..., None], kind: str) -> None:
-    """Of most of these `qemu-img convert` makes a disk with zeros in it, and exits with 0."""
+    """`qemu-img convert` fills most of these up with zeros, and exits with 0."""
     raw(tmp_path / "disk")
     qemu_img("convert", "-O", kind, tmp_path / "disk", tmp_path / "converted")
     whole = (tmp_path / "converted").read_bytes()

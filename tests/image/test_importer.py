@@ -1,4 +1,4 @@
-"""An import from end to end, into a store in a folder: what it gives, what it shares, and what a failure leaves."""
+"""Imports from end to end, into a store in a folder: results, shared chunks, and objects left by failures."""
 
 import hashlib
 import os
@@ -45,7 +45,7 @@ def version_of(store: Path, summary: Summary) -> tuple[Repository, Version]:
 
 
 def reader_of(repository: Repository, root: Root) -> Callable[[bytes], bytes]:
-    """Reads a file by its path through the file map."""
+    """Returns a function that reads a file by its path through the file map."""
     read = stored_reader(repository, root)
     files = {file.path: file for file in repository.file_map(root.digest)}
 
@@ -59,7 +59,7 @@ def reader_of(repository: Repository, root: Root) -> Callable[[bytes], bytes]:
 
 
 def data_of(repository: Repository, root: Root) -> bytes:
-    """All that a tree has, holes left out."""
+    """Returns the data of a tree without holes."""
     read = stored_reader(repository, root)
     found = []
     for span, leaf in leaves(root, repository.node):
@@ -72,7 +72,7 @@ def data_of(repository: Repository, root: Root) -> bytes:
 
 
 def test_a_fixed_image_has_the_digests_that_freeze_the_layout(tmp_path: Path) -> None:
-    image = layout(tmp_path / "i", [archive(TINY)], compress=None)  # what gzip writes differs between zlibs
+    image = layout(tmp_path / "i", [archive(TINY)], compress=None)  # gzip's output differs between zlibs
     summary = import_image(tmp_path / "store", f"oci:{image}", "tiny:1", tmp_path)
     assert (summary.root.hex(), summary.version.hex()) == (GOLDEN_ROOT, GOLDEN_VERSION)
 
@@ -148,7 +148,7 @@ def test_a_known_base_layer_is_not_stored_again(tmp_path: Path) -> None:
 
 
 def test_a_base_below_another_layer_is_shared_too(tmp_path: Path) -> None:
-    """The same layer at another place of another stack: only contents decide."""
+    """A layer at another place of another stack is shared, since only its contents decide."""
     store = tmp_path / "store"
     import_image(store, f"oci:{layout(tmp_path / 'one', [archive(BASE)])}", "one:1", tmp_path)
     other = layout(tmp_path / "two", [archive([file("first", bulk(77, 123_456))]), archive(BASE)])
@@ -157,7 +157,7 @@ def test_a_base_below_another_layer_is_shared_too(tmp_path: Path) -> None:
 
 
 def test_a_version_that_cannot_be_read_is_left_out_and_its_image_is_stored_again(tmp_path: Path) -> None:
-    """Two names stand for the damaged version: the second must not pass for whole because the first was looked at."""
+    """Two names refer to the damaged version: the second must not pass for whole because the first was examined."""
     image, store = layout(tmp_path / "i", [archive(BASE)]), tmp_path / "store"
     first = import_image(store, f"oci:{image}", "a:1", tmp_path)
     import_image(store, f"oci:{image}", "b:1", tmp_path)
@@ -199,7 +199,7 @@ def test_packs_of_chunks_that_were_not_found_go_where_the_tree_is_there(
 
 
 def test_a_host_remembers_what_is_in_the_store(tmp_path: Path) -> None:
-    """An import with and without a local file gives the same, and so does one whose file cannot be written."""
+    """Imports with a local file, without one, and with one that cannot be written have the same result."""
     store, local = tmp_path / "store", tmp_path / "cache" / "hooks.db"
     base = f"oci:{layout(tmp_path / 'base', [archive(BASE)])}"
     both = f"oci:{layout(tmp_path / 'both', [archive(BASE), archive(TINY)])}"
@@ -312,7 +312,7 @@ def test_a_disk_image_is_imported_byte_for_byte(tmp_path: Path, need: Callable[.
         out.truncate(40_000_000)
         out.write(bulk(1, 100_000))
         out.seek(16 << 20)
-        out.write(bulk(2, 70_000))  # from the edge of a span on
+        out.write(bulk(2, 70_000))  # from the edge of a span
         out.seek(39_999_000)
         out.write(bulk(3, 1000))
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", kind, raw, disk], check=True)
@@ -373,7 +373,7 @@ def truncated(blob: bytes) -> bytes:
 
 
 def flipped(blob: bytes) -> bytes:
-    """Damage that gzip does not see: the time in its header."""
+    """Returns the blob with damage that gzip does not notice: another time in its header."""
     return blob[:4] + bytes([blob[4] ^ 1]) + blob[5:]
 
 
@@ -382,7 +382,7 @@ def test_a_damaged_layer_leaves_nothing_behind(tmp_path: Path, spoil: Callable[[
     store = tmp_path / "store"
     import_image(store, f"oci:{layout(tmp_path / 'good', [archive(TINY)])}", "good:1", tmp_path)
     before = listing(store)
-    # More than one pack, so that the first is in the store before the damage is met.
+    # More than one pack, so that the first is stored before the damage is found.
     big = archive([file(f"big-{n}", bulk(n, 6 << 20)) for n in range(4)])
     image = layout(tmp_path / "bad", [big, archive(BASE)], compress=compress_gzip, spoil=spoil)
     for blob in (image / "blobs" / "sha256").iterdir():
@@ -395,7 +395,7 @@ def test_a_damaged_layer_leaves_nothing_behind(tmp_path: Path, spoil: Callable[[
 
 
 def manifest_size_is_right(image: Path) -> None:
-    """Fills a truncated blob up, so that its length does not give it away before it is read."""
+    """Fills a truncated blob up, so that its length is right."""
     for blob in (image / "blobs" / "sha256").iterdir():
         data = blob.read_bytes()
         if hashlib.sha256(data).hexdigest() != blob.name:
@@ -404,7 +404,7 @@ def manifest_size_is_right(image: Path) -> None:
 
 @pytest.mark.parametrize("error", [StoreUnavailable, KeyboardInterrupt])
 def test_a_create_that_fails_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
-    """Every create in turn: packs of chunks, of nodes, the version, the name's entry."""
+    """Each create fails in turn: of packs of chunks and nodes, of the version, of the name's entry."""
     image = layout(tmp_path / "i", [archive([*BASE, *(file(f"big-{n}", bulk(n, 6 << 20)) for n in range(3))])])
     template = tmp_path / "template"
     create_store(str(template))
@@ -453,7 +453,7 @@ def test_what_follows_the_name_is_made_up_for_by_the_next_import(tmp_path: Path)
 
 
 class Undeletable(Full):
-    """A store that can no longer delete either."""
+    """A full store that cannot delete either."""
 
     def delete(self, key: str) -> None:
         raise StoreUnavailable(f"cannot delete {key}")
@@ -473,7 +473,7 @@ def test_the_reason_for_a_failure_is_not_hidden_by_what_cannot_be_taken_back(tmp
 
 
 def test_an_entry_whose_fate_is_unknown_keeps_its_version(tmp_path: Path) -> None:
-    """The entry may stand although no answer came: then its packs must be there."""
+    """The entry may be stored although no answer came; its packs must then be there."""
 
     class Silent(Full):
         silent = False

@@ -1,4 +1,4 @@
-"""OCI image layouts: what is read, what is refused, and layouts that skopeo and umoci made."""
+"""OCI image layouts: those that are read, those that are refused, and those that skopeo and umoci made."""
 
 import contextlib
 import copy
@@ -55,7 +55,7 @@ def set_top(where: Path, *descriptors: object) -> None:
 
 
 def change(where: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
-    """Changes the manifest and what names it."""
+    """Changes the manifest, and the index that names it."""
     (descriptor,) = top(where)
     manifest = get(where, descriptor)
     edit(manifest)
@@ -131,7 +131,7 @@ def test_tags(tmp_path: Path) -> None:
 
 
 def platforms(where: Path, media: str = INDEX) -> tuple[Path, bytes]:
-    """A layout whose one image is an index of three, with an attestation among them."""
+    """Writes a layout whose only image is an index of three, with an attestation among them."""
     descriptors: list[dict[str, Any]] = []
     for os_, architecture, variant in (
         ("unknown", "unknown", ""), ("linux", "arm", "v7"), ("linux", "amd64", ""), ("linux", "arm64", "v8"),
@@ -338,7 +338,7 @@ def test_layouts_that_skopeo_and_umoci_made(tmp_path: Path, need: Callable[..., 
 
 
 def test_the_corpus(tmp_path: Path) -> None:
-    """Every layer of a few real images has the digests that its image says."""
+    """Every layer of a few real images has the digests that its image states."""
     corpus = os.environ.get("BLOCKMAP_CORPUS")
     if not corpus:
         pytest.skip("BLOCKMAP_CORPUS does not name a folder of images")

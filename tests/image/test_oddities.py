@@ -117,7 +117,7 @@ def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def volume(image: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository, Path]:
-    """The image imported, and its volume as a sparse file."""
+    """Imports the image; returns its volume as a sparse file as well."""
     where = tmp_path_factory.mktemp("volume")
     store, form = create_store(str(where / "store"))
     source = open_source(f"oci:{image}:1", platform="linux/amd64", work=where)
@@ -166,7 +166,7 @@ def test_a_changed_byte_is_found_by_the_comparison(
 
 @pytest.fixture
 def top(volume: tuple[Repository, Path], tmp_path: Path, need_root: None) -> Iterator[Path]:
-    """Where the volume is mounted."""
+    """Mounts the volume, and yields the mount point."""
     with mounted(volume[1], tmp_path / "mounted") as where:
         yield where
 
@@ -178,7 +178,7 @@ def test_the_kernel_reads_what_umoci_unpacks(top: Path, image: Path, tmp_path: P
         pytest.skip("umoci does not know zstd layers")
     unpacked = tmp_path / "unpacked"
     subprocess.run(["umoci", "raw", "unpack", "--image", f"{image}:1", unpacked], check=True, capture_output=True)
-    # umoci stamps with the clock what no member describes, drops empty attributes, and mangles times after 2262.
+    # umoci sets times that no member describes by the clock, drops empty attributes, and mangles times after 2262.
     undescribed = {b"missing", b"missing/parents", b"many", b"dirs", b"sticky"}
     compare_with_unpacked(top, unpacked, undescribed, odd_times={b"future"}, odd_attributes={b"nothing"})
 

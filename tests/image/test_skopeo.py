@@ -1,4 +1,4 @@
-"""Images through the real skopeo, from a registry that this file serves on the loopback address."""
+"""Images read through the real skopeo, from a registry that this file serves on the loopback address."""
 
 import hashlib
 import http.server
@@ -37,7 +37,7 @@ class Registry:
         return {"mediaType": media, "digest": digest, "size": len(data)}
 
     def put_image(self, where: Path, architecture: str, *tags: str) -> dict[str, Any]:
-        """An image in docker's own form, of one file that is named after its architecture."""
+        """Adds an image in docker's own form, with one file that is named after its architecture."""
         layout(where, [archive([file(architecture)])], config={"architecture": architecture})
         for blob in (where / "blobs" / "sha256").iterdir():
             self.blobs[f"sha256:{blob.name}"] = blob.read_bytes()

@@ -1,4 +1,4 @@
-"""What is typed as SOURCE, and what is opened for it."""
+"""SOURCE arguments, and the images that they open."""
 
 import os
 from pathlib import Path

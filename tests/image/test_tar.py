@@ -1,4 +1,4 @@
-"""The tar reader, with Python's tarfile as the other opinion."""
+"""The tar reader, compared with Python's tarfile."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ def pad(data: bytes) -> bytes:
 
 
 def block(name: bytes = b"f", kind: bytes = b"0", size: int | bytes = 0, **fields: bytes) -> bytes:
-    """A header; `fields` are bytes as they stand in it."""
+    """Returns a header; `fields` are its raw bytes."""
     parts = {
         "name": name, "mode": b"0000644\0", "uid": b"0000000\0", "gid": b"0000000\0",
         "size": size if isinstance(size, bytes) else b"%011o\0" % size,
@@ -160,7 +160,7 @@ def test_only_files_have_content() -> None:
 )  # fmt: skip
 def test_numbers(field: bytes, value: int) -> None:
     assert pax.number(field, "test") == value
-    if value >= 0 and field[0] in b" 01\x80" and b"junk" not in field:  # the others tarfile does not know
+    if value >= 0 and field[0] in b" 01\x80" and b"junk" not in field:  # tarfile does not know the others
         assert tarfile.nti(field) == value
 
 
@@ -328,7 +328,7 @@ def test_the_pieces_are_closed_at_an_error() -> None:
     with pytest.raises(ImageError) as caught:
         list(tar.members(own, lambda data: None))
     assert closed
-    assert caught.value is not None  # whose traceback keeps every frame
+    assert caught.value is not None  # its traceback keeps every frame
 
 
 # --- made by chance
@@ -434,7 +434,7 @@ def corpus_layers() -> list[str]:
 
 
 def test_tarfile_reads_the_same_members(tmp_path: Path) -> None:
-    """Every member of real layers, its attributes and its content, by both readers."""
+    """Both readers find the same members of real layers, with attributes and contents."""
     if not corpus_layers():
         pytest.skip("BLOCKMAP_CORPUS does not name a folder of images")
     kinds = {

@@ -1,4 +1,4 @@
-"""First touches: against a slow model, and by example."""
+"""First touches, compared with a slow model, and by example."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +7,7 @@ from blockmap.format import BLOCK
 from blockmap.format.profile import ProfileItem
 from blockmap.learn.block_index import BlockIndex
 from blockmap.learn.first_touches import first_touches
-from tests.learn.volumes import FILES, Read, blocks, digest, layout, trace_of
+from tests.learn.volumes import FILES, Read, block_index, blocks, digest, trace_of
 
 
 def places(items: list[ProfileItem]) -> list[tuple[int, int, bytes | None, int, int]]:
@@ -15,7 +15,7 @@ def places(items: list[ProfileItem]) -> list[tuple[int, int, bytes | None, int, 
 
 
 def test_items_end_at_extents_and_files_and_zeros_are_left_out() -> None:
-    found = first_touches(trace_of([blocks(8, 30, 2500), blocks(90, 20, 9999)]), layout())
+    found = first_touches(trace_of([blocks(8, 30, 2500), blocks(90, 20, 9999)]), block_index())
     assert places(found) == [
         (10, 2, None, 0, 2),
         (12, 18, b"bin/sh", 0, 2),
@@ -30,25 +30,26 @@ def test_items_end_at_extents_and_files_and_zeros_are_left_out() -> None:
 
 def test_what_follows_directly_is_one_item_and_a_second_touch_is_none() -> None:
     found = first_touches(
-        trace_of([blocks(12, 2), blocks(14, 2, 5000), blocks(12, 8, 7000), blocks(108, 1), blocks(107, 1)]), layout()
+        trace_of([blocks(12, 2), blocks(14, 2, 5000), blocks(12, 8, 7000), blocks(108, 1), blocks(107, 1)]),
+        block_index(),
     )
     assert places(found) == [(12, 8, b"bin/sh", 0, 0), (108, 1, None, 0, 0), (107, 1, None, 0, 0)]
 
 
 def test_a_read_need_not_be_aligned() -> None:
-    found = first_touches(trace_of([(0, 2, 13 * BLOCK - 1), (0, 1, 20 * BLOCK)]), layout())
+    found = first_touches(trace_of([(0, 2, 13 * BLOCK - 1), (0, 1, 20 * BLOCK)]), block_index())
     assert places(found) == [(12, 2, b"bin/sh", 0, 0), (20, 1, b"bin/sh", 8, 0)]
 
 
 def test_nothing_counts_after_the_program_was_ready() -> None:
     reads = [blocks(12, 1, 7000), blocks(13, 1, 7001)]
-    assert places(first_touches(trace_of(reads, ready_ms=7), layout())) == [(12, 1, b"bin/sh", 0, 7)]
-    assert first_touches(trace_of([]), layout()) == []
+    assert places(first_touches(trace_of(reads, ready_ms=7), block_index())) == [(12, 1, b"bin/sh", 0, 7)]
+    assert first_touches(trace_of([]), block_index()) == []
     assert first_touches(trace_of(reads), BlockIndex(digest("root"), [], FILES)) == []
 
 
 def slow(reads: list[Read], own: BlockIndex) -> list[tuple[int, int]]:
-    """Each block of data once, with its time, in first-touch order."""
+    """Returns each block of data once, with its time, in first-touch order."""
     data = {block for extent in own.extents for block in range(extent.start, extent.end)}
     found: dict[int, int] = {}
     for time_us, length, offset in reads:
@@ -63,7 +64,7 @@ def slow(reads: list[Read], own: BlockIndex) -> list[tuple[int, int]]:
 )
 def test_every_block_is_there_once_in_order(reads: list[Read]) -> None:
     reads.sort(key=lambda read: read[0])
-    own = layout()
+    own = block_index()
     items = first_touches(trace_of(reads), own)
     model = slow(reads, own)
     assert [block for item in items for block in range(item.start, item.start + item.blocks)] == [b for b, _ in model]

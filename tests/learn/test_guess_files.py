@@ -1,4 +1,4 @@
-"""What comes besides a carried profile: the rest of files that are read, as far as there is room."""
+"""Guesses that extend a ported profile: files read in part, and files beside them, within the limit."""
 
 from blockmap.format import BLOCK
 from blockmap.format.extent import Extent
@@ -6,14 +6,14 @@ from blockmap.format.filemap import File
 from blockmap.learn.block_index import BlockIndex
 from blockmap.learn.first_touches import first_touches
 from blockmap.learn.guess_files import guess_files
-from tests.learn.volumes import blocks, digest, layout, trace_of
+from tests.learn.volumes import block_index, blocks, digest, trace_of
 
 BIG, SMALL, UNREAD = (
     File(b"one/big", 400 * BLOCK, [(0, 200), (1000, 200)]),
     File(b"two/small", 9 * BLOCK, [(300, 9)]),
     File(b"three/unread", BLOCK, [(400, 1)]),
 )
-VOLUME = layout(
+VOLUME = block_index(
     [Extent(start, length, digest(start), length, 0) for start, length in [(0, 200), (300, 9), (400, 1), (1000, 200)]],
     [BIG, SMALL, UNREAD],
 )
@@ -33,13 +33,13 @@ def test_small_files_come_first_where_there_is_no_room_for_all() -> None:
 def test_files_beside_those_that_are_read_come_where_most_of_them_are() -> None:
     names = [b"lib/a.py", b"lib/b.py", b"lib/c.py", b"lib/a.so", b"lib/b.so", b"lib/c.so", b"other/a.py"]
     files = [File(name, 3 * BLOCK, [(3 * at, 3)]) for at, name in enumerate(names)]
-    volume = layout([Extent(0, 21, digest("x"), 21, 0)], files)
+    volume = block_index([Extent(0, 21, digest("x"), 21, 0)], files)
     items = first_touches(trace_of([blocks(0, 3, 1), blocks(3, 3, 2), blocks(9, 3, 3)]), volume)
     assert guess_files(items, volume) == [(0, 3), (3, 3), (9, 3), (6, 3)]
 
 
 def packages(*sizes: int) -> BlockIndex:
-    """A volume of the directories `site/p0` and so on, each with one file of so many blocks and one small one of another kind."""
+    """Returns an index of directories `site/p0` and so on, each with a file of the given size and a small one of another kind."""
     files, at = [], 0
     for number, size in enumerate(sizes):
         files += [
@@ -47,7 +47,7 @@ def packages(*sizes: int) -> BlockIndex:
             File(b"site/p%d/sub/x.txt" % number, BLOCK, [(at + size, 1)]),
         ]
         at += size + 1
-    return layout([Extent(0, at, digest("x"), at, 0)], files)
+    return block_index([Extent(0, at, digest("x"), at, 0)], files)
 
 
 def test_directories_beside_those_of_which_something_is_read_come_whole_where_most_are_read() -> None:
@@ -76,6 +76,6 @@ def test_what_finding_a_file_reads_comes_before_it() -> None:
 
 
 def test_what_is_of_no_file_brings_nothing() -> None:
-    items = first_touches(trace_of([blocks(400, 1)]), layout(VOLUME.extents, []))
+    items = first_touches(trace_of([blocks(400, 1)]), block_index(VOLUME.extents, []))
     assert items
-    assert guess_files(items, layout(VOLUME.extents, [])) == []
+    assert guess_files(items, block_index(VOLUME.extents, [])) == []

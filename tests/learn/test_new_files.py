@@ -1,4 +1,4 @@
-"""New files come along where their like were read."""
+"""New files are taken in if starts read similar ones."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Volumes, layouts and traces made by hand."""
+"""A block index and traces of a made-up volume."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -14,7 +14,7 @@ from blockmap.learn.block_index import BlockIndex
 
 SIZE = 1 << 20
 Read = tuple[int, int, int]
-"""Microseconds, bytes, offset in bytes."""
+"""A read: microseconds since the open, bytes, offset in bytes."""
 
 
 def digest(seed: object) -> Digest:
@@ -32,7 +32,7 @@ EXTENTS = [
 FILES = [File(b"bin/sh", 25 * BLOCK - 5, [(12, 18), (100, 7)]), File(b"etc/passwd", 100, [(30, 1)])]
 
 
-def layout(extents: Sequence[Extent] = EXTENTS, files: Sequence[File] = FILES, root: Digest = ROOT) -> BlockIndex:
+def block_index(extents: Sequence[Extent] = EXTENTS, files: Sequence[File] = FILES, root: Digest = ROOT) -> BlockIndex:
     return BlockIndex(root, extents, files)
 
 

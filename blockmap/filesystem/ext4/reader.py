@@ -177,12 +177,12 @@ class Ext4Reader:
             (extra,) = struct.unpack_from("<H", raw, 0x80)
             inline = raw[128 + extra :]
             if inline[:4] == b"\x00\x00\x02\xea":
-                found.update(_attributes(inline[4:], 0))
+                found.update(decode_attributes(inline[4:], 0))
         if block:
             data = self._bytes(block * self._block, self._block)
             if data[:4] != b"\x00\x00\x02\xea":
                 raise ImageError("a block of extended attributes is damaged")
-            found.update(_attributes(data, 32))
+            found.update(decode_attributes(data, 32))
         return found
 
     def read_with(self, number: int) -> tuple[int, int]:
@@ -223,7 +223,7 @@ class Ext4Reader:
         return data
 
 
-def _attributes(data: bytes, at: int) -> Iterator[tuple[bytes, bytes]]:
+def decode_attributes(data: bytes, at: int) -> Iterator[tuple[bytes, bytes]]:
     """Yields the attributes whose entries begin at `at`; offsets of values count from the beginning of `data`."""
     while at + 16 <= len(data) and data[at : at + 4] != bytes(4):
         name_length, index, offset, inode, size, _ = struct.unpack_from("<BBHIII", data, at)

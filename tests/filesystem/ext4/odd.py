@@ -1,4 +1,4 @@
-"""Three layers with every oddity that images have, and more."""
+"""Three layers with every oddity that images have."""
 
 import struct
 from hashlib import shake_128
@@ -14,7 +14,7 @@ def bulk(seed: int, size: int) -> bytes:
 
 
 def acl(*entries: tuple[int, int, int]) -> bytes:
-    """As the system calls have it: tag, permissions, id."""
+    """Returns an ACL in the form of system calls; each entry is tag, permissions and id."""
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *each) for each in entries)
 
 

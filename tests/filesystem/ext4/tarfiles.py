@@ -15,7 +15,7 @@ _KINDS = {
 
 
 def layers(layout: Path) -> Iterator[Members]:
-    """The layers of a layout's first image, from the bottom up."""
+    """Yields the layers of a layout's first image, from the bottom up."""
 
     def blob(digest: str) -> Path:
         return layout / "blobs" / digest.replace(":", "/")

@@ -1,4 +1,4 @@
-"""Where things lie, and where chunks are cut: by the layer and those below it, and by nothing else."""
+"""Places on disk and cuts of chunks: they depend on a layer and those below it, and on nothing else."""
 
 import os
 import subprocess
@@ -57,7 +57,7 @@ def inside(sink: FileSink, range_: tuple[int, int]) -> list[tuple[int, int, str]
 
 @pytest.mark.parametrize("stack", [[LOWER], [LOWER, MIDDLE], [LOWER, [], MIDDLE]])
 def test_a_layer_has_the_same_chunks_below_any_other(stack: list[Layer], tmp_path: Path) -> None:
-    """What a reader of contents sees, with its positions and cuts, depends on the chain up to the layer alone."""
+    """Contents of a layer, with their places and cuts, depend on the chain up to the layer alone."""
     alone, sink = make(tmp_path / "alone", stack)
     uppers: list[list[Layer]] = [[OTHER], [*LAYERS[2:], OTHER], [[]], [[file(b".wh..wh..opq")]]]
     for upper in uppers:
@@ -134,7 +134,7 @@ def test_cuts_at_the_edges_of_fixed_ranges(tmp_path: Path) -> None:
 
 
 def test_hidden_contents(tmp_path: Path) -> None:
-    """Replaced in an upper layer, deleted, replaced in the same layer; not: what a link keeps."""
+    """Contents are hidden if they were replaced or deleted, also in the same layer, unless a link keeps them."""
     lower = [file(b"replaced", bulk(1, 9000)), file(b"kept", bulk(2, 9000)), file(b"deleted", bulk(3, 5000))]
     lower += [file(b"twice", bulk(4, 1)), file(b"twice", bulk(5, 1)), entry(b"d"), file(b"d/in", bulk(6, 8192))]
     volume, _ = make(tmp_path / "raw", [lower])
@@ -145,7 +145,7 @@ def test_hidden_contents(tmp_path: Path) -> None:
 
 
 def test_directory_entries_keep_their_places(tmp_path: Path) -> None:
-    """A layer that adds to a directory leaves the blocks that are full as they were, and one that deletes leaves gaps."""
+    """A layer that adds to a directory changes no full block, and one that deletes leaves gaps."""
     names = [file(b"d/%04d" % n) for n in range(1000)]
     make(tmp_path / "one", [names])
     make(tmp_path / "two", [names, [file(b"d/new"), file(b"d/.wh.0500")], [file(b"d/more-%d" % n) for n in range(500)]])
@@ -196,7 +196,7 @@ def test_the_same_bytes_in_every_process(tmp_path: Path) -> None:
 
 
 def test_the_bytes_are_those_of_this_layout(tmp_path: Path) -> None:
-    """Frozen: whoever changes this changes the digests of every import, and must raise WRITER."""
+    """The layout is frozen: a change alters the digests of every import, and must raise WRITER."""
     _, sink = make(tmp_path / "raw", LAYERS)
     assert sha256(repr(sorted(sink.runs)).encode()).hexdigest() == GOLDEN
 

@@ -1,4 +1,4 @@
-"""What finding a path reads."""
+"""Lookups of paths: the blocks that they read."""
 
 import struct
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What e2fsck is silent about: structures taken from the bytes by hand."""
+"""Structures that e2fsck does not check, parsed from the bytes by hand."""
 
 import struct
 import subprocess
@@ -72,7 +72,7 @@ def test_the_copies_differ_in_their_group_alone(raw: Raw) -> None:
 def test_a_copy_of_the_superblock_saves_a_volume_that_lost_its_first(
     made: tuple[Path, Ext4Volume, FileSink], tmp_path: Path
 ) -> None:
-    # Not -n: libext2fs then takes no flag for granted, and finds unwritten bitmaps wrong (those of mke2fs as well).
+    # Not -n: libext2fs then ignores flags, and finds unwritten bitmaps wrong (those of mke2fs as well).
     path = tmp_path / "raw"
     subprocess.run(["cp", "--sparse=always", made[0], path], check=True)
     with open(path, "r+b") as out:
@@ -118,7 +118,7 @@ def test_the_journal(raw: Raw) -> None:
 
 
 def test_every_inode(raw: Raw, made: tuple[Path, Ext4Volume, FileSink]) -> None:
-    """All times are one; extra fields are declared; flags are those of the kind; extents have the room they say."""
+    """All times of an inode are equal, extra fields are declared, flags fit the kind, and extents have their room."""
     for entry in reader(made[0]).walk():
         inode = raw.inode(entry.number)
         assert struct.unpack_from("<H", inode, 0x80) == (32,)
@@ -163,7 +163,7 @@ def test_types_of_directory_entries(raw: Raw, made: tuple[Path, Ext4Volume, File
 
 
 def test_hashes_of_attribute_blocks(raw: Raw, made: tuple[Path, Ext4Volume, FileSink]) -> None:
-    """Of every entry and of the header, by the kernel's definition (fs/ext4/xattr.c)."""
+    """Entries and headers have the hashes that the kernel defines (fs/ext4/xattr.c)."""
     blocks = 0
     for entry in reader(made[0]).walk():
         (block,) = struct.unpack_from("<I", raw.inode(entry.number), 0x68)
@@ -220,7 +220,7 @@ def test_what_was_written_is_in_use_or_hidden(raw: Raw, made: tuple[Path, Ext4Vo
 
 
 def test_unused_inodes_are_zero(raw: Raw, made: tuple[Path, Ext4Volume, FileSink]) -> None:
-    """An inode of a file that is gone is not written: a clone's recovery must not find it."""
+    """The inode of a removed file is not written, since a clone's recovery must not find it."""
     used = sum(raw.inode_used(number) for number in range(11, 8192 * 2))
     assert used == made[1].inodes - 1
     for number in range(1, 8192 * 2):
@@ -234,7 +234,7 @@ def test_lost_and_found_has_room(raw: Raw, made: tuple[Path, Ext4Volume, FileSin
 
 
 def test_damage_that_e2fsck_only_prints_is_noticed(tmp_path: Path) -> None:
-    """The check of all other tests is itself checked: a wrong descriptor checksum has exit status 0."""
+    """The check that other tests rely on is checked: e2fsck exits with 0 for a wrong descriptor checksum."""
     path = tmp_path / "raw"
     make(path, [[file(b"f", b"1")]])
     with open(path, "r+b") as out:

@@ -165,7 +165,7 @@ def test_more_subdirectories_than_links_are_counted_as_one(tmp_path: Path) -> No
 
 @pytest.mark.long
 def test_more_inodes_than_the_least_volume_has(tmp_path: Path) -> None:
-    """16 GiB have a million inodes: the volume grows with their number, not with its blocks alone."""
+    """The volume grows with its inodes, not with its blocks alone: 16 GiB have a million."""
     volume, _ = write(tmp_path / "raw", [members(file(b"%d/%d" % (n % 999, n)) for n in range((1 << 20) + 1))])
     assert volume.size_blocks * BLOCK > 16 * GIB
     fsck(tmp_path / "raw")
@@ -224,7 +224,7 @@ def test_the_kernel_writes_replays_and_grows_a_copy(
         os.setxattr(top / "empty-value", "user.c", bulk(1, 500))
         os.rename(top / "large", top / "usr" / "large")
         subprocess.run(["sync", "-f", top], check=True)
-        # The journal is not empty while it is mounted: what a host leaves behind that loses its power.
+        # The journal is not empty while mounted: a host that loses power leaves it so.
         subprocess.run(["cp", "--sparse=always", raw, torn], check=True)
         assert (top / "usr" / "large").read_bytes() == bulk(2, 3_000_001)
     fsck(raw)
@@ -248,7 +248,7 @@ def corpus() -> list[Path]:
 @pytest.mark.long
 @pytest.mark.parametrize("image", corpus() or [None], ids=lambda path: path.name if path else "no-corpus")
 def test_real_images_by_way_of_tarfile(image: Path | None, tmp_path: Path) -> None:
-    """Layers read by Python's tarfile, so that nothing of the product but merge and writer takes part."""
+    """Layers are read by Python's tarfile, so that only merge and writer of the product take part."""
     if image is None:
         pytest.skip("BLOCKMAP_CORPUS names no folder of images")
     model = Model()

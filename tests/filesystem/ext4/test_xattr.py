@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from blockmap.errors import ImageError
 from blockmap.filesystem.ext4 import xattr
-from blockmap.filesystem.ext4.reader import _attributes
+from blockmap.filesystem.ext4.reader import decode_attributes
 
 NAMES = st.builds(
     bytes.__add__,
@@ -19,8 +19,8 @@ SETS = st.dictionaries(NAMES, st.one_of(st.binary(max_size=30), st.binary(max_si
 
 
 def decode(inline: bytes, block: bytes) -> dict[bytes, bytes]:
-    inside = list(_attributes(inline[4:], 0)) if inline else []
-    outside = list(_attributes(block, 32)) if block else []
+    inside = list(decode_attributes(inline[4:], 0)) if inline else []
+    outside = list(decode_attributes(block, 32)) if block else []
     assert len(dict(inside + outside)) == len(inside) + len(outside)
     return dict(inside + outside)
 

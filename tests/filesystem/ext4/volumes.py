@@ -1,4 +1,4 @@
-"""Volumes written to sparse files, and what is checked of every one of them."""
+"""Volumes written to sparse files, and the checks of every one of them."""
 
 import os
 import stat
@@ -18,16 +18,16 @@ BLOCK = 4096
 UUID = bytes.fromhex("11111111222233334444555566667777")
 THRESHOLD = 8
 ZEROS = bytes(1 << 26)
-"""Written by reference, so that files of many GiB cost nothing: the sink knows it."""
+"""Zeros that the sink recognises by identity, so that files of many GiB cost nothing."""
 
 
 class FileSink:
-    """A sink onto a sparse file, which each block reaches at most once."""
+    """A sink that writes a sparse file, and accepts each block once."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         self.runs: list[tuple[int, int, str]] = []
-        """Start, end and SHA-256 of what lies between two cuts, where that is not from ZEROS, in order of writing."""
+        """Start, end and SHA-256 of the bytes between two cuts, without ZEROS, in the order of writing."""
         self._state = sha256()
         self._begin = self._end = 0
 
@@ -76,7 +76,7 @@ def make(path: Path, layers: Iterable[Layer], piece: int = 1 << 20) -> tuple[Ext
 
 
 def huge(path: bytes, size: int, head: bytes) -> Iterator[tuple[Member, Iterator[bytes]]]:
-    """A file of zeros but for its beginning and its last byte."""
+    """Yields a file of zeros except for its beginning and its last byte."""
 
     def contents() -> Iterator[bytes]:
         yield head
@@ -91,7 +91,7 @@ def huge(path: bytes, size: int, head: bytes) -> Iterator[tuple[Member, Iterator
 
 
 def fsck(path: Path, *options: str) -> None:
-    """e2fsck finds nothing: its exit status alone does not say so."""
+    """Asserts that e2fsck prints no error, which its exit status does not tell."""
     done = subprocess.run(["e2fsck", "-fn", *options, path], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "Fix?" not in done.stdout, done.stdout
@@ -107,7 +107,7 @@ def reader(path: Path) -> Ext4Reader:
 
 
 def compare(path: Path, model: Model) -> None:
-    """What the independent reader finds is what the model has."""
+    """Asserts that the independent reader finds the files of the model."""
     volume = reader(path)
     links = Counter(id(thing) for thing in model.paths.values())
     contents: dict[int, bytes] = {}
@@ -141,7 +141,7 @@ def compare(path: Path, model: Model) -> None:
 
 
 def compare_mounted(top: Path, model: Model) -> None:
-    """What the kernel shows is what the model has."""
+    """Asserts that the kernel shows the files of the model."""
     root = os.fsencode(top)
     found = {b""}
     for above, folders, names in os.walk(root):
@@ -186,7 +186,7 @@ def compare_mounted(top: Path, model: Model) -> None:
 
 
 class Raw:
-    """The structures of a volume, taken from the bytes by hand."""
+    """The structures of a volume, parsed from the bytes by hand."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDONLY)
@@ -208,7 +208,7 @@ class Raw:
         return self.read(self.descriptors[group][2] * BLOCK + slot * 256, 256)
 
     def used(self, block: int) -> bool:
-        """By the bitmap; a group without one has copies at most."""
+        """Returns True if the bitmap has the block; a group without a bitmap has copies at most."""
         group, at = divmod(block, 32768)
         if self.descriptors[group][6] & 2:
             return has_copy(group) and at < 65
