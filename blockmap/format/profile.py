@@ -18,7 +18,7 @@ merged), `items`, `chunks`, `paths` (number of each), `host`, `time` (seconds si
 
 The body: digests of the chunks, 32 bytes each; per item, an array of each of: start u64 (block of the volume), blocks u32,
 first u8 (block in the chunk), chunk u32, path u32 (1 + its index, 0 for blocks of no file), at u32 (block of the file),
-time u32 (milliseconds from the open to the first touch, median over starts), touched u16 (number of the starts); then
+time u32 (milliseconds from the open to the first touch, median over starts), touched u16 (number of starts that read it); then
 each path as length u16 and bytes. Items are in the order of their times; none crosses an extent or a run of a file.
 Little-endian.
 """

@@ -18,7 +18,7 @@
 
 Little-endian. The reads end with the file, or before the first record with a length of 0, which a loss of power may leave. A
 server that is killed loses the reads of the last tenth of a second. Reads that the cache did not answer at once have their exact
-time; the times of those in between are interpolated by their order.
+time; those in between are spread evenly.
 """
 
 import struct

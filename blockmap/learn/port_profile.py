@@ -2,7 +2,7 @@
 
 Blocks of a file are found by its path and their place in it; other blocks, and those of missing files, by the digest of their
 chunk. Blocks of the file system that are not found are taken to be where they were. In a changed file, blocks are looked for
-at the same distance from its beginning and from its end. New files are taken in if starts read most others of their kind.
+at the same distance from its beginning and from its end. New files are taken in if starts read others of their kind.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -103,7 +103,7 @@ def records() -> dict[str, str]:
         version=record.name,
         number=1,
         root=record.root.placement,
-        run=entry.NodeRun(place(root.digest).pack, 80, 5000),
+        run=version.NodeRun(place(root.digest).pack, 80, 5000),
         oci=bytes(range(32)),
         previous=None,
         nonce="00",

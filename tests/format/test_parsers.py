@@ -117,7 +117,7 @@ VERSION = version.Version(
     Root(NAME, 5000, PLACE), Root(ABSENT, 5000), version.WriterLayout(1, 32), b"{}", None, (NAME,), "me", "text", "now"
 )
 ENTRY = entry.Entry(
-    KEY, 1, NAME, 1, PLACE, entry.NodeRun(NAME, 80, 5000), bytes(NAME), None, "00", 17, "host", "message"
+    KEY, 1, NAME, 1, PLACE, version.NodeRun(NAME, 80, 5000), bytes(NAME), None, "00", 17, "host", "message"
 )
 FRAMES = [pack.PackedFrame(Digest(bytes([at]) * 32), at % 2, bytes(10 + at), 100 + at) for at in range(3)]
 FILES = [filemap.File(b"a", 5000, [(7, 2)]), filemap.File(b"b" * 50, 0, []), filemap.File(b"c", 1, [(9, 1), (30, 3)])]
