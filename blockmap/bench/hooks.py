@@ -28,11 +28,12 @@ from blockmap.image.sources import open_source
 from blockmap.publish.chunks import LOOKUP_BYTES, LOOKUP_CHUNKS, ChunkWriter
 from blockmap.publish.dedup_index import DedupIndex, StoredTree
 from blockmap.publish.nodes import store_nodes
+from blockmap.publish.object_writer import ObjectWriter, put
 from blockmap.publish.stages import Stages
 from blockmap.store.base import Buffer, Pruner
-from blockmap.store.names import NameLog
+from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import create_store
-from blockmap.store.repository import Publication
+from blockmap.store.repository import Repository
 
 CAVEATS = [
     "The versions are synthetic: sequences of the chunk names of SOURCES, changed version by version (files replaced, layers "
@@ -195,7 +196,7 @@ class _Run:
         laid = list(_lay(chunks))
         distinct = {chunk: blocks for _, chunk, blocks in laid}
         began = time.monotonic()
-        known = DedupIndex(Publication(self.store), self.trees, _complain)
+        known = DedupIndex(Repository(self.store), self.trees, _complain)
         places: dict[Digest, Placement] = {}
         for segment in _segments(distinct):
             for chunk, place in zip(segment, known.lookup(segment), strict=True):
@@ -216,7 +217,7 @@ class _Run:
         return Placement(self.pack, codec.ZSTD, self.offset - stored, stored, blocks * BLOCK)
 
     def _publish(self, laid: list[tuple[int, Digest, int]], places: dict[Digest, Placement], known: DedupIndex) -> None:
-        publication = Publication(self.store)
+        objects = ObjectWriter(self.store)
         leaves: list[tuple[int, Leaf]] = []
         spans: dict[int, list[Extent]] = {}
         for start, chunk, blocks in laid:
@@ -226,14 +227,14 @@ class _Run:
             assert made is not None
             leaves.append((span, made))
         draft = assemble(leaves, (4 << 20) if len(spans) < 1024 else 1 << 28)
-        stored = store_nodes([draft], places.get, publication.put_pack, known.leaf)
+        stored = store_nodes([draft], places.get, objects.put_pack, known.leaf)
         root = stored.roots[0]
         sample = hooks.sample((span, own.chunks) for span, own in leaves)
-        publication.put(keys.hooks(root.digest), [hooks.encode(root.digest, sample)])
-        version = Version(root, Root(ABSENT, root.size), WriterLayout(0, 0))
-        number = publication.put_version(version, set())
+        put(self.store, keys.hooks(root.digest), [hooks.encode(root.digest, sample)])
+        version = Version(root, Root(ABSENT, root.size), WriterLayout(0, 0), run=stored.run)
+        number = objects.put_version(version, set())
         tag = str(len(self.trees))
-        NameLog(self.store).set("synthetic", tag, version.name, number, root.placement, stored.run, None)
+        NameLog(self.store).set(NameTarget("synthetic", tag), EntryDraft.of(version, number))
         self.trees.append(StoredTree([root], sample))
 
     def row(self) -> dict[str, Any]:

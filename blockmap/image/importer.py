@@ -1,7 +1,6 @@
-"""An import from end to end: source -> members -> ext4 blocks -> chunks -> packs -> tree -> version -> name.
+"""An import from end to end: source -> members -> ext4 blocks -> publication.
 
-The order of writes is packs, version, name; the name's entry is the only commit point. What fails before it takes its own
-packs and version back where the store can delete, and leaves no more than garbage where it cannot.
+What can be made again from the version follows its name: file map, headers of layers, OCI digests, bundles of profiles.
 """
 
 import hashlib
@@ -9,30 +8,28 @@ import json
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import zstandard
 
-from blockmap.errors import BlockmapError
 from blockmap.filesystem.ext4.writer import WRITER, Ext4Writer
 from blockmap.filesystem.member import ImageSource
 from blockmap.format import BLOCK, codec, filemap, keys, layer, oci
 from blockmap.format.digest import Digest
 from blockmap.format.filemap import File
-from blockmap.format.tree import Root
-from blockmap.format.version import NodeRun, Version, WriterLayout
+from blockmap.format.version import Version, WriterLayout
 from blockmap.image.disk_image import DiskSource
 from blockmap.learn.bundler import put_bundles
-from blockmap.publish.catalogue import Catalogue, read_catalogue
+from blockmap.publish.catalogue import read_catalogue
 from blockmap.publish.chunks import ChunkWriter, Counts
-from blockmap.publish.local import LocalCatalogue, Numbered
+from blockmap.publish.local import LocalCatalogue
+from blockmap.publish.object_writer import put
+from blockmap.publish.publication import Derive, Publication, Published
 from blockmap.publish.stages import Stages
-from blockmap.publish.trees import Trees, store_trees
+from blockmap.publish.trees import Trees
 from blockmap.store.base import Pruner
-from blockmap.store.names import NameLog
+from blockmap.store.names import NameLog, NameTarget
 from blockmap.store.opening import Format
-from blockmap.store.repository import Publication
 
 THRESHOLD_BLOCKS = 32
 """Files from this size on are cut at their edges.
@@ -95,20 +92,18 @@ class Importer:
     ) -> None:
         self._store = store
         self._local = local or LocalCatalogue(None)
-        self._parameters = form.chunker
+        self._form = form
         self._warn = warn
 
     def run(self, source: ImageSource | DiskSource, repo: str, tag: str, threshold: int = THRESHOLD_BLOCKS) -> Summary:
         """Imports `source` and moves the name to it; raises ImageError, StoreError, and leaves nothing new then."""
         began = time.monotonic()
         stages = Stages()
-        publication = Publication(self._store)
-        log = NameLog(self._store)
-        made: tuple[Digest, int] | None = None
-        try:
-            with stages.time("known"):
-                catalogue = read_catalogue(publication, log, self._local, self._warn)
-            with ChunkWriter(publication.put_pack, catalogue.known.lookup, self._parameters, stages) as chunks:
+        names = NameLog(self._store)
+        with stages.time("known"):
+            catalogue = read_catalogue(self._store, names, self._local, self._warn)
+        with Publication(self._store, self._form, names, catalogue, self._warn) as publication:
+            with publication.chunk_writer(stages) as chunks:
                 with stages.time("layers"):
                     if isinstance(source, DiskSource):
                         laid = write_disk(source, chunks)
@@ -118,31 +113,18 @@ class Importer:
                 if not isinstance(source, DiskSource):
                     stages.add("decompress", sum(own.cpu_seconds for own in source.layers))
                 with stages.time("tree"):
-                    trees = store_trees(chunks, laid.size, laid.hidden, catalogue.known, publication)
-            if trees.known:
-                trees = replace(trees, run=self._run(publication, catalogue, trees.root))
-                if publication.packs:
-                    self._drop_unused(publication, chunks.counts)
+                    trees = publication.assemble(chunks, laid.size, laid.hidden)
             version = _version(source, trees, laid.layout)
-            number = publication.put_version(version, self._standing(publication, catalogue, version.name))
-            made = version.name, number
-            manifest = None if version.manifest is None else hashlib.sha256(version.manifest).digest()
-            entry = log.set(repo, tag, version.name, number, trees.root.placement, trees.run, manifest, "import")
-        except BaseException:
-            self._take_back(publication, log, repo, tag, made)
-            raise
-        try:
-            self._put_derived(publication, source, laid, trees, version, number)
-            put_bundles(self._store, repo, version.name, trees.root)
-        except BlockmapError as error:
-            self._warn(
-                f"{repo}:{tag} is in the store; what speeds its use up is not, until it is imported again: {error}"
-            )
+            derived: list[Derive] = [
+                lambda published: self._put_records(source, laid, version, published),
+                lambda published: put_bundles(self._store, repo, published.version, version.root),
+            ]
+            published = publication.publish(NameTarget(repo, tag), version, "import", derived)
         return Summary(
             f"{repo}:{tag}",
-            version.name,
+            published.version,
             trees.root.digest,
-            entry.n if entry is not None else 0,
+            published.entry.n if published.entry is not None else 0,
             laid.size * BLOCK,
             chunks.counts,
             trees.stored_bytes,
@@ -150,67 +132,20 @@ class Importer:
             stages.seconds(),
         )
 
-    def _take_back(
-        self, publication: Publication, log: NameLog, repo: str, tag: str, made: tuple[Digest, int] | None
+    def _put_records(
+        self, source: ImageSource | DiskSource, laid: WrittenVolume, version: Version, published: Published
     ) -> None:
-        """Deletes what a failed import stored, unless the name's entry stands, or may stand, in spite of the failure."""
-        try:
-            if made is None or all((entry.version, entry.number) != made for entry in log.history(repo, tag)):
-                publication.withdraw()
-        except BlockmapError as error:
-            self._warn(f"what the import stored was not taken back, and takes room in the store: {error}")
-
-    def _drop_unused(self, publication: Publication, counts: Counts) -> None:
-        """Chunks that were not found to be stored belong to trees that are: their packs are for nothing."""
-        try:
-            publication.withdraw()
-            counts.new_chunks = counts.new_bytes = counts.stored_bytes = counts.packs = 0
-        except BlockmapError as error:
-            self._warn(f"packs that turned out to be of no use take room in the store: {error}")
-
-    def _run(self, publication: Publication, catalogue: Catalogue, root: Root) -> NodeRun | None:
-        """What an open of a tree that is stored already should read first, as a version that has it says."""
-        for (name, number), (other, _) in catalogue.versions.items():
-            if (other.digest, other.placement) == (root.digest, root.placement):
-                with suppress(BlockmapError):
-                    return publication.version(name, number).run
-        return None
-
-    def _standing(self, publication: Publication, catalogue: Catalogue, name: Digest) -> set[Numbered]:
-        """The records of a version that a name stands for and that are whole, trees and all."""
-        found = set()
-        for (other, number), roots in catalogue.versions.items():
-            if other != name or not all(map(catalogue.known.whole, roots)):
-                continue
-            try:
-                publication.version(name, number)
-                found.add((name, number))
-            except BlockmapError as error:
-                self._warn(f"version {name.hex()} is stored again: {error}")
-        return found
-
-    def _put_derived(
-        self,
-        publication: Publication,
-        source: ImageSource | DiskSource,
-        laid: WrittenVolume,
-        trees: Trees,
-        version: Version,
-        number: int,
-    ) -> None:
-        """Stores what can be made again from the version: it follows the name, and is found missing harmlessly."""
-        name = version.name
-        for root, sample in trees.hooks:
-            publication.put(keys.hooks(root), [sample])
+        """Stores the volume's file map, the layers' headers, and what leads from OCI digests to the version."""
         if isinstance(source, DiskSource):
             return
-        publication.put(keys.filemap(version.root.digest), [filemap.encode(version.root.digest, laid.files)])
+        store, name, number = self._store, published.version, published.number
+        put(store, keys.filemap(version.root.digest), [filemap.encode(version.root.digest, laid.files)])
         for own, headers in zip(source.layers, laid.headers, strict=True):
             record = layer.LayerRecord(own.chain, name, number, headers.raw, bytes(headers.packed))
-            publication.put(keys.layer(own.chain, 1), [layer.encode(record)])
+            put(store, keys.layer(own.chain, 1), [layer.encode(record)])
         for document in (source.index, source.manifest, source.config):
             if document is not None:
-                publication.put(keys.oci(hashlib.sha256(document).digest()), [oci.encode(name, number)])
+                put(store, keys.oci(hashlib.sha256(document).digest()), [oci.encode(name, number)])
 
 
 def write_image(source: ImageSource, chunks: ChunkWriter, threshold: int) -> WrittenVolume:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound
 from blockmap.filesystem.ext4.lookup import Lookup
+from blockmap.format import keys
 from blockmap.format.digest import Digest
 from blockmap.format.filemap import FileRun
 from blockmap.format.profile import Profile, ProfileItem
@@ -16,6 +17,7 @@ from blockmap.learn.fill_gaps import OF_OTHERS, fill_gaps
 from blockmap.learn.guess_files import guess_files
 from blockmap.learn.port_profile import port, read_items
 from blockmap.learn.stored_index import index_of
+from blockmap.publish.object_writer import put
 from blockmap.store.base import Writer
 from blockmap.store.profiles import ProfileLog
 from blockmap.store.repository import Repository
@@ -76,7 +78,7 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: BlockIndex, p
     if not items:
         return None
     parts, _ = build_bundle.build_bundle(repository, root, read_items(items), layout.blocks, carried, besides)
-    log.put_bundle(version, profile.label, profile.n, parts)
+    put(store, keys.bundle(version, profile.label, profile.n), parts)
     return BuiltBundle(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
 
 

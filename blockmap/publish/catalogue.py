@@ -12,9 +12,11 @@ from blockmap.format.node import Leaf
 from blockmap.format.tree import Root, nodes
 from blockmap.publish.dedup_index import DedupIndex, StoredTree
 from blockmap.publish.local import CatalogueSnapshot, LocalCatalogue, Numbered
+from blockmap.publish.object_writer import put
 from blockmap.publish.parallel import gather
+from blockmap.store.base import Writer
 from blockmap.store.names import NameReader
-from blockmap.store.repository import Publication
+from blockmap.store.repository import Repository
 
 _log = logging.getLogger(__name__)
 
@@ -31,12 +33,13 @@ class Catalogue:
     known: DedupIndex
 
 
-def read_catalogue(publication: Publication, names: NameReader, local: LocalCatalogue, warn: Warn) -> Catalogue:
+def read_catalogue(store: Writer, names: NameReader, local: LocalCatalogue, warn: Warn) -> Catalogue:
     """Reads what `local` has not yet, 16 requests at a time; a name or tree that cannot be read is left out, and said.
 
     Hooks that are missing are made, and stored where the store can be written.
     """
     before, now = local.load(), CatalogueSnapshot()
+    repository = Repository(store)
     found = [(repo, tag, n) for (repo, tag), n in sorted(names.catalogue().items())]
     by_key = {keys.entry(*name): name for name in found}
 
@@ -51,16 +54,16 @@ def read_catalogue(publication: Publication, names: NameReader, local: LocalCata
         if version is not None:
             stands.setdefault((version, number), by_key[key])
     now.versions = _complete(
-        stands, before.versions, lambda at: _roots(publication, at), lambda at, error: left_out(stands[at], error)
+        stands, before.versions, lambda at: _roots(repository, at), lambda at, error: left_out(stands[at], error)
     )
     roots: dict[Digest, list[Root]] = {}
     for pair in now.versions.values():
         for root in pair:
             if root.digest != ABSENT and root not in roots.setdefault(root.digest, []):
                 roots[root.digest].append(root)
-    trees = _trees(publication, roots, before.hooks, now.hooks, warn)
+    trees = _trees(store, roots, before.hooks, now.hooks, warn)
     local.save(now)
-    return Catalogue(now.versions, DedupIndex(publication, trees, warn))
+    return Catalogue(now.versions, DedupIndex(repository, trees, warn))
 
 
 def _complete(
@@ -82,13 +85,13 @@ def _entry(names: NameReader, name: _Name) -> tuple[Digest | None, int]:
     return entry.version, entry.number
 
 
-def _roots(publication: Publication, at: Numbered) -> tuple[Root, Root]:
-    version = publication.version(*at)
+def _roots(repository: Repository, at: Numbered) -> tuple[Root, Root]:
+    version = repository.version(*at)
     return version.root, version.extra
 
 
 def _trees(
-    publication: Publication,
+    store: Writer,
     roots: dict[Digest, list[Root]],
     remembered: dict[Digest, bytes],
     kept: dict[Digest, bytes],
@@ -107,7 +110,7 @@ def _trees(
         except FormatError as error:
             warn(f"what this host remembers of tree {root.hex()} is fetched again: {error}")
     unread = [root for root in roots if root not in found]
-    for root, data in zip(unread, gather(lambda root: publication.store.get(keys.hooks(root)), unread), strict=True):
+    for root, data in zip(unread, gather(lambda root: store.get(keys.hooks(root)), unread), strict=True):
         try:
             if isinstance(data, bytes):
                 take(root, data)
@@ -116,7 +119,7 @@ def _trees(
         except BlockmapError as error:
             warn(f"{keys.hooks(root)} is of no use, and made again for this host: {error}")
     unmade = [root for root in roots if root not in found]
-    for root, made in zip(unmade, gather(lambda root: _make(publication, roots[root]), unmade), strict=True):
+    for root, made in zip(unmade, gather(lambda root: _make(store, roots[root]), unmade), strict=True):
         if isinstance(made, BlockmapError):
             warn(f"not deduplicating against tree {root.hex()}: {made}")
         else:
@@ -124,18 +127,19 @@ def _trees(
     return [StoredTree(own, found[root]) for root, own in roots.items() if root in found]
 
 
-def _make(publication: Publication, places: list[Root]) -> bytes:
+def _make(store: Writer, places: list[Root]) -> bytes:
     """The hooks of a tree, from its leaves, stored where that is possible."""
+    repository = Repository(store)
     error: BlockmapError = Corrupt("it is stored nowhere")
     for root in places:
         try:
-            own = ((span, node.chunks) for span, node in nodes(root, publication.node) if isinstance(node, Leaf))
+            own = ((span, node.chunks) for span, node in nodes(root, repository.node) if isinstance(node, Leaf))
             made = hooks.encode(root.digest, hooks.sample(own))
         except BlockmapError as why:
             error = why
             continue
         try:
-            publication.put(keys.hooks(root.digest), [made])
+            put(store, keys.hooks(root.digest), [made])
         except StoreError as why:
             _log.debug("the hooks of %s are not stored: %s", root.digest.hex(), why)
         return made

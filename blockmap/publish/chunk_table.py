@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
@@ -59,7 +60,7 @@ class ChunkTable:
         if number is None or not self._pack[number]:
             return None
         pack = self._packs[self._pack[number] - 1]
-        raw = self._blocks[number] * 4096
+        raw = self._blocks[number] * BLOCK
         return Placement(pack, self._codec[number], self._offset[number], self._stored[number], raw)
 
     def name(self, number: int) -> Digest:

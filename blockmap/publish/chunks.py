@@ -54,6 +54,10 @@ class Counts:
     """Bytes of new chunks as stored."""
     packs: int = 0
 
+    def forget_new(self) -> None:
+        """Counts no chunk as new: the packs of those that were are gone again."""
+        self.new_chunks = self.new_bytes = self.stored_bytes = self.packs = 0
+
 
 @dataclass(frozen=True, slots=True)
 class _Segment:

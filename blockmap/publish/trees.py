@@ -1,19 +1,20 @@
 """The trees of a volume whose blocks are all chunked: what it shows, and what upper layers hide."""
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from blockmap.format import hooks
 from blockmap.format.chunker import SPAN
-from blockmap.format.digest import ABSENT, Digest
-from blockmap.format.extent import coalesce, within
+from blockmap.format.digest import Digest
+from blockmap.format.extent import Extent, coalesce, within
 from blockmap.format.node import Leaf, leaf
-from blockmap.format.tree import Draft, Root, assemble
-from blockmap.format.version import NodeRun
+from blockmap.format.pack import Pack
+from blockmap.format.tree import Draft, Load, Root, assemble, rewrite
+from blockmap.format.version import NodeRun, Version
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.dedup_index import DedupIndex
 from blockmap.publish.nodes import store_nodes
-from blockmap.store.repository import Publication
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +32,57 @@ class Trees:
 
 
 def store_trees(
-    chunks: ChunkWriter, size: int, hidden: list[tuple[int, int]], known: DedupIndex, publication: Publication
+    chunks: ChunkWriter,
+    size: int,
+    hidden: list[tuple[int, int]],
+    known: DedupIndex,
+    put_pack: Callable[[Pack], None],
 ) -> Trees:
     """Stores the trees of what `chunks` took; blocks in the ascending, disjoint ranges `hidden` go to `extra`."""
     parts = _leaves(chunks, hidden)
-    volume, extra = (assemble(part, size) for part in parts)
+    drafts = [assemble(part, size) for part in parts]
     made = [
         (draft.root.digest, hooks.encode(draft.root.digest, hooks.sample((span, leaf.chunks) for span, leaf in part)))
-        for draft, part in zip((volume, extra), parts, strict=True)
+        for draft, part in zip(drafts, parts, strict=True)
         if part
     ]
-    own, below = _stored(volume, known), _stored(extra, known)
+    return _store(drafts, made, chunks, known, put_pack)
+
+
+def store_rewritten(
+    base: Version,
+    edits: list[Extent],
+    size: int,
+    chunks: ChunkWriter,
+    load: Load,
+    known: DedupIndex,
+    put_pack: Callable[[Pack], None],
+) -> Trees:
+    """Stores the trees of ascending, disjoint `edits` over a version; those of zeros have no chunk.
+
+    Of the base it reads the nodes on the way to the edits alone; so it makes no hooks, which are of all leaves.
+    """
+    drafts = [rewrite(base.root, edits, size, load, {}), rewrite(base.extra, [], size, load, {})]
+    return _store(drafts, [], chunks, known, put_pack)
+
+
+def _store(
+    drafts: list[Draft],
+    made: list[tuple[Digest, bytes]],
+    chunks: ChunkWriter,
+    known: DedupIndex,
+    put_pack: Callable[[Pack], None],
+) -> Trees:
+    """Stores the drafts of a volume and of its `extra`, where they are not both stored already."""
+    own, below = (_stored(draft, known) for draft in drafts)
     if own is not None and below is not None:
         return Trees(own, below, None, 0, made, known=True)
-    stored = store_nodes([volume, extra], chunks.table.placement, publication.put_pack, known.leaf)
+    stored = store_nodes(drafts, chunks.table.placement, put_pack, known.leaf)
     return Trees(stored.roots[0], stored.roots[1], stored.run, stored.stored_bytes, made, known=False)
 
 
 def _stored(draft: Draft, known: DedupIndex) -> Root | None:
-    if draft.root.digest == ABSENT:
+    if not draft.nodes:  # all zeros, or the base as it was
         return draft.root
     found = known.tree(draft.root.digest)
     # A root says nothing about the zeros behind the last data, so a volume of another size may have it.

@@ -1,5 +1,5 @@
-"""Shared things: objects by URL, verified chunks and records above them, and the logs of names.
+"""Shared things: objects by URL, verified chunks and records above them, and logs.
 
-Imports `format`, `disk` and `errors`. Bytes come from `publish` and go to `fetch`; what does not match its name gets
+Imports `format`, `durable` and `errors`. Bytes come from `publish` and go to `fetch`; what does not match its name gets
 neither in nor out.
 """

@@ -1,20 +1,19 @@
-"""Names as logs of create-only entries: moving a name is creating its next entry.
+"""Names as dense logs of entries: moving a name is creating its next entry.
 
-Entries are numbered densely from 1, so the newest is found without a listing: from the entry that the name's hint has, or
-from doubling numbers and bisection. A hint is advice: what it says stands only once the log was asked for that entry and,
-at the same time, for the next. Of two writers of one number exactly one wins, and the other is told who did.
+The newest is found from the entry that the name's hint has. A hint is advice: what it says stands only once the log was
+asked for that entry and, at the same time, for the next. Who loses the race for a number is told who won it.
 """
 
 import logging
-import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from hashlib import sha256
 
 from blockmap.errors import (
-    AlreadyExists,
     BlockmapError,
     CannotList,
     Corrupt,
@@ -22,7 +21,6 @@ from blockmap.errors import (
     NameMoved,
     NotFound,
     StoreError,
-    StoreUnavailable,
 )
 from blockmap.format import catalogue, hint, keys
 from blockmap.format import entry as entries
@@ -30,10 +28,11 @@ from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.format.hint import BundleRef, Hint
 from blockmap.format.node import Placement
-from blockmap.format.version import NodeRun
+from blockmap.format.version import NodeRun, Version
 from blockmap.store.base import Reader, Writer
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.concurrent import spawn
+from blockmap.store.log import DenseLog, LogReader, nonce
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +43,38 @@ class StoredEntry:
 
     entry: Entry
     stored: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NameTarget:
+    """A name that is to be moved."""
+
+    repo: str
+    tag: str
+
+    def __str__(self) -> str:
+        return f"{self.repo}:{self.tag}"
+
+
+@dataclass(frozen=True, slots=True)
+class EntryDraft:
+    """What an entry is to say: all but what its log and its writer add."""
+
+    version: Digest | None
+    """None removes the name."""
+    number: int
+    """The number of the version's record."""
+    root: Placement | None = None
+    run: NodeRun | None = None
+    oci: bytes | None = None
+    """SHA-256 of the OCI manifest."""
+    message: str = ""
+
+    @classmethod
+    def of(cls, version: Version, number: int, message: str = "") -> "EntryDraft":
+        """Returns the draft that makes a name stand for a version with a record under `number`."""
+        oci = None if version.manifest is None else sha256(version.manifest).digest()
+        return cls(version.name, number, version.root.placement, version.run, oci, message)
 
 
 class NameReader:
@@ -76,10 +107,10 @@ class NameReader:
         Its own number where it is; one more where the next is there too; 0 where the log has another in its place.
         StoreUnavailable.
         """
-        n = believed.entry.n
-        more = spawn(lambda: self._exists(repo, tag, n + 1))
+        n, log = believed.entry.n, self._log(repo, tag)
+        more = spawn(lambda: log.exists(n + 1))
         try:
-            stands = self._store.get(keys.entry(repo, tag, n)) == believed.stored
+            stands = log.get(n) == believed.stored
         except NotFound:
             stands = False
         moved = more.result()
@@ -90,26 +121,13 @@ class NameReader:
 
     def search(self, repo: str, tag: str, low: int) -> StoredEntry | None:
         """The newest entry, where number `low` is known to be there (0: none is); Corrupt, StoreUnavailable."""
-        step = 1
-        while self._exists(repo, tag, low + step):
-            low, step = low + step, step * 2
-        high = low + step
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._exists(repo, tag, middle):
-                low = middle
-            else:
-                high = middle
-        return StoredEntry(*self.entry(repo, tag, low)) if low else None
+        n = self._log(repo, tag).newest(low)
+        return StoredEntry(*self.entry(repo, tag, n)) if n else None
 
     def entry(self, repo: str, tag: str, n: int) -> tuple[Entry, bytes]:
         """Entry `n` of a name and its stored form; NotFound, Corrupt."""
-        key = keys.entry(repo, tag, n)
-        data = self._store.get(key)
-        try:
-            return entries.decode(data, key), data
-        except FormatError as error:
-            raise Corrupt(f"entry {n} of {repo}:{tag} is damaged: {error}") from error
+        data = self._log(repo, tag).get(n)
+        return _decode(data, NameTarget(repo, tag), n), data
 
     def history(self, repo: str, tag: str) -> Iterator[Entry]:
         """All entries, newest first; Corrupt where one does not continue the one before it."""
@@ -153,8 +171,8 @@ class NameReader:
         low = self.confirm(repo, tag, believed) if believed is not None else 0
         return believed if believed is not None and low == believed.entry.n else self.search(repo, tag, low)
 
-    def _exists(self, repo: str, tag: str, n: int) -> bool:
-        return self._store.exists(keys.entry(repo, tag, n))
+    def _log(self, repo: str, tag: str) -> LogReader:
+        return LogReader(self._store, partial(keys.entry, repo, tag))
 
     def _mend(self, repo: str, tag: str, newest: StoredEntry) -> None:
         """Advice: those who only read leave a hint as it is."""
@@ -190,68 +208,41 @@ class NameLog(NameReader):
         self._advise(keys.name_hint(repo, tag), hint.encode(Hint(entry, newest.stored, about, bundles)))
 
     def set(
-        self,
-        repo: str,
-        tag: str,
-        version: Digest,
-        number: int,
-        root: Placement | None,
-        run: NodeRun | None,
-        oci: bytes | None,
-        message: str = "",
+        self, target: NameTarget, draft: EntryDraft, before_create: Callable[[], None] = lambda: None
     ) -> Entry | None:
-        """Makes a name stand for a version, whatever it stood for; None where it does already.
+        """Makes a name stand for a version, whatever it stood for; returns None where it does already.
 
-        Takes the next number, again and again while others take it. Raises StoreUnavailable, StoreReadOnly.
+        Takes the next number, again and again while others take it; calls `before_create` each time before.
+        Raises StoreUnavailable, StoreReadOnly, and what `before_create` raises.
         """
         while True:
-            newest = self.newest(repo, tag)
-            if newest is not None and (newest.version, newest.number) == (version, number):
+            newest = self.newest(target.repo, target.tag)
+            if newest is not None and (newest.version, newest.number) == (draft.version, draft.number):
                 return None
+            before_create()
             try:
-                return self.append(repo, tag, newest, version, number, root, run, oci, message)
+                return self.append(target, newest, draft)
             except NameMoved:
                 continue
 
-    def append(
-        self,
-        repo: str,
-        tag: str,
-        expected: Entry | None,
-        version: Digest | None,
-        number: int,
-        root: Placement | None = None,
-        run: NodeRun | None = None,
-        oci: bytes | None = None,
-        message: str = "",
-    ) -> Entry:
+    def append(self, target: NameTarget, expected: Entry | None, draft: EntryDraft) -> Entry:
         """Creates the entry after `expected` (None: the first); NameMoved, which says who was faster."""
+        repo, tag = target.repo, target.tag
         n = expected.n + 1 if expected else 1
-        key = keys.entry(repo, tag, n)
         previous = entries.digest(self.entry(repo, tag, n - 1)[1]) if expected else None
-        nonce = secrets.token_hex(16)
-        now = int(self._clock())
-        made = Entry(key, n, version, number, root, run, oci, previous, nonce, now, socket.gethostname(), message)
+        key, now = partial(keys.entry, repo, tag), int(self._clock())
+        made = Entry(
+            key(n), n, draft.version, draft.number, draft.root, draft.run, draft.oci, previous, nonce(), now,
+            socket.gethostname(), draft.message,
+        )  # fmt: skip
         stored = entries.encode(made)
-        try:
-            self._writer.create(key, [stored])
-        except (AlreadyExists, StoreUnavailable) as error:
-            # The answer may be lost while the entry stands: whose nonce it has says who made it.
-            try:
-                stands = self.entry(repo, tag, n)[0]
-            except NotFound:
-                raise error from None
-            except StoreUnavailable as second:
-                raise StoreUnavailable(
-                    f"whether {repo}:{tag} was moved is not known, since the store stopped answering: look at the name "
-                    f"when it answers again ({second})"
-                ) from error
-            if stands.nonce != nonce:
-                raise NameMoved(
-                    f"{repo}:{tag} was moved meanwhile by {stands.host} at {_moment(stands.time)} "
-                    f"({stands.message or 'no message'}): "
-                    "look at what it is now, then try again"
-                ) from error
+        other = DenseLog(self._writer, key).append(n, stored, f"{target} was moved")
+        if other is not None:
+            winner = _decode(other, target, n)
+            raise NameMoved(
+                f"{target} was moved meanwhile by {winner.host} at {_moment(winner.time)} "
+                f"({winner.message or 'no message'}): look at what it is now, then try again"
+            )
         self.mend(repo, tag, StoredEntry(made, stored))
         self._announce(repo, tag, n)
         return made
@@ -283,6 +274,13 @@ class NameLog(NameReader):
             self._writer.replace(key, data)
         except StoreError as error:
             _log.debug("%s was not written: %s", key, error)
+
+
+def _decode(data: bytes, target: NameTarget, n: int) -> Entry:
+    try:
+        return entries.decode(data, keys.entry(target.repo, target.tag, n))
+    except FormatError as error:
+        raise Corrupt(f"entry {n} of {target} is damaged: {error}") from error
 
 
 def _moment(seconds: int) -> str:

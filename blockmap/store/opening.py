@@ -79,12 +79,13 @@ def open_or_create(url: str) -> tuple[Pruner, Format]:
             return create_store(url)
         except UsageError:
             pass  # another writer was faster: its store is as good
-    form = _format(store)
-    if not form.writable:
-        raise StoreReadOnly(
-            f"the store {store.url} has features that this release can read but not write: upgrade blockmap"
-        )
-    return store, form
+    return store, _writable(store)
+
+
+def check_unchanged(store: Reader, form: Format) -> None:
+    """Asks whether a store that is written to is still what `form` says; NotAStore, StoreTooNew, StoreReadOnly."""
+    if _writable(store).store != form.store:
+        raise NotAStore(f"another store was made at {store.url} meanwhile, which lacks what the old one had: try again")
 
 
 def location(url: str) -> str:
@@ -158,3 +159,12 @@ def _format(store: Reader) -> Format:
         made = "" if isinstance(store, http.HttpStore) else f", or make one with `blockmap create {store.url}`"
         raise NotAStore(f"{store.url} is not a blockmap store: correct --store{made}") from None
     return parse_format(text, store.url)
+
+
+def _writable(store: Reader) -> Format:
+    form = _format(store)
+    if not form.writable:
+        raise StoreReadOnly(
+            f"the store {store.url} has features that this release can read but not write: upgrade blockmap"
+        )
+    return form

@@ -5,26 +5,26 @@ profile, and may be missing or be made later. Which bundles are newest is said i
 """
 
 import logging
-import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
-from blockmap.errors import AlreadyExists, BlockmapError, Corrupt, FormatError, NotFound, StoreUnavailable
+from blockmap.errors import BlockmapError, Corrupt, FormatError
 from blockmap.format import keys
 from blockmap.format import profile as profiles
 from blockmap.format.digest import Digest
 from blockmap.format.profile import Profile
-from blockmap.store.base import Buffer, Reader, Writer
+from blockmap.store.base import Reader, Writer
+from blockmap.store.log import DenseLog, LogReader, nonce
 from blockmap.store.names import NameLog, StoredEntry
-from blockmap.store.repository import Publication
 
 _log = logging.getLogger(__name__)
 
-
 _LAST = 10
+"""Profiles that are searched for one of a certain host: each costs a request."""
 
 
 class ProfileReader:
@@ -38,19 +38,9 @@ class ProfileReader:
         n = self.number(repo, label)
         return self.get(repo, label, n) if n else None
 
-    def number(self, repo: str, label: str, low: int = 0) -> int:
-        """The number of the newest profile, where number `low` is known to be there; 0 where there is none."""
-        step = 1
-        while self._exists(repo, label, low + step):
-            low, step = low + step, step * 2
-        high = low + step
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._exists(repo, label, middle):
-                low = middle
-            else:
-                high = middle
-        return low
+    def number(self, repo: str, label: str) -> int:
+        """Returns the number of the newest profile; 0 where there is none."""
+        return LogReader(self._store, partial(keys.profile, repo, label)).newest()
 
     def get(self, repo: str, label: str, n: int) -> Profile:
         """Profile `n`; NotFound, Corrupt."""
@@ -89,12 +79,9 @@ class ProfileReader:
                 found[repo, label] = max(n, found.get((repo, label), 0))
         return dict(sorted(found.items()))
 
-    def _exists(self, repo: str, label: str, n: int) -> bool:
-        return self._store.exists(keys.profile(repo, label, n))
-
 
 class ProfileLog(ProfileReader):
-    """Publishes profiles and bundles; `clock` gives seconds since 1970."""
+    """Publishes profiles; `clock` gives seconds since 1970."""
 
     def __init__(self, store: Writer, clock: Callable[[], float] = time.time) -> None:
         super().__init__(store)
@@ -106,25 +93,14 @@ class ProfileLog(ProfileReader):
 
         StoreReadOnly, StoreUnavailable.
         """
-        n = self.number(made.repo, made.label) + 1
+        log = DenseLog(self._writer, partial(keys.profile, made.repo, made.label))
+        n = 0
         while True:
-            signed = replace(made, n=n, host=socket.gethostname(), time=int(self._clock()), nonce=secrets.token_hex(16))
-            try:
-                self._writer.create(keys.profile(made.repo, made.label, n), [profiles.encode(signed)])
-            except (AlreadyExists, StoreUnavailable) as error:
-                # The answer may be lost while the profile stands: whose nonce it has says who made it.
-                try:
-                    stands = self.get(made.repo, made.label, n)
-                except NotFound:
-                    raise error from None
-                if stands.nonce != signed.nonce:
-                    n = self.number(made.repo, made.label, n) + 1
-                    continue
-            return signed
-
-    def put_bundle(self, version: Digest, label: str, n: int, parts: Sequence[Buffer]) -> bool:
-        """Stores the bundle of profile `n` on a version; False where it has one already."""
-        return Publication(self._writer).put(keys.bundle(version, label, n), parts)
+            n = log.newest(n) + 1
+            signed = replace(made, n=n, host=socket.gethostname(), time=int(self._clock()), nonce=nonce())
+            what = f"what was learnt about {made.repo}+{made.label} was published"
+            if log.append(n, profiles.encode(signed), what) is None:
+                return signed
 
     def advise(self, repo: str, version: Digest) -> int:
         """Tells the hints of every name of a repository that stands for a version about its bundles; how many there are."""

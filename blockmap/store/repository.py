@@ -3,23 +3,19 @@
 Chunks and nodes are read by placement, which is advice; the bytes that arrive are checked against the digest asked for.
 """
 
-from collections.abc import Collection, Sequence
 from contextlib import suppress
 
-from blockmap.errors import AlreadyExists, Corrupt, FormatError, NotFound, StoreUnavailable
+from blockmap.errors import Corrupt, FormatError, NotFound
 from blockmap.format import BLOCK, codec, filemap, keys, node, pack, version
 from blockmap.format.chunker import MAX_BLOCKS
 from blockmap.format.digest import Digest, chunk_digest, held_block_digests
 from blockmap.format.node import Node, Placement
-from blockmap.format.pack import Pack
 from blockmap.format.version import Version
-from blockmap.store.base import Buffer, Reader, Writer
+from blockmap.store.base import Reader
 from blockmap.store.concurrent import each
 
 VERSION_ATTEMPTS = 8
 """A version's record has another number only where an earlier one was condemned."""
-_CREATE_ATTEMPTS = 3
-"""Engines do not repeat a create whose answer was lost, since it may have happened."""
 
 
 def open_chunk(name: Digest, place: Placement, stored: bytes | memoryview) -> bytes | memoryview:
@@ -109,62 +105,3 @@ class Repository:
             return pack.parse_head(bytes(self.store.get_range(key, 0, length)), name)
         except FormatError as error:
             raise Corrupt(f"pack {name.hex()} is damaged: {error}") from error
-
-
-class Publication(Repository):
-    """Writes objects, and can take the packs back that it wrote."""
-
-    def __init__(self, store: Writer) -> None:
-        super().__init__(store)
-        self._writer = store
-        self.packs: list[str] = []
-        """Keys of the packs written, for `withdraw`."""
-        self._version_key: str | None = None
-
-    def put_pack(self, made: Pack) -> None:
-        key = keys.pack(made.name)
-        self.packs.append(key)
-        self.put(key, made.parts)  # random salt is in its name: one that is there already is this one
-
-    def put(self, key: str, parts: Sequence[Buffer]) -> bool:
-        """Stores an object that is a function of its key; False where it is there already."""
-        for _ in range(_CREATE_ATTEMPTS - 1):
-            with suppress(StoreUnavailable):
-                return self._create(key, parts)
-        return self._create(key, parts)
-
-    def _create(self, key: str, parts: Sequence[Buffer]) -> bool:
-        try:
-            self._writer.create(key, parts)
-        except AlreadyExists:
-            return False
-        return True
-
-    def put_version(self, record: Version, named: Collection[tuple[Digest, int]]) -> int:
-        """Stores a version's record; returns its number.
-
-        A record that is there already is taken only where a name stands for it (`named`): another's, whose import may
-        yet fail and take its packs back, is left alone, and the next number used.
-        """
-        name = record.name
-        for number in range(1, VERSION_ATTEMPTS + 1):
-            if (name, number) in named:
-                return number
-        for number in range(1, VERSION_ATTEMPTS + 1):
-            key = keys.version(name, number)
-            if self.put(key, [version.encode(record)]):
-                self._version_key = key
-                return number
-        raise Corrupt(
-            f"version {name.hex()} has {VERSION_ATTEMPTS} records that no name stands for: delete versions/{name.hex()}"
-        )
-
-    def withdraw(self) -> None:
-        """Deletes the version and the packs that this publication wrote, where the store allows it; no name knows them."""
-        delete = getattr(self._writer, "delete", None)
-        if delete is None:
-            return
-        for key in ([self._version_key] if self._version_key else []) + self.packs:
-            delete(key)
-        self._version_key = None
-        self.packs.clear()

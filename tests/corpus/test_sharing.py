@@ -16,7 +16,7 @@ from blockmap.format.bundle import BundleHead
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.refs import parse_reference
 from blockmap.store.bundles import newest_bundles
-from blockmap.store.names import NameLog
+from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import open_or_create
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
@@ -125,8 +125,9 @@ def test_many_exports_of_one_version_cost_one_bundle(
     log = NameLog(opened)
     entry = log.newest("python-flask", "1")
     assert entry is not None
+    draft = EntryDraft(entry.version, entry.number, entry.root, entry.run, entry.oci)
     for number in range(EXPORTS):
-        log.set("python-flask", f"copy-{number}", entry.version, entry.number, entry.root, entry.run, entry.oci)
+        log.set(NameTarget("python-flask", f"copy-{number}"), draft)
     record(where, host.store, image)
     head, length = head_of(host.store, image)
     ranges = joined(head.read_items)

@@ -16,8 +16,8 @@ from blockmap.publish.catalogue import Catalogue, read_catalogue
 from blockmap.publish.local import LocalCatalogue
 from blockmap.store.base import Buffer
 from blockmap.store.memory import MemoryStore
-from blockmap.store.names import NameLog
-from blockmap.store.repository import Publication, Repository
+from blockmap.store.names import EntryDraft, NameLog, NameTarget
+from blockmap.store.repository import Repository
 from tests.image.builder import bulk
 from tests.volume.building import name, publish
 
@@ -51,7 +51,7 @@ def filled(count: int) -> tuple[Asked, list[Root]]:
 
 def read(store: MemoryStore, local: Path | None, warnings: list[str] | None = None) -> Catalogue:
     warn = pytest.fail if warnings is None else warnings.append
-    return read_catalogue(Publication(store), NameLog(store), LocalCatalogue(local), warn)
+    return read_catalogue(store, NameLog(store), LocalCatalogue(local), warn)
 
 
 def check(store: MemoryStore, catalogue: Catalogue, roots: list[Root]) -> None:
@@ -91,7 +91,7 @@ def test_what_no_name_stands_for_is_forgotten(tmp_path: Path) -> None:
     local = tmp_path / "hooks.db"
     check(store, read(store, local), roots)
     log = NameLog(store)
-    log.append("a", "0", log.newest("a", "0"), None, 0)
+    log.append(NameTarget("a", "0"), log.newest("a", "0"), EntryDraft(None, 0))
     catalogue = read(store, local)
     check(store, catalogue, roots[1:])
     assert catalogue.known.tree(roots[0].digest) is None

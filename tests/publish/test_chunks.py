@@ -16,9 +16,10 @@ from blockmap.format.digest import Digest, block_digests, chunk_digest
 from blockmap.format.node import Placement
 from blockmap.format.pack import Pack
 from blockmap.publish.chunks import LOOKUP_BYTES, LOOKUP_CHUNKS, ChunkWriter
+from blockmap.publish.object_writer import ObjectWriter
 from blockmap.publish.stages import Stages
 from blockmap.store.memory import MemoryStore
-from blockmap.store.repository import Publication, Repository
+from blockmap.store.repository import Repository
 from tests.image.builder import bulk
 
 PARAMETERS = Parameters()
@@ -32,7 +33,7 @@ def written(
     feed: Callable[[ChunkWriter], None], known: Callable[[Sequence[Digest]], Sequence[Placement | None]] = nothing
 ) -> tuple[ChunkWriter, MemoryStore]:
     store = MemoryStore()
-    with ChunkWriter(Publication(store).put_pack, known, PARAMETERS, Stages()) as chunks:
+    with ChunkWriter(ObjectWriter(store).put_pack, known, PARAMETERS, Stages()) as chunks:
         feed(chunks)
         chunks.finish()
     return chunks, store

@@ -17,8 +17,9 @@ from blockmap.format.node import Placement, leaf
 from blockmap.format.tree import Root, build, leaves
 from blockmap.publish.dedup_index import DedupIndex, RecentLeaves, StoredTree
 from blockmap.publish.nodes import store_nodes
+from blockmap.publish.object_writer import ObjectWriter
 from blockmap.store.memory import MemoryStore
-from blockmap.store.repository import Publication, Repository
+from blockmap.store.repository import Repository
 
 Places = dict[Digest, Placement]
 
@@ -33,7 +34,7 @@ def tree(store: MemoryStore, chunks: Sequence[Digest], places: Places, spans: in
         Extent(at // each * SPAN + at % each * 3, 1, chunk, 1, 0) for at, chunk in enumerate(chunks[: spans * each])
     ]
     draft = build(extents, spans * SPAN, places)
-    root = store_nodes([draft], places.get, Publication(store).put_pack).roots[0]
+    root = store_nodes([draft], places.get, ObjectWriter(store).put_pack).roots[0]
     return StoredTree([root], hooks_of(store, root))
 
 

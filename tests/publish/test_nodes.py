@@ -18,10 +18,11 @@ from blockmap.format.tree import Draft, Root, build, leaves, nodes
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.dedup_index import DedupIndex, StoredTree
 from blockmap.publish.nodes import RUN_BYTES, StoredTrees, store_nodes
+from blockmap.publish.object_writer import ObjectWriter
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import Trees, store_trees
 from blockmap.store.memory import MemoryStore
-from blockmap.store.repository import Publication, Repository
+from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
 from tests.image.builder import bulk
 from tests.volume.building import model
@@ -41,7 +42,7 @@ def draft(seed: int, spans: int, of: int = 20, apart: int = 1) -> Draft:
 
 
 def stored(store: MemoryStore, drafts: list[Draft]) -> StoredTrees:
-    return store_nodes(drafts, lambda name: PLACE, Publication(store).put_pack)
+    return store_nodes(drafts, lambda name: PLACE, ObjectWriter(store).put_pack)
 
 
 def check_whole(store: MemoryStore, made: Draft, root: Root) -> None:
@@ -66,7 +67,7 @@ def test_leaves_beyond_the_first_pack_go_before_it(monkeypatch: pytest.MonkeyPat
 
     def put(pack: Pack) -> None:
         order.append(pack.name)
-        Publication(store).put_pack(pack)
+        ObjectWriter(store).put_pack(pack)
 
     result = store_nodes([made], lambda name: PLACE, put)
     check_whole(store, made, result.roots[0])
@@ -113,7 +114,7 @@ def test_a_leaf_that_is_stored_is_taken_over_behind_the_run() -> None:
         for key in store.list("packs/")
         for name, place in Repository(store).pack_head(Digest(bytes.fromhex(key[-64:]))).entries
     }
-    again = store_nodes([draft(1, 400, of=60)], lambda name: PLACE, Publication(store).put_pack, there.get)
+    again = store_nodes([draft(1, 400, of=60)], lambda name: PLACE, ObjectWriter(store).put_pack, there.get)
     check_whole(store, made, again.roots[0])
     assert again.run is not None
     assert again.run.end - again.run.start > RUN_BYTES * 0.9, "an open reads as much in one go as ever"
@@ -135,12 +136,12 @@ def knowing(store: MemoryStore, roots: list[Root]) -> DedupIndex:
 def trees(
     store: MemoryStore, pieces: list[tuple[int, bytes]], size: int, hidden: list[tuple[int, int]], known: DedupIndex
 ) -> Trees:
-    publication = Publication(store)
-    with ChunkWriter(publication.put_pack, known.lookup, Parameters(), Stages()) as chunks:
+    put_pack = ObjectWriter(store).put_pack
+    with ChunkWriter(put_pack, known.lookup, Parameters(), Stages()) as chunks:
         for block, data in pieces:
             chunks.write(block, data)
         chunks.finish()
-        return store_trees(chunks, size, hidden, known, publication)
+        return store_trees(chunks, size, hidden, known, put_pack)
 
 
 @settings(max_examples=30, deadline=None)

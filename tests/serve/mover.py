@@ -10,7 +10,7 @@ from pathlib import Path
 from blockmap.errors import NameMoved
 from blockmap.format.refs import parse_name
 from blockmap.server.exports import Exports
-from blockmap.store.names import NameLog
+from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import open_or_create
 
 
@@ -20,17 +20,16 @@ def main(url: str, name: str, who: str, moves: str, cache: str) -> None:
     log = NameLog(store)
     began = log.newest(repo, tag)
     assert began is not None
-    versions = [(entry.version, entry.number, entry.root, entry.run, entry.oci) for entry in log.history(repo, tag)][
-        -2:
-    ]
+    versions = list(log.history(repo, tag))[-2:]
     exports = Exports(url, Path(cache), 1 << 30)
     exports.resolve(name)
     made, told = [], []
     for move in range(int(moves)):
         while True:
-            newest = log.newest(repo, tag)
+            newest, other = log.newest(repo, tag), versions[move % 2]
+            draft = EntryDraft(other.version, other.number, other.root, other.run, other.oci, f"{who} {move}")
             try:
-                entry = log.append(repo, tag, newest, *versions[move % 2], f"{who} {move}")
+                entry = log.append(NameTarget(repo, tag), newest, draft)
             except NameMoved as error:
                 told.append(str(error))
                 continue

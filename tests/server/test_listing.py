@@ -14,7 +14,7 @@ from blockmap.origin.records import RecordCache
 from blockmap.server.listing import Listing
 from blockmap.store.base import Pruner
 from blockmap.store.memory import MemoryStore
-from blockmap.store.names import NameLog
+from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from tests.store.faulty import Faulty
 from tests.store.steps import Steps
 
@@ -36,7 +36,7 @@ def known(tmp_path: Path, store: Pruner) -> Iterator[RecordCache]:
 def move(store: Pruner, tag: str, seed: int | None) -> None:
     log = NameLog(store)
     version = None if seed is None else Digest(bytes([seed]) * 32)
-    log.append("a", tag, log.newest("a", tag), version, 1)
+    log.append(NameTarget("a", tag), log.newest("a", tag), EntryDraft(version, 1))
 
 
 def shown(listing: Listing) -> list[str]:

@@ -24,13 +24,14 @@ from blockmap.format.tree import build
 from blockmap.format.version import NodeRun, Version
 from blockmap.origin.records import RecordCache
 from blockmap.publish.nodes import store_nodes
+from blockmap.publish.object_writer import ObjectWriter
 from blockmap.server.opener import Opener
 from blockmap.store.base import Pruner
 from blockmap.store.http import open_http
 from blockmap.store.memory import MemoryStore
-from blockmap.store.names import NameLog, NameReader
+from blockmap.store.names import EntryDraft, NameLog, NameReader, NameTarget
 from blockmap.store.opening import create_store
-from blockmap.store.repository import Publication
+from blockmap.store.repository import Repository
 from blockmap.store.resolver import Resolved
 from blockmap.volume.readonly import ReadOnlyVolume
 from tests.image.builder import bulk
@@ -82,7 +83,7 @@ class Host:
         self.seconds = 0.0
         self.cache = Cache(directory, 1 << 26)
         self.known = RecordCache(directory, store.url)
-        self.fetcher = Fetcher(Publication(store), self.cache)
+        self.fetcher = Fetcher(Repository(store), self.cache)
         self.opener = Opener(store, self.known, self.fetcher, NameLog(store), lambda: self.seconds, answer_s)
 
     def find(self, export: str = "a:1") -> Resolved:
@@ -147,8 +148,8 @@ def test_a_cold_open_by_name_takes_two_steps(store: Pruner, host: Hosts) -> None
 def test_a_record_too_long_for_the_hint_is_fetched_beside_the_nodes(store: Pruner, host: Hosts) -> None:
     trees = publish_trees(store, [(0, bulk(1, 20 * BLOCK))], SPAN)
     made = replace(volume(store, 2), config=b"x" * hint.MAX_VERSION_BYTES, root=trees.root)
-    Publication(store).put_version(made, set())
-    NameLog(store).set("a", "1", made.name, 1, trees.root.placement, trees.run, None)
+    ObjectWriter(store).put_version(made, set())
+    NameLog(store).set(NameTarget("a", "1"), EntryDraft.of(made, 1))
     steps = Steps(store, 1, 4)
     assert host(steps).find().version.name == made.name
     assert len(steps.serial) == 2
@@ -263,7 +264,7 @@ def test_large_volumes_open_over_http_in_three_steps_and_a_megabyte(
         for at in range(of)
     ]
     directory, _ = create_store(str(tmp_path / "store"))
-    made = store_nodes([build(extents, size // BLOCK, {})], lambda _: PLACE, Publication(directory).put_pack)
+    made = store_nodes([build(extents, size // BLOCK, {})], lambda _: PLACE, ObjectWriter(directory).put_pack)
     name(directory, made.roots[0], "a", "1", run=made.run)
     (tmp_path / "nginx").mkdir()
     with servers.nginx(tmp_path / "nginx", tmp_path / "store") as url:
@@ -404,7 +405,7 @@ def test_a_name_that_moves_between_the_two_steps(store: Pruner, host: Hosts) -> 
 def test_a_name_that_was_removed(store: Pruner, host: Hosts) -> None:
     volume(store, 1)
     log = NameLog(store)
-    log.append("a", "1", log.newest("a", "1"), None, 0)
+    log.append(NameTarget("a", "1"), log.newest("a", "1"), EntryDraft(None, 0))
     for _ in range(2):
         with pytest.raises(NotFound, match="there is no image a:1"):
             host(Remote(store)).find()

@@ -12,7 +12,7 @@ from blockmap.errors import CannotList, Corrupt, NotAStore, NotFound, StoreReadO
 from blockmap.format.digest import Digest
 from blockmap.store.directory import DirectoryStore
 from blockmap.store.http import HttpStore, open_http
-from blockmap.store.names import NameLog, NameReader
+from blockmap.store.names import EntryDraft, NameLog, NameReader, NameTarget
 from blockmap.store.opening import create_store, open_or_create, open_store
 from tests.conftest import CHECKOUT
 from tests.store import servers
@@ -20,6 +20,7 @@ from tests.store.test_contract import MANY, at_once
 from tests.waiting import free_ports
 
 REPO, TAG = "registry.example.com:5000/team/redis", "7.2"
+NAME = NameTarget(REPO, TAG)
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_readers_in_many_threads(web: HttpStore, directory: DirectoryStore) -> N
 
 def test_a_store_behind_a_web_server(serve: Callable[..., str], directory: DirectoryStore) -> None:
     _, form = create_store(directory.url)
-    made = [NameLog(directory).set(REPO, TAG, Digest(bytes([n]) * 32), 1, None, None, None) for n in range(5)]
+    made = [NameLog(directory).set(NAME, EntryDraft(Digest(bytes([n]) * 32), 1)) for n in range(5)]
     opened, again = open_store(serve() + "/")
     assert again == form
     reader = NameReader(opened)
@@ -198,7 +199,7 @@ def test_the_recommended_cache(serve: Callable[..., str], directory: DirectorySt
     big = bytes(range(256)) * (10 << 10)
     directory.create("packs/aa/big", [big])
     log = NameLog(directory)
-    first = log.append(REPO, TAG, None, Digest(bytes(32)), 1)
+    first = log.append(NAME, None, EntryDraft(Digest(bytes(32)), 1))
     (port,) = free_ports(1)
     text = recommended("proxy_cache_path").replace("8000", f"127.0.0.1:{port}").replace("http://origin", serve())
     (tmp_path / "cache").mkdir()
@@ -206,7 +207,7 @@ def test_the_recommended_cache(serve: Callable[..., str], directory: DirectorySt
         web = open_http(f"http://127.0.0.1:{port}")
         reader = NameReader(web)
         assert reader.newest(REPO, TAG) == first
-        second = log.append(REPO, TAG, first, Digest(bytes(32)), 2)
+        second = log.append(NAME, first, EntryDraft(Digest(bytes(32)), 2))
         assert reader.newest(REPO, TAG) == second
         for _ in range(2):
             assert web.get("packs/aa/big") == big

@@ -17,15 +17,15 @@ from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.entry import Entry
 from blockmap.format.tree import Root
 from blockmap.format.version import Version, WriterLayout
+from blockmap.publish.object_writer import ObjectWriter
 from blockmap.store.base import Buffer, Pruner
 from blockmap.store.memory import MemoryStore
-from blockmap.store.names import NameLog, NameReader
-from blockmap.store.repository import Publication
+from blockmap.store.names import EntryDraft, NameLog, NameReader, NameTarget
 from tests.store.faulty import Faulty
 from tests.store.steps import Steps
 
 REPO, TAG = "registry.example.com:5000/team/redis", "7.2"
-HINT = keys.name_hint(REPO, TAG)
+NAME, HINT = NameTarget(REPO, TAG), keys.name_hint(REPO, TAG)
 
 
 def version(seed: object) -> Digest:
@@ -37,11 +37,11 @@ def log_of(store: Pruner, seconds: float = 1_700_000_000.0) -> NameLog:
 
 
 def put(log: NameLog, seed: object, message: str = "") -> Entry | None:
-    return log.set(REPO, TAG, version(seed), 1, None, None, None, message)
+    return log.set(NAME, EntryDraft(version(seed), 1, message=message))
 
 
 def move(log: NameLog, expected: Entry | None, seed: object, message: str = "") -> Entry:
-    return log.append(REPO, TAG, expected, version(seed), 1, message=message)
+    return log.append(NAME, expected, EntryDraft(version(seed), 1, message=message))
 
 
 def test_a_name_begins_moves_and_is_removed(store: Pruner) -> None:
@@ -51,7 +51,7 @@ def test_a_name_begins_moves_and_is_removed(store: Pruner) -> None:
     assert log.catalogue() == {}
     first = move(log, None, "a")
     second = move(log, first, "b")
-    third = log.append(REPO, TAG, second, None, 0)
+    third = log.append(NAME, second, EntryDraft(None, 0))
     assert [entry.n for entry in (first, second, third)] == [1, 2, 3]
     assert log.newest(REPO, TAG) == third
     assert third.version is None
@@ -68,7 +68,7 @@ def test_setting_what_stands_creates_nothing(store: Pruner) -> None:
     before = store.list("names/")
     assert put(log, "a") is None
     assert store.list("names/") == before
-    other = log.set(REPO, TAG, version("a"), 2, None, None, None)
+    other = log.set(NAME, EntryDraft(version("a"), 2))
     assert other is not None
     assert (other.n, other.number) == (2, 2)
 
@@ -78,7 +78,7 @@ def test_names_do_not_share_a_log(store: Pruner) -> None:
     names = [("a", "1"), ("a", "2"), ("a/b", "1"), ("a:1/b", "1"), ("ab", "1")]
     for repo, tag in names:
         assert log.newest(repo, tag) is None
-        log.append(repo, tag, None, version((repo, tag)), 1)
+        log.append(NameTarget(repo, tag), None, EntryDraft(version((repo, tag)), 1))
     for repo, tag in names:
         found = log.newest(repo, tag)
         assert found is not None
@@ -271,7 +271,7 @@ def test_a_hint_that_lies_is_found_out(store: Pruner, caplog: pytest.LogCaptureF
     first = move(log, None, "a")
     second = move(log, first, "b")
     third = move(log, second, "c")
-    other = log.append("other", TAG, None, version("x"), 1)
+    other = log.append(NameTarget("other", TAG), None, EntryDraft(version("x"), 1))
     later = replace(third, n=9, key=keys.entry(REPO, TAG, 9))
     for lie in (
         hinted(first),
@@ -299,8 +299,8 @@ def test_a_hint_of_a_name_that_is_not_there(store: Pruner) -> None:
 
 def test_a_hint_has_the_record_of_the_version(store: Pruner) -> None:
     record = Version(Root(ABSENT, 5), Root(ABSENT, 5), WriterLayout(0, 0))
-    number = Publication(store).put_version(record, set())
-    log_of(store).set(REPO, TAG, record.name, number, None, None, None)
+    number = ObjectWriter(store).put_version(record, set())
+    log_of(store).set(NAME, EntryDraft.of(record, number))
     about = hint.decode(store.get(HINT), REPO, TAG).version
     assert about is not None
     assert versions.decode(about, record.name) == record
@@ -319,7 +319,7 @@ def test_the_catalogue_of_an_engine_that_cannot_list(store: Pruner) -> None:
     assert reader.catalogue() == {}
     log = log_of(store)
     for tag in ("1", "2"):
-        log.append("a/b", tag, None, version(tag), 1)
+        log.append(NameTarget("a/b", tag), None, EntryDraft(version(tag), 1))
     put(log, "c")
     put(log, "d")
     assert reader.catalogue() == log.catalogue() == {("a/b", "1"): 1, ("a/b", "2"): 1, (REPO, TAG): 2}
@@ -327,7 +327,7 @@ def test_the_catalogue_of_an_engine_that_cannot_list(store: Pruner) -> None:
 
 def test_what_two_writers_lost_comes_back_with_the_next(store: Pruner) -> None:
     reader = NameReader(Unlisted(store))
-    log_of(store).append("lost", "1", None, version(1), 1)
+    log_of(store).append(NameTarget("lost", "1"), None, EntryDraft(version(1), 1))
     for damaged in (catalogue.encode({}), b"damaged"):
         store.replace(keys.CATALOGUE, damaged)
         log = log_of(store)

@@ -17,7 +17,7 @@ from blockmap.format import hint, keys
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.store.memory import MemoryStore
-from blockmap.store.names import NameLog, NameReader
+from blockmap.store.names import EntryDraft, NameLog, NameReader, NameTarget
 from tests.store.faulty import Faulty
 
 NAMES = [("redis", "7"), ("redis", "latest"), ("host:5000/redis", "7")]
@@ -59,7 +59,7 @@ class Names(RuleBasedStateMachine):
     @rule(host=hosts, name=names, version=versions, number=st.integers(1, 2), fault=faults)
     def set(self, host: int, name: tuple[str, str], version: Digest, number: int, fault: str) -> None:
         stood = self.model[name][-1] if self.model[name] else None
-        result = self.attempt(host, fault, lambda: self.logs[host].set(*name, version, number, None, None, None))
+        result = self.attempt(host, fault, lambda: self.logs[host].set(NameTarget(*name), EntryDraft(version, number)))
         if stood == (version, number):
             assert result is None
         elif fault == "no answer":
@@ -78,7 +78,9 @@ class Names(RuleBasedStateMachine):
         """A commit: expects what the host saw, however long ago."""
         expected = self.seen[host].get(name)
         current = (expected.n if expected else 0) == len(self.model[name])
-        result = self.attempt(host, fault, lambda: self.logs[host].append(*name, expected, version, 1))
+        result = self.attempt(
+            host, fault, lambda: self.logs[host].append(NameTarget(*name), expected, EntryDraft(version, 1))
+        )
         if not current:
             assert isinstance(result, NameMoved)
         elif fault == "no answer":
@@ -95,20 +97,20 @@ class Names(RuleBasedStateMachine):
         expected = log.newest(*name)
 
         def meanwhile() -> None:
-            other.append(*name, expected, theirs, 1)
+            other.append(NameTarget(*name), expected, EntryDraft(theirs, 1))
 
         self.stores[host].before_create = meanwhile
-        result = self.attempt(host, fault, lambda: log.append(*name, expected, mine, 1))
+        result = self.attempt(host, fault, lambda: log.append(NameTarget(*name), expected, EntryDraft(mine, 1)))
         self.model[name].append((theirs, 1))
         assert isinstance(result, NameMoved)
 
     @rule(host=hosts, name=names, mine=versions, theirs=versions, fault=st.sampled_from(["none", "lost answer"]))
     def race_of_imports(self, host: int, name: tuple[str, str], mine: Digest, theirs: Digest, fault: str) -> None:
         """Both take a number, whoever is first; one that finds its own version there takes none."""
-        self.stores[host].before_create = lambda: self.logs[1 - host].set(*name, theirs, 1, None, None, None)
+        self.stores[host].before_create = lambda: self.logs[1 - host].set(NameTarget(*name), EntryDraft(theirs, 1))
         steps = self.model[name]
         if steps[-1:] != [(mine, 1)]:
-            result = self.attempt(host, fault, lambda: self.logs[host].set(*name, mine, 1, None, None, None))
+            result = self.attempt(host, fault, lambda: self.logs[host].set(NameTarget(*name), EntryDraft(mine, 1)))
             if steps[-1:] != [(theirs, 1)]:
                 steps.append((theirs, 1))
             if theirs == mine:

@@ -10,10 +10,10 @@ import pytest
 from blockmap.errors import AlreadyExists, NotAStore, StoreReadOnly, StoreRefused, StoreUnavailable, UsageError
 from blockmap.format.digest import Digest
 from blockmap.format.pack import Pack
-from blockmap.store.names import NameLog
+from blockmap.publish.object_writer import ObjectWriter
+from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.objects import open_objects
 from blockmap.store.opening import create_store, location, open_or_create, open_store
-from blockmap.store.repository import Publication
 from tests.store import servers
 from tests.store.relay import Relay, relaying
 from tests.waiting import free_ports
@@ -174,7 +174,7 @@ def test_keys_that_may_only_read(s3: servers.S3, monkeypatch: pytest.MonkeyPatch
     url = s3.url()
     made, _ = create_store(url)
     made.create("packs/x", [b"data"])
-    NameLog(made).append("redis", "7", None, Digest(bytes(32)), 1)
+    NameLog(made).append(NameTarget("redis", "7"), None, EntryDraft(Digest(bytes(32)), 1))
     made.delete("hints/names/redis/7")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", servers.READ_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", servers.READ_SECRET)
@@ -187,7 +187,7 @@ def test_keys_that_may_only_read(s3: servers.S3, monkeypatch: pytest.MonkeyPatch
         lambda: opened.create("packs/y", [b"x"]),
         lambda: opened.replace("hints/x", b"x"),
         lambda: opened.delete("packs/x"),
-        lambda: NameLog(opened).append("redis", "7", found, Digest(bytes(32)), 2),
+        lambda: NameLog(opened).append(NameTarget("redis", "7"), found, EntryDraft(Digest(bytes(32)), 2)),
         lambda: create_store(s3.url()),
     ):
         with pytest.raises(StoreReadOnly, match=r"cannot write s3://.*AccessDenied.*may write"):
@@ -281,20 +281,20 @@ def test_a_create_whose_answer_is_lost_leaves_the_outcome_open(relay: Relay, s3:
 def test_a_name_is_moved_although_the_answer_is_lost(relay: Relay, s3: servers.S3) -> None:
     log = NameLog(open_objects(s3.url()))
     relay.lose = 1
-    made = log.append("redis", "7", None, Digest(bytes(32)), 1)
+    made = log.append(NameTarget("redis", "7"), None, EntryDraft(Digest(bytes(32)), 1))
     assert relay.lost == 1
     assert list(log.history("redis", "7")) == [made]
 
 
 def test_a_pack_is_stored_although_answers_are_lost(relay: Relay, s3: servers.S3) -> None:
     store = open_objects(s3.url())
-    publication = Publication(store)
+    objects = ObjectWriter(store)
     name = Digest(secrets.token_bytes(32))
     relay.lose = 1
-    publication.put_pack(Pack(name, [b"content"], []))
+    objects.put_pack(Pack(name, [b"content"], []))
     assert relay.lost == 1
     assert [store.get(key) for key in store.list("packs/")] == [b"content"]
-    publication.withdraw()
+    objects.withdraw()
     assert store.list("packs/") == []
 
 

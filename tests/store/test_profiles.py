@@ -13,6 +13,7 @@ from blockmap.format.profile import Profile, ProfileItem
 from blockmap.format.reading_list import ReadItem
 from blockmap.learn import build_bundle
 from blockmap.learn.stored_index import index_of
+from blockmap.publish.object_writer import put
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import NameLog
@@ -177,9 +178,8 @@ def test_the_hints_of_names_say_where_the_newest_bundles_are() -> None:
     building.name(store, root, "other", "1")
     log, names = ProfileLog(store), NameLog(store)
     parts, length = build_bundle.build_bundle(Repository(store), root, READINGS, 1000)
-    assert log.put_bundle(version.name, LABEL, 1, parts)
-    assert log.put_bundle(version.name, LABEL, 2, parts)
-    assert not log.put_bundle(version.name, LABEL, 2, [b"another"])
+    assert put(store, keys.bundle(version.name, LABEL, 1), parts)
+    assert put(store, keys.bundle(version.name, LABEL, 2), parts)
     assert log.advise(REPO, version.name) == 2
     expected = (hint.BundleRef(LABEL, keys.bundle(version.name, LABEL, 2), sum(map(len, parts)), length),)
     for tag in ("1", "also"):
@@ -195,9 +195,8 @@ def test_a_name_that_moves_tells_the_bundles_of_its_new_version() -> None:
     store = MemoryStore()
     one, two = (building.publish(store, pieces, SIZE) for pieces in (PIECES, PIECES[:2]))
     first = building.name(store, one, REPO, "1")
-    ProfileLog(store).put_bundle(
-        first.name, LABEL, 1, build_bundle.build_bundle(Repository(store), one, READINGS, 1000)[0]
-    )
+    parts, _ = build_bundle.build_bundle(Repository(store), one, READINGS, 1000)
+    put(store, keys.bundle(first.name, LABEL, 1), parts)
     ProfileLog(store).advise(REPO, first.name)
     names = NameLog(store)
     building.name(store, two, REPO, "1")

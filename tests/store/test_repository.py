@@ -18,9 +18,10 @@ from blockmap.format.node import Inner, Node, Placement
 from blockmap.format.pack import Pack, PackedFrame, PackKind, seal
 from blockmap.format.tree import Root
 from blockmap.format.version import Version, WriterLayout
+from blockmap.publish.object_writer import ObjectWriter, put
 from blockmap.store.base import Pruner
 from blockmap.store.memory import MemoryStore
-from blockmap.store.repository import VERSION_ATTEMPTS, Publication, Repository
+from blockmap.store.repository import VERSION_ATTEMPTS, Repository
 from tests.image.builder import bulk
 
 CHUNKS = [bulk(1, 3 * BLOCK), b"compresses well " * (4 * BLOCK // 16), bytes(range(256)) * (BLOCK // 256)]
@@ -52,8 +53,8 @@ def node_pack(chunks: Pack) -> tuple[Pack, list[Node]]:
 
 
 def test_chunks_come_back(store: Pruner) -> None:
-    publication, pack = Publication(store), chunk_pack()
-    publication.put_pack(pack)
+    pack = chunk_pack()
+    ObjectWriter(store).put_pack(pack)
     assert {place.codec for place in pack.placements} == {codec.RAW, codec.ZSTD}
     for name, data, place in zip(NAMES, CHUNKS, pack.placements, strict=True):
         assert Repository(store).chunk(name, place) == data
@@ -63,10 +64,10 @@ def test_chunks_come_back(store: Pruner) -> None:
 
 
 def test_nodes_come_back(store: Pruner) -> None:
-    publication, chunks = Publication(store), chunk_pack()
+    objects, chunks = ObjectWriter(store), chunk_pack()
     pack, made = node_pack(chunks)
     for each in (chunks, pack):
-        publication.put_pack(each)
+        objects.put_pack(each)
     for one, place in zip(made, pack.placements, strict=True):
         found = Repository(store).node(one.digest, place)
         found.check()
@@ -77,25 +78,23 @@ def test_nodes_come_back(store: Pruner) -> None:
 
 
 def test_file_maps_come_back(store: Pruner) -> None:
-    publication = Publication(store)
     with pytest.raises(NotFound):
-        publication.file_map(ROOT)
-    assert publication.put(keys.filemap(ROOT), [filemap.encode(ROOT, FILES)])
+        Repository(store).file_map(ROOT)
+    assert put(store, keys.filemap(ROOT), [filemap.encode(ROOT, FILES)])
     assert Repository(store).file_map(ROOT) == FILES
 
 
 def test_put_keeps_what_is_there(store: Pruner) -> None:
-    publication = Publication(store)
-    assert publication.put("oci/00", [b"on", memoryview(b"e")])
-    assert not publication.put("oci/00", [b"two"])
+    assert put(store, "oci/00", [b"on", memoryview(b"e")])
+    assert not put(store, "oci/00", [b"two"])
     assert store.get("oci/00") == b"one"
 
 
 def test_a_pack_is_put_once(store: Pruner) -> None:
-    publication = Publication(store)
-    publication.put_pack(chunk_pack())
-    publication.put_pack(chunk_pack())  # as after a lost answer: its salt makes it its own
-    publication.put_pack(chunk_pack(salt=1))
+    objects = ObjectWriter(store)
+    objects.put_pack(chunk_pack())
+    objects.put_pack(chunk_pack())  # as after a lost answer: its salt makes it its own
+    objects.put_pack(chunk_pack(salt=1))
     assert len(store.list("packs/")) == 2
 
 
@@ -103,11 +102,11 @@ def test_a_pack_is_put_once(store: Pruner) -> None:
 
 
 def test_a_version_is_put_under_its_first_free_number(store: Pruner) -> None:
-    assert Publication(store).put_version(RECORD, set()) == 1
+    assert ObjectWriter(store).put_version(RECORD, set()) == 1
     assert Repository(store).version(RECORD.name) == RECORD
     other = replace(RECORD, message="other")
-    assert Publication(store).put_version(other, set()) == 1, "each version has numbers of its own"
-    assert Publication(store).put_version(RECORD, set()) == 2, "another's record may yet go away"
+    assert ObjectWriter(store).put_version(other, set()) == 1, "each version has numbers of its own"
+    assert ObjectWriter(store).put_version(RECORD, set()) == 2, "another's record may yet go away"
     assert store.list("versions/") == sorted(
         [keys.version(RECORD.name, 1), keys.version(RECORD.name, 2), keys.version(other.name, 1)]
     )
@@ -117,15 +116,15 @@ def test_a_version_is_put_under_its_first_free_number(store: Pruner) -> None:
 def test_a_version_that_a_name_stands_for_is_taken(store: Pruner, number: int) -> None:
     store.create(keys.version(RECORD.name, number), [version.encode(RECORD)])
     before = store.list("")
-    assert Publication(store).put_version(RECORD, {(RECORD.name, number)}) == number
+    assert ObjectWriter(store).put_version(RECORD, {(RECORD.name, number)}) == number
     assert store.list("") == before
 
 
 def test_versions_have_an_end(store: Pruner) -> None:
     for number in range(1, VERSION_ATTEMPTS + 1):
-        assert Publication(store).put_version(RECORD, set()) == number
+        assert ObjectWriter(store).put_version(RECORD, set()) == number
     with pytest.raises(Corrupt, match="no name stands for"):
-        Publication(store).put_version(RECORD, set())
+        ObjectWriter(store).put_version(RECORD, set())
 
 
 def test_a_version_is_found_by_digest_alone(store: Pruner) -> None:
@@ -156,31 +155,16 @@ def test_the_record_of_another_version_is_refused(store: Pruner) -> None:
 
 
 def test_withdrawing_takes_back_what_no_name_knows(store: Pruner) -> None:
-    Publication(store).put_pack(chunk_pack())
-    Publication(store).put_version(RECORD, set())
+    ObjectWriter(store).put_pack(chunk_pack())
+    ObjectWriter(store).put_version(RECORD, set())
     before = store.list("")
-    publication = Publication(store)
-    publication.put_pack(chunk_pack(salt=1))
-    publication.put_version(RECORD, set())
-    publication.put_version(RECORD, {(RECORD.name, 1)})
-    publication.withdraw()
-    publication.withdraw()
+    objects = ObjectWriter(store)
+    objects.put_pack(chunk_pack(salt=1))
+    objects.put_version(RECORD, set())
+    objects.put_version(RECORD, {(RECORD.name, 1)})
+    objects.withdraw()
+    objects.withdraw()
     assert store.list("") == before
-
-
-def test_a_store_that_cannot_delete_keeps_garbage() -> None:
-    class Locked:
-        """A store under object lock."""
-
-        def __init__(self, inner: MemoryStore) -> None:
-            self.url, self.get, self.get_range, self.list = inner.url, inner.get, inner.get_range, inner.list
-            self.exists, self.create, self.replace = inner.exists, inner.create, inner.replace
-
-    store = MemoryStore()
-    publication = Publication(Locked(store))
-    publication.put_pack(chunk_pack())
-    publication.withdraw()
-    assert len(store.list("packs/")) == 1
 
 
 # --- damage
@@ -188,12 +172,12 @@ def test_a_store_that_cannot_delete_keeps_garbage() -> None:
 
 def every_object(store: Pruner) -> dict[str, list[Callable[[], object]]]:
     """Keys, and what reads from each."""
-    publication, chunks = Publication(store), chunk_pack()
+    objects, chunks = ObjectWriter(store), chunk_pack()
     nodes, made = node_pack(chunks)
-    publication.put_pack(chunks)
-    publication.put_pack(nodes)
-    publication.put_version(RECORD, set())
-    publication.put(keys.filemap(ROOT), [filemap.encode(ROOT, FILES)])
+    objects.put_pack(chunks)
+    objects.put_pack(nodes)
+    objects.put_version(RECORD, set())
+    put(store, keys.filemap(ROOT), [filemap.encode(ROOT, FILES)])
     read = Repository(store)
     return {
         keys.pack(chunks.name): [
@@ -269,8 +253,8 @@ def test_what_is_gone_is_not_found(store: Pruner) -> None:
 
 def test_a_placement_is_advice(store: Pruner) -> None:
     """A wrong one is found out, and nothing but the content asked for is handed out."""
-    publication, pack = Publication(store), chunk_pack()
-    publication.put_pack(pack)
+    pack = chunk_pack()
+    ObjectWriter(store).put_pack(pack)
     place, raw = pack.placements[0], len(CHUNKS[0])
     for wrong in (
         pack.placements[1],
@@ -285,23 +269,23 @@ def test_a_placement_is_advice(store: Pruner) -> None:
         replace(place, pack=ROOT),
     ):
         with pytest.raises(BlockmapError) as caught:
-            publication.chunk(NAMES[0], wrong)
+            Repository(store).chunk(NAMES[0], wrong)
         assert isinstance(caught.value, Corrupt | NotFound)
     with pytest.raises(Corrupt, match="another digest"):
-        publication.chunk(NAMES[0], pack.placements[1])
+        Repository(store).chunk(NAMES[0], pack.placements[1])
 
 
 def test_a_chunk_is_no_node_and_a_node_no_chunk(store: Pruner) -> None:
-    publication, chunks = Publication(store), chunk_pack()
+    objects, chunks = ObjectWriter(store), chunk_pack()
     nodes, made = node_pack(chunks)
-    publication.put_pack(chunks)
-    publication.put_pack(nodes)
+    objects.put_pack(chunks)
+    objects.put_pack(nodes)
     with pytest.raises(Corrupt):
-        publication.chunk(made[0].digest, nodes.placements[0])
+        Repository(store).chunk(made[0].digest, nodes.placements[0])
     with pytest.raises(Corrupt):
-        publication.node(NAMES[0], chunks.placements[0])
+        Repository(store).node(NAMES[0], chunks.placements[0])
     with pytest.raises(Corrupt):
-        publication.node(made[0].digest, nodes.placements[1])
+        Repository(store).node(made[0].digest, nodes.placements[1])
 
 
 @pytest.mark.parametrize("claim", [1 << 18, (1 << 18) + 1, 1 << 20, (1 << 20) + 1, (1 << 32) - 1])
@@ -311,7 +295,7 @@ def test_bombs_take_no_memory(claim: int) -> None:
     at = 5 if bomb[4] >> 5 & 1 else 6
     frames = [bomb, bomb[:at] + struct.pack("<I", claim) + bomb[at + 4 :]]
     pack = seal(PackKind.CHUNKS, [PackedFrame(ROOT, codec.ZSTD, frame, claim) for frame in frames], bytes(16))
-    Publication(store).put_pack(pack)
+    ObjectWriter(store).put_pack(pack)
     tracemalloc.start()
     try:
         for place in pack.placements:

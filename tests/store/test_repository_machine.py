@@ -15,10 +15,11 @@ from blockmap.format.tree import Root
 from blockmap.format.version import Version, WriterLayout
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.dedup_index import DedupIndex, StoredTree
+from blockmap.publish.object_writer import ObjectWriter
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import store_trees
 from blockmap.store.memory import MemoryStore
-from blockmap.store.repository import Publication, Repository
+from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
 from tests.image.builder import bulk
 
@@ -51,24 +52,24 @@ class Stored(RuleBasedStateMachine):
         """An image that is known is not put again; what is new is put once."""
         if self.damaged():
             return
-        publication, at = Publication(self.store), 0
+        objects, at = ObjectWriter(self.store), 0
         stored = [StoredTree([record.root], self.hooks[record.root.digest]) for record, _, _ in self.volumes.values()]
-        known = DedupIndex(publication, stored, print)
+        known = DedupIndex(self.repository, stored, print)
         whole = bytearray(SIZE * BLOCK)
-        with ChunkWriter(publication.put_pack, known.lookup, Parameters(), Stages()) as chunks:
+        with ChunkWriter(objects.put_pack, known.lookup, Parameters(), Stages()) as chunks:
             for seed, blocks in pieces:
                 data = bulk(seed, blocks * BLOCK)
                 chunks.write(at, data)
                 whole[at * BLOCK : (at + blocks) * BLOCK] = data
                 at += blocks + 1
             chunks.finish()
-            trees = store_trees(chunks, SIZE, [], known, publication)
+            trees = store_trees(chunks, SIZE, [], known, objects.put_pack)
         if trees.known:
-            publication.withdraw()
+            objects.withdraw()
         self.hooks |= {root: hooks.decode(data, root) for root, data in trees.hooks}
         record = Version(trees.root, trees.extra, WriterLayout(0, 0))
         before = self.volumes.get(record.name)
-        number = publication.put_version(record, {(name, n) for name, (_, n, _) in self.volumes.items()})
+        number = objects.put_version(record, {(name, n) for name, (_, n, _) in self.volumes.items()})
         new = self.note()
         fresh = [
             (name, place)
@@ -90,13 +91,13 @@ class Stored(RuleBasedStateMachine):
     def give_up(self, pieces: list[tuple[int, int]]) -> None:
         """A publication that fails takes back what it put."""
         before = self.store.list("")
-        publication = Publication(self.store)
-        with ChunkWriter(publication.put_pack, lambda names: [None] * len(names), Parameters(), Stages()) as chunks:
+        objects = ObjectWriter(self.store)
+        with ChunkWriter(objects.put_pack, lambda names: [None] * len(names), Parameters(), Stages()) as chunks:
             for at, (seed, blocks) in enumerate(pieces):
                 chunks.write(40 * at, bulk(seed, blocks * BLOCK))
             chunks.finish()
-        publication.put_version(Version(Root(ABSENT, 1 + len(pieces)), Root(ABSENT, 1), WriterLayout(0, 0)), set())
-        publication.withdraw()
+        objects.put_version(Version(Root(ABSENT, 1 + len(pieces)), Root(ABSENT, 1), WriterLayout(0, 0)), set())
+        objects.withdraw()
         assert self.store.list("") == before
 
     def damaged(self) -> set[str]:

@@ -10,11 +10,12 @@ from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version, WriterLayout
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.dedup_index import DedupIndex
+from blockmap.publish.object_writer import ObjectWriter
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import Trees, store_trees
 from blockmap.store.base import Buffer, Pruner
-from blockmap.store.names import NameLog
-from blockmap.store.repository import Publication
+from blockmap.store.names import EntryDraft, NameLog, NameTarget
+from blockmap.store.repository import Repository
 
 
 def publish(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int) -> Root:
@@ -23,19 +24,19 @@ def publish(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int) -> Ro
 
 
 def publish_trees(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int) -> Trees:
-    publication = Publication(store)
-    with ChunkWriter(publication.put_pack, lambda names: [None] * len(names), Parameters(), Stages()) as chunks:
+    put_pack = ObjectWriter(store).put_pack
+    with ChunkWriter(put_pack, lambda names: [None] * len(names), Parameters(), Stages()) as chunks:
         for block, data in pieces:
             chunks.write(block, data)
         chunks.finish()
-        return store_trees(chunks, size, [], DedupIndex(publication, [], print), publication)
+        return store_trees(chunks, size, [], DedupIndex(Repository(store), [], print), put_pack)
 
 
 def name(store: Pruner, root: Root, repo: str, tag: str, message: str = "", run: NodeRun | None = None) -> Version:
     """Makes a name stand for a volume."""
     version = Version(root, Root(bytes(32), root.size), WriterLayout(0, 0), message=message, run=run)  # type: ignore[arg-type]
-    number = Publication(store).put_version(version, set())
-    NameLog(store).set(repo, tag, version.name, number, root.placement, run, None)
+    number = ObjectWriter(store).put_version(version, set())
+    NameLog(store).set(NameTarget(repo, tag), EntryDraft.of(version, number))
     return version
 
 

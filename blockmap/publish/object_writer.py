@@ -1,0 +1,71 @@
+"""Writes objects that are functions of their keys, and takes back those that no name stands for yet."""
+
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+
+from blockmap.errors import AlreadyExists, Corrupt, StoreUnavailable
+from blockmap.format import keys, version
+from blockmap.format.pack import Pack
+from blockmap.format.version import Version
+from blockmap.publish.local import Numbered
+from blockmap.store.base import Buffer, Pruner, Writer
+from blockmap.store.repository import VERSION_ATTEMPTS
+
+_CREATE_ATTEMPTS = 3
+"""Engines do not repeat a create whose answer was lost, since it may have happened."""
+
+
+def put(store: Writer, key: str, parts: Sequence[Buffer]) -> bool:
+    """Stores an object that is a function of its key; returns False where it is there already."""
+    for _ in range(_CREATE_ATTEMPTS - 1):
+        with suppress(StoreUnavailable):
+            return _create(store, key, parts)
+    return _create(store, key, parts)
+
+
+class ObjectWriter:
+    """Writes the packs and the record of one version, and can take them back."""
+
+    def __init__(self, store: Pruner) -> None:
+        self._store = store
+        self._packs: list[str] = []
+        self._version_key: str | None = None
+
+    def put_pack(self, made: Pack) -> None:
+        key = keys.pack(made.name)
+        self._packs.append(key)
+        put(self._store, key, made.parts)  # random salt is in its name: one that is there already is this one
+
+    def put_version(self, record: Version, named: Collection[Numbered]) -> int:
+        """Stores a version's record; returns its number.
+
+        A record that is there already is taken only where a name stands for it (`named`): another's, whose import may
+        yet fail and take its packs back, is left alone, and the next number used.
+        """
+        name = record.name
+        for number in range(1, VERSION_ATTEMPTS + 1):
+            if (name, number) in named:
+                return number
+        for number in range(1, VERSION_ATTEMPTS + 1):
+            key = keys.version(name, number)
+            if put(self._store, key, [version.encode(record)]):
+                self._version_key = key
+                return number
+        raise Corrupt(
+            f"version {name.hex()} has {VERSION_ATTEMPTS} records that no name stands for: delete versions/{name.hex()}"
+        )
+
+    def withdraw(self) -> None:
+        """Deletes the version and the packs that were written, which no name may stand for."""
+        for key in ([self._version_key] if self._version_key else []) + self._packs:
+            self._store.delete(key)
+        self._version_key = None
+        self._packs.clear()
+
+
+def _create(store: Writer, key: str, parts: Sequence[Buffer]) -> bool:
+    try:
+        store.create(key, parts)
+    except AlreadyExists:
+        return False
+    return True

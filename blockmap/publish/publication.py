@@ -1,0 +1,156 @@
+"""The one recipe by which a version comes into a store: packs, trees, record, name, and then what is derived.
+
+    chunk_writer   the blocks that are new, cut into chunks; packs of those that the catalogue has not
+    assemble       the trees of a whole volume, from all of its chunks; or
+    rewrite        the trees of edits over a version, from the chunks of the edits
+    publish        the version's record under a number; the name's entry; what is derived
+
+The entry is the only commit point: an error before it takes packs and record back, an error after it is a warning.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+from blockmap.errors import BlockmapError
+from blockmap.format import keys
+from blockmap.format.digest import Digest
+from blockmap.format.entry import Entry
+from blockmap.format.extent import Extent
+from blockmap.format.tree import Root
+from blockmap.format.version import NodeRun, Version
+from blockmap.publish.catalogue import Catalogue, Warn
+from blockmap.publish.chunks import ChunkWriter
+from blockmap.publish.local import Numbered
+from blockmap.publish.object_writer import ObjectWriter, put
+from blockmap.publish.stages import Stages
+from blockmap.publish.trees import Trees, store_rewritten, store_trees
+from blockmap.store.base import Pruner
+from blockmap.store.names import EntryDraft, NameLog, NameTarget
+from blockmap.store.opening import Format, check_unchanged
+from blockmap.store.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version that a name stands for."""
+
+    version: Digest
+    number: int
+    """The number of the version's record."""
+    entry: Entry | None
+    """The entry that was made; None where the name stood for the version already."""
+
+
+Derive = Callable[[Published], object]
+"""Stores what can be made again from a published version, and is found missing harmlessly."""
+
+
+class Publication:
+    """Publishes one version; a context manager, which takes back what it stored when it is left before the name is moved."""
+
+    def __init__(self, store: Pruner, form: Format, names: NameLog, catalogue: Catalogue, warn: Warn) -> None:
+        self._store = store
+        self._form = form
+        self._names = names
+        self._catalogue = catalogue
+        self._warn = warn
+        self._repository = Repository(store)
+        self._objects = ObjectWriter(store)
+        self._hooks: list[tuple[Digest, bytes]] = []
+        self._attempt: tuple[NameTarget, Digest, int] | None = None
+        """The name that may stand for the version by now, the version, the number of its record."""
+        self._is_named = False
+
+    def __enter__(self) -> "Publication":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._is_named:
+            self._take_back()
+
+    def chunk_writer(self, stages: Stages) -> ChunkWriter:
+        """Returns what takes the volume's blocks, or those of the edits."""
+        return ChunkWriter(self._objects.put_pack, self._catalogue.known.lookup, self._form.chunker, stages)
+
+    def assemble(self, chunks: ChunkWriter, size: int, hidden: list[tuple[int, int]]) -> Trees:
+        """Stores the trees of a whole volume of `size` blocks, all of which `chunks` took; see `store_trees`."""
+        return self._settle(store_trees(chunks, size, hidden, self._catalogue.known, self._objects.put_pack), chunks)
+
+    def rewrite(self, base: Version, edits: list[Extent], size: int, chunks: ChunkWriter) -> Trees:
+        """Stores the trees of `edits` over a version, of chunks that `chunks` took or of zeros; see `store_rewritten`."""
+        known, put_pack = self._catalogue.known, self._objects.put_pack
+        return self._settle(store_rewritten(base, edits, size, chunks, self._repository.node, known, put_pack), chunks)
+
+    def publish(self, target: NameTarget, version: Version, message: str, derived: Iterable[Derive] = ()) -> Published:
+        """Stores the record of a version whose trees are stored, moves the name to it, and makes what is derived."""
+        name = version.name
+        number = self._objects.put_version(version, self._standing(name))
+        self._attempt = target, name, number
+        entry = self._names.set(target, EntryDraft.of(version, number, message), self._recheck)
+        self._is_named = True
+        published = Published(name, number, entry)
+        try:
+            for root, sample in self._hooks:
+                put(self._store, keys.hooks(root), [sample])
+            for derive in derived:
+                derive(published)
+        except BlockmapError as error:
+            self._warn(f"{target} is in the store; what speeds its use up is not, until it is imported again: {error}")
+        return published
+
+    def _recheck(self) -> None:
+        """Asks whether what was deduplicated against is still there, before each attempt to move the name.
+
+        Nothing deletes single objects that names stand for, so the question is whether the store is still the one whose
+        catalogue was read: one that was made anew, or is no longer mounted, has none of them.
+        """
+        check_unchanged(self._store, self._form)
+
+    def _settle(self, trees: Trees, chunks: ChunkWriter) -> Trees:
+        """Completes trees that were stored already, and drops packs of chunks that were not found although these have them."""
+        self._hooks = trees.hooks
+        if not trees.known:
+            return trees
+        try:
+            self._objects.withdraw()
+            chunks.counts.forget_new()
+        except BlockmapError as error:
+            self._warn(f"packs that turned out to be of no use take room in the store: {error}")
+        return replace(trees, run=self._run(trees.root))
+
+    def _run(self, root: Root) -> NodeRun | None:
+        """Returns what an open of a tree that is stored already should read first, as a version that has it says."""
+        for (name, number), (other, _) in self._catalogue.versions.items():
+            if (other.digest, other.placement) == (root.digest, root.placement):
+                with suppress(BlockmapError):
+                    return self._repository.version(name, number).run
+        return None
+
+    def _standing(self, name: Digest) -> set[Numbered]:
+        """Returns the records of a version that a name stands for and that are whole, trees and all."""
+        found = set()
+        for (other, number), roots in self._catalogue.versions.items():
+            if other != name or not all(map(self._catalogue.known.whole, roots)):
+                continue
+            try:
+                self._repository.version(name, number)
+                found.add((name, number))
+            except BlockmapError as error:
+                self._warn(f"version {name.hex()} is stored again: {error}")
+        return found
+
+    def _take_back(self) -> None:
+        """Deletes what was stored, unless the name's entry stands, or may stand, in spite of the failure."""
+        try:
+            if self._attempt is None or not self._stands(*self._attempt):
+                self._objects.withdraw()
+        except BlockmapError as error:
+            self._warn(f"what was stored is not taken back, and takes room in the store: {error}")
+
+    def _stands(self, target: NameTarget, version: Digest, number: int) -> bool:
+        history = self._names.history(target.repo, target.tag)
+        return any((entry.version, entry.number) == (version, number) for entry in history)
