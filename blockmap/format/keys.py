@@ -39,12 +39,12 @@ def entry(repo: str, tag: str, number: int) -> str:
     return f"names/{to_component(repo)}/{tag}/{_number(number)}"
 
 
-def parse_entry(key: str) -> tuple[str, str, int] | None:
-    """Returns the repository, tag and number of the entry at `key`; None if `key` is not that of an entry."""
+def parse_entry(key: str) -> tuple[tuple[str, str], int] | None:
+    """Returns the name (repository, tag) and number of the entry at `key`; None if `key` is not that of an entry."""
     parts = key.split("/")
     if len(parts) != 4 or parts[0] != "names" or not _NUMBER.fullmatch(parts[3]) or int(parts[3]) == 0:
         return None
-    return from_component(parts[1]), parts[2], int(parts[3])
+    return (from_component(parts[1]), parts[2]), int(parts[3])
 
 
 def name_hint(repo: str, tag: str) -> str:
@@ -68,12 +68,12 @@ def profiles(repo: str) -> str:
     return f"{PROFILES}{to_component(repo)}/"
 
 
-def parse_profile(key: str) -> tuple[str, str, int] | None:
-    """Returns the repository, label and number of the profile at `key`; None if `key` is not that of a profile."""
+def parse_profile(key: str) -> tuple[tuple[str, str], int] | None:
+    """Returns repository with label, and number, of the profile at `key`; None if `key` is not that of a profile."""
     parts = key.split("/")
     if len(parts) != 4 or parts[0] != "profiles" or not _NUMBER.fullmatch(parts[3]) or int(parts[3]) == 0:
         return None
-    return from_component(parts[1]), from_component(parts[2]), int(parts[3])
+    return (from_component(parts[1]), from_component(parts[2])), int(parts[3])
 
 
 def bundles(version: Digest) -> str:

@@ -8,18 +8,14 @@ from blockmap.format import bundle, keys
 from blockmap.format.digest import Digest
 from blockmap.format.hint import BundleRef
 from blockmap.store.base import Reader
+from blockmap.store.log import newest_of
 
 _log = logging.getLogger(__name__)
 
 
 def newest_bundles(store: Reader, version: Digest) -> tuple[BundleRef, ...]:
     """The newest bundle of each label, by label; CannotList, StoreUnavailable."""
-    newest: dict[str, int] = {}
-    for key in store.list(keys.bundles(version)):
-        parsed = keys.parse_bundle(key)
-        if parsed is not None:
-            label, n = parsed
-            newest[label] = max(n, newest.get(label, 0))
+    newest = newest_of(store.list(keys.bundles(version)), keys.parse_bundle)
     found = (_measured(store, label, keys.bundle(version, label, n)) for label, n in sorted(newest.items()))
     return tuple(each for each in found if each is not None)
 

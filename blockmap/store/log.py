@@ -5,15 +5,26 @@ unlike any other (it holds a nonce) and reads back whose entry stands.
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from blockmap.errors import AlreadyExists, NotFound, StoreUnavailable
 from blockmap.store.base import Reader, Writer
+
+Log = TypeVar("Log")
 
 
 def nonce() -> str:
     """Returns what makes an entry unlike any other."""
     return secrets.token_hex(16)
+
+
+def newest_of(listed: Iterable[str], parse: Callable[[str], tuple[Log, int] | None]) -> dict[Log, int]:
+    """Returns the number of the newest entry of each log among listed keys; `parse` gives None for other keys."""
+    found: dict[Log, int] = {}
+    for log, n in filter(None, map(parse, listed)):
+        found[log] = max(n, found.get(log, 0))
+    return found
 
 
 class LogReader:

@@ -32,7 +32,7 @@ from blockmap.format.version import NodeRun, Version
 from blockmap.store.base import Reader, Writer
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.concurrent import spawn
-from blockmap.store.log import DenseLog, LogReader, nonce
+from blockmap.store.log import DenseLog, LogReader, newest_of, nonce
 
 _log = logging.getLogger(__name__)
 
@@ -146,16 +146,9 @@ class NameReader:
         Where the engine cannot list it is what the writers say in one object. Corrupt, StoreUnavailable.
         """
         try:
-            listed = self._store.list(keys.NAMES)
+            return newest_of(self._store.list(keys.NAMES), keys.parse_entry)
         except CannotList:
             return self._told()
-        found: dict[tuple[str, str], int] = {}
-        for key in listed:
-            parsed = keys.parse_entry(key)
-            if parsed is not None:
-                repo, tag, n = parsed
-                found[repo, tag] = max(n, found.get((repo, tag), 0))
-        return found
 
     def _told(self) -> dict[tuple[str, str], int]:
         try:

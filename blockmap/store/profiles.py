@@ -18,7 +18,7 @@ from blockmap.format import profile as profiles
 from blockmap.format.digest import Digest
 from blockmap.format.profile import Profile
 from blockmap.store.base import Reader, Writer
-from blockmap.store.log import DenseLog, LogReader, nonce
+from blockmap.store.log import DenseLog, LogReader, newest_of, nonce
 from blockmap.store.names import NameLog, StoredEntry
 
 _log = logging.getLogger(__name__)
@@ -71,13 +71,7 @@ class ProfileReader:
         return self._store.exists(keys.bundle(version, label, n))
 
     def _listed(self, prefix: str) -> dict[tuple[str, str], int]:
-        found: dict[tuple[str, str], int] = {}
-        for key in self._store.list(prefix):
-            parsed = keys.parse_profile(key)
-            if parsed is not None:
-                repo, label, n = parsed
-                found[repo, label] = max(n, found.get((repo, label), 0))
-        return dict(sorted(found.items()))
+        return dict(sorted(newest_of(self._store.list(prefix), keys.parse_profile).items()))
 
 
 class ProfileLog(ProfileReader):

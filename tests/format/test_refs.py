@@ -153,7 +153,7 @@ def test_anything_is_a_reference_or_a_mistake(text: str) -> None:
     if found.tag is not None:
         key = keys.entry(found.repo, found.tag, 1)
         keys.check(key)
-        assert keys.parse_entry(key) == (found.repo, found.tag, 1)
+        assert keys.parse_entry(key) == ((found.repo, found.tag), 1)
     if found.label is not None:
         keys.check(f"profiles/{to_component(found.repo)}/{to_component(found.label)}/1")
 
