@@ -47,7 +47,7 @@ class Summary:
     version: Digest
     root: Digest
     number: int
-    """Of the name's entry; 0 where the name had this version already."""
+    """The number of the name's entry; 0 where the name had this version already."""
     volume_bytes: int
     counts: Counts
     node_bytes: int
@@ -77,7 +77,7 @@ class WrittenVolume:
     """A volume whose blocks have all gone to the sink."""
 
     size: int
-    """Blocks."""
+    """Blocks of the volume."""
     layout: WriterLayout
     hidden: list[tuple[int, int]]
     files: list[File]
@@ -162,7 +162,7 @@ def write_image(source: ImageSource, chunks: ChunkWriter, threshold: int) -> Wri
 
 
 def write_disk(source: DiskSource, chunks: ChunkWriter) -> WrittenVolume:
-    """The bytes of a disk image, as they are: the last block is filled up with zeros."""
+    """Writes the bytes of a disk image as they are; the last block is filled up with zeros."""
     rest, at = b"", 0
     for offset, data in source.extents():
         if offset != at:
@@ -181,7 +181,7 @@ def write_disk(source: DiskSource, chunks: ChunkWriter) -> WrittenVolume:
 
 
 def _uuid(source: ImageSource) -> bytes:
-    """The file system's UUID: a function of the layers' contents."""
+    """Returns the file system's UUID, a function of the layers' contents."""
     chain = source.layers[-1].chain if source.layers else bytes(32)
     return uuid.UUID(bytes=hashlib.sha256(b"blockmap ext4" + chain).digest()[:16], version=5).bytes
 

@@ -29,7 +29,7 @@ _Name = tuple[str, str, int]
 @dataclass(frozen=True, slots=True)
 class Catalogue:
     versions: Mapping[Numbered, tuple[Root, Root]]
-    """Root and extra root of each version that a name stands for, and that could be read."""
+    """The root and extra root of each version that a name stands for and that could be read."""
     known: DedupIndex
 
 
@@ -69,7 +69,7 @@ def read_catalogue(store: Writer, names: NameReader, local: LocalCatalogue, warn
 def _complete(
     wanted: Iterable[T], remembered: dict[T, R], fetch: Callable[[T], R], failed: Callable[[T, BlockmapError], None]
 ) -> dict[T, R]:
-    """What is wanted, from memory or fetched; without what cannot be."""
+    """Returns what is wanted, from memory or fetched; what cannot be fetched is left out."""
     made = {key: remembered[key] for key in wanted if key in remembered}
     missing = [key for key in wanted if key not in remembered]
     for key, value in zip(missing, gather(fetch, missing), strict=True):
@@ -97,7 +97,7 @@ def _trees(
     kept: dict[Digest, bytes],
     warn: Warn,
 ) -> list[StoredTree]:
-    """The trees whose hooks can be had; their objects go to `kept`."""
+    """Returns the trees whose hooks can be had; the hooks' objects go to `kept`."""
     found: dict[Digest, hooks.Hooks] = {}
 
     def take(root: Digest, data: bytes) -> None:
@@ -128,7 +128,7 @@ def _trees(
 
 
 def _make(store: Writer, places: list[Root]) -> bytes:
-    """The hooks of a tree, from its leaves, stored where that is possible."""
+    """Makes the hooks of a tree from its leaves, and stores them where that is possible; returns the object."""
     repository = Repository(store)
     error: BlockmapError = Corrupt("it is stored nowhere")
     for root in places:

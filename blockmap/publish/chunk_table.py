@@ -34,7 +34,7 @@ class ChunkTable:
         return self._ids.get(name)
 
     def add(self, name: Digest, blocks: int) -> int:
-        """The number of a chunk that is new to the table; it has no placement until `place`."""
+        """Adds a chunk that is new to the table; returns its number. It has no placement until `place`."""
         number = len(self._names)
         self._ids[name] = number
         self._names.append(name)
@@ -85,7 +85,7 @@ class ExtentTable:
         self._chunk.append(chunk)
 
     def spans(self, chunks: ChunkTable) -> Iterator[tuple[int, list[Extent]]]:
-        """The extents of each span that has any, in volume order."""
+        """Returns the extents of each span that has any, in volume order."""
         starts = np.frombuffer(self._start, dtype=np.uint64) if self._start else np.zeros(0, dtype=np.uint64)
         order = np.argsort(starts, kind="stable")
         spans = starts[order] // np.uint64(SPAN)

@@ -23,7 +23,7 @@ RUN_BYTES = 256 << 10
 @dataclass(frozen=True, slots=True)
 class StoredTrees:
     roots: list[Root]
-    """Of the drafts, in order, with their placements."""
+    """The roots of the drafts, in order, with their placements."""
     run: NodeRun | None
     """None where nothing new was stored."""
     stored_bytes: int
@@ -144,5 +144,5 @@ def _seal_first(
 
 
 def _encoded_bytes(node: Inner, packs: int) -> int:
-    """The length of a stored inner node that refers to that many packs."""
+    """Returns the length of a stored inner node that refers to `packs` packs."""
     return HEADER.size + len(node.children) * (1 + DIGEST_BYTES + 16) + 4 + DIGEST_BYTES * packs

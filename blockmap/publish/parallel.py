@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 
 def gather(work: Callable[[T], R], items: Iterable[T]) -> list[R | BlockmapError]:
-    """What `work` gives for each item, in order, 16 at once; the error in its place where it raises a BlockmapError."""
+    """Returns what `work` gives for each item, in order, 16 at once; where it raises a BlockmapError, the error."""
 
     def guarded(item: T) -> R | BlockmapError:
         try:

@@ -25,7 +25,7 @@ from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.local import Numbered
 from blockmap.publish.object_writer import ObjectWriter, put
 from blockmap.publish.stages import Stages
-from blockmap.publish.trees import Trees, store_rewritten, store_trees
+from blockmap.publish.trees import TreeDrafts, Trees, draft_rewrite, draft_whole, store_trees
 from blockmap.store.base import Pruner
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import Format, check_unchanged
@@ -77,13 +77,12 @@ class Publication:
         return ChunkWriter(self._objects.put_pack, self._catalogue.known.lookup, self._form.chunker, stages)
 
     def assemble(self, chunks: ChunkWriter, size: int, hidden: list[tuple[int, int]]) -> Trees:
-        """Stores the trees of a whole volume of `size` blocks, all of which `chunks` took; see `store_trees`."""
-        return self._settle(store_trees(chunks, size, hidden, self._catalogue.known, self._objects.put_pack), chunks)
+        """Stores the trees of a volume of `size` blocks, all of which `chunks` took; `hidden` blocks go to `extra`."""
+        return self._put_trees(draft_whole(chunks, size, hidden), chunks)
 
     def rewrite(self, base: Version, edits: list[Extent], size: int, chunks: ChunkWriter) -> Trees:
-        """Stores the trees of `edits` over a version, of chunks that `chunks` took or of zeros; see `store_rewritten`."""
-        known, put_pack = self._catalogue.known, self._objects.put_pack
-        return self._settle(store_rewritten(base, edits, size, chunks, self._repository.node, known, put_pack), chunks)
+        """Stores the trees of `edits` over a version: of chunks that `chunks` took, or zeros."""
+        return self._put_trees(draft_rewrite(base, edits, size, self._repository.node), chunks)
 
     def publish(self, target: NameTarget, version: Version, message: str, derived: Iterable[Derive] = ()) -> Published:
         """Stores the record of a version whose trees are stored, moves the name to it, and makes what is derived."""
@@ -110,8 +109,9 @@ class Publication:
         """
         check_unchanged(self._store, self._form)
 
-    def _settle(self, trees: Trees, chunks: ChunkWriter) -> Trees:
-        """Completes trees that were stored already, and drops packs of chunks that were not found although these have them."""
+    def _put_trees(self, drafts: TreeDrafts, chunks: ChunkWriter) -> Trees:
+        """Stores trees; where they are stored already, drops packs of chunks that were not found although these have them."""
+        trees = store_trees(drafts, chunks.table.placement, self._catalogue.known, self._objects.put_pack)
         self._hooks = trees.hooks
         if not trees.known:
             return trees

@@ -50,7 +50,7 @@ class HookTable:
         self._dropped.add(champion.tree << int(_TREE) | champion.span)
 
     def champions(self, chunks: Sequence[Digest], missing: Sequence[bool]) -> list[Champion]:
-        """Leaves to read for those `chunks` that are `missing`, best first: together they have all hooks found.
+        """Returns leaves to read for those `chunks` that are `missing`, best first: together they have all hooks found.
 
         All chunks vote, and votes are remembered from call to call; of equals the tree that was added last wins.
         """
@@ -77,7 +77,7 @@ class HookTable:
             lacking[voters[leaves == best]] = False
 
     def _votes(self, chunks: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
-        """Pairs of a chunk (its position) and a leaf that lists it, as two arrays."""
+        """Returns pairs of a chunk (its position) and a leaf that lists it, as two arrays."""
         first = np.searchsorted(self._hooks, chunks, "left")
         count = np.searchsorted(self._hooks, chunks, "right") - first
         voters = np.repeat(np.arange(len(chunks)), count)

@@ -1,4 +1,4 @@
-"""The trees of a volume whose blocks are all chunked: what it shows, and what upper layers hide."""
+"""The trees of a volume whose new blocks are all chunked: what it shows, and what upper layers hide."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from blockmap.format import hooks
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent, coalesce, within
-from blockmap.format.node import Leaf, leaf
+from blockmap.format.node import Leaf, Placement, leaf
 from blockmap.format.pack import Pack
 from blockmap.format.tree import Draft, Load, Root, assemble, rewrite
 from blockmap.format.version import NodeRun, Version
@@ -19,6 +19,8 @@ from blockmap.publish.nodes import store_nodes
 
 @dataclass(frozen=True, slots=True)
 class Trees:
+    """The stored trees of a version."""
+
     root: Root
     extra: Root
     """Contents that upper layers hide, at the offsets where they were written."""
@@ -26,59 +28,53 @@ class Trees:
     """What an open should read first; None where nobody knows."""
     stored_bytes: int
     hooks: list[tuple[Digest, bytes]]
-    """Of the trees that hold anything: root, and the object."""
+    """The root and the hooks' object of each tree that holds anything."""
     known: bool
-    """Whether both were stored already."""
+    """True where both trees were stored already."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeDrafts:
+    """The trees of a version, some of whose nodes are not stored yet."""
+
+    volume: Draft
+    extra: Draft
+    hooks: list[tuple[Digest, bytes]]
+    """As `Trees` has them."""
+
+
+def draft_whole(chunks: ChunkWriter, size: int, hidden: list[tuple[int, int]]) -> TreeDrafts:
+    """Drafts the trees of all that `chunks` took; blocks in the ascending, disjoint ranges `hidden` go to `extra`."""
+    parts = _leaves(chunks, hidden)
+    volume, extra = (assemble(part, size) for part in parts)
+    made = [
+        (draft.root.digest, hooks.encode(draft.root.digest, hooks.sample((span, leaf.chunks) for span, leaf in part)))
+        for draft, part in zip((volume, extra), parts, strict=True)
+        if part
+    ]
+    return TreeDrafts(volume, extra, made)
+
+
+def draft_rewrite(base: Version, edits: list[Extent], size: int, load: Load) -> TreeDrafts:
+    """Drafts the trees of ascending, disjoint `edits` over a version; reads the nodes on the way to them alone.
+
+    So it makes no hooks, which need all leaves: whoever deduplicates against the volume first makes them.
+    """
+    return TreeDrafts(rewrite(base.root, edits, size, load, {}), rewrite(base.extra, [], size, load, {}), [])
 
 
 def store_trees(
-    chunks: ChunkWriter,
-    size: int,
-    hidden: list[tuple[int, int]],
+    drafts: TreeDrafts,
+    place: Callable[[Digest], Placement | None],
     known: DedupIndex,
     put_pack: Callable[[Pack], None],
 ) -> Trees:
-    """Stores the trees of what `chunks` took; blocks in the ascending, disjoint ranges `hidden` go to `extra`."""
-    parts = _leaves(chunks, hidden)
-    drafts = [assemble(part, size) for part in parts]
-    made = [
-        (draft.root.digest, hooks.encode(draft.root.digest, hooks.sample((span, leaf.chunks) for span, leaf in part)))
-        for draft, part in zip(drafts, parts, strict=True)
-        if part
-    ]
-    return _store(drafts, made, chunks, known, put_pack)
-
-
-def store_rewritten(
-    base: Version,
-    edits: list[Extent],
-    size: int,
-    chunks: ChunkWriter,
-    load: Load,
-    known: DedupIndex,
-    put_pack: Callable[[Pack], None],
-) -> Trees:
-    """Stores the trees of ascending, disjoint `edits` over a version; those of zeros have no chunk.
-
-    Of the base it reads the nodes on the way to the edits alone; so it makes no hooks, which are of all leaves.
-    """
-    drafts = [rewrite(base.root, edits, size, load, {}), rewrite(base.extra, [], size, load, {})]
-    return _store(drafts, [], chunks, known, put_pack)
-
-
-def _store(
-    drafts: list[Draft],
-    made: list[tuple[Digest, bytes]],
-    chunks: ChunkWriter,
-    known: DedupIndex,
-    put_pack: Callable[[Pack], None],
-) -> Trees:
-    """Stores the drafts of a volume and of its `extra`, where they are not both stored already."""
-    own, below = (_stored(draft, known) for draft in drafts)
+    """Stores the new nodes of drafts whose trees are not both stored already; `place` has the placements of new chunks."""
+    own, below = _stored(drafts.volume, known), _stored(drafts.extra, known)
     if own is not None and below is not None:
-        return Trees(own, below, None, 0, made, known=True)
-    stored = store_nodes(drafts, chunks.table.placement, put_pack, known.leaf)
-    return Trees(stored.roots[0], stored.roots[1], stored.run, stored.stored_bytes, made, known=False)
+        return Trees(own, below, None, 0, drafts.hooks, known=True)
+    stored = store_nodes([drafts.volume, drafts.extra], place, put_pack, known.leaf)
+    return Trees(stored.roots[0], stored.roots[1], stored.run, stored.stored_bytes, drafts.hooks, known=False)
 
 
 def _stored(draft: Draft, known: DedupIndex) -> Root | None:
@@ -92,7 +88,7 @@ def _stored(draft: Draft, known: DedupIndex) -> Root | None:
 def _leaves(
     chunks: ChunkWriter, hidden: list[tuple[int, int]]
 ) -> tuple[list[tuple[int, Leaf]], list[tuple[int, Leaf]]]:
-    """Those of the volume and those of `extra`, each with its span."""
+    """Returns the leaves of the volume and those of `extra`, each with its span."""
     starts = [start for start, _ in hidden]
     shown_leaves: list[tuple[int, Leaf]] = []
     hidden_leaves: list[tuple[int, Leaf]] = []

@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 def newest_bundles(store: Reader, version: Digest) -> tuple[BundleRef, ...]:
-    """The newest bundle of each label, by label; CannotList, StoreUnavailable."""
+    """Returns the newest bundle of each label, by label; CannotList, StoreUnavailable."""
     newest = newest_of(store.list(keys.bundles(version)), keys.parse_bundle)
     found = (_measured(store, label, keys.bundle(version, label, n)) for label, n in sorted(newest.items()))
     return tuple(each for each in found if each is not None)

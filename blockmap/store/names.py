@@ -84,7 +84,7 @@ class NameReader:
         self._store = store
 
     def newest(self, repo: str, tag: str) -> Entry | None:
-        """The newest entry of a name, which may remove it; None where there is none. Corrupt, StoreUnavailable."""
+        """Returns the newest entry of a name, which may remove it; None where there is none. Corrupt, StoreUnavailable."""
         hinted = self.hint(repo, tag)
         found = self._follow(repo, tag, StoredEntry(hinted.entry, hinted.stored) if hinted else None)
         if found is not None and (hinted is None or hinted.stored != found.stored):
@@ -92,7 +92,7 @@ class NameReader:
         return found.entry if found else None
 
     def hint(self, repo: str, tag: str) -> Hint | None:
-        """What the hint of a name says, which may be wrong; None where it is absent or damaged."""
+        """Returns what the hint of a name says, which may be wrong; None where it is absent or damaged."""
         try:
             return hint.decode(self._store.get(keys.name_hint(repo, tag)), repo, tag)
         except NotFound:
@@ -104,7 +104,7 @@ class NameReader:
     def confirm(self, repo: str, tag: str, believed: StoredEntry) -> int:
         """Asks for an entry that is believed to be the newest, and for the next, at once.
 
-        Its own number where it is; one more where the next is there too; 0 where the log has another in its place.
+        Returns its own number where it is; one more where the next is there too; 0 where the log has another in its place.
         StoreUnavailable.
         """
         n, log = believed.entry.n, self._log(repo, tag)
@@ -120,17 +120,17 @@ class NameReader:
         return n + moved
 
     def search(self, repo: str, tag: str, low: int) -> StoredEntry | None:
-        """The newest entry, where number `low` is known to be there (0: none is); Corrupt, StoreUnavailable."""
+        """Returns the newest entry, where number `low` is known to be there (0: none is); Corrupt, StoreUnavailable."""
         n = self._log(repo, tag).newest(low)
         return StoredEntry(*self.entry(repo, tag, n)) if n else None
 
     def entry(self, repo: str, tag: str, n: int) -> tuple[Entry, bytes]:
-        """Entry `n` of a name and its stored form; NotFound, Corrupt."""
+        """Returns entry `n` of a name and its stored form; NotFound, Corrupt."""
         data = self._log(repo, tag).get(n)
         return _decode(data, NameTarget(repo, tag), n), data
 
     def history(self, repo: str, tag: str) -> Iterator[Entry]:
-        """All entries, newest first; Corrupt where one does not continue the one before it."""
+        """Returns all entries, newest first; Corrupt where one does not continue the one before it."""
         newest = self.newest(repo, tag)
         expected: bytes | None = None
         for n in range(newest.n if newest else 0, 0, -1):
@@ -141,7 +141,7 @@ class NameReader:
             yield entry
 
     def catalogue(self) -> dict[tuple[str, str], int]:
-        """The number of the newest entry of every name, by repository and tag; removed names are among them.
+        """Returns the number of the newest entry of every name, by repository and tag; removed names are among them.
 
         Where the engine cannot list it is what the writers say in one object. Corrupt, StoreUnavailable.
         """
@@ -179,7 +179,7 @@ class NameLog(NameReader):
         self._writer = store
         self._clock = clock
         self._listed: dict[tuple[str, str], int] = {}
-        """The catalogue as it was last listed here: what an object that two writers overwrote at once has lost."""
+        """The catalogue as it was last listed here, which completes an object that two writers overwrote at once."""
 
     def catalogue(self) -> dict[tuple[str, str], int]:
         found = super().catalogue()

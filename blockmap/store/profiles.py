@@ -34,7 +34,7 @@ class ProfileReader:
         self._store = store
 
     def newest(self, repo: str, label: str) -> Profile | None:
-        """The newest profile; None where there is none. Corrupt, StoreUnavailable."""
+        """Returns the newest profile; None where there is none. Corrupt, StoreUnavailable."""
         n = self.number(repo, label)
         return self.get(repo, label, n) if n else None
 
@@ -43,14 +43,14 @@ class ProfileReader:
         return LogReader(self._store, partial(keys.profile, repo, label)).newest()
 
     def get(self, repo: str, label: str, n: int) -> Profile:
-        """Profile `n`; NotFound, Corrupt."""
+        """Returns profile `n`; NotFound, Corrupt."""
         try:
             return profiles.decode(self._store.get(keys.profile(repo, label, n)), repo, label, n)
         except FormatError as error:
             raise Corrupt(f"profile {n} of {repo}+{label} is damaged: {error}") from error
 
     def latest_by(self, host: str, repo: str, label: str) -> Profile | None:
-        """The newest profile that a host published, among the last few; damaged ones are passed over."""
+        """Returns the newest profile that a host published, among the last few; damaged ones are passed over."""
         newest = self.number(repo, label)
         for n in range(newest, max(newest - _LAST, 0), -1):
             with suppress(Corrupt):
@@ -60,11 +60,11 @@ class ProfileReader:
         return None
 
     def labels(self, repo: str) -> dict[str, int]:
-        """The number of the newest profile of each label of a repository; CannotList, StoreUnavailable."""
+        """Returns the number of the newest profile of each label of a repository; CannotList, StoreUnavailable."""
         return {label: n for (_, label), n in self._listed(keys.profiles(repo)).items()}
 
     def all(self) -> dict[tuple[str, str], int]:
-        """The number of the newest profile of each repository and label; CannotList, StoreUnavailable."""
+        """Returns the number of the newest profile of each repository and label; CannotList, StoreUnavailable."""
         return self._listed(keys.PROFILES)
 
     def has_bundle(self, version: Digest, label: str, n: int) -> bool:
@@ -97,7 +97,10 @@ class ProfileLog(ProfileReader):
                 return signed
 
     def advise(self, repo: str, version: Digest) -> int:
-        """Tells the hints of every name of a repository that stands for a version about its bundles; how many there are."""
+        """Rewrites the hints of all names of a repository that stand for a version, so that they say its bundles.
+
+        Returns how many names there are.
+        """
         log = NameLog(self._writer)
         told = 0
         for (other, tag), n in log.catalogue().items():

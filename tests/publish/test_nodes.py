@@ -20,7 +20,7 @@ from blockmap.publish.dedup_index import DedupIndex, StoredTree
 from blockmap.publish.nodes import RUN_BYTES, StoredTrees, store_nodes
 from blockmap.publish.object_writer import ObjectWriter
 from blockmap.publish.stages import Stages
-from blockmap.publish.trees import Trees, store_trees
+from blockmap.publish.trees import Trees, draft_whole, store_trees
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
@@ -141,7 +141,7 @@ def trees(
         for block, data in pieces:
             chunks.write(block, data)
         chunks.finish()
-        return store_trees(chunks, size, hidden, known, put_pack)
+        return store_trees(draft_whole(chunks, size, hidden), chunks.table.placement, known, put_pack)
 
 
 @settings(max_examples=30, deadline=None)

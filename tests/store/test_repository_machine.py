@@ -17,7 +17,7 @@ from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.dedup_index import DedupIndex, StoredTree
 from blockmap.publish.object_writer import ObjectWriter
 from blockmap.publish.stages import Stages
-from blockmap.publish.trees import store_trees
+from blockmap.publish.trees import draft_whole, store_trees
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
@@ -63,7 +63,7 @@ class Stored(RuleBasedStateMachine):
                 whole[at * BLOCK : (at + blocks) * BLOCK] = data
                 at += blocks + 1
             chunks.finish()
-            trees = store_trees(chunks, SIZE, [], known, objects.put_pack)
+            trees = store_trees(draft_whole(chunks, SIZE, []), chunks.table.placement, known, objects.put_pack)
         if trees.known:
             objects.withdraw()
         self.hooks |= {root: hooks.decode(data, root) for root, data in trees.hooks}

@@ -12,7 +12,7 @@ from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.dedup_index import DedupIndex
 from blockmap.publish.object_writer import ObjectWriter
 from blockmap.publish.stages import Stages
-from blockmap.publish.trees import Trees, store_trees
+from blockmap.publish.trees import Trees, draft_whole, store_trees
 from blockmap.store.base import Buffer, Pruner
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.repository import Repository
@@ -29,7 +29,9 @@ def publish_trees(store: Pruner, pieces: Sequence[tuple[int, bytes]], size: int)
         for block, data in pieces:
             chunks.write(block, data)
         chunks.finish()
-        return store_trees(chunks, size, [], DedupIndex(Repository(store), [], print), put_pack)
+        return store_trees(
+            draft_whole(chunks, size, []), chunks.table.placement, DedupIndex(Repository(store), [], print), put_pack
+        )
 
 
 def name(store: Pruner, root: Root, repo: str, tag: str, message: str = "", run: NodeRun | None = None) -> Version:
