@@ -30,7 +30,7 @@ Helpers, by what they provide:
     report/hostile.py              a store and traces whose names attack the pages that show them
     serve/mover.py                 a process that moves a name again and again, in competition with others
     serve/nbd.py                   an NBD client that can send what well-behaved clients never send
-    store/faulty.py                a store that fails on demand
+    store/faulty.py                stores that fail on demand, or count questions
     store/relay.py                 a relay in front of a server that loses answers on demand
     store/servers.py               SeaweedFS, rclone, Ceph, Azurite and nginx on loopback
     store/steps.py                 a store that counts sequential round trips

@@ -65,8 +65,8 @@ def publish(store: Pruner, pieces: Pieces, hidden: Sequence[tuple[int, int]] = (
     return version
 
 
-class Noted(Faulty):
-    """Keeps the order of what is asked of it."""
+class CallRecorder(Faulty):
+    """Records the keys that are created and read, in order."""
 
     def __init__(self, inner: Pruner) -> None:
         super().__init__(inner)
@@ -90,13 +90,13 @@ class Noted(Faulty):
 
 
 def test_packs_then_the_version_then_the_name_then_what_is_derived(store: Pruner) -> None:
-    noted = Noted(store)
+    recorder = CallRecorder(store)
     seen: list[Published] = []
-    with begin(noted) as publication:
+    with begin(recorder) as publication:
         version = version_of(assembled(publication, PIECES))
-        noted.created.append("assembled")
-        publication.publish(NAME, version, "whole", [seen.append, lambda _: noted.created.append("derived")])
-    kinds = [key.split("/")[0] for key in noted.created]
+        recorder.created.append("assembled")
+        publication.publish(NAME, version, "whole", [seen.append, lambda _: recorder.created.append("derived")])
+    kinds = [key.split("/")[0] for key in recorder.created]
     assert kinds == ["packs"] * kinds.count("packs") + ["assembled", "versions", "names", "hooks", "derived"]
     entry = NameLog(store).newest("a", "1")
     assert seen == [Published(version.name, 1, entry)]
@@ -159,20 +159,20 @@ def test_a_store_that_got_a_feature_of_another_release_gets_no_name(store: Prune
 
 
 def test_who_loses_a_race_asks_again_before_the_next_number(store: Pruner) -> None:
-    noted = Noted(store)
-    with begin(noted) as publication:
+    recorder = CallRecorder(store)
+    with begin(recorder) as publication:
         version = version_of(assembled(publication, PIECES))
-        noted.read.clear()
+        recorder.read.clear()
 
         def move() -> None:
             NameLog(store).append(NAME, None, EntryDraft(ABSENT, 1))
 
         # In front of the version's create; the entry's comes next.
-        noted.before_create = lambda: setattr(noted, "before_create", move)
+        recorder.before_create = lambda: setattr(recorder, "before_create", move)
         published = publication.publish(NAME, version, "whole")
     assert published.entry is not None
     assert published.entry.n == 2
-    assert noted.read.count(keys.FORMAT) == 2
+    assert recorder.read.count(keys.FORMAT) == 2
 
 
 # --- edits

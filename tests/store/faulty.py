@@ -61,3 +61,13 @@ class Faulty:
     def _answer(self) -> None:
         if self.down:
             raise StoreUnavailable("no answer")
+
+
+class ExistsCounter(Faulty):
+    """Counts how often it is asked whether an object exists."""
+
+    asked = 0
+
+    def exists(self, key: str) -> bool:
+        self.asked += 1
+        return super().exists(key)

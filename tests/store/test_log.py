@@ -5,8 +5,7 @@ import pytest
 from blockmap.errors import StoreUnavailable
 from blockmap.store.log import DenseLog, LogReader, nonce
 from blockmap.store.memory import MemoryStore
-from tests.store.faulty import Faulty
-from tests.store.test_names import Counted
+from tests.store.faulty import ExistsCounter, Faulty
 
 
 def key(n: int) -> str:
@@ -33,7 +32,7 @@ def filled(length: int) -> MemoryStore:
 def test_the_newest_is_found_from_any_number_that_is_there(length: int) -> None:
     store = filled(length)
     for low in range(length + 1):
-        counted = Counted(store)
+        counted = ExistsCounter(store)
         assert LogReader(counted, key).newest(low) == length
         assert counted.asked <= 2 * (length - low).bit_length() + 2
     if length:

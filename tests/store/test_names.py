@@ -21,7 +21,7 @@ from blockmap.publish.object_writer import ObjectWriter
 from blockmap.store.base import Buffer, Pruner
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import EntryDraft, NameLog, NameReader, NameTarget
-from tests.store.faulty import Faulty
+from tests.store.faulty import ExistsCounter, Faulty
 from tests.store.steps import Steps
 
 REPO, TAG = "registry.example.com:5000/team/redis", "7.2"
@@ -103,17 +103,9 @@ def test_the_newest_is_found_without_hint_in_few_steps(length: int) -> None:
     for number in range(length):
         made = move(log_of(store), made, number)
     store.delete(HINT)
-    counted = Counted(store)
+    counted = ExistsCounter(store)
     assert NameReader(counted).newest(REPO, TAG) == made
     assert counted.asked <= 2 * length.bit_length() + 2
-
-
-class Counted(Faulty):
-    asked = 0
-
-    def exists(self, key: str) -> bool:
-        self.asked += 1
-        return super().exists(key)
 
 
 def test_with_a_hint_one_step_confirms_the_newest() -> None:
