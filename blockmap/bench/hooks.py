@@ -14,7 +14,7 @@ import click
 from blockmap.bench import Report, json_option, show
 from blockmap.bench.imports import run_import
 from blockmap.errors import UsageError
-from blockmap.format import BLOCK, codec, hooks, keys
+from blockmap.format import BLOCK, hooks, keys
 from blockmap.format.chunker import SPAN, Parameters
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import Extent
@@ -214,7 +214,7 @@ class _Run:
         if self.offset + stored > TARGET_BYTES:
             self.offset, self.pack = 0, Digest(self.chosen.randbytes(32))
         self.offset += stored
-        return Placement(self.pack, codec.ZSTD, self.offset - stored, stored, blocks * BLOCK)
+        return Placement(self.pack, 1, self.offset - stored, stored, blocks * BLOCK)
 
     def _publish(self, laid: list[tuple[int, Digest, int]], places: dict[Digest, Placement], known: DedupIndex) -> None:
         objects = ObjectWriter(self.store)

@@ -21,8 +21,7 @@ from blockmap.errors import HostError, UsageError
 from blockmap.filesystem.member import ImageSource
 from blockmap.format import BLOCK
 from blockmap.format.chunker import Parameters
-from blockmap.format.codec import Encoder, decode
-from blockmap.format.pack import Pack
+from blockmap.format.pack import Pack, parse_head
 from blockmap.image import compression
 from blockmap.image.disk_image import DiskSource
 from blockmap.image.importer import THRESHOLD_BLOCKS, write_image
@@ -30,6 +29,7 @@ from blockmap.image.layer import BlobLayer
 from blockmap.image.sources import open_source
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.stages import Stages
+from blockmap.store.packs import Packs, Sealer
 
 CAVEATS = [
     "Each import goes into a new store in a directory of its own, in a process of its own; its start-up (imports of modules) "
@@ -143,9 +143,9 @@ def _floor(source: str) -> dict[str, float]:
         for at in range(0, len(chunk), BLOCK):
             sha256(chunk[at : at + BLOCK]).digest()
     middle = time.thread_time()
-    encoder = Encoder()
+    sealer = Sealer()
     for chunk in collected:
-        encoder.encode(chunk)
+        sealer.seal(chunk)
     packing = time.thread_time() - middle
     return {"igzip": unpack, "sha256": digest + middle - began, "zstd": packing, "content_bytes": content}
 
@@ -155,8 +155,9 @@ def _new_chunks(source: ImageSource) -> list[bytes]:
     found: list[bytes] = []
 
     def put(pack: Pack) -> None:
-        for data, place in zip(pack.parts[1:], pack.placements, strict=True):
-            found.append(bytes(decode(place.codec, data, place.raw)))
+        head = parse_head(bytes(pack.parts[0]), pack.name)
+        for data, (name, place) in zip(pack.parts[1:], head.entries, strict=True):
+            found.append(bytes(Packs.open_chunk(name, place, data)))
 
     with ChunkWriter(put, lambda names: [None] * len(names), Parameters(), Stages()) as chunks:
         write_image(source, chunks, THRESHOLD_BLOCKS)

@@ -24,11 +24,11 @@ from blockmap.errors import HostError, UsageError
 from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
 from blockmap.format.refs import parse_reference
-from blockmap.format.tree import leaves
 from blockmap.host import tools
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
+from blockmap.store.walk import leaves
 from blockmap.terminal.options import need_store, store_option
 
 CAVEATS = [
@@ -112,7 +112,7 @@ def densest_window(store: str, name: str) -> tuple[tuple[int, int], float]:
     repository = Repository(opened)
     found = find_version(repository, parse_reference(name))
     edges = np.zeros(found.version.root.size + 1, np.int8)
-    for span, leaf in leaves(found.version.root, repository.node):
+    for span, leaf in leaves(found.version.root, repository.packs.nodes):
         starts = span * SPAN + leaf.starts.astype(np.int64)
         np.add.at(edges, starts, 1)
         np.add.at(edges, starts + leaf.lengths, -1)

@@ -15,16 +15,16 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 from blockmap.cache.cache import Cache
 from blockmap.cache.staging import StagingArea
-from blockmap.errors import Corrupt, FormatError, NotFound, StoreUnavailable
+from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreUnavailable
 from blockmap.fetch.flights import Flight, Flights
-from blockmap.format import keys
 from blockmap.format import node as nodes
 from blockmap.format.digest import Digest
 from blockmap.format.hint import BundleRef
-from blockmap.format.node import Inner, Node, Placement
+from blockmap.format.node import Node, Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun
 from blockmap.origin.link import MAX_WINDOW_BYTES
@@ -33,8 +33,10 @@ from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.origin.ranges import Ranges
 from blockmap.replay.replay import Replay
 from blockmap.replay.replays import Replays
+from blockmap.store.packs import NodeRef, Packs
 from blockmap.store.plan import MAX_REQUEST_BYTES, Request, Wanted, node_at, requests
-from blockmap.store.repository import Repository, open_node
+from blockmap.store.repository import Repository
+from blockmap.store.walk import Spot, visit
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +60,10 @@ class Fetcher:
     def __init__(self, repository: Repository, cache: Cache) -> None:
         self.cache = cache
         self.landing = StagingArea(cache)
-        self._flights = Flights(cache, self.landing)
         self._ranges = Ranges(repository.store)
+        self._demanded = Packs(partial(self._ranges.read, demand=True))
+        self._spare = Packs(partial(self._ranges.read, demand=False))
+        self._flights = Flights(self._demanded, cache, self.landing)
         self.line = self._ranges.line
         self._replays = Replays(self._ranges, cache, self.landing, self._flights.verifying)
         # Guards _queued and _failed; never held across I/O, nor while another lock is taken.
@@ -157,21 +161,18 @@ class Fetcher:
 
         Advice: what is not in it, or damaged, is fetched when it is needed. Raises what reading the range raises.
         """
-        stored = self._ranges.read(keys.pack(run.pack), run.start, run.end, demand=True)
-        top = root()
-        waiting: list[tuple[Digest, Placement | None]] = [(top.digest, top.placement)]
-        for name, place in waiting:
-            if place is None or place.pack != run.pack or not run.start <= place.offset <= run.end - place.stored:
-                continue
-            at = place.offset - run.start
-            try:
-                node, frame = open_node(name, place, stored[at : at + place.stored])
-            except Corrupt as error:
-                _log.warning("%s; it will be fetched again when it is needed", error)
-                continue
-            self.cache.put(node_at(name, place).key, frame)
-            if isinstance(node, Inner):
-                waiting.extend(zip(node.children, node.placements, strict=True))
+        stored = self._demanded.run(run)
+        held = Packs(lambda _, start, end: stored[start - run.start : end - run.start])
+
+        def within(level: int, row: list[Spot]) -> list[Spot]:
+            return [spot for spot in row if (place := spot.ref[1]) is not None and run.has(place)]
+
+        def load(refs: Sequence[NodeRef]) -> list[Node | BlockmapError]:
+            return held.nodes(refs, lambda item, frame: self.cache.put(item.key, frame))
+
+        for _, found in visit(root(), load, within):
+            if isinstance(found, BlockmapError):
+                _log.warning("%s; it will be fetched again when it is needed", found)
 
     def flush(self) -> None:
         """Waits until the cache has been given what has come."""
@@ -278,12 +279,12 @@ class Fetcher:
     def _first_range(self, own: Wanted, request: Request) -> tuple[memoryview, int]:
         """What a range holds, or its own part alone where the whole cannot be had; and where that begins."""
         try:
-            return self._ranges.get(request, demand=True), request[0].place.offset
+            return self._demanded.stored(request), request[0].place.offset
         except (Corrupt, NotFound) as error:
             if len(request) == 1:
                 raise
             _log.warning("%s; chunk %s is fetched alone", error, own.name.hex())
-            return self._ranges.get([own], demand=True), own.place.offset
+            return self._demanded.stored([own]), own.place.offset
 
     def _open(self, item: Wanted, stored: memoryview) -> bytes | memoryview:
         """The content of what a reader waits for, fetched again where it is damaged; Corrupt, StoreUnavailable."""
@@ -294,7 +295,7 @@ class Fetcher:
                 if attempt == _FRESH_ATTEMPTS:
                     raise
                 _log.warning("%s; fetched again", error)
-            stored = self._ranges.get([item], demand=True)
+            stored = self._demanded.stored([item])
         raise AssertionError
 
     # --- what nobody waits for yet
@@ -308,7 +309,7 @@ class Fetcher:
             return
         items = [item for item, _ in flights]
         try:
-            stored = self._ranges.get(items, demand)
+            stored = (self._demanded if demand else self._spare).stored(items)
         except Exception as error:
             _log.info("prefetch of %s failed: %s", items[0].name.hex(), error)
             for item, flight in flights:

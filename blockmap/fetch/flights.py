@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from blockmap.cache.cache import Cache
 from blockmap.cache.staging import StagingArea
 from blockmap.errors import Corrupt
+from blockmap.store.packs import Packs
 from blockmap.store.plan import Request, Wanted
-from blockmap.store.repository import open_chunk, open_node
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ class Flight:
 class Flights:
     """All flights to one cache; safe to share between threads."""
 
-    def __init__(self, cache: Cache, landing: StagingArea) -> None:
-        self._cache, self._landing = cache, landing
+    def __init__(self, packs: Packs, cache: Cache, landing: StagingArea) -> None:
+        self._packs, self._cache, self._landing = packs, cache, landing
         # Guards what follows; never held across I/O, nor while another lock is taken. `missing` looks without it.
         self._lock = threading.Lock()
         self._by_key: dict[bytes, Flight] = {}
@@ -85,8 +85,8 @@ class Flights:
         try:
             with self.verifying:
                 if item.is_node:
-                    return open_node(item.name, item.place, stored)[1]
-                return open_chunk(item.name, item.place, stored)
+                    return self._packs.open_node(item.name, item.place, stored)[1]
+                return self._packs.open_chunk(item.name, item.place, stored)
         except Corrupt:
             with self._lock:
                 self._damaged += 1

@@ -39,7 +39,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from blockmap.errors import FormatError
-from blockmap.format import BLOCK, codec, reading_list
+from blockmap.format import BLOCK, reading_list
 from blockmap.format.chunker import MAX_BLOCKS
 from blockmap.format.digest import DIGEST_BYTES, Digest, chunk_digest, held_block_digests
 from blockmap.format.pack import PackKind
@@ -135,6 +135,8 @@ def encode(
     read_items: Sequence[ReadItem],
     image_blocks: int,
     salt: bytes,
+    seal: Callable[[bytes], tuple[int, bytes | memoryview]],
+    compress: Callable[[bytes], bytes],
     further: Sequence[tuple[Digest, bytes]] = (),
     ported: bool = False,
 ) -> tuple[list[bytes], int]:
@@ -143,7 +145,6 @@ def encode(
     `nodes` are names and stored forms, parents first; `chunks` are names, masks of the blocks to take, and whole contents,
     in first-touch order; `further` nodes come last, for reads of other blocks.
     """
-    encoder = codec.Encoder()
     stored: list[tuple[int, bytes | memoryview]] = []
     raws: list[int] = []
     frame = bytearray()
@@ -154,7 +155,7 @@ def encode(
     def close() -> None:
         """Compresses the open frame, so that only one frame at a time is in memory uncompressed."""
         if frame:
-            stored.append(encoder.encode(bytes(frame)))
+            stored.append(seal(bytes(frame)))
             raws.append(len(frame))
             frame.clear()
 
@@ -178,7 +179,7 @@ def encode(
         put(node_entries, name, node)
     close()
     listed = reading_list.encode(read_items)
-    packed = encoder.compress(listed)
+    packed = compress(listed)
     tables = b"".join(
         (
             _COUNTS.pack(len(node_entries), len(absent), len(packed), len(listed), image_blocks),
@@ -199,7 +200,7 @@ def encode(
     return [head + sha256(head).digest(), *(bytes(data) for _, data in stored)], length
 
 
-def decode_head(data: bytes | memoryview) -> BundleHead:
+def decode_head(data: bytes | memoryview, expand: Callable[[memoryview, int], bytes]) -> BundleHead:
     """Parses the head, which is all of `data`. Raises FormatError."""
     view = memoryview(data)
     end = len(view) - DIGEST_BYTES
@@ -209,7 +210,7 @@ def decode_head(data: bytes | memoryview) -> BundleHead:
     if (magic, version, kind) != (MAGIC, FORMAT, PackKind.BUNDLE) or flags & ~_PORTED:
         raise FormatError("the object is not a bundle of format 1")
     try:
-        return _parse(view, end, count, frame_count, bool(flags & _PORTED))
+        return _parse(view, end, count, frame_count, bool(flags & _PORTED), expand)
     except (struct.error, ValueError) as error:
         raise FormatError(f"the tables of the bundle do not add up: {error}") from error
 
@@ -234,12 +235,6 @@ def measure(read: Callable[[int, int], bytes | memoryview]) -> tuple[int, int]:
         return head, head
     offset, stored, *_ = _FRAME.unpack_from(tail)
     return offset + stored, head
-
-
-def open_frame(head: BundleHead, number: int, stored: bytes | memoryview) -> bytes | memoryview:
-    """Returns the content of a frame, not verified yet. Raises FormatError."""
-    frame = head.frames[number]
-    return codec.decode(frame.codec, stored, frame.raw)
 
 
 def is_good(piece: Piece, data: bytes | memoryview) -> bool:
@@ -283,7 +278,9 @@ def joined(piece: Piece, data: bytes | memoryview, other: Piece, more: bytes | m
     return piece._replace(mask=piece.mask | other.mask, absent=b""), memoryview(content)
 
 
-def _parse(view: memoryview, end: int, count: int, frame_count: int, ported: bool) -> BundleHead:
+def _parse(
+    view: memoryview, end: int, count: int, frame_count: int, ported: bool, expand: Callable[[memoryview, int], bytes]
+) -> BundleHead:
     at = _HEAD.size
     entries = list(_ENTRY.iter_unpack(view[at : at + count * _ENTRY.size]))
     at += count * _ENTRY.size
@@ -309,7 +306,7 @@ def _parse(view: memoryview, end: int, count: int, frame_count: int, ported: boo
     at += absent * DIGEST_BYTES
     if at + packed != end:
         raise FormatError("the tables of the bundle do not end where its head does")
-    read_items = reading_list.decode(bytes(codec.decode(codec.ZSTD, view[at:end], listed)))
+    read_items = reading_list.decode(expand(view[at:end], listed))
     for _, frame, offset, length in entries:
         if frame >= frame_count or offset + length > frames[frame].raw:
             raise FormatError("an entry of the bundle points outside of its frames")

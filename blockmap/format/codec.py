@@ -1,6 +1,6 @@
 """Codecs of frames: 0 is raw, 1 is zstd at level 3, 16 to 31 are reserved for encryption."""
 
-from typing import Final
+from typing import Final, Protocol
 
 import zstandard
 
@@ -9,6 +9,13 @@ from blockmap.errors import FormatError
 RAW: Final = 0
 ZSTD: Final = 1
 LEVEL: Final = 3
+
+
+class BodyStream(Protocol):
+    """Compresses pieces to one zstd frame as they come."""
+
+    def compress(self, data: bytes) -> bytes: ...
+    def flush(self) -> bytes: ...
 
 
 class Encoder:
@@ -20,6 +27,10 @@ class Encoder:
     def compress(self, data: bytes | memoryview) -> bytes:
         """Returns `data` as one zstd frame, which may be longer than `data`."""
         return self._zstd.compress(data)
+
+    def stream(self) -> BodyStream:
+        """Returns a compressor of pieces to one zstd frame, which does not say how long its content is."""
+        return self._zstd.compressobj()
 
     def encode(self, data: bytes | memoryview) -> tuple[int, bytes | memoryview]:
         """Chooses a codec, and returns it with the stored form, which is `data` itself where compression saves less than 3 %."""
@@ -42,6 +53,20 @@ def decode(codec: int, stored: bytes | memoryview, raw: int) -> bytes | memoryvi
         if zstandard.frame_content_size(stored) != raw:
             raise FormatError(f"a zstd frame does not hold the {raw} bytes that were recorded")
         data = zstandard.ZstdDecompressor().decompress(stored, max_output_size=raw, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"a zstd frame is damaged: {error}") from error
+    if len(data) != raw:
+        raise FormatError(f"a zstd frame gave {len(data)} bytes instead of {raw}")
+    return data
+
+
+def decode_stream(stored: bytes | memoryview, raw: int) -> bytes:
+    """Returns the `raw` bytes that `Encoder.stream` was given, whose frame does not say how many. Raises FormatError.
+
+    Memory is bounded by `raw`, whatever `stored` claims.
+    """
+    try:
+        data = zstandard.ZstdDecompressor().stream_reader(stored).read(raw + 1)
     except zstandard.ZstdError as error:
         raise FormatError(f"a zstd frame is damaged: {error}") from error
     if len(data) != raw:

@@ -14,12 +14,11 @@ start u64 and length u32 (blocks). Little-endian.
 """
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from typing import NamedTuple
 
 from blockmap.errors import FormatError
-from blockmap.format import codec
 from blockmap.format.digest import DIGEST_BYTES, Digest
 
 MAGIC = b"bmfm"
@@ -56,18 +55,18 @@ def folders_above(path: bytes) -> list[bytes]:
     return [b"/".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
 
 
-def encode(root: Digest, files: Iterable[File]) -> bytes:
+def encode(root: Digest, files: Iterable[File], compress: Callable[[bytes], bytes]) -> bytes:
     """Returns the object as stored."""
     body = b"".join(
         part
         for path, size, runs in files
         for part in (_FILE.pack(len(path), len(runs), size), path, *(_RUN.pack(*run) for run in runs))
     )
-    data = _HEAD.pack(MAGIC, FORMAT, bytes(3), root, len(body)) + codec.Encoder().compress(body)
+    data = _HEAD.pack(MAGIC, FORMAT, bytes(3), root, len(body)) + compress(body)
     return data + sha256(data).digest()
 
 
-def decode(data: bytes, root: Digest) -> Iterator[File]:
+def decode(data: bytes, root: Digest, expand: Callable[[memoryview, int], bytes]) -> Iterator[File]:
     """Parses the file map of the volume `root`. Raises FormatError."""
     end = len(data) - DIGEST_BYTES
     if end < _HEAD.size or sha256(memoryview(data)[:end]).digest() != data[end:]:
@@ -75,7 +74,7 @@ def decode(data: bytes, root: Digest) -> Iterator[File]:
     magic, version, zero, name, raw = _HEAD.unpack_from(data)
     if (magic, version, zero, name) != (MAGIC, FORMAT, bytes(3), root) or raw > MAX_BODY:
         raise FormatError(f"the object is not the file map of {root.hex()} in a format known to this release")
-    return _files(bytes(codec.decode(codec.ZSTD, memoryview(data)[_HEAD.size : end], raw)))
+    return _files(expand(memoryview(data)[_HEAD.size : end], raw))
 
 
 def _files(body: bytes) -> Iterator[File]:

@@ -24,7 +24,7 @@ Little-endian.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
@@ -32,7 +32,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from blockmap.errors import FormatError
-from blockmap.format import codec, record
+from blockmap.format import record
 from blockmap.format.chunker import MAX_BLOCKS
 from blockmap.format.digest import DIGEST_BYTES, Digest, from_hex
 from blockmap.format.tree import MAX_BLOCKS as MAX_VOLUME_BLOCKS
@@ -80,7 +80,7 @@ class Profile:
     nonce: str = ""
 
 
-def encode(profile: Profile) -> bytes:
+def encode(profile: Profile, compress: Callable[[bytes], bytes]) -> bytes:
     """Returns the object as stored."""
     chunks = {name: at for at, name in enumerate(dict.fromkeys(item.chunk for item in profile.items))}
     paths = {path: at + 1 for at, path in enumerate(dict.fromkeys(i.path for i in profile.items if i.path is not None))}
@@ -121,11 +121,11 @@ def encode(profile: Profile) -> bytes:
             "version": profile.version.hex(),
         }
     )
-    data = _HEAD.pack(MAGIC, FORMAT, bytes(3), len(head), len(body)) + head + codec.Encoder().compress(body)
+    data = _HEAD.pack(MAGIC, FORMAT, bytes(3), len(head), len(body)) + head + compress(body)
     return data + sha256(data).digest()
 
 
-def decode(data: bytes, repo: str, label: str, n: int) -> Profile:
+def decode(data: bytes, repo: str, label: str, n: int, expand: Callable[[memoryview, int], bytes]) -> Profile:
     """Parses profile `n` of a repository and label. Raises FormatError."""
     end = len(data) - DIGEST_BYTES
     if end < _HEAD.size or sha256(memoryview(data)[:end]).digest() != data[end:]:
@@ -134,7 +134,7 @@ def decode(data: bytes, repo: str, label: str, n: int) -> Profile:
     if (magic, version, zero) != (MAGIC, FORMAT, bytes(3)) or _HEAD.size + length > end or raw > _MAX_BODY:
         raise FormatError("the object is not a profile in a format known to this release")
     head = record.decode(data[_HEAD.size : _HEAD.size + length])
-    body = bytes(codec.decode(codec.ZSTD, memoryview(data)[_HEAD.size + length : end], raw))
+    body = expand(memoryview(data)[_HEAD.size + length : end], raw)
     try:
         if (head["repo"], head["label"], head["n"]) != (repo, label, n):
             raise FormatError(f"the object is not profile {n} of {repo}+{label}")

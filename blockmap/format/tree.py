@@ -120,20 +120,26 @@ def assemble(leaves: Iterable[tuple[int, Leaf]], size: int) -> Draft:
     return draft
 
 
+def grown(base: Root, size: int) -> Draft:
+    """Returns the tree of the same extents in a volume of `size` blocks, which is no smaller: it has new nodes above the root."""
+    digest, placement = base.digest, base.placement
+    draft = Draft(Root(digest, size, placement))
+    if digest != ABSENT:
+        for level in range(base.level + 1, height(size) + 1):
+            wrapper = Inner(level, [0], [digest], [placement])
+            digest, placement = wrapper.digest, None
+            draft.nodes[digest] = wrapper
+        draft.root = Root(digest, size, placement)
+    return draft
+
+
 def rewrite(base: Root, edits: list[Extent], size: int, load: Load, placements: dict[Digest, Placement]) -> Draft:
     """Builds the tree of `edits` over `base`; loads only leaves that an edit covers in part. The volume may grow to `size`."""
     if size < base.size:
         raise FormatError(f"a volume cannot shrink from {base.size} to {size} blocks")
     if edits and edits[-1].end > size:
         raise FormatError(f"an extent ends at block {edits[-1].end} of a volume of {size} blocks")
-    level = height(size)
-    draft = Draft(Root(ABSENT, size))
-    digest, placement = base.digest, base.placement
-    if digest != ABSENT:
-        for above in range(base.level + 1, level + 1):
-            wrapped = Inner(above, [0], [digest], [placement])
-            digest, placement = wrapped.digest, None
-            draft.nodes[digest] = wrapped
+    draft = grown(base, size)
 
     def reach(name: Digest, place: Placement | None, level: int) -> Node:
         return draft.nodes.get(name) or _load_at(level, name, place, load)
@@ -179,7 +185,8 @@ def rewrite(base: Root, edits: list[Extent], size: int, load: Load, placements: 
         draft.nodes[made.digest] = made
         return made.digest, None
 
-    digest, placement = visit(level, 0, list(cut_at_spans(edits)), digest, placement)
+    above = draft.root
+    digest, placement = visit(above.level, 0, list(cut_at_spans(edits)), above.digest, above.placement)
     draft.root = Root(digest, size, placement)
     _drop_unreachable(draft)
     return draft
@@ -199,67 +206,6 @@ def find(root: Root, span: int, load: Load) -> Leaf | None:
         child = node.child(span // FANOUT ** (level - 1) % FANOUT)
         digest, placement = child or (ABSENT, None)
     return None
-
-
-def leaves(root: Root, load: Load) -> Iterator[tuple[int, Leaf]]:
-    """Yields all leaves in volume order, each with the number of its span."""
-    for span, node in nodes(root, load):
-        if isinstance(node, Leaf):
-            yield span, node
-
-
-def nodes(root: Root, load: Load) -> Iterator[tuple[int, Node]]:
-    """Yields all nodes, parents first, each with the number of the first span below it."""
-
-    def walk(digest: Digest, placement: Placement | None, level: int, span: int) -> Iterator[tuple[int, Node]]:
-        node = _load_at(level, digest, placement, load)
-        yield span, node
-        if isinstance(node, Inner):
-            for slot, child, place in zip(node.slots, node.children, node.placements, strict=True):
-                yield from walk(child, place, level - 1, span + slot * FANOUT ** (level - 1))
-
-    if root.digest != ABSENT:
-        yield from walk(root.digest, root.placement, root.level, 0)
-
-
-def diff(left: Root, right: Root, load: Load) -> Iterator[tuple[int, Leaf | None, Leaf | None]]:
-    """Yields the spans whose leaves differ, in order; visits only nodes whose digests differ. Both volumes have one size."""
-    if left.level != right.level:
-        raise FormatError("only volumes of one height can be compared")
-    Place = tuple[Digest, Placement | None]
-
-    def walk(a: Place, b: Place, level: int, span: int) -> Iterator[tuple[int, Leaf | None, Leaf | None]]:
-        if a[0] == b[0]:
-            return
-        one = _load_at(level, *a, load) if a[0] != ABSENT else None
-        two = _load_at(level, *b, load) if b[0] != ABSENT else None
-        if level == 0:
-            assert not isinstance(one, Inner)
-            assert not isinstance(two, Inner)
-            yield span, one, two
-            return
-        assert not isinstance(one, Leaf)
-        assert not isinstance(two, Leaf)
-        slots = sorted({*(one.slots if one else ()), *(two.slots if two else ())})
-        absent: Place = (ABSENT, None)
-        for slot in slots:
-            below = span + slot * FANOUT ** (level - 1)
-            yield from walk((one and one.child(slot)) or absent, (two and two.child(slot)) or absent, level - 1, below)
-
-    yield from walk((left.digest, left.placement), (right.digest, right.placement), left.level, 0)
-
-
-def check(root: Root, load: Load) -> None:
-    """Asserts every invariant of a tree and its nodes."""
-
-    def checked(name: Digest, place: Placement | None) -> Node:
-        node = load(name, place)
-        _check_node(node, name, node.level)
-        return node
-
-    for span, node in nodes(root, checked):
-        if isinstance(node, Leaf) and span * SPAN + int(node.starts[-1]) + int(node.lengths[-1]) > root.size:
-            raise FormatError(f"leaf {span} has an extent beyond the end of {root}")
 
 
 def _check_node(node: Node, name: Digest, level: int) -> None:

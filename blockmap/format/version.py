@@ -45,6 +45,10 @@ class NodeRun:
     start: int
     end: int
 
+    def has(self, place: Placement) -> bool:
+        """Returns True if the run holds all that is stored at `place`."""
+        return place.pack == self.pack and self.start <= place.offset <= self.end - place.stored
+
 
 @dataclass(frozen=True, slots=True)
 class Version:

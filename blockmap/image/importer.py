@@ -10,11 +10,9 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import zstandard
-
 from blockmap.filesystem.ext4.writer import WRITER, Ext4Writer
 from blockmap.filesystem.member import ImageSource
-from blockmap.format import BLOCK, codec, filemap, keys, layer, oci
+from blockmap.format import BLOCK, filemap, keys, layer, oci
 from blockmap.format.digest import Digest
 from blockmap.format.filemap import File
 from blockmap.format.version import Version, WriterLayout
@@ -30,6 +28,7 @@ from blockmap.publish.trees import Trees
 from blockmap.store.base import Pruner
 from blockmap.store.names import NameLog, NameTarget
 from blockmap.store.opening import Format
+from blockmap.store.packs import body_stream, compress
 
 THRESHOLD_BLOCKS = 32
 """Files from this size on are cut at their edges.
@@ -60,7 +59,7 @@ class LayerHeaders:
     """A layer's archive without its contents, compressed as it comes."""
 
     def __init__(self) -> None:
-        self._compressor = zstandard.ZstdCompressor(level=codec.LEVEL).compressobj()
+        self._compressor = body_stream()
         self.packed = bytearray()
         self.raw = 0
 
@@ -139,7 +138,7 @@ class Importer:
         if isinstance(source, DiskSource):
             return
         store, name, number = self._store, published.version, published.number
-        put(store, keys.filemap(version.root.digest), [filemap.encode(version.root.digest, laid.files)])
+        put(store, keys.filemap(version.root.digest), [filemap.encode(version.root.digest, laid.files, compress)])
         for own, headers in zip(source.layers, laid.headers, strict=True):
             record = layer.LayerRecord(own.chain, name, number, headers.raw, bytes(headers.packed))
             put(store, keys.layer(own.chain, 1), [layer.encode(record)])

@@ -12,9 +12,10 @@ from blockmap.format.filemap import FileRun
 from blockmap.format.node import Leaf, Placement
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.tree import Root
-from blockmap.store.plan import chunk_at
-from blockmap.store.repository import Repository, open_chunk
-from blockmap.store.walk import fetch, nodes
+from blockmap.store.packs import Sealer, compress, raised
+from blockmap.store.plan import Wanted, chunk_at
+from blockmap.store.repository import Repository
+from blockmap.store.walk import nodes
 
 _BATCH_BYTES = 32 << 20
 """Bytes of chunks, after decompression, that are in memory besides the bundle."""
@@ -40,9 +41,13 @@ def build_bundle(
     spans = {
         span for start, length in (*read, *extras) for span in range(start // SPAN, (start + length - 1) // SPAN + 1)
     }
-    every = nodes(repository, root)
-    above = [own for own in every if not isinstance(own.node, Leaf) or own.span in spans]
-    leaves = {own.span: own.node for own in above if isinstance(own.node, Leaf)}
+    frames: dict[Digest, bytes] = {}
+
+    def keep(item: Wanted, frame: bytes) -> None:
+        frames[item.name] = frame
+
+    every = list(nodes(root, lambda refs: repository.packs.nodes(refs, keep)))
+    leaves = {span: node for span, node in every if isinstance(node, Leaf) and span in spans}
     extents = [extent for span, leaf in sorted(leaves.items()) for extent in leaf.extents(span * SPAN)]
     places = {
         chunk: place
@@ -50,15 +55,16 @@ def build_bundle(
         for chunk, place in zip(leaf.chunks, leaf.placements, strict=True)
         if place is not None
     }
-    nodes_above = dict.fromkeys((own.name, own.frame) for own in above)
-    further = [each for each in dict.fromkeys((own.name, own.frame) for own in every) if each not in nodes_above]
+    above = {node.digest: frames[node.digest] for span, node in every if not isinstance(node, Leaf) or span in spans}
+    further = [each for each in frames.items() if each[0] not in above]
     if sum(len(frame) for _, frame in further) > _FURTHER_SHARE * BLOCK * sum(own.blocks for own in read_items):
         further = []
     first = _masks(read, extents)
     later = {chunk: mask & ~first.get(chunk, 0) for chunk, mask in _masks(extras, extents).items()}
     pieces = [*first.items(), *((chunk, mask) for chunk, mask in later.items() if mask)]
     chunks = _chunks(repository, pieces, places)
-    return bundle.encode(list(nodes_above), chunks, read_items, image_blocks, secrets.token_bytes(16), further, ported)
+    salt, seal = secrets.token_bytes(16), Sealer().seal
+    return bundle.encode(list(above.items()), chunks, read_items, image_blocks, salt, seal, compress, further, ported)
 
 
 def _masks(runs: Sequence[FileRun], extents: Sequence[Extent]) -> dict[Digest, int]:
@@ -85,7 +91,7 @@ def _chunks(
         batch.append((chunk, mask))
         waiting += places[chunk].raw
         if waiting >= _BATCH_BYTES or number == len(masks) - 1:
-            stored = fetch(repository, [chunk_at(name, places[name]) for name in dict(batch)])
+            stored = repository.packs.fetch(chunk_at(name, places[name]) for name, _ in batch)
             for name, own in batch:
-                yield name, own, open_chunk(name, places[name], stored[name])
+                yield name, own, repository.packs.open_chunk(name, places[name], raised(stored[name]))
             batch, waiting = [], 0

@@ -10,6 +10,7 @@ from blockmap.format import trace as traces
 from blockmap.format.profile import Profile
 from blockmap.format.refs import to_component
 from blockmap.format.trace import Trace
+from blockmap.store.packs import compress, expand
 
 _SUFFIX = ".trace"
 
@@ -63,12 +64,12 @@ class LocalProfiles:
     def get(self, repo: str, label: str) -> Profile | None:
         """Returns the profile of a repository and label; None if it is absent or damaged."""
         try:
-            return profiles.decode(self.path(repo, label).read_bytes(), repo, label, 0)
+            return profiles.decode(self.path(repo, label).read_bytes(), repo, label, 0, expand)
         except (OSError, FormatError):
             return None
 
     def put(self, profile: Profile) -> Path:
         """Stores a profile in place of the one before, and returns its path. Raises StoreReadOnly or StoreUnavailable."""
         path = self.path(profile.repo, profile.label)
-        durable.replace(path, profiles.encode(profile))
+        durable.replace(path, profiles.encode(profile, compress))
         return path

@@ -3,11 +3,10 @@
 from blockmap.errors import NotFound
 from blockmap.format.chunker import SPAN
 from blockmap.format.filemap import File
-from blockmap.format.node import Leaf
 from blockmap.format.tree import Root
 from blockmap.learn.block_index import BlockIndex
 from blockmap.store.repository import Repository
-from blockmap.store.walk import nodes
+from blockmap.store.walk import leaves
 
 
 def index_of(repository: Repository, root: Root) -> BlockIndex:
@@ -16,5 +15,5 @@ def index_of(repository: Repository, root: Root) -> BlockIndex:
         files: list[File] = repository.file_map(root.digest)
     except NotFound:
         files = []
-    leaves = sorted((own.span, own.node) for own in nodes(repository, root) if isinstance(own.node, Leaf))
-    return BlockIndex(root.digest, (extent for span, leaf in leaves for extent in leaf.extents(span * SPAN)), files)
+    found = leaves(root, repository.packs.nodes)
+    return BlockIndex(root.digest, (extent for span, leaf in found for extent in leaf.extents(span * SPAN)), files)

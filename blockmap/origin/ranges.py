@@ -1,4 +1,4 @@
-"""The ranges of packs that are read from the store, and what they tell of the link to it.
+"""The ranges that are read from the store, and what they tell of the link to it.
 
 Demand comes first: what nobody waits for is not asked for while readers have more under way than the link holds.
 """
@@ -11,7 +11,6 @@ from blockmap.format import keys
 from blockmap.origin.link import Link
 from blockmap.origin.outage import OutageGate
 from blockmap.store.base import Reader
-from blockmap.store.plan import Request
 
 _WORTH_SPLITTING_S = 1e-3
 
@@ -87,11 +86,6 @@ class Ranges:
             self._link.note(began, time.monotonic(), count)
         self.line.answered()
         return memoryview(stored)
-
-    def get(self, request: Request, demand: bool) -> memoryview:
-        """The bytes from the first of a request to the last; Corrupt, NotFound, StoreUnavailable."""
-        first = request[0].place
-        return self.read(keys.pack(first.pack), first.offset, request[-1].end, demand)
 
     def status(self) -> dict[str, int]:
         with self._lock:

@@ -8,8 +8,7 @@ from typing import TypeVar
 from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreError
 from blockmap.format import hooks, keys
 from blockmap.format.digest import ABSENT, Digest
-from blockmap.format.node import Leaf
-from blockmap.format.tree import Root, nodes
+from blockmap.format.tree import Root
 from blockmap.publish.dedup_index import DedupIndex, StoredTree
 from blockmap.publish.local import CatalogueSnapshot, LocalCatalogue, Numbered
 from blockmap.publish.object_writer import put
@@ -17,6 +16,7 @@ from blockmap.publish.parallel import gather
 from blockmap.store.base import Writer
 from blockmap.store.names import NameReader
 from blockmap.store.repository import Repository
+from blockmap.store.walk import leaves
 
 _log = logging.getLogger(__name__)
 
@@ -133,8 +133,8 @@ def _make(store: Writer, places: list[Root]) -> bytes:
     error: BlockmapError = Corrupt("it is stored nowhere")
     for root in places:
         try:
-            own = ((span, node.chunks) for span, node in nodes(root, repository.node) if isinstance(node, Leaf))
-            made = hooks.encode(root.digest, hooks.sample(own))
+            own = leaves(root, repository.packs.nodes)
+            made = hooks.encode(root.digest, hooks.sample((span, leaf.chunks) for span, leaf in own))
         except BlockmapError as why:
             error = why
             continue

@@ -16,19 +16,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
 from types import TracebackType
 
 import numpy as np
 
 from blockmap.format import BLOCK
 from blockmap.format.chunker import Parameters, hashes, split, zero_blocks
-from blockmap.format.codec import Encoder
 from blockmap.format.digest import Digest, block_digests, chunk_digest
 from blockmap.format.node import Placement
 from blockmap.format.pack import TARGET_BYTES, Pack, PackedFrame, PackKind, seal
 from blockmap.publish.chunk_table import ChunkTable, ExtentTable
 from blockmap.publish.stages import Stages
+from blockmap.store.packs import Sealer
 
 _SEGMENT_BYTES = 1 << 20
 _QUEUED_SEGMENTS = 8
@@ -98,7 +97,7 @@ class ChunkWriter:
         self._compressors = ThreadPoolExecutor(workers, "compress")
         self._storing: deque[Future[None]] = deque()
         self._storers = ThreadPoolExecutor(_PACKS_IN_FLIGHT, "store")
-        self._encoders = threading.local()
+        self._sealers = threading.local()
         self._undecided: list[tuple[int, Digest, bytes]] = []
         self._undecided_bytes = 0
         self._batch: list[tuple[int, Digest, bytes]] = []
@@ -249,19 +248,11 @@ class ChunkWriter:
             self._collect()
 
     def _compress_batch(self, chunks: list[tuple[Digest, bytes]]) -> list[PackedFrame]:
-        encoder: Encoder | None = getattr(self._encoders, "own", None)
-        if encoder is None:
-            encoder = self._encoders.own = Encoder()
+        sealer: Sealer | None = getattr(self._sealers, "own", None)
+        if sealer is None:
+            sealer = self._sealers.own = Sealer()
         with self._stages.time("zstd"):
-            coded = [encoder.encode(data) for _, data in chunks]
-            # zstd shrinks large allocations, and what lies between the small ones that stay is of no use to anyone:
-            # without this copy, memory grew by 11 kB for each chunk of a pack. It also lets go of the blocks themselves.
-            packed = memoryview(b"".join(stored for _, stored in coded))
-        ends = accumulate(len(stored) for _, stored in coded)
-        return [
-            PackedFrame(name, codec, packed[end - len(stored) : end], len(data))
-            for (name, data), (codec, stored), end in zip(chunks, coded, ends, strict=True)
-        ]
+            return sealer.frames(chunks)
 
     def _collect(self) -> None:
         numbers, batch = self._compressing.popleft()

@@ -6,18 +6,19 @@ very chunk. Memory is bounded, whatever the store has: the leaves used last, and
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from blockmap.errors import BlockmapError, Corrupt
 from blockmap.format.chunker import SPAN
-from blockmap.format.digest import ABSENT, Digest
+from blockmap.format.digest import Digest
 from blockmap.format.hooks import Hooks
 from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
 from blockmap.format.tree import Root, coverage
-from blockmap.publish.parallel import gather
 from blockmap.publish.sparse import Champion, HookTable
+from blockmap.store.packs import NodeRef
 from blockmap.store.repository import Repository
+from blockmap.store.walk import Spot, visit
 
 MAX_CHUNKS = 100_000
 """Chunks whose placements are remembered, about 450 bytes each."""
@@ -26,9 +27,6 @@ _NEIGHBOURS = 8
 """Leaves read on either side of one that is worth it: a volume goes on as that tree does, and they cost a step less."""
 _MOST_LEAVES = 96
 """Read for one lookup at most: 1.5 MB or so."""
-
-At = tuple[Digest, Placement | None]
-"""A node, and where it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +92,8 @@ class DedupIndex:
         self._table = HookTable([tree.hooks for tree in trees])
         self._warn = warn
         self._recent = RecentLeaves(MAX_CHUNKS)
-        self._inner: OrderedDict[At, Inner] = OrderedDict()
-        self._unreadable: dict[At, BlockmapError] = {}
+        self._inner: OrderedDict[NodeRef, Inner] = OrderedDict()
+        self._unreadable: dict[NodeRef, BlockmapError] = {}
         self._read: dict[Digest, Placement] = {}
         self._said: set[str] = set()
 
@@ -119,24 +117,15 @@ class DedupIndex:
 
     def whole(self, root: Root) -> bool:
         """Whether all nodes of a stored tree can be read."""
-        level: list[At] = [(root.digest, root.placement)] if root.digest != ABSENT else []
-        for height in range(root.level, -1, -1):
-            if height == 0:
-                level = [at for at in level if self._read.get(at[0]) != at[1]]
-            found = gather(self._look_at, level)
-            if self._failed(level, found):
-                return False
-            level = [
-                child
-                for node in found
-                if isinstance(node, Inner)
-                for child in zip(node.children, node.placements, strict=True)
-            ]
-        return True
+
+        def unread(level: int, row: list[Spot]) -> list[Spot]:
+            return row if level else [spot for spot in row if self._read.get(spot.ref[0]) != spot.ref[1]]
+
+        return not any(isinstance(found, BlockmapError) for _, found in visit(root, self._nodes, unread))
 
     def _load(self, champions: Sequence[Champion]) -> bool:
         """Reads leaves and their neighbours; True where a champion failed, so that others may now be better."""
-        wanted: dict[At, None] = {}
+        wanted: dict[NodeRef, None] = {}
         failed = False
         for champion in champions:
             try:
@@ -151,14 +140,13 @@ class DedupIndex:
                     with contextlib.suppress(BlockmapError):
                         wanted[self._locate(Champion(champion.tree, span))] = None
         unread = [at for at in wanted if at[0] not in self._recent.leaves][:_MOST_LEAVES]
-        found = gather(self._node, unread)
-        for at, node in zip(unread, found, strict=True):
-            if isinstance(node, Leaf):
-                self._recent.add(at[0], node)
-                self._keep(at)
-        return self._failed(unread, found) or failed
+        for at, found in zip(unread, self._nodes(unread), strict=True):
+            if isinstance(found, Leaf):
+                self._recent.add(at[0], found)
+            failed = failed or isinstance(found, BlockmapError)
+        return failed
 
-    def _locate(self, champion: Champion) -> At:
+    def _locate(self, champion: Champion) -> NodeRef:
         """Where a leaf is stored, in any of the places of its tree; BlockmapError."""
         error: BlockmapError = Corrupt("the hooks of a tree name a leaf that cannot be read, or that it has not")
         for root in self._trees[champion.tree].roots:
@@ -171,8 +159,8 @@ class DedupIndex:
                 return at
         raise error
 
-    def _descend(self, root: Root, span: int) -> At | None:
-        at: At = root.digest, root.placement
+    def _descend(self, root: Root, span: int) -> NodeRef | None:
+        at: NodeRef = root.digest, root.placement
         if not 0 <= span < coverage(root.level) // SPAN:
             return None
         for level in range(root.level, 0, -1):
@@ -182,9 +170,9 @@ class DedupIndex:
             at = child
         return at
 
-    def _inner_at(self, at: At) -> Inner:
+    def _inner_at(self, at: NodeRef) -> Inner:
         if at not in self._inner:
-            node = self._node(at)
+            node = self._repository.node(*at)
             if not isinstance(node, Inner):
                 raise Corrupt(f"node {at[0].hex()} is a leaf where an inner node is expected")
             self._inner[at] = node
@@ -192,32 +180,20 @@ class DedupIndex:
                 self._inner.popitem(last=False)
         return self._inner[at]
 
-    def _node(self, at: At) -> Node:
-        """Called from several threads."""
-        if at in self._unreadable:
-            raise self._unreadable[at]
-        return self._inner.get(at) or self._repository.node(*at)
-
-    def _look_at(self, at: At) -> Inner | None:
-        """Reads a node without keeping a leaf: there may be thousands."""
-        node = self._node(at)
-        if isinstance(node, Inner):
-            return node
-        self._keep(at)
-        return None
-
-    def _keep(self, at: At) -> None:
-        name, place = at
-        if place is not None:
-            self._read[name] = place
-
-    def _failed(self, ats: Iterable[At], found: Sequence[object]) -> bool:
-        """Remembers and says what could not be read; whether there was such a thing."""
-        errors = [(at, error) for at, error in zip(ats, found, strict=True) if isinstance(error, BlockmapError)]
-        for at, error in errors:
-            self._unreadable[at] = error
-            self._note(error)
-        return bool(errors)
+    def _nodes(self, refs: Sequence[NodeRef]) -> list[Node | BlockmapError]:
+        """Returns nodes, or why they cannot be read, which is remembered and said; keeps no leaf: there may be thousands."""
+        found: dict[NodeRef, Node | BlockmapError] = {ref: self._inner[ref] for ref in refs if ref in self._inner}
+        found |= {ref: self._unreadable[ref] for ref in refs if ref in self._unreadable}
+        unread = [ref for ref in refs if ref not in found]
+        for ref, node in zip(unread, self._repository.packs.nodes(unread), strict=True):
+            found[ref] = node
+            name, place = ref
+            if isinstance(node, BlockmapError):
+                self._unreadable[ref] = node
+                self._note(node)
+            elif isinstance(node, Leaf) and place is not None:
+                self._read[name] = place
+        return [found[ref] for ref in refs]
 
     def _note(self, error: BlockmapError) -> None:
         text = f"not deduplicating against what cannot be read: {error}"

@@ -9,12 +9,12 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from blockmap.format.codec import RAW, Encoder
 from blockmap.format.digest import ABSENT, DIGEST_BYTES, HEADER, Digest
 from blockmap.format.node import Inner, Leaf, Placement, encode
 from blockmap.format.pack import TARGET_BYTES, Pack, PackedFrame, PackKind, head_bytes, seal
 from blockmap.format.tree import Draft, Root
 from blockmap.format.version import NodeRun
+from blockmap.store.packs import UNCOMPRESSED, Sealer
 
 RUN_BYTES = 256 << 10
 """What an open reads at most in one go."""
@@ -44,7 +44,7 @@ def store_nodes(
     leaves: dict[Digest, Leaf] = {}
     for draft in drafts:
         _collect(draft, inner, leaves)
-    encoder = Encoder()
+    sealer = Sealer()
     where: dict[Digest, Placement] = {}
     first: list[PackedFrame] = []
     later: list[PackedFrame] = []
@@ -68,7 +68,7 @@ def store_nodes(
             continue
         known = [at or place(chunk) for chunk, at in zip(leaf.chunks, leaf.placements, strict=True)]
         raw = encode(leaf.with_placements(known))
-        frame = PackedFrame(name, *encoder.encode(raw), len(raw))
+        frame = PackedFrame(name, *sealer.seal(raw), len(raw))
         budget -= len(frame.data)
         run -= len(frame.data)
         overflowing = overflowing or budget < 0
@@ -126,7 +126,7 @@ def _seal_first(
     offset = head_bytes(len(here))
     local: dict[Digest, Placement] = {}
     for name, size in zip(inner, sizes, strict=True):
-        local[name] = Placement(ABSENT, RAW, offset, size, size)
+        local[name] = Placement(ABSENT, UNCOMPRESSED, offset, size, size)
         offset += size
     for frame in leaves:
         local[frame.digest] = Placement(ABSENT, frame.codec, offset, len(frame.data), frame.raw)
@@ -139,7 +139,7 @@ def _seal_first(
         ]
         raw = encode(node.with_placements(known))
         assert len(raw) == local[name].raw
-        frames.append(PackedFrame(name, RAW, raw, len(raw)))
+        frames.append(PackedFrame(name, UNCOMPRESSED, raw, len(raw)))
     return seal(PackKind.NODES, [*frames, *leaves], salt)
 
 

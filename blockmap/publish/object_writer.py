@@ -9,6 +9,7 @@ from blockmap.format.pack import Pack
 from blockmap.format.version import Version
 from blockmap.publish.local import Numbered
 from blockmap.store.base import Buffer, Pruner, Writer
+from blockmap.store.packs import pack_key
 from blockmap.store.repository import VERSION_ATTEMPTS
 
 _CREATE_ATTEMPTS = 3
@@ -32,7 +33,7 @@ class ObjectWriter:
         self._version_key: str | None = None
 
     def put_pack(self, made: Pack) -> None:
-        key = keys.pack(made.name)
+        key = pack_key(made.name)
         self._packs.append(key)
         put(self._store, key, made.parts)  # random salt is in its name: one that is there already is this one
 

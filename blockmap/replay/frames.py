@@ -17,6 +17,7 @@ from blockmap.format import BLOCK
 from blockmap.format import bundle as bundles
 from blockmap.format.bundle import BundleHead, NodeAt, Piece
 from blockmap.replay.node_stager import NodeStager
+from blockmap.store.packs import Packs
 
 _log = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ class FrameDecoder:
     def _land(self, head: BundleHead, frame: BundleFrame, stored: memoryview) -> None:
         """FormatError where the frame is damaged as a whole; HostError."""
         # A copy of what is not compressed, else a few KiB in the landing would keep the range in memory that brought them.
-        content = memoryview(bytes(bundles.open_frame(head, frame.number, stored)))
+        content = memoryview(bytes(Packs.open_frame(head, frame.number, stored)))
         for stem in frame.stems:
             damaged = self._stems.put(stem.node, bytes(content[stem.offset : stem.offset + stem.length]))
             if damaged:

@@ -5,9 +5,9 @@ from hashlib import sha256
 
 from blockmap.cache.cache import Cache
 from blockmap.errors import Corrupt, FormatError
-from blockmap.format import bundle as bundles
 from blockmap.format.bundle import BundleHead
 from blockmap.format.hint import BundleRef
+from blockmap.store.packs import Packs
 
 
 def load(cache: Cache, about: BundleRef) -> BundleHead | None:
@@ -16,7 +16,7 @@ def load(cache: Cache, about: BundleRef) -> BundleHead | None:
     if data is None or len(data) != about.table:
         return None
     with suppress(FormatError):
-        head = bundles.decode_head(data)
+        head = Packs.open_bundle(data)
         return head if head.end == about.length else None
     return None
 
@@ -25,7 +25,7 @@ def store(cache: Cache, about: BundleRef, data: memoryview) -> BundleHead:
     """Out of the first bytes of a bundle, and kept; Corrupt."""
     stored = data[: about.table]
     try:
-        head = bundles.decode_head(stored)
+        head = Packs.open_bundle(stored)
     except FormatError as error:
         raise Corrupt(f"bundle {about.key} is damaged: {error}") from error
     cache.put(_key(about), stored)

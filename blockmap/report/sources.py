@@ -24,6 +24,7 @@ from blockmap.report import files
 from blockmap.report.data import Image, ReportRun, analyse, expand
 from blockmap.report.files import Numbers
 from blockmap.store.observed import Call
+from blockmap.store.packs import Packs
 from blockmap.store.profiles import ProfileReader
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
@@ -141,7 +142,7 @@ def _bundle(repository: Repository, head: TraceHead, n: int) -> bundle.BundleHea
     data = repository.store.get(keys.bundle(head.version, head.label, n))
     try:
         _, length = bundle.measure(lambda start, end: data[start:end])
-        return bundle.decode_head(memoryview(data)[:length])
+        return Packs.open_bundle(memoryview(data)[:length])
     except (FormatError, struct.error) as error:
         raise Corrupt(f"the bundle of profile {n} on version {head.version.hex()} is damaged: {error}") from error
 

@@ -6,14 +6,18 @@ In volume order, which is that of the packs; while the link has room beside what
 import logging
 import threading
 import time
+from collections.abc import Sequence
 
 from blockmap.errors import BlockmapError
 from blockmap.fetch.fetcher import Fetcher
-from blockmap.format.tree import Root, leaves
+from blockmap.format.node import Node
+from blockmap.format.tree import Root
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.replay.replay import Replay
+from blockmap.store.packs import NodeRef
 from blockmap.store.plan import Wanted
-from blockmap.volume.leaves import all_chunks, load_node
+from blockmap.store.walk import leaves
+from blockmap.volume.leaves import all_chunks, bring_nodes, load_node
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +57,7 @@ class Hydration:
         if self._replay is not None:
             self._replay.wait_end(_REPLAY_SECONDS)
         try:
-            for _, leaf in leaves(self._root, lambda name, place: load_node(self._fetcher, name, place, _PATIENCE)):
+            for _, leaf in leaves(self._root, self._load):
                 wanted, size = [], 0
                 for item in all_chunks(leaf):
                     wanted.append(item)
@@ -70,6 +74,10 @@ class Hydration:
         except BlockmapError as error:
             self.ended = f"failed: {error}"
             _log.warning("%s is not brought to its end: %s", self.name, error)
+
+    def _load(self, refs: Sequence[NodeRef]) -> list[Node]:
+        bring_nodes(self._fetcher, refs)
+        return [load_node(self._fetcher, name, place, _PATIENCE) for name, place in refs]
 
     def _bring(self, wanted: list[Wanted], size: int) -> None:
         if self._stop.is_set():

@@ -1,5 +1,6 @@
 """Shared things: objects by URL, verified chunks and records above them, and logs.
 
-Imports `format`, `durable` and `errors`. Bytes come from `publish` and go to `fetch`; what does not match its name gets
-neither in nor out.
+`packs` alone knows where packs lie and how frames are coded; whoever reads a whole tree walks it with `walk`. Imports
+`format`, `durable` and `errors`. Bytes come from `publish` and go to `fetch`; what does not match its name gets neither
+in nor out.
 """

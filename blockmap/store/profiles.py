@@ -20,6 +20,7 @@ from blockmap.format.profile import Profile
 from blockmap.store.base import Reader, Writer
 from blockmap.store.log import DenseLog, LogReader, newest_of, nonce
 from blockmap.store.names import NameLog, StoredEntry
+from blockmap.store.packs import compress, expand
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class ProfileReader:
     def get(self, repo: str, label: str, n: int) -> Profile:
         """Returns profile `n`; NotFound, Corrupt."""
         try:
-            return profiles.decode(self._store.get(keys.profile(repo, label, n)), repo, label, n)
+            return profiles.decode(self._store.get(keys.profile(repo, label, n)), repo, label, n, expand)
         except FormatError as error:
             raise Corrupt(f"profile {n} of {repo}+{label} is damaged: {error}") from error
 
@@ -93,7 +94,7 @@ class ProfileLog(ProfileReader):
             n = log.newest(n) + 1
             signed = replace(made, n=n, host=socket.gethostname(), time=int(self._clock()), nonce=nonce())
             what = f"what was learnt about {made.repo}+{made.label} was published"
-            if log.append(n, profiles.encode(signed), what) is None:
+            if log.append(n, profiles.encode(signed, compress), what) is None:
                 return signed
 
     def advise(self, repo: str, version: Digest) -> int:

@@ -1,70 +1,111 @@
-"""Reads nodes and chunks of a tree from the store, many at once, in few ranges."""
+"""Walks trees level by level from the root, many nodes at once, whatever loads them (`Packs.nodes`, or a cache)."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-from blockmap.errors import Corrupt
-from blockmap.format import keys
+from blockmap.errors import BlockmapError, Corrupt
 from blockmap.format.digest import ABSENT, Digest
-from blockmap.format.node import FANOUT, Inner, Node, Placement
-from blockmap.format.tree import Root
-from blockmap.store.concurrent import each
-from blockmap.store.plan import MAX_REQUEST_BYTES, Request, Wanted, node_at, requests
-from blockmap.store.repository import Repository, open_node
+from blockmap.format.node import FANOUT, Inner, Leaf, Node
+from blockmap.format.tree import Root, grown, height
+from blockmap.store.packs import NodeRef, raised
+
+LoadNodes = Callable[[Sequence[NodeRef]], Sequence[Node | BlockmapError]]
+"""Gives nodes in order, with the error in place of one that cannot be read; it may raise it as well, which ends the walk."""
+
+_AT_ONCE = 512
+"""Nodes that are loaded at once: leaves are some 14 KB as stored and 25 KB in memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredNode:
-    """A node as it is stored where the tree says."""
+class Spot(NamedTuple):
+    """A place in a tree that a walk comes to."""
 
-    name: Digest
-    frame: bytes
-    node: Node
+    ref: NodeRef
     span: int
-    """The first below it."""
+    """The first span below it."""
 
 
-def nodes(repository: Repository, root: Root, spans: Collection[int] | None = None) -> list[StoredNode]:
-    """The nodes above the leaves of `spans` (None: of all), and these leaves, parents first; Corrupt, StoreUnavailable."""
-    found: list[StoredNode] = []
-    row = [] if root.digest == ABSENT else [(root.digest, root.placement, 0)]
+Select = Callable[[int, list[Spot]], list[Spot]]
+"""Says which of a level's nodes the walk goes on with, and in what order."""
+
+
+def visit(root: Root, load: LoadNodes, select: Select | None = None) -> Iterator[tuple[int, Node | BlockmapError]]:
+    """Yields nodes, parents first and each level in volume order, or the error in place of one: what is below it is left out.
+
+    Each comes with the number of the first span below it.
+    """
+    row = [] if root.digest == ABSENT else [Spot((root.digest, root.placement), 0)]
     for level in range(root.level, -1, -1):
-        wanted = [(node_at(name, _placed(name, place)), span) for name, place, span in row]
-        frames = fetch(repository, list({item.key: item for item, _ in wanted}.values()))
+        chosen = row if select is None else select(level, row)
         row = []
-        for item, span in wanted:
-            node, frame = open_node(item.name, item.place, frames[item.key])
-            if node.level != level:
-                raise Corrupt(f"node {item.name.hex()} has level {node.level} where {level} is expected")
-            found.append(StoredNode(item.name, frame, node, span))
-            if isinstance(node, Inner):
-                row += _children(node, span, spans)
-    return found
+        for start in range(0, len(chosen), _AT_ONCE):
+            batch = chosen[start : start + _AT_ONCE]
+            for (_, span), found in zip(batch, _loaded(level, [spot.ref for spot in batch], load), strict=True):
+                yield span, found
+                if isinstance(found, Inner):
+                    row += [Spot(ref, span + slot * _spans(level - 1)) for slot, ref in _children(found).items()]
 
 
-def fetch(repository: Repository, items: Collection[Wanted]) -> dict[bytes, bytes | memoryview]:
-    """What is stored at the places of `items`, by their keys, not verified yet."""
-
-    def get(request: Request) -> list[tuple[bytes, bytes | memoryview]]:
-        start = request[0].place.offset
-        data = memoryview(repository.store.get_range(keys.pack(request[0].place.pack), start, request[-1].end))
-        return [(item.key, data[item.place.offset - start : item.end - start]) for item in request]
-
-    return dict(pair for pairs in each(get, requests(items, MAX_REQUEST_BYTES)) for pair in pairs)
+def nodes(root: Root, load: LoadNodes) -> Iterator[tuple[int, Node]]:
+    """Yields all nodes, each with the number of the first span below it; raises what is wrong with one."""
+    return ((span, raised(found)) for span, found in visit(root, load))
 
 
-def _placed(name: Digest, place: Placement | None) -> Placement:
-    if place is None:
-        raise Corrupt(f"nothing says where node {name.hex()} is stored")
-    return place
+def leaves(root: Root, load: LoadNodes, select: Select | None = None) -> Iterator[tuple[int, Leaf]]:
+    """Yields the leaves in volume order, each with the number of its span; raises what is wrong with a node."""
+    for span, found in visit(root, load, select):
+        node = raised(found)
+        if isinstance(node, Leaf):
+            yield span, node
 
 
-def _children(node: Inner, span: int, spans: Collection[int] | None) -> list[tuple[Digest, Placement | None, int]]:
-    width = FANOUT ** (node.level - 1)
-    below = [
-        (name, place, span + slot * width)
-        for slot, name, place in zip(node.slots, node.children, node.placements, strict=True)
+def diff(left: Root, right: Root, load: LoadNodes) -> Iterator[tuple[int, Leaf | None, Leaf | None]]:
+    """Yields the spans whose leaves differ, in order, with both leaves; loads only nodes whose digests differ.
+
+    The lower of two trees is compared as that of a volume of the other's size, which has the same leaves.
+    """
+    size = max(left.size, right.size)
+    one, two = grown(left, size), grown(right, size)
+    made = one.nodes | two.nodes
+    absent: NodeRef = (ABSENT, None)
+    row = [(0, (one.root.digest, one.root.placement), (two.root.digest, two.root.placement))]
+    for level in range(height(size), -1, -1):
+        row, differing = [], [pair for pair in row if pair[1][0] != pair[2][0]]
+        for start in range(0, len(differing), _AT_ONCE // 2):
+            batch = differing[start : start + _AT_ONCE // 2]
+            refs = [ref for _, *pair in batch for ref in pair if ref[0] != ABSENT and ref[0] not in made]
+            loaded = zip(refs, _loaded(level, refs, load), strict=True)
+            found: dict[Digest, Node] = {**made, **{ref[0]: raised(node) for ref, node in loaded}}
+            for span, *pair in batch:
+                a, b = (found.get(ref[0]) for ref in pair)
+                if level == 0:
+                    assert not isinstance(a, Inner)
+                    assert not isinstance(b, Inner)
+                    yield span, a, b
+                    continue
+                below, other = _children(a), _children(b)
+                row += [
+                    (span + slot * _spans(level - 1), below.get(slot, absent), other.get(slot, absent))
+                    for slot in sorted({*below, *other})
+                ]
+
+
+def _loaded(level: int, refs: Sequence[NodeRef], load: LoadNodes) -> list[Node | BlockmapError]:
+    """Loads nodes that are expected at a level."""
+    return [
+        Corrupt(f"node {ref[0].hex()} has level {found.level} where {level} is expected")
+        if not isinstance(found, BlockmapError) and found.level != level
+        else found
+        for ref, found in zip(refs, load(refs) if refs else (), strict=True)
     ]
-    if spans is None:
-        return below
-    return [child for child in below if any(child[2] <= wanted < child[2] + width for wanted in spans)]
+
+
+def _children(node: Node | None) -> dict[int, NodeRef]:
+    """Returns the children of an inner node by slot."""
+    if not isinstance(node, Inner):
+        return {}
+    return dict(zip(node.slots, zip(node.children, node.placements, strict=True), strict=True))
+
+
+def _spans(level: int) -> int:
+    """Returns how many spans a node covers."""
+    return int(FANOUT**level)

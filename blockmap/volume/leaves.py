@@ -1,7 +1,7 @@
 """The leaves of one open volume, in memory, with what the hit path needs of each; and what lies around a chunk or a leaf."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from blockmap.cache.cache import Cache
 from blockmap.errors import Corrupt
@@ -12,6 +12,7 @@ from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
 from blockmap.format.tree import Root
 from blockmap.origin.outage_policy import OutagePolicy
+from blockmap.store.packs import NodeRef
 from blockmap.store.plan import Wanted, chunk_at, node_at
 from blockmap.volume.leaf_prefetch import prefetch_leaves
 
@@ -114,7 +115,10 @@ class Leaves:
         return self.around(own, max(each_bytes // _CLOSE, min(each_bytes, _CLOSE_BYTES)))
 
     def _find(self, span: int, patience: OutagePolicy) -> tuple[Leaf | None, Hot]:
-        leaf = tree.find(self._root, span, lambda name, place: self._node(name, place, patience))
+        return self._keep(span, tree.find(self._root, span, lambda name, place: self._node(name, place, patience)))
+
+    def _keep(self, span: int, leaf: Leaf | None) -> tuple[Leaf | None, Hot]:
+        """Returns what is in memory of a span from now on: the leaf, unless another thread was sooner."""
         loaded = (leaf, _heat(leaf))
         near = [] if leaf is None else all_chunks(leaf)
         with self._lock:
@@ -137,12 +141,13 @@ class Leaves:
         with self._lock:
             self._looking = False
 
-        def load(name: Digest, place: Placement | None) -> Node:
-            return self._node(name, place, _FAIL)
+        def load(refs: Sequence[NodeRef]) -> list[Node]:
+            bring_nodes(self._fetcher, [ref for ref in refs if ref[0] not in self._inner])
+            return [self._node(name, place, _FAIL) for name, place in refs]
 
-        for near in prefetch_leaves(self._root, span, self._fetcher.bring, load):
+        for near, leaf in prefetch_leaves(self._root, span, load):
             if near not in self._by_span:
-                self._find(near, _FAIL)
+                self._keep(near, leaf)
 
     def _node(self, name: Digest, place: Placement | None, patience: OutagePolicy) -> Node:
         """Inner nodes stay in memory."""
@@ -163,6 +168,11 @@ def load_node(fetcher: Fetcher, name: Digest, place: Placement | None, patience:
     if place is None:
         raise Corrupt(f"nothing says where node {name.hex()} is stored")
     return fetcher.node(node_at(name, place), patience)
+
+
+def bring_nodes(fetcher: Fetcher, refs: Sequence[NodeRef]) -> None:
+    """Brings nodes that nobody waits for yet, in few ranges; never raises."""
+    fetcher.bring([node_at(name, place) for name, place in refs if place is not None])
 
 
 def chunks_of(leaf: Leaf, first: int, end: int) -> list[Wanted]:

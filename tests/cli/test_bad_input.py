@@ -17,11 +17,11 @@ import pytest
 
 from blockmap.filesystem.ext4.reader import Ext4Reader
 from blockmap.format import keys
-from blockmap.format.tree import leaves
 from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
+from blockmap.store.walk import leaves
 from tests.image.builder import bulk, docker_archive, import_image, listing
 from tests.image.layouts import Member, archive, directory, file, hardlink, layout, symlink
 
@@ -417,7 +417,7 @@ def test_verify_says_where_a_pack_is_damaged(run: Run, store: Path) -> None:
     assert entry is not None
     assert entry.version is not None
     root = repository.version(entry.version).root
-    leaf = next(leaf for _, leaf in leaves(root, repository.node))
+    leaf = next(leaf for _, leaf in leaves(root, repository.packs.nodes))
     chunk, place = leaf.chunks[0], leaf.placements[0]
     assert place is not None
     path = store / keys.pack(place.pack)

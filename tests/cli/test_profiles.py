@@ -21,6 +21,7 @@ from blockmap.learn.stored_index import index_of
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store
+from blockmap.store.packs import Packs
 from blockmap.store.profiles import ProfileReader
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
@@ -76,7 +77,7 @@ class Site:
         assert told is not None
         (own,) = told.bundles
         assert len(store.get(own.key)) == own.length
-        return bundle.decode_head(store.get_range(own.key, 0, own.table))
+        return Packs.open_bundle(store.get_range(own.key, 0, own.table))
 
 
 @pytest.fixture

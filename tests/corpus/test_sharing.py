@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from blockmap.format import BLOCK, bundle
+from blockmap.format import BLOCK
 from blockmap.format.bundle import BundleHead
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.refs import parse_reference
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import open_or_create
+from blockmap.store.packs import Packs
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
 from tests.corpus.starts import far, megabytes, record, start_once
@@ -40,7 +41,7 @@ def head_of(store: Path, name: str) -> tuple[BundleHead, int]:
     """Of the newest bundle of a name, and the bundle's length."""
     opened, _ = open_or_create(str(store))
     (about,) = newest_bundles(opened, find_version(Repository(opened), parse_reference(name)).name)
-    return bundle.decode_head(opened.get_range(about.key, 0, about.table)), about.length
+    return Packs.open_bundle(opened.get_range(about.key, 0, about.table)), about.length
 
 
 @pytest.mark.parametrize(("first", "second"), [("redis:1", "nginx:1"), ("redis:1", "postgres:1")])

@@ -12,8 +12,8 @@ import pytest
 from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
 from blockmap.format.refs import parse_reference
-from blockmap.format.tree import leaves
 from blockmap.store.resolver import find_version
+from blockmap.store.walk import leaves
 from tests.corpus.conftest import Served
 from tests.filesystem.ext4.volumes import fsck
 from tests.image.mounted import compare_with_unpacked, mounted, write_and_grow
@@ -37,7 +37,7 @@ def in_tree(served: Served) -> list[tuple[int, int]]:
     repository, _ = served.server.volume(served.name)
     root = find_version(repository, parse_reference(served.name)).version.root
     found = []
-    for span, leaf in leaves(root, repository.node):
+    for span, leaf in leaves(root, repository.packs.nodes):
         for start, length in zip(leaf.starts.tolist(), leaf.lengths.tolist(), strict=True):
             found.append(((span * SPAN + start) * BLOCK, (span * SPAN + start + length) * BLOCK))
     return joined(found)

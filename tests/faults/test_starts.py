@@ -14,10 +14,10 @@ import pytest
 from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
 from blockmap.format.refs import parse_reference
-from blockmap.format.tree import leaves
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
+from blockmap.store.walk import leaves
 from tests.faults.conftest import IMAGES, check_bytes, serving, start
 from tests.serve.nbd import Nbd
 from tests.waiting import until
@@ -68,7 +68,9 @@ def content_offsets(store: Path, image: str, count: int) -> list[int]:
     repository = Repository(open_store(str(store))[0])
     root = find_version(repository, parse_reference(image)).version.root
     found = [
-        (span * SPAN + start) * BLOCK for span, leaf in leaves(root, repository.node) for start in leaf.starts.tolist()
+        (span * SPAN + start) * BLOCK
+        for span, leaf in leaves(root, repository.packs.nodes)
+        for start in leaf.starts.tolist()
     ]
     return found[len(found) // count :: len(found) // count][:count]
 

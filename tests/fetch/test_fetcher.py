@@ -18,11 +18,11 @@ from blockmap.fetch.neighbours import Neighbours
 from blockmap.format import BLOCK, keys
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
-from blockmap.format.tree import leaves
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.store.memory import MemoryStore
 from blockmap.store.plan import Wanted, chunk_at
 from blockmap.store.repository import Repository
+from blockmap.store.walk import leaves
 from tests.image.builder import bulk
 from tests.volume.building import Watched, publish
 from tests.waiting import until
@@ -60,7 +60,7 @@ def chunks(store: Watched) -> list[Wanted]:
     """All chunks of a volume, in its order."""
     root = publish(store, [(0, bulk(1, BLOCKS * BLOCK))], SPAN)
     found = []
-    for _, leaf in leaves(root, Repository(store.inner).node):
+    for _, leaf in leaves(root, Repository(store.inner).packs.nodes):
         for chunk, place in zip(leaf.chunks, leaf.placements, strict=True):
             assert place is not None
             found.append(chunk_at(chunk, place))

@@ -17,11 +17,11 @@ from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.neighbours import Neighbours
 from blockmap.format import BLOCK, keys
 from blockmap.format.chunker import SPAN
-from blockmap.format.tree import leaves
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.store.memory import MemoryStore
 from blockmap.store.plan import Wanted, chunk_at
 from blockmap.store.repository import Repository
+from blockmap.store.walk import leaves
 from tests.image.builder import bulk
 from tests.volume.building import Watched, publish
 
@@ -41,7 +41,7 @@ class FetcherMachine(RuleBasedStateMachine):
         root = publish(self.store, [(0, whole)], SPAN)
         self.model: dict[Wanted, bytes] = {}
         at = 0
-        for _, leaf in leaves(root, Repository(self.store.inner).node):
+        for _, leaf in leaves(root, Repository(self.store.inner).packs.nodes):
             for name, place in zip(leaf.chunks, leaf.placements, strict=True):
                 assert place is not None
                 self.model[chunk_at(name, place)] = whole[at : at + place.raw]

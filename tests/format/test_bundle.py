@@ -11,6 +11,7 @@ from blockmap.format import BLOCK, bundle, codec
 from blockmap.format.bundle import Piece
 from blockmap.format.digest import Digest, block_digests, chunk_digest
 from blockmap.format.reading_list import ReadItem
+from blockmap.store.packs import Packs, Sealer, compress
 
 SALT = bytes(range(16))
 NODES = [(Digest(b"n" * 32), b"inner node"), (Digest(b"m" * 32), b"leaf" * 50)]
@@ -25,7 +26,7 @@ def chunk(seed: int, blocks: int, mask: int, fill: bool = False) -> Chunk:
 
 
 def made(chunks: list[Chunk]) -> tuple[bytes, int]:
-    parts, length = bundle.encode(NODES, chunks, READINGS, 1 << 30, SALT)
+    parts, length = bundle.encode(NODES, chunks, READINGS, 1 << 30, SALT, Sealer().seal, compress)
     return b"".join(parts), length
 
 
@@ -34,8 +35,8 @@ CHUNKS = [chunk(1, 4, 0b1010), chunk(2, 64, (1 << 64) - 1, fill=True), chunk(3, 
 
 def contents(data: bytes, length: int) -> tuple[list[bytes], list[bytes]]:
     """Returns the nodes, and the chunks with zeros for absent blocks; verifies all pieces."""
-    head = bundle.decode_head(data[:length])
-    frames = [bundle.open_frame(head, at, data[own.offset : own.end]) for at, own in enumerate(head.frames)]
+    head = Packs.open_bundle(data[:length])
+    frames = [Packs.open_frame(head, at, data[own.offset : own.end]) for at, own in enumerate(head.frames)]
     nodes = [bytes(frames[own.frame][own.offset : own.offset + own.length]) for own in head.nodes]
     chunks = []
     for own in head.pieces:
@@ -49,10 +50,10 @@ def contents(data: bytes, length: int) -> tuple[list[bytes], list[bytes]]:
 def test_parts_of_a_chunk_in_two_places_are_joined(one: int, two: int) -> None:
     name, _, content = chunk(7, 16, 0)
     whole, length = made([(name, one, content), chunk(8, 64, (1 << 64) - 1), (name, two, content)])
-    head = bundle.decode_head(whole[:length])
+    head = Packs.open_bundle(whole[:length])
     parts = []
     for own in (head.pieces[0], head.pieces[2]):
-        frame = bundle.open_frame(head, own.frame, whole[head.frames[own.frame].offset : head.frames[own.frame].end])
+        frame = Packs.open_frame(head, own.frame, whole[head.frames[own.frame].offset : head.frames[own.frame].end])
         parts += [own, frame[own.offset : own.offset + own.mask.bit_count() * BLOCK]]
     both, data = bundle.joined(*parts)  # type: ignore[arg-type]
     assert both.mask == one | two
@@ -61,12 +62,14 @@ def test_parts_of_a_chunk_in_two_places_are_joined(one: int, two: int) -> None:
 
 def test_frames_behind_what_is_listed_are_told() -> None:
     listed = [chunk(1, 64, (1 << 64) - 1), chunk(2, 4, 0b101)]
-    parts, length = bundle.encode([], [*listed, chunk(3, 64, (1 << 64) - 1)], [ReadItem(0, 66, None, 0)], 1 << 30, SALT)
-    head = bundle.decode_head(b"".join(parts)[:length])
+    parts, length = bundle.encode(
+        [], [*listed, chunk(3, 64, (1 << 64) - 1)], [ReadItem(0, 66, None, 0)], 1 << 30, SALT, Sealer().seal, compress
+    )
+    head = Packs.open_bundle(b"".join(parts)[:length])
     assert [own.frame for own in head.pieces] == [0, 1, 2]
     assert head.listed_frames == 2
-    parts, length = bundle.encode([], listed, [ReadItem(0, 66, None, 0)], 1 << 30, SALT)
-    assert bundle.decode_head(b"".join(parts)[:length]).listed_frames == 2, "all"
+    parts, length = bundle.encode([], listed, [ReadItem(0, 66, None, 0)], 1 << 30, SALT, Sealer().seal, compress)
+    assert Packs.open_bundle(b"".join(parts)[:length]).listed_frames == 2, "all"
 
 
 def expected(own: Chunk) -> bytes:
@@ -83,7 +86,7 @@ def test_what_is_put_in_comes_out(data: st.DataObject) -> None:
         blocks = data.draw(st.integers(1, 64))
         chunks.append(chunk(seed, blocks, data.draw(st.integers(1, (1 << blocks) - 1)), data.draw(st.booleans())))
     whole, length = made(chunks)
-    head = bundle.decode_head(whole[:length])
+    head = Packs.open_bundle(whole[:length])
     assert head.end == len(whole)
     assert head.read_items == READINGS
     assert head.image_blocks == 1 << 30
@@ -95,22 +98,22 @@ def test_what_is_put_in_comes_out(data: st.DataObject) -> None:
 
 def test_it_says_that_it_was_carried() -> None:
     for ported in (False, True):
-        parts, length = bundle.encode(NODES, CHUNKS, READINGS, 1 << 30, SALT, (), ported)
+        parts, length = bundle.encode(NODES, CHUNKS, READINGS, 1 << 30, SALT, Sealer().seal, compress, (), ported)
         whole = b"".join(parts)
-        assert bundle.decode_head(whole[:length]).ported is ported
+        assert Packs.open_bundle(whole[:length]).ported is ported
         assert bundle.measure(lambda start, end, whole=whole: whole[start:end]) == (len(whole), length)  # type: ignore[misc]
 
 
 def test_nothing_is_a_bundle_too() -> None:
-    parts, length = bundle.encode([], [], [], 0, SALT)
+    parts, length = bundle.encode([], [], [], 0, SALT, Sealer().seal, compress)
     whole = b"".join(parts)
-    assert bundle.decode_head(whole).end == length == len(whole)
+    assert Packs.open_bundle(whole).end == length == len(whole)
     assert bundle.measure(lambda start, end: whole[start:end]) == (length, length)
 
 
 def test_the_format_is_frozen() -> None:
     whole, length = made([CHUNKS[0], CHUNKS[2]])  # incompressible, so that no frame depends on zstd's release
-    head = bundle.decode_head(whole[:length])
+    head = Packs.open_bundle(whole[:length])
     assert [(own.codec, own.stored) for own in head.frames] == [(codec.RAW, own.raw) for own in head.frames]
     entries, frames = 4 * 44, 16 * len(head.frames)
     at = 32 + entries + frames
@@ -124,7 +127,7 @@ def test_the_format_is_frozen() -> None:
 def test_frames_follow_the_order_and_are_small() -> None:
     chunks = [chunk(at, 16, (1 << 16) - 1) for at in range(100)]
     whole, length = made(chunks)
-    head = bundle.decode_head(whole[:length])
+    head = Packs.open_bundle(whole[:length])
     raws = [own.raw for own in head.frames]
     assert max(raws) == 64 << 10
     assert [own.frame for own in head.pieces] == sorted(own.frame for own in head.pieces)
@@ -138,12 +141,12 @@ def test_any_damage_of_the_head_is_noticed(data: st.DataObject) -> None:
     byte = data.draw(st.integers(1, 255))
     for damaged in (head[:at] + bytes([head[at] ^ byte]) + head[at + 1 :], head[:at], head + b"\0"):
         with pytest.raises(FormatError):
-            bundle.decode_head(damaged)
+            Packs.open_bundle(damaged)
 
 
 def test_damage_of_a_block_or_of_an_absent_digest_is_noticed() -> None:
     whole, length = made(CHUNKS)
-    own = bundle.decode_head(whole[:length]).pieces[0]
+    own = Packs.open_bundle(whole[:length]).pieces[0]
     here = bytes(CHUNKS[0][2][BLOCK : 2 * BLOCK] + CHUNKS[0][2][3 * BLOCK :])
     assert bundle.is_good(own, here)
     assert not bundle.is_good(own, here[:-1] + bytes([here[-1] ^ 1]))
@@ -168,4 +171,4 @@ def test_a_sealed_head_that_does_not_add_up_is_refused(at: int, value: int) -> N
     assert head[at] != value
     head[at] = value
     with pytest.raises(FormatError):
-        bundle.decode_head(forged(head))
+        Packs.open_bundle(forged(head))

@@ -23,6 +23,7 @@ from blockmap.format.extent import Extent
 from blockmap.format.node import Inner, Placement
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.tree import Root
+from blockmap.store.packs import Packs, Sealer, compress, expand, expand_stream
 from tests.format.trees import CHUNKS, PLACES
 
 NAME = Digest(bytes(range(32)))
@@ -85,13 +86,13 @@ def parse_entry(data: bytes) -> None:
 
 
 def parse_filemap(data: bytes) -> None:
-    for file in filemap.decode(data, NAME):
+    for file in filemap.decode(data, NAME, expand):
         assert len(file.path) + 12 * len(file.runs) <= 1 << 20
 
 
 def parse_layer(data: bytes) -> None:
     found = layer.decode(data, NAME)
-    assert len(found.headers(1 << 20)) == found.raw
+    assert len(found.headers(expand_stream, 1 << 20)) == found.raw
 
 
 def parse_placement(data: bytes) -> None:
@@ -100,12 +101,12 @@ def parse_placement(data: bytes) -> None:
 
 
 def parse_profile(data: bytes) -> None:
-    found = profile.decode(data, "redis", "default", 1)
-    assert profile.decode(profile.encode(found), "redis", "default", 1) == found
+    found = profile.decode(data, "redis", "default", 1, expand)
+    assert profile.decode(profile.encode(found, compress), "redis", "default", 1, expand) == found
 
 
 def parse_bundle(data: bytes) -> None:
-    head = bundle.decode_head(data)
+    head = Packs.open_bundle(data)
     assert head.end >= head.length == len(data)
 
 
@@ -125,7 +126,9 @@ LAYER = layer.LayerRecord(NAME, NAME, 1, 6000, zstandard.ZstdCompressor().compre
 ITEMS = [profile.ProfileItem(at, 2, CHUNKS[at][0], 1, b"bin/sh", at, at, 1) for at in range(3)]
 PROFILE = profile.Profile("redis", "default", 1, NAME, NAME, 1, ITEMS, "host", 17, "00")
 READINGS = [ReadItem(at, 2, b"bin/sh", at) for at in range(3)]
-BUNDLE, _ = bundle.encode([(NAME, b"frame")], [(NAME, 0b101, bytes(4 * 4096))], READINGS, 1 << 30, bytes(16))
+BUNDLE, _ = bundle.encode(
+    [(NAME, b"frame")], [(NAME, 0b101, bytes(4 * 4096))], READINGS, 1 << 30, bytes(16), Sealer().seal, compress
+)
 TRACE = (
     trace.encode_head(trace.TraceHead("redis", "default", NAME, NAME, 1 << 30, 17))
     + np.array([(1, 4096, 0)], trace.READ).tobytes()
@@ -141,9 +144,9 @@ PARSERS = {
     "record": Parser(record.unseal, record.seal([b"{}", b"[]"]), sealed_text),
     "line": Parser(record.decode, record.encode({"a": [1, None, {"b": "é"}]})),
     "placement": Parser(parse_placement, record.encode(version.encode_placement(PLACE) or {})),
-    "file map": Parser(parse_filemap, filemap.encode(NAME, FILES), sealed),
+    "file map": Parser(parse_filemap, filemap.encode(NAME, FILES, compress), sealed),
     "layer": Parser(parse_layer, layer.encode(LAYER), sealed),
-    "profile": Parser(parse_profile, profile.encode(PROFILE), sealed),
+    "profile": Parser(parse_profile, profile.encode(PROFILE, compress), sealed),
     "bundle": Parser(parse_bundle, BUNDLE[0], sealed),
     "trace": Parser(trace.decode, TRACE),
     "zstd": Parser(lambda data: codec.decode(codec.ZSTD, data, 9000), codec.Encoder().compress(b"012345678" * 1000)),

@@ -11,6 +11,7 @@ from blockmap.errors import FormatError
 from blockmap.format import codec, profile
 from blockmap.format.digest import Digest
 from blockmap.format.profile import Profile, ProfileItem
+from blockmap.store.packs import compress, expand
 
 CHUNKS = [Digest(bytes([at]) * 32) for at in range(1, 5)]
 ITEMS = [
@@ -38,11 +39,11 @@ def items(draw: st.DrawFn) -> ProfileItem:
 @given(st.lists(items(), max_size=10))
 def test_what_is_encoded_comes_back(found: list[ProfileItem]) -> None:
     made = replace(SAMPLE, starts=9, items=found)
-    assert profile.decode(profile.encode(made), "a/redis", "migrate", 7) == made
+    assert profile.decode(profile.encode(made, compress), "a/redis", "migrate", 7, expand) == made
 
 
 def test_the_body_is_frozen() -> None:
-    data = profile.encode(SAMPLE)
+    data = profile.encode(SAMPLE, compress)
     length, raw = (int.from_bytes(data[at : at + 4], "little") for at in (8, 12))
     assert data[:8] == b"bmpf\x01\0\0\0"
     assert sha256(data[16 : 16 + length]).hexdigest() == GOLDEN_HEAD
@@ -51,18 +52,18 @@ def test_the_body_is_frozen() -> None:
 
 @given(st.data())
 def test_any_damage_is_noticed(data: st.DataObject) -> None:
-    whole = profile.encode(SAMPLE)
+    whole = profile.encode(SAMPLE, compress)
     at = data.draw(st.integers(0, len(whole) - 1))
     byte = data.draw(st.integers(1, 255))
     for damaged in (whole[:at] + bytes([whole[at] ^ byte]) + whole[at + 1 :], whole[:at], whole + b"\0"):
         with pytest.raises(FormatError):
-            profile.decode(damaged, "a/redis", "migrate", 7)
+            profile.decode(damaged, "a/redis", "migrate", 7, expand)
 
 
 @pytest.mark.parametrize("wanted", [("redis", "migrate", 7), ("a/redis", "default", 7), ("a/redis", "migrate", 8)])
 def test_a_profile_of_something_else_is_refused(wanted: tuple[str, str, int]) -> None:
     with pytest.raises(FormatError, match="is not profile"):
-        profile.decode(profile.encode(SAMPLE), *wanted)
+        profile.decode(profile.encode(SAMPLE, compress), *wanted, expand)
 
 
 @pytest.mark.parametrize(
@@ -71,4 +72,4 @@ def test_a_profile_of_something_else_is_refused(wanted: tuple[str, str, int]) ->
 def test_an_item_that_reaches_out_is_refused(wrong: dict[str, int]) -> None:
     made = replace(SAMPLE, items=[ITEMS[1]._replace(**wrong)])
     with pytest.raises(FormatError):
-        profile.decode(profile.encode(made), "a/redis", "migrate", 7)
+        profile.decode(profile.encode(made, compress), "a/redis", "migrate", 7, expand)

@@ -15,17 +15,27 @@ from blockmap.format.tree import (
     Root,
     assemble,
     build,
-    check,
     coverage,
     cut_at_spans,
-    diff,
     find,
     height,
-    leaves,
-    nodes,
     rewrite,
 )
-from tests.format.trees import CHUNKS, PLACES, SIZES, Nodes, as_map, blocks_of, edges, maps, place_of, spans, written
+from blockmap.store.walk import leaves
+from tests.format.trees import (
+    CHUNKS,
+    PLACES,
+    SIZES,
+    Nodes,
+    as_map,
+    blocks_of,
+    check,
+    edges,
+    maps,
+    place_of,
+    spans,
+    written,
+)
 
 thorough = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 sizes = st.sampled_from(SIZES)
@@ -113,8 +123,8 @@ def test_rewriting_is_building_anew(data: st.DataObject) -> None:
     event(f"height {height(size)} to {height(size_after)}, {'some' if needed else 'no'} loads")
 
     after = kept.store(made)
-    check(after, kept.load)
-    assert [e for span, leaf in leaves(after, kept.load) for e in leaf.extents(span * SPAN)] == list(
+    check(after, kept.load_many)
+    assert [e for span, leaf in leaves(after, kept.load_many) for e in leaf.extents(span * SPAN)] == list(
         cut_at_spans(as_map(model))
     )
 
@@ -137,7 +147,7 @@ def test_a_tree_does_not_depend_on_its_history(data: st.DataObject) -> None:
 def test_what_was_built_is_found(case: tuple[int, list[Extent]]) -> None:
     size, extents = case
     kept, root = stored(extents, size)
-    check(root, kept.load)
+    check(root, kept.load_many)
     expected = {
         span: [extent for extent in cut_at_spans(list(coalesce(extents))) if extent.start // SPAN == span]
         for span in {spot // SPAN + at for spot in edges(size) for at in (-1, 0, 1)}
@@ -149,28 +159,9 @@ def test_what_was_built_is_found(case: tuple[int, list[Extent]]) -> None:
         assert ([] if leaf is None else leaf.extents(span * SPAN)) == own
         path = [name for start, end, name, _ in spans(root, kept) if start <= span * SPAN < end]
         assert kept.loads == path, "one node a level, and none below a span of zeros"
-    assert [span for span, _ in leaves(root, kept.load)] == sorted({e.start // SPAN for e in cut_at_spans(extents)})
-
-
-@thorough
-@given(st.data())
-def test_diff_yields_what_differs_and_reads_nothing_else(data: st.DataObject) -> None:
-    size = data.draw(sizes)
-    base = data.draw(maps(size, with_zeros=False))
-    kept, left = stored(base, size)
-    right = kept.store(rewrite(left, data.draw(maps(size, most=3)), size, kept.load, PLACES))
-    if data.draw(st.booleans()):
-        left, right = right, left
-    sides = [{(start, level): name for start, _, name, level in spans(root, kept)} for root in (left, right)]
-    kept.loads.clear()
-    found = list(diff(left, right, kept.load))
-    differing = {spot for spot in {*sides[0], *sides[1]} if sides[0].get(spot) != sides[1].get(spot)}
-    assert [span * SPAN for span, _, _ in found] == sorted(start for start, level in differing if level == 0)
-    for span, one, two in found:
-        for side, leaf in zip(sides, (one, two), strict=True):
-            assert (leaf.digest if leaf else None) == side.get((span * SPAN, 0))
-    loadable = [side[spot] for side in sides for spot in differing if spot in side]
-    assert sorted(kept.loads) == sorted(loadable)
+    assert [span for span, _ in leaves(root, kept.load_many)] == sorted(
+        {e.start // SPAN for e in cut_at_spans(extents)}
+    )
 
 
 # --- what is not read
@@ -260,7 +251,7 @@ def test_a_volume_grows_by_nodes_above() -> None:
 def test_the_largest_volume() -> None:
     extents = fill(0, 5) + fill(MAX_BLOCKS // 2 - 10, MAX_BLOCKS // 2 + 10) + fill(MAX_BLOCKS - 3, MAX_BLOCKS)
     kept, root = stored(extents, MAX_BLOCKS)
-    check(root, kept.load)
+    check(root, kept.load_many)
     leaf = find(root, MAX_BLOCKS // SPAN - 1, kept.load)
     assert leaf is not None
     assert leaf.extents(MAX_BLOCKS - SPAN) == fill(MAX_BLOCKS - 3, MAX_BLOCKS)
@@ -314,31 +305,13 @@ def test_nodes_of_the_wrong_level_are_refused() -> None:
 
     for attempt in (
         lambda: find(root, 0, load),
-        lambda: list(nodes(root, load)),
-        lambda: list(diff(root, Root(ABSENT, 3 * SPAN), load)),
         lambda: rewrite(root, fill(0, 1), 3 * SPAN, load, {}),
-        lambda: check(root, load),
     ):
         with pytest.raises(FormatError, match="level"):
             attempt()
     leaf = next(node for node in kept.values() if isinstance(node, Leaf))
     with pytest.raises(FormatError, match="level"):
         rewrite(Root(leaf.digest, 3 * SPAN), fill(0, 1), 3 * SPAN, load, {})
-
-
-def test_only_volumes_of_one_height_are_compared() -> None:
-    with pytest.raises(FormatError, match="one height"):
-        list(diff(Root(ABSENT, 1), Root(ABSENT, SPAN + 1), refuse))
-
-
-def test_check_finds_what_is_wrong_with_a_tree() -> None:
-    draft = build(fill(0, 100), 100, PLACES)
-    (leaf,) = draft.nodes.values()
-    check(draft.root, lambda name, place: leaf)
-    with pytest.raises(FormatError, match="beyond the end"):
-        check(Root(leaf.digest, 99), lambda name, place: leaf)
-    with pytest.raises(FormatError, match="stands in place of"):
-        check(Root(CHUNKS[0][0], 100), lambda name, place: leaf)
 
 
 def test_check_finds_what_is_wrong_with_a_draft() -> None:
@@ -362,6 +335,6 @@ def test_a_tree_is_assembled_from_leaves_too() -> None:
     extents = fill(SPAN - 30, SPAN + 30) + fill(coverage(1), size)
     whole = build(extents, size, PLACES)
     kept = Nodes()
-    again = assemble(list(leaves(kept.store(whole), kept.load)), size)
+    again = assemble(list(leaves(kept.store(whole), kept.load_many)), size)
     assert again.root == whole.root
     assert set(again.nodes) == set(whole.nodes)

@@ -8,8 +8,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from blockmap.format.chunker import SPAN
 from blockmap.format.extent import Extent, zeros
-from blockmap.format.tree import Draft, Root, build, check, coverage, diff, find, rewrite
-from tests.format.trees import CHUNKS, PLACES, SIZES, Model, Nodes, as_map, blocks_of, edges, written
+from blockmap.format.tree import Draft, Root, build, coverage, find, rewrite
+from blockmap.store.walk import diff
+from tests.format.trees import CHUNKS, PLACES, SIZES, Model, Nodes, as_map, blocks_of, check, edges, written
 
 spots = st.tuples(st.integers(0, 9), st.integers(-70, 150))
 
@@ -88,17 +89,15 @@ class Trees(RuleBasedStateMachine):
         if not self.history:
             return
         root, model = self.history[-1 - back % len(self.history)]
-        check(root, self.nodes.load)
-        if root.level == self.root.level:
-            found = {span for span, _, _ in diff(root, self.root, self.nodes.load)}
-            changed = {at // SPAN for at, _ in model.items() ^ self.model.items()}
-            assert found == changed
+        check(root, self.nodes.load_many)
+        found = {span for span, _, _ in diff(root, self.root, self.nodes.load_many)}
+        assert found == {at // SPAN for at, _ in model.items() ^ self.model.items()}
 
     @invariant()
     def the_tree_is_that_of_its_extents(self) -> None:
         if not hasattr(self, "root"):
             return
-        check(self.root, self.nodes.load)
+        check(self.root, self.nodes.load_many)
         expected = build(as_map(self.model), self.root.size, {}).root
         assert replace(self.root, placement=None) == expected
 

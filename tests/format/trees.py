@@ -2,6 +2,7 @@
 
 import hashlib
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import Extent, zeros
 from blockmap.format.node import Inner, Leaf, Node, Placement
 from blockmap.format.tree import Draft, Root, coverage
+from blockmap.store.packs import NodeRef
+from blockmap.store.walk import LoadNodes, nodes
 
 CHUNKS = [(Digest(hashlib.sha256(bytes([seed])).digest()), 1 + 7 * seed % 64) for seed in range(1, 25)]
 """Chunks by name and number of blocks; a tree does not depend on their content."""
@@ -104,11 +107,16 @@ class Nodes:
         self.frames: dict[Placement, bytes] = {}
         self.places: dict[Digest, Placement] = {}
         self.loads: list[Digest] = []
+        self.requests = 0
 
     def load(self, name: Digest, place: Placement | None) -> Node:
         assert place is not None, f"nothing says where {name.hex()} is"
         self.loads.append(name)
         return node.decode(self.frames[place], place.pack, name)
+
+    def load_many(self, refs: Sequence[NodeRef]) -> list[Node]:
+        self.requests += 1
+        return [self.load(*ref) for ref in refs]
 
     def store(self, draft: Draft) -> Root:
         """Stores the new nodes of a draft, children first."""
@@ -132,7 +140,15 @@ class Nodes:
         return replace(draft.root, placement=put(draft.root.digest, draft.root.placement))
 
 
-def spans(root: Root, nodes: Nodes) -> list[tuple[int, int, Digest, int]]:
+def check(root: Root, load_many: LoadNodes) -> None:
+    """Asserts every invariant of a tree and its nodes."""
+    for span, made in nodes(root, load_many):
+        made.check()
+        if isinstance(made, Leaf):
+            assert span * SPAN + int(made.starts[-1]) + int(made.lengths[-1]) <= root.size
+
+
+def spans(root: Root, kept: Nodes) -> list[tuple[int, int, Digest, int]]:
     """Returns all nodes with their half-open range of blocks, digest and level, without the code under test."""
     found: list[tuple[int, int, Digest, int]] = []
 
@@ -141,7 +157,7 @@ def spans(root: Root, nodes: Nodes) -> list[tuple[int, int, Digest, int]]:
             return
         found.append((start, start + coverage(level), name, level))
         assert place is not None
-        made = node.decode(nodes.frames[place], place.pack, name)
+        made = node.decode(kept.frames[place], place.pack, name)
         if not isinstance(made, Leaf):
             for slot, child, at in zip(made.slots, made.children, made.placements, strict=True):
                 walk(child, at, level - 1, start + slot * coverage(level - 1))

@@ -12,15 +12,17 @@ import pytest
 from blockmap.errors import ImageError, StoreUnavailable
 from blockmap.format import BLOCK, hooks, keys, layer
 from blockmap.format.digest import ABSENT, Digest
-from blockmap.format.tree import Root, leaves
+from blockmap.format.tree import Root
 from blockmap.format.version import Version
 from blockmap.image.importer import Importer, Summary
 from blockmap.image.sources import open_source
 from blockmap.publish.local import LocalCatalogue
 from blockmap.store.names import NameReader
 from blockmap.store.opening import create_store, open_store
+from blockmap.store.packs import expand_stream
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
+from blockmap.store.walk import leaves
 from blockmap.upkeep.verify import check_version, usage
 from tests.image.builder import Full, bulk, docker_archive, import_image, listing, reassemble
 from tests.image.layouts import archive, compress_gzip, compress_zstd, directory, file, hardlink, layout, symlink
@@ -62,7 +64,7 @@ def data_of(repository: Repository, root: Root) -> bytes:
     """Returns the data of a tree without holes."""
     read = stored_reader(repository, root)
     found = []
-    for span, leaf in leaves(root, repository.node):
+    for span, leaf in leaves(root, repository.packs.nodes):
         for start, length in zip(leaf.starts.tolist(), leaf.lengths.tolist(), strict=True):
             found.append(read((span * 4096 + start) * BLOCK, length * BLOCK))
     return b"".join(found)
@@ -162,7 +164,7 @@ def test_a_version_that_cannot_be_read_is_left_out_and_its_image_is_stored_again
     first = import_image(store, f"oci:{image}", "a:1", tmp_path)
     import_image(store, f"oci:{image}", "b:1", tmp_path)
     repository, version = version_of(store, first)
-    _, leaf = next(iter(leaves(version.root, repository.node)))
+    _, leaf = next(iter(leaves(version.root, repository.packs.nodes)))
     inner = repository.node(version.root.digest, version.root.placement)
     place = inner.placements[0]
     assert place is not None
@@ -226,7 +228,7 @@ def test_hooks_follow_the_name(tmp_path: Path) -> None:
     for root in (version.root, version.extra):
         if root.digest != ABSENT:
             own = hooks.decode(repository.store.get(keys.hooks(root.digest)), root.digest)
-            of_tree = hooks.sample((span, leaf.chunks) for span, leaf in leaves(root, repository.node))
+            of_tree = hooks.sample((span, leaf.chunks) for span, leaf in leaves(root, repository.packs.nodes))
             assert own.tolist() == of_tree.tolist()
 
 
@@ -286,7 +288,7 @@ def test_headers_and_contents_are_each_layer_again(tmp_path: Path) -> None:
         )
         record = layer.decode(repository.store.get(keys.layer(chain, 1)), chain)
         assert (record.version, record.number) == (summary.version, 1)
-        assert reassemble(record.headers(), contents) == tar
+        assert reassemble(record.headers(expand_stream), contents) == tar
 
 
 def test_documents_lead_to_the_version(tmp_path: Path) -> None:

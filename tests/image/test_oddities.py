@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from blockmap.filesystem.ext4.reader import Ext4Reader
-from blockmap.format.tree import leaves
 from blockmap.image.compare import compare
 from blockmap.image.importer import Importer
 from blockmap.image.sources import open_source
 from blockmap.store.opening import create_store
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
+from blockmap.store.walk import leaves
 from tests.filesystem.ext4.volumes import fsck
 from tests.image.layouts import Member as M
 from tests.image.layouts import archive, compress_gzip, compress_zstd, directory, file, hardlink, layout, symlink
@@ -128,7 +128,7 @@ def volume(image: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Repos
     raw = where / "volume.raw"
     with open(raw, "wb") as out:
         out.truncate(summary.volume_bytes)
-        for span, _ in leaves(root, repository.node):
+        for span, _ in leaves(root, repository.packs.nodes):
             out.seek(span << 24)
             out.write(read(span << 24, 1 << 24))
     return repository, raw

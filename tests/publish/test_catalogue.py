@@ -11,13 +11,14 @@ import pytest
 from blockmap.errors import StoreReadOnly
 from blockmap.format import BLOCK, keys
 from blockmap.format.chunker import SPAN
-from blockmap.format.tree import Root, leaves
+from blockmap.format.tree import Root
 from blockmap.publish.catalogue import Catalogue, read_catalogue
 from blockmap.publish.local import LocalCatalogue
 from blockmap.store.base import Buffer
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.repository import Repository
+from blockmap.store.walk import leaves
 from tests.image.builder import bulk
 from tests.volume.building import name, publish
 
@@ -58,7 +59,7 @@ def check(store: MemoryStore, catalogue: Catalogue, roots: list[Root]) -> None:
     """All chunks of all trees are found where they are."""
     assert {root.digest for root, _ in catalogue.versions.values()} == {root.digest for root in roots}
     for root in roots:
-        for _, leaf in leaves(root, Repository(store).node):
+        for _, leaf in leaves(root, Repository(store).packs.nodes):
             assert catalogue.known.lookup(leaf.chunks) == list(leaf.placements)
         assert catalogue.known.tree(root.digest) == root
 
@@ -168,5 +169,5 @@ def test_versions_and_trees_that_cannot_be_read_are_left_out_and_said() -> None:
     whole = [root for root, _ in catalogue.versions.values() if root.digest != expected.digest]
     assert len(whole) == 2
     for root in whole:
-        for _, leaf in leaves(root, Repository(store).node):
+        for _, leaf in leaves(root, Repository(store).packs.nodes):
             assert catalogue.known.lookup(leaf.chunks) == list(leaf.placements)

@@ -202,7 +202,7 @@ def test_what_fails_in_a_stage_comes_out_and_threads_end(
     """At the end for a short volume, from a write for a long one: the caller is not left writing into the void."""
     monkeypatch.setattr("blockmap.publish.chunks.TARGET_BYTES", 1 << 20)
     if stage == "zstd":
-        monkeypatch.setattr("blockmap.publish.chunks.Encoder.encode", fail)
+        monkeypatch.setattr("blockmap.publish.chunks.Sealer.frames", fail)
     before = set(threading.enumerate())
     put = fail if stage == "put" else (lambda pack: None)
     known = fail if stage == "known" else nothing

@@ -14,12 +14,13 @@ from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import Extent
 from blockmap.format.hooks import HOOK, Hooks, sample
 from blockmap.format.node import Placement, leaf
-from blockmap.format.tree import Root, build, leaves
+from blockmap.format.tree import Root, build
 from blockmap.publish.dedup_index import DedupIndex, RecentLeaves, StoredTree
 from blockmap.publish.nodes import store_nodes
 from blockmap.publish.object_writer import ObjectWriter
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Repository
+from blockmap.store.walk import leaves
 
 Places = dict[Digest, Placement]
 
@@ -39,7 +40,7 @@ def tree(store: MemoryStore, chunks: Sequence[Digest], places: Places, spans: in
 
 
 def hooks_of(store: MemoryStore, root: Root) -> Hooks:
-    return sample((span, own.chunks) for span, own in leaves(root, Repository(store).node))
+    return sample((span, own.chunks) for span, own in leaves(root, Repository(store).packs.nodes))
 
 
 def some(seed: int, count: int) -> tuple[list[Digest], Places]:
@@ -111,8 +112,10 @@ def spoiled(store: MemoryStore, place: Placement) -> MemoryStore:
 
     class Spoiled(MemoryStore):
         def get_range(self, key: str, start: int, end: int) -> bytes:
-            data = store.get_range(key, start, end)
-            return bytes(len(data)) if (key, start) == (keys.pack(place.pack), place.offset) else data
+            data = bytearray(store.get_range(key, start, end))
+            if key == keys.pack(place.pack) and start <= place.offset < end:
+                data[place.offset - start] ^= 1
+            return bytes(data)
 
     return Spoiled()
 

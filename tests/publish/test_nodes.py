@@ -14,7 +14,7 @@ from blockmap.format.extent import Extent
 from blockmap.format.hooks import sample
 from blockmap.format.node import Inner, Placement
 from blockmap.format.pack import Pack
-from blockmap.format.tree import Draft, Root, build, leaves, nodes
+from blockmap.format.tree import Draft, Root, build
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.dedup_index import DedupIndex, StoredTree
 from blockmap.publish.nodes import RUN_BYTES, StoredTrees, store_nodes
@@ -24,6 +24,7 @@ from blockmap.publish.trees import Trees, draft_whole, store_trees
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
+from blockmap.store.walk import leaves, nodes
 from tests.image.builder import bulk
 from tests.volume.building import model
 
@@ -47,7 +48,7 @@ def stored(store: MemoryStore, drafts: list[Draft]) -> StoredTrees:
 
 def check_whole(store: MemoryStore, made: Draft, root: Root) -> None:
     """Every node is found from its root through placements alone."""
-    found = {node.digest for _, node in nodes(root, Repository(store).node)}
+    found = {node.digest for _, node in nodes(root, Repository(store).packs.nodes)}
     assert found == set(made.nodes)
 
 
@@ -88,13 +89,15 @@ def test_the_run_begins_with_the_root_and_holds_whole_nodes() -> None:
     assert root is not None
     assert (run.pack, run.start) == (root.pack, root.offset)
     assert run.end - run.start <= RUN_BYTES
-    entries = [place for _, place in Repository(store).pack_head(run.pack).entries]
+    entries = [place for _, place in Repository(store).packs.head(run.pack).entries]
     assert run.end in {place.offset + place.stored for place in entries}
     inside = [place for place in entries if place.offset + place.stored <= run.end]
     assert inside[0] == root
     assert all(before.offset + before.stored == after.offset for before, after in pairwise(inside))
-    order = [node.digest for _, node in nodes(result.roots[0], Repository(store).node) if not isinstance(node, Inner)]
-    packed = [name for name, _ in Repository(store).pack_head(run.pack).entries if name in set(order)]
+    order = [
+        node.digest for _, node in nodes(result.roots[0], Repository(store).packs.nodes) if not isinstance(node, Inner)
+    ]
+    packed = [name for name, _ in Repository(store).packs.head(run.pack).entries if name in set(order)]
     assert packed == list(dict.fromkeys(order)), "leaves lie in volume order"
 
 
@@ -112,7 +115,7 @@ def test_a_leaf_that_is_stored_is_taken_over_behind_the_run() -> None:
     there = {
         name: place
         for key in store.list("packs/")
-        for name, place in Repository(store).pack_head(Digest(bytes.fromhex(key[-64:]))).entries
+        for name, place in Repository(store).packs.head(Digest(bytes.fromhex(key[-64:]))).entries
     }
     again = store_nodes([draft(1, 400, of=60)], lambda name: PLACE, ObjectWriter(store).put_pack, there.get)
     check_whole(store, made, again.roots[0])
@@ -128,7 +131,7 @@ def knowing(store: MemoryStore, roots: list[Root]) -> DedupIndex:
     repository = Repository(store)
     found = []
     for root in roots:
-        sampled = sample((span, leaf.chunks) for span, leaf in leaves(root, repository.node))
+        sampled = sample((span, leaf.chunks) for span, leaf in leaves(root, repository.packs.nodes))
         found.append(StoredTree([root], sampled))
     return DedupIndex(repository, found, pytest.fail)
 
@@ -166,7 +169,7 @@ def test_hidden_ranges_are_in_extra_and_the_rest_in_the_volume(edges: set[int], 
     for root, expected in ((made.root, shown), (made.extra, below)):
         repository = Repository(store)
         assert stored_reader(repository, root)(start * BLOCK, len(whole)) == expected
-        data = sum(int(leaf.lengths.sum()) for _, leaf in leaves(root, repository.node))
+        data = sum(int(leaf.lengths.sum()) for _, leaf in leaves(root, repository.packs.nodes))
         assert data == sum(bool(expected[at : at + BLOCK].strip(b"\0")) for at in range(0, len(expected), BLOCK))
 
 

@@ -11,7 +11,7 @@ from blockmap.format import BLOCK, keys
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT
 from blockmap.format.extent import Extent, zeros
-from blockmap.format.tree import Root, check
+from blockmap.format.tree import Root
 from blockmap.format.version import Version, WriterLayout
 from blockmap.publish.catalogue import read_catalogue
 from blockmap.publish.local import LocalCatalogue
@@ -23,6 +23,7 @@ from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import create_store, open_store
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
+from tests.format.trees import check
 from tests.image.builder import bulk
 from tests.store.faulty import Faulty
 from tests.volume.building import model
@@ -220,7 +221,7 @@ def test_edits_over_a_version_give_the_root_of_the_whole(
     expected = publish(alone, whole)
     assert (trees.root.digest, trees.root.size) == (expected.root.digest, SIZE)
     repository = Repository(store)
-    check(trees.root, repository.node)
+    check(trees.root, repository.packs.nodes)
     assert stored_reader(repository, trees.root)(0, SIZE * BLOCK) == bytes(model(whole, SIZE))
 
 
@@ -258,7 +259,7 @@ def test_a_volume_grows_with_what_it_hides(store: Pruner) -> None:
     repository = Repository(store)
     assert (trees.root.level, trees.extra.level) == (2, 2)
     for root in (trees.root, trees.extra):
-        check(root, repository.node)
+        check(root, repository.packs.nodes)
     hidden = pieces[0][1][10 * BLOCK : 20 * BLOCK]
     assert stored_reader(repository, trees.extra)(10 * BLOCK, 10 * BLOCK) == hidden
     assert stored_reader(repository, trees.root)(299 * SPAN * BLOCK, 30 * BLOCK) == bulk(4, 30 * BLOCK)

@@ -10,6 +10,7 @@ from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
 from blockmap.format.trace import EXACT, NEW, READ, End, Trace, TraceHead, encode_head
 from blockmap.store.opening import open_store
+from blockmap.store.packs import compress
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import Resolved, find_version
 from tests.image.builder import bulk, import_image
@@ -66,7 +67,7 @@ class Made:
         made = profile.Profile(head.repo, head.label, 1, head.version, head.root, 3, listed, time=1_600_000_000)
         path = self.store / keys.profile(head.repo, head.label, 1)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(profile.encode(made))
+        path.write_bytes(profile.encode(made, compress))
 
 
 def reads_of(*reads: tuple[int, int, int]) -> "np.ndarray[tuple[int], np.dtype[np.void]]":

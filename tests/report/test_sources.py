@@ -17,6 +17,7 @@ from blockmap.format.trace import End, Trace, TraceHead
 from blockmap.report import sources
 from blockmap.report.data import ReportRun, find_pauses
 from blockmap.store.opening import open_store
+from blockmap.store.packs import Sealer, compress
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
 from tests.report.hostile import Made, make, reads_of
@@ -84,7 +85,9 @@ def test_a_profile_of_another_version_is_placed_by_the_bundle_of_this_one(made: 
     assert "cannot be compared: there is no version" in str(sources.find_profile(run, repository, 1))
     chunk = bytes(range(256)) * (2 * BLOCK // 256)
     for chunks in ([], [(OTHER, 3, chunk)]):
-        parts, _ = bundle.encode([], chunks, [ReadItem(5, 2, b"a", 0), ReadItem(9, 1, None, 0)], 12, bytes(16))
+        parts, _ = bundle.encode(
+            [], chunks, [ReadItem(5, 2, b"a", 0), ReadItem(9, 1, None, 0)], 12, bytes(16), Sealer().seal, compress
+        )
         data = b"".join(parts)
         path = made.store / keys.bundle(OTHER, "default", 1)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +108,7 @@ def test_a_profile_is_carried_to_a_version_without_a_bundle(made: Made, reposito
     foreign = profile.Profile("evil", "carried", 1, OTHER, OTHER, 1, [item])
     path = made.store / keys.profile("evil", "carried", 1)
     path.parent.mkdir(parents=True)
-    path.write_bytes(profile.encode(foreign))
+    path.write_bytes(profile.encode(foreign, compress))
     found = sources.find_profile(run_of(replace(made.head, label="carried"), repository), repository, None)
     assert isinstance(found, sources.Profiled)
     assert (blocks, found.blocks.tolist()) == (2, [start + 1])

@@ -5,11 +5,11 @@ from pathlib import Path
 from blockmap.cache.cache import Cache
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.format.chunker import SPAN
-from blockmap.format.tree import leaves
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.server.hydration import Hydration
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Repository
+from blockmap.store.walk import leaves
 from blockmap.volume.readonly import ReadOnlyVolume
 from tests.image.builder import bulk
 from tests.volume.building import Watched, publish
@@ -23,7 +23,7 @@ def test_a_volume_that_was_brought_is_read_without_the_store(tmp_path: Path) -> 
     cache = Cache(tmp_path, 1 << 30)
     fetcher = Fetcher(Repository(store), cache)
     try:
-        _, leaf = next(iter(leaves(root, Repository(store).node)))
+        _, leaf = next(iter(leaves(root, Repository(store).packs.nodes)))
         part = bulk(1, BLOCKS * 4096)[: 4096 * int(leaf.blocks[0])]
         cache.put(leaf.chunks[0], part, 1)  # held in part, and completed
         hydration = Hydration("a@sha256:0", root, fetcher)

@@ -17,6 +17,7 @@ from blockmap.publish.object_writer import put
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import NameLog
+from blockmap.store.packs import Packs
 from blockmap.store.profiles import ProfileLog, ProfileReader
 from blockmap.store.repository import Repository
 from blockmap.store.walk import nodes
@@ -106,10 +107,10 @@ def test_a_bundle_holds_what_is_read_and_nothing_else() -> None:
     repository = Repository(store)
     parts, length = build_bundle.build_bundle(repository, root, READINGS, 1000)
     data = b"".join(parts)
-    head = bundle.decode_head(data[:length])
+    head = Packs.open_bundle(data[:length])
     assert head.read_items == READINGS
     assert head.image_blocks == 1000
-    frames = [bundle.open_frame(head, at, data[own.offset : own.end]) for at, own in enumerate(head.frames)]
+    frames = [Packs.open_frame(head, at, data[own.offset : own.end]) for at, own in enumerate(head.frames)]
     held: dict[bytes, tuple[int, bytes]] = {}
     for piece in head.pieces:
         here = frames[piece.frame][piece.offset : piece.offset + piece.mask.bit_count() * BLOCK]
@@ -128,7 +129,8 @@ def test_a_bundle_holds_what_is_read_and_nothing_else() -> None:
                 assert content[block * BLOCK : (block + 1) * BLOCK] == model[start : start + BLOCK]
                 seen[extent.chunk] = seen.get(extent.chunk, 0) | 1 << block
     assert {chunk: mask for chunk, (mask, _) in held.items()} == seen
-    stored = {own.frame for own in nodes(repository, root)}
+    stored: set[bytes] = set()
+    list(nodes(root, lambda refs: repository.packs.nodes(refs, lambda _, frame: stored.add(frame))))
     stems = [bytes(frames[own.frame][own.offset : own.offset + own.length]) for own in head.nodes]
     assert set(stems) == stored
     assert head.nodes[0].node == root.digest
@@ -139,14 +141,14 @@ def test_what_comes_besides_comes_last_and_once() -> None:
     root = building.publish(store, PIECES, SIZE)
     repository = Repository(store)
     parts, length = build_bundle.build_bundle(repository, root, READINGS, 1000)
-    alone = bundle.decode_head(b"".join(parts)[:length])
+    alone = Packs.open_bundle(b"".join(parts)[:length])
     watched = building.Watched(store)
     parts, length = build_bundle.build_bundle(
         Repository(watched), root, READINGS, 1000, True, [(9000, 9), (0, 40), (200, 1)]
     )
     packs = sorted((key, start, end) for key, start, end in watched.ranges)
     assert all(one[0] != two[0] or one[2] <= two[1] for one, two in pairwise(packs)), "nothing is read twice"
-    head = bundle.decode_head(b"".join(parts)[:length])
+    head = Packs.open_bundle(b"".join(parts)[:length])
     assert head.read_items == READINGS
     count = len(alone.pieces)
     assert [(own.chunk, own.mask) for own in head.pieces[:count]] == [(own.chunk, own.mask) for own in alone.pieces]
@@ -165,7 +167,7 @@ def test_only_nodes_above_what_is_read_are_there() -> None:
     store = MemoryStore()
     root = building.publish(store, PIECES, SIZE)
     parts, length = build_bundle.build_bundle(Repository(store), root, [ReadItem(9001, 1, None, 0)], 1000)
-    head = bundle.decode_head(b"".join(parts)[:length])
+    head = Packs.open_bundle(b"".join(parts)[:length])
     assert len(head.nodes) == 2
     assert len(head.pieces) == 1
 

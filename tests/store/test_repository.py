@@ -21,6 +21,7 @@ from blockmap.format.version import Version, WriterLayout
 from blockmap.publish.object_writer import ObjectWriter, put
 from blockmap.store.base import Pruner
 from blockmap.store.memory import MemoryStore
+from blockmap.store.packs import compress
 from blockmap.store.repository import VERSION_ATTEMPTS, Repository
 from tests.image.builder import bulk
 
@@ -58,7 +59,7 @@ def test_chunks_come_back(store: Pruner) -> None:
     assert {place.codec for place in pack.placements} == {codec.RAW, codec.ZSTD}
     for name, data, place in zip(NAMES, CHUNKS, pack.placements, strict=True):
         assert Repository(store).chunk(name, place) == data
-    head = Repository(store).pack_head(pack.name)
+    head = Repository(store).packs.head(pack.name)
     assert (head.kind, head.entries) == (PackKind.CHUNKS, list(zip(NAMES, pack.placements, strict=True)))
     assert head.end == len(store.get(keys.pack(pack.name)))
 
@@ -80,7 +81,7 @@ def test_nodes_come_back(store: Pruner) -> None:
 def test_file_maps_come_back(store: Pruner) -> None:
     with pytest.raises(NotFound):
         Repository(store).file_map(ROOT)
-    assert put(store, keys.filemap(ROOT), [filemap.encode(ROOT, FILES)])
+    assert put(store, keys.filemap(ROOT), [filemap.encode(ROOT, FILES, compress)])
     assert Repository(store).file_map(ROOT) == FILES
 
 
@@ -177,18 +178,18 @@ def every_object(store: Pruner) -> dict[str, list[Callable[[], object]]]:
     objects.put_pack(chunks)
     objects.put_pack(nodes)
     objects.put_version(RECORD, set())
-    put(store, keys.filemap(ROOT), [filemap.encode(ROOT, FILES)])
+    put(store, keys.filemap(ROOT), [filemap.encode(ROOT, FILES, compress)])
     read = Repository(store)
     return {
         keys.pack(chunks.name): [
-            lambda: read.pack_head(chunks.name),
+            lambda: read.packs.head(chunks.name),
             *(
                 lambda name=name, place=place: read.chunk(name, place)  # type: ignore[misc]
                 for name, place in zip(NAMES, chunks.placements, strict=True)
             ),
         ],
         keys.pack(nodes.name): [
-            lambda: read.pack_head(nodes.name),
+            lambda: read.packs.head(nodes.name),
             *(
                 lambda name=one.digest, place=place: read.node(name, place).content  # type: ignore[misc]
                 for one, place in zip(made, nodes.placements, strict=True)
@@ -224,7 +225,7 @@ def placements_of_a_leaf(key: str, at: int, whole: bytes, store: Pruner) -> bool
     """Whether the byte is part of a placement, which is advice: no digest covers it."""
     if not key.startswith("packs/"):
         return False
-    head = Repository(store).pack_head(Digest(sha256(whole[: 32 + 60 * whole[8]]).digest()))
+    head = Repository(store).packs.head(Digest(sha256(whole[: 32 + 60 * whole[8]]).digest()))
     return head.kind is PackKind.NODES and at >= head.length
 
 
@@ -311,8 +312,8 @@ def test_bombs_take_no_memory(claim: int) -> None:
 def test_a_pack_that_is_something_else_is_corrupt(store: Pruner) -> None:
     store.create(keys.pack(ROOT), [b"hello " * SPAN])
     with pytest.raises(Corrupt, match="not a pack"):
-        Repository(store).pack_head(ROOT)
+        Repository(store).packs.head(ROOT)
     pack = chunk_pack()
     store.replace(keys.pack(ROOT), b"".join(pack.parts))
     with pytest.raises(Corrupt, match="does not match its name"):
-        Repository(store).pack_head(ROOT)
+        Repository(store).packs.head(ROOT)

@@ -75,7 +75,7 @@ class Stored(RuleBasedStateMachine):
             (name, place)
             for key in new
             if key.startswith("packs/")
-            for head in [self.repository.pack_head(Digest(bytes.fromhex(key[-64:])))]
+            for head in [self.repository.packs.head(Digest(bytes.fromhex(key[-64:])))]
             if head.kind == 1
             for name, place in head.entries
         ]

@@ -4,14 +4,15 @@ import random
 
 from blockmap.format import BLOCK, keys
 from blockmap.format.chunker import SPAN
-from blockmap.format.tree import Root, leaves
+from blockmap.format.tree import Root
 from blockmap.format.version import Version, WriterLayout
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
+from blockmap.store.walk import leaves
 from blockmap.upkeep.verify import check_version, usage
 from tests.image.builder import bulk
-from tests.volume.building import model, publish
+from tests.volume.building import Watched, model, publish
 
 PIECES = [(3, bulk(1, 100 * BLOCK)), (SPAN - 5, bulk(2, 50 * BLOCK)), (4 * SPAN, bulk(1, 100 * BLOCK))]
 SIZE = 5 * SPAN
@@ -37,6 +38,14 @@ def test_usage_counts_data_and_distinct_chunks() -> None:
     assert took.chunk_bytes == 150 * BLOCK
     assert took.stored_bytes == 150 * BLOCK, "they do not compress"
     assert took.packs == 1
+
+
+def test_a_check_reads_a_version_in_few_ranges() -> None:
+    store = Watched(MemoryStore())
+    root = publish(store, PIECES, SIZE)
+    store.ranges.clear()
+    assert list(check_version(Repository(store), version_of(root))) == []
+    assert len(store.ranges) == 2 + 2, "two levels, and the chunks of three leaves, two of which have the same"
 
 
 def version_of(root: Root) -> Version:
@@ -65,7 +74,7 @@ def test_a_check_names_every_damaged_place_and_goes_on() -> None:
     assert list(check_version(repository, version_of(root))) == []
     found = [
         (chunk, place)
-        for _, leaf in leaves(root, repository.node)
+        for _, leaf in leaves(root, repository.packs.nodes)
         for chunk, place in zip(leaf.chunks, leaf.placements, strict=True)
     ]
     expected = set()

@@ -5,18 +5,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from blockmap.cache.cache import Cache
+from blockmap.errors import BlockmapError
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.format import BLOCK
 from blockmap.format import bundle as bundles
 from blockmap.format.chunker import SPAN
+from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
 from blockmap.format.hint import BundleRef
-from blockmap.format.node import Inner
+from blockmap.format.node import Node
 from blockmap.format.reading_list import ReadItem
-from blockmap.format.tree import Root, leaves
+from blockmap.format.tree import Root
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.store.base import Pruner, Reader
-from blockmap.store.repository import Repository, open_node
+from blockmap.store.packs import NodeRef, Sealer, compress
+from blockmap.store.repository import Repository
+from blockmap.store.walk import leaves
 from blockmap.volume.readonly import ReadOnlyVolume
 from tests.image.builder import bulk
 from tests.volume.building import Watched
@@ -44,15 +48,12 @@ def bundled(
     repository = Repository(store)
     extents: list[Extent] = []
     places = {}
-    nodes = []
-    assert root.placement is not None
-    waiting = [(root.digest, root.placement)]
-    for name, place in waiting:
-        node, frame = open_node(name, place, repository.stored(place))
-        nodes.append((name, frame))
-        if isinstance(node, Inner):
-            waiting += [(c, p) for c, p in zip(node.children, node.placements, strict=True) if p is not None]
-    for span, leaf in leaves(root, repository.node):
+    nodes: list[tuple[Digest, bytes]] = []
+
+    def load(refs: Sequence[NodeRef]) -> list[Node | BlockmapError]:
+        return repository.packs.nodes(refs, lambda item, frame: nodes.append((item.name, frame)))
+
+    for span, leaf in leaves(root, load):
         extents += leaf.extents(span * SPAN)
         places |= dict(zip(leaf.chunks, leaf.placements, strict=True))
     chunks = []
@@ -67,7 +68,7 @@ def bundled(
             assert place is not None
             chunks.append((name, mask, bytes(repository.chunk(name, place))))  # type: ignore[arg-type]
     readings = [ReadItem(block, 1, None, 0) for block in wanted]
-    parts, table = bundles.encode(nodes, chunks, readings, BLOCKS + 30, bytes(16), (), carried)  # type: ignore[arg-type]
+    parts, table = bundles.encode(nodes, chunks, readings, BLOCKS + 30, bytes(16), Sealer().seal, compress, (), carried)  # type: ignore[arg-type]
     store.create(key, parts)
     return BundleRef("default", key, sum(map(len, parts)), table)
 
