@@ -8,7 +8,6 @@ import logging
 import queue
 import sqlite3
 import threading
-from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -16,18 +15,23 @@ from typing import TypeVar
 from blockmap.cache.slot import MAX_BYTES, Row
 from blockmap.format import BLOCK
 from blockmap.format.digest import DIGEST_BYTES
+from blockmap.local import database
 
 _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
-_VERSION = 1
+_SCHEMA = database.Schema(
+    version=1,
+    tables="""
+CREATE TABLE slots (pos INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL, mask INTEGER NOT NULL);
+""",
+    wal=True,
+)
 _BATCH_SECONDS = 0.5
 """How far the journal may be behind: what a kill loses."""
 _BATCH_ITEMS = 20_000
 _STATEMENT_ROWS = 500
-_WAIT_SECONDS = 10.0
-"""For another process that has the database open: nobody but a curious person."""
 
 # A damaged database may hold anything at all: what is not a row is left out.
 _SELECT = f"""
@@ -52,16 +56,10 @@ class Journal:
         """The slots on record, by position; none where the journal cannot be read. Then starts writing."""
         rows: list[Row] = []
         try:
-            with closing(_connect(self._path)) as connection:
-                version = connection.execute("PRAGMA user_version").fetchone()[0]
-                if version == _VERSION:
-                    rows = connection.execute(_SELECT).fetchall()
-                elif version:
-                    _log.warning("the cache's index %s is of format %d: the cache starts empty", self._path, version)
-        except Exception as error:  # not all are sqlite3's own: a message from a damaged schema may not decode
-            _log.warning("the cache's index %s cannot be read (%s): the cache starts empty", self._path, error)
-        if not rows:
-            self._reset()
+            connection, rows = database.open_or_forget(self._path, _SCHEMA, _rows, self._begin_empty)
+            connection.close()
+        except (OSError, sqlite3.Error) as error:
+            _log.warning("the cache's index %s cannot be made (%s)", self._path, error)
         self._thread.start()
         return rows
 
@@ -85,20 +83,8 @@ class Journal:
         self._hurry.set()
         self._thread.join()
 
-    def _reset(self) -> None:
-        try:
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-            with closing(_connect(self._path)) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
-                with connection:
-                    connection.execute(
-                        "CREATE TABLE slots (pos INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL, "
-                        "mask INTEGER NOT NULL)"
-                    )
-                    connection.execute(f"PRAGMA user_version={_VERSION}")
-        except (OSError, sqlite3.Error) as error:
-            _log.warning("the cache's index %s cannot be made (%s)", self._path, error)
+    def _begin_empty(self, error: Exception) -> None:
+        _log.warning("the cache's index %s cannot be read (%s): the cache starts empty", self._path, error)
 
     def _run(self) -> None:
         connection: sqlite3.Connection | None = None
@@ -108,10 +94,10 @@ class Journal:
             batch, waiting, ended = self._batch()
             try:
                 if connection is None:
-                    connection = _connect(self._path)
+                    connection = database.open_database(self._path, _SCHEMA)
                     connection.execute("PRAGMA synchronous=OFF")
                 if batch:
-                    with connection:
+                    with database.transaction(connection):
                         _apply(connection, batch)
                     well = True
             except Exception as error:
@@ -149,6 +135,10 @@ class Journal:
         return items, [], False
 
 
+def _rows(connection: sqlite3.Connection) -> list[Row]:
+    return connection.execute(_SELECT).fetchall()
+
+
 def _apply(connection: sqlite3.Connection, batch: list[Row | int]) -> None:
     """Writes what remains of a batch: the last word on each position."""
     last: dict[int, Row | None] = {}
@@ -169,7 +159,3 @@ def _apply(connection: sqlite3.Connection, batch: list[Row | int]) -> None:
 
 def _pieces(items: list[_T]) -> list[list[_T]]:
     return [items[at : at + _STATEMENT_ROWS] for at in range(0, len(items), _STATEMENT_ROWS)]
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False)

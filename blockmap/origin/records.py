@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from blockmap.errors import BlockmapError, FormatError, NotAStore, StoreError, StoreUnavailable
 from blockmap.format import keys, record
+from blockmap.local import database
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
 from blockmap.store.opening import Format, open_store, parse_format, reach
@@ -24,15 +25,17 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 _FILE = "names.db"
-_VERSION = 1
 _MAX_RECORDS = 5_000
 """At the start the oldest ones beyond are forgotten."""
-_WAIT_SECONDS = 10.0
-_SCHEMA = """
+_SCHEMA = database.Schema(
+    version=1,
+    tables="""
 CREATE TABLE records (store TEXT, key TEXT, data BLOB NOT NULL, UNIQUE (store, key));
 CREATE TABLE names (store TEXT, repo TEXT, tag TEXT, n INTEGER NOT NULL, entry BLOB NOT NULL,
                     PRIMARY KEY (store, repo, tag));
-"""
+""",
+    wal=True,
+)
 
 
 class RecordCache:
@@ -141,8 +144,7 @@ def open_served(url: str, directory: Path, answer_seconds: float) -> tuple[Reade
 
 def _recall(directory: Path, url: str) -> Format | None:
     """What a store said about itself, as kept by the server that owns, or owned, the directory."""
-    where = f"{(directory.absolute() / _FILE).as_uri()}?mode=ro"
-    with suppress(sqlite3.Error), closing(sqlite3.connect(where, uri=True)) as db:
+    with suppress(sqlite3.Error), closing(database.open_to_read(directory / _FILE, _SCHEMA)) as db:
         row = db.execute("SELECT data FROM records WHERE store = ? AND key = ?", (url, keys.FORMAT)).fetchone()
         return _parsed(row[0] if row else None, url)
     return None
@@ -164,34 +166,18 @@ def _is_whole(data: bytes) -> bool:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    try:
-        return _connect(path)
-    except Exception as error:
+    def forgotten(error: Exception) -> None:
         _log.warning("%s cannot be read (%s): what this host knew of its stores is forgotten", path, error)
+
     try:
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
-        return _connect(path)
-    except Exception as error:
+        return database.open_or_forget(path, _SCHEMA, _relax, forgotten)[0]
+    except (OSError, sqlite3.Error) as error:
         _log.warning("%s cannot be made (%s): what is learnt will be forgotten at the end", path, error)
-        return _connect(Path(":memory:"))
+        return database.open_database(":memory:", _SCHEMA)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    # In autocommit: each statement is a transaction of its own.
-    connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False, isolation_level=None)
-    try:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _VERSION):
-            raise sqlite3.DatabaseError(f"it has format {version}")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        if version == 0:
-            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
-        return connection
-    except BaseException:
-        connection.close()
-        raise
+def _relax(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _forget_oldest(connection: sqlite3.Connection) -> None:

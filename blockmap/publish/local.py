@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blockmap.errors import FormatError
 from blockmap.format import record
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.node import Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import decode_placement, encode_placement
+from blockmap.local import database
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
-_SCHEMA = f"""
-PRAGMA user_version = {_FORMAT};
+_SCHEMA = database.Schema(
+    version=1,
+    tables="""
 CREATE TABLE entries (key TEXT PRIMARY KEY, version BLOB, number INTEGER NOT NULL);   -- version NULL: the name is removed
 CREATE TABLE versions (
     version BLOB NOT NULL, number INTEGER NOT NULL, size INTEGER NOT NULL,
@@ -30,7 +30,8 @@ CREATE TABLE versions (
     PRIMARY KEY (version, number)
 );
 CREATE TABLE hooks (root BLOB PRIMARY KEY, object BLOB NOT NULL);                    -- as stored, so with its seal
-"""
+""",
+)
 
 _DELETE = (
     "DELETE FROM entries WHERE key = ?",
@@ -58,7 +59,7 @@ class CatalogueSnapshot:
 
 
 class LocalCatalogue:
-    """Keeps `Remembered` in a file; without a path, nothing is kept."""
+    """Keeps a snapshot in a file; without a path, nothing is kept."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -66,14 +67,13 @@ class LocalCatalogue:
 
     def load(self) -> CatalogueSnapshot:
         """What was saved last; nothing where that cannot be read."""
-        if self._path is None:
+        if self._path is None or not self._path.exists():
             return CatalogueSnapshot()
         try:
-            found = self._read(self._path)
-        except (sqlite3.Error, OSError, FormatError, TypeError, ValueError) as error:
-            _log.warning("what %s remembers of the store is damaged, and is fetched again: %s", self._path, error)
-            self._discard(self._path)
-            found = CatalogueSnapshot()
+            connection, found = database.open_or_forget(self._path, _SCHEMA, _read, self._begin_empty)
+            connection.close()
+        except (OSError, sqlite3.Error):
+            found = CatalogueSnapshot()  # nothing can be saved either, which is said then
         self._before = CatalogueSnapshot(dict(found.entries), dict(found.versions), dict(found.hooks))
         return found
 
@@ -83,38 +83,29 @@ class LocalCatalogue:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self._path)) as database, database:
-                self._write(database, now)
+            connection = database.open_database(self._path, _SCHEMA)
+            with closing(connection), database.transaction(connection):
+                self._write(connection, now)
         except (sqlite3.Error, OSError) as error:
             _log.warning("%s cannot be written, so the next import fetches again: %s", self._path, error)
 
-    def _read(self, path: Path) -> CatalogueSnapshot:
-        if not path.exists():
-            return CatalogueSnapshot()
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            if database.execute("PRAGMA user_version").fetchone()[0] != _FORMAT:
-                raise FormatError("it was written by another release")
-            entries = {key: (_digest(name), n) for key, name, n in database.execute("SELECT * FROM entries")}
-            versions = {
-                (Digest(name), n): (_root(root, size, root_at), _root(extra, size, extra_at))
-                for name, n, size, root, root_at, extra, extra_at in database.execute("SELECT * FROM versions")
-            }
-            hooks = {Digest(root): data for root, data in database.execute("SELECT * FROM hooks")}
-        return CatalogueSnapshot(entries, versions, hooks)
-
-    def _write(self, database: sqlite3.Connection, now: CatalogueSnapshot) -> None:
-        if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            database.executescript(_SCHEMA)
+    def _write(self, connection: sqlite3.Connection, now: CatalogueSnapshot) -> None:
         for delete, insert, before, after in zip(_DELETE, _INSERT, _rows(self._before), _rows(now), strict=True):
-            database.executemany(delete, before.keys() - after.keys())
-            database.executemany(insert, [row for key, row in after.items() if before.get(key) != row])
+            connection.executemany(delete, before.keys() - after.keys())
+            connection.executemany(insert, [row for key, row in after.items() if before.get(key) != row])
 
-    def _discard(self, path: Path) -> None:
-        for suffix in ("", "-journal", "-wal", "-shm"):
-            try:
-                Path(f"{path}{suffix}").unlink(missing_ok=True)
-            except OSError as error:
-                _log.debug("%s%s stays: %s", path, suffix, error)
+    def _begin_empty(self, error: Exception) -> None:
+        _log.warning("what %s remembers of the store is damaged, and is fetched again: %s", self._path, error)
+
+
+def _read(connection: sqlite3.Connection) -> CatalogueSnapshot:
+    entries = {key: (_digest(name), n) for key, name, n in connection.execute("SELECT * FROM entries")}
+    versions = {
+        (Digest(name), n): (_root(root, size, root_at), _root(extra, size, extra_at))
+        for name, n, size, root, root_at, extra, extra_at in connection.execute("SELECT * FROM versions")
+    }
+    hooks = {Digest(root): data for root, data in connection.execute("SELECT * FROM hooks")}
+    return CatalogueSnapshot(entries, versions, hooks)
 
 
 def _rows(of: CatalogueSnapshot) -> list[dict[tuple[Any, ...], tuple[Any, ...]]]:

@@ -166,3 +166,19 @@ def test_what_a_full_disk_kept_from_the_journal_is_said_once(tmp_path: Path, cap
     cache.close()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "cannot be written" in caplog.text
+
+
+def test_an_index_of_earlier_releases_is_kept(filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with closing(sqlite3.connect(filled / "index.db")) as connection:
+        rows = connection.execute("SELECT * FROM slots").fetchall()
+    (filled / "index.db").unlink()
+    change(
+        filled,
+        "PRAGMA journal_mode=WAL",
+        "CREATE TABLE slots (pos INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL, mask INTEGER NOT NULL)",
+        "PRAGMA user_version=1",
+    )
+    with closing(sqlite3.connect(filled / "index.db")) as connection, connection:
+        connection.executemany("INSERT INTO slots VALUES (?, ?, ?, ?)", rows)
+    assert held(filled) == COUNT
+    assert not caplog.records

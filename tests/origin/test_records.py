@@ -105,6 +105,25 @@ def test_a_file_that_cannot_be_used_is_a_host_that_knows_nothing(
     assert ("cannot be made" in caplog.text) == (sabotage == "directory")
 
 
+def test_a_file_of_earlier_releases_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    connection = sqlite3.connect(tmp_path / "names.db")
+    connection.executescript(
+        """
+        PRAGMA journal_mode=WAL;
+        CREATE TABLE records (store TEXT, key TEXT, data BLOB NOT NULL, UNIQUE (store, key));
+        CREATE TABLE names (store TEXT, repo TEXT, tag TEXT, n INTEGER NOT NULL, entry BLOB NOT NULL,
+                            PRIMARY KEY (store, repo, tag));
+        PRAGMA user_version=1;
+        INSERT INTO names VALUES ('there', 'a', '1', 4, x'78');
+        """
+    )
+    connection.close()
+    known = again(tmp_path)
+    assert known.name("a", "1") == (4, b"x")
+    known.close()
+    assert not caplog.records
+
+
 def test_a_database_that_fails_later_is_said_once(known: RecordCache, caplog: pytest.LogCaptureFixture) -> None:
     known._connection.execute("DROP TABLE names")
     for _ in range(3):

@@ -101,6 +101,32 @@ def test_what_no_name_stands_for_is_forgotten(tmp_path: Path) -> None:
         assert len(database.execute("SELECT * FROM versions").fetchall()) == 1
 
 
+def test_a_local_file_of_earlier_releases_is_kept(tmp_path: Path) -> None:
+    store, roots = filled(3)
+    local, old = tmp_path / "hooks.db", tmp_path / "old.db"
+    check(store, read(store, local), roots)
+    with closing(sqlite3.connect(old)) as database, database:
+        database.executescript(
+            f"""
+            PRAGMA user_version = 1;
+            CREATE TABLE entries (key TEXT PRIMARY KEY, version BLOB, number INTEGER NOT NULL);
+            CREATE TABLE versions (
+                version BLOB NOT NULL, number INTEGER NOT NULL, size INTEGER NOT NULL,
+                root BLOB NOT NULL, root_at TEXT NOT NULL, extra BLOB NOT NULL, extra_at TEXT NOT NULL,
+                PRIMARY KEY (version, number)
+            );
+            CREATE TABLE hooks (root BLOB PRIMARY KEY, object BLOB NOT NULL);
+            ATTACH '{local}' AS new;
+            INSERT INTO entries SELECT * FROM new.entries;
+            INSERT INTO versions SELECT * FROM new.versions;
+            INSERT INTO hooks SELECT * FROM new.hooks;
+            """
+        )
+    store.read.clear()
+    check(store, read(store, old), roots)
+    assert not store.read["names"] + store.read["versions"] + store.read["hooks"]
+
+
 @pytest.mark.parametrize("how", ["garbage", "empty", "another release", "hooks", "folder"])
 def test_a_local_file_that_is_damaged_costs_requests_and_nothing_else(tmp_path: Path, how: str) -> None:
     store, roots = filled(3)
