@@ -1,6 +1,7 @@
 """What is attached on this host, as commands find it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -10,8 +11,8 @@ from blockmap.host.devices.nbdfuse import NbdFuse
 from blockmap.local.paths import default_state
 
 
-def attachments() -> Attachments:
-    return Attachments(state(), NbdFuse(), lambda text: click.echo(f"blockmap: {text}", err=True))
+def attachments(say: Callable[[str], None] = lambda text: click.echo(f"blockmap: {text}", err=True)) -> Attachments:
+    return Attachments(state(), NbdFuse(), say)
 
 
 def state() -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from blockmap.cli.attached import attachments
 from blockmap.host.serve.supervisor import Supervisor
 from blockmap.local.paths import default_cache, default_socket
 from blockmap.origin.outage_policy import parse_option
@@ -59,7 +60,11 @@ def serve(
     directory = (cache or default_cache()).absolute()
     open_served(url, directory, ANSWER_SECONDS)
     where = (socket or default_socket()).absolute()
-    Supervisor(url, directory, cache_size, outages, where, listen, idle_exit, _log, metrics, learn).run()
+
+    def take_over() -> None:
+        attachments(_log).clean(where)
+
+    Supervisor(url, directory, cache_size, outages, where, listen, idle_exit, _log, take_over, metrics, learn).run()
 
 
 def _log(text: str) -> None:

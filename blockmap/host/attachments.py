@@ -1,54 +1,33 @@
-"""What is attached where, in SQLite under the state directory, so that any later command can take it apart.
+"""Attaches exports at directories of this host, and takes them apart again, with a record for any later command.
 
-A device belongs to a version of one server, and serves all directories where that version is mounted. The whole of an
-attach or detach holds one lock, so two commands never see each other's halves; whatever a killed command left is found by
-the next.
+A device belongs to a version of one server, and serves all directories where that version is mounted. Whoever makes, mounts
+or takes apart a device holds its lock, and nobody waits for a server with another lock held: who attaches, detaches or lists
+one device waits for no other. Order of locks: that of a device, then that of the record, under which the lock of another
+device is only tried. Whatever a killed command left is on record, or lies in a folder that nobody locks: the next attach
+of the same export, any detach, or the next start of the server takes it apart.
 """
 
-import contextlib
-import fcntl
 import os
 import shutil
-import sqlite3
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from urllib.parse import quote
 
 from blockmap.control.client import Client
 from blockmap.errors import HostError, UsageError
 from blockmap.host import mounting, tools
-from blockmap.host.devices import mounts
+from blockmap.host.attachment_table import Attached, AttachmentTable, changing, is_recorded, read_attached
+from blockmap.host.devices import lock, mounts
 from blockmap.host.devices.device import Attacher, Device
+from blockmap.host.devices.lock import DeviceLock
 from blockmap.host.warm import warming
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS devices (
-    directory TEXT PRIMARY KEY,   -- what the device needs lies here
-    socket TEXT NOT NULL,
-    export TEXT NOT NULL,         -- by digest
-    kind TEXT NOT NULL, path TEXT NOT NULL, pid INTEGER NOT NULL, started INTEGER NOT NULL, mount TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS mounts (
-    directory TEXT PRIMARY KEY,   -- where it is mounted
-    device TEXT NOT NULL REFERENCES devices (directory),
-    name TEXT NOT NULL            -- as it was asked for
-);
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """One mount, for people."""
-
-    directory: str
-    name: str
-    export: str
-    device: str
-
-
 _Listed = list[Attached]
+_Folders = list[Path]
+
+
+class _Reserved(Exception):
+    """Another command is at work on the device that is noted at a directory; its folder is the argument."""
 
 
 class Attachments:
@@ -70,148 +49,185 @@ class Attachments:
             if os.path.exists(where):
                 raise UsageError(f"{directory} is no directory: name one")
             raise UsageError(f"there is no directory {directory}: make it first, with mkdir")
-        with self._locked() as database:
-            self._clean(database)
-            if mounts.source(where) is not None:
-                raise UsageError(
-                    f"something is mounted at {directory} already: detach it first, or choose another directory"
-                )
-            key, device, made = self._device(database, client, export, exact)
+        nbd_socket = client.nbd_socket.absolute()
+        held, device = self._claim(str(nbd_socket), export, where, name, exact)
+        with held:
             try:
-                # Noted before it is there: a mount that nobody knows of would keep its device for ever.
-                database.execute("INSERT OR REPLACE INTO mounts VALUES (?, ?, ?)", (where, key, name))
-                database.commit()
-                if made:
-                    mounting.mount(client, export, device, Path(key), where, exact=exact)
-                else:
-                    mounting.mount_device(device.path, where)
+                if device is not None:
+                    mounting.mount_device(self._attacher, device, where)
+                    return
+                mounting.expect(client, export, exact=exact)
+                device = self._attacher.attach(nbd_socket, export, held.folder)
+                with self._table() as table:
+                    table.set_made(held.folder, device)
+                mounting.mount(self._attacher, client, export, device, held.folder, where, exact=exact)
             except BaseException:
-                if mounts.source(where) == device.path:
+                if device is not None and mounts.source(where) == device.path:
                     tools.run("umount", where)
-                database.execute("DELETE FROM mounts WHERE directory = ?", (where,))
-                database.commit()
-                if made:
-                    self._drop(database, key, device)
+                self._settle(held.folder)
                 raise
 
     def detach(self, directory: Path) -> None:
         """Unmounts a directory, and takes its device apart when it was the last; UsageError, HostError."""
         tools.need_root("detach")
         where = str(directory.resolve())
-        with self._locked() as database:
-            row = database.execute(
-                "SELECT path, device FROM mounts JOIN devices ON device = devices.directory WHERE mounts.directory = ?",
-                (where,),
-            ).fetchone()
-            if row is None or mounts.source(where) != row[0]:
-                self._clean(database)
-                listed = ", ".join(each.directory for each in _list(database)) or "nothing is attached"
-                raise UsageError(f"nothing of blockmap is attached at {directory} (attached: {listed})")
-            warming.end(Path(row[1]), row[0])
-            tools.run("umount", where)
-            database.execute("DELETE FROM mounts WHERE directory = ?", (where,))
-            database.commit()
-            self._clean(database)
+        held = self._lock(lambda table: table.folder_at(where))
+        found = held is not None and self._unmount(held, where)
+        self._take_apart(self._unused())
+        if not found:
+            listed = ", ".join(each.directory for each in self.list()) or "nothing is attached"
+            raise UsageError(f"nothing of blockmap is attached at {directory} (attached: {listed})")
 
     def list(self) -> _Listed:
-        """What is attached now; HostError where the record cannot be read."""
-        path = self._state / "attachments.db"
-        if not path.exists():
+        """Returns what is attached now, and waits for nobody; HostError where the record cannot be read."""
+        if not is_recorded(self._state):
             return []
-        try:
-            # Without the lock: who only looks does not wait for an attach that waits for a store.
-            with contextlib.closing(
-                sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
-            ) as database:
-                return [each for each in _list(database) if mounts.source(each.directory) == each.device]
-        except sqlite3.Error as error:
-            raise HostError(f"the record of what is attached, {path}, cannot be read: {error}") from error
+        there = mounts.sources()
+        return [each for each in read_attached(self._state) if there.get(each.directory) == each.device]
 
-    def _device(
-        self, database: sqlite3.Connection, client: Client, export: str, exact: bool
-    ) -> tuple[str, Device, bool]:
-        """The device that shows an export: its key, and whether it is new; then the record of it is not committed yet."""
-        nbd_socket = str(client.nbd_socket.absolute())
-        row = database.execute(
-            "SELECT directory, kind, path, pid, started, mount FROM devices WHERE socket = ? AND export = ?",
-            (nbd_socket, export),
-        ).fetchone()
-        if row is not None:
-            if exact:
-                raise UsageError(
-                    f"{export} is attached, and what is in memory already would not be seen: detach it first "
-                    "(`blockmap status` says where it is)"
-                )
-            return row[0], Device(*row[1:]), False
-        mounting.expect(client, export, exact=exact)
-        devices = self._state / "devices"
-        devices.mkdir(parents=True, exist_ok=True)
-        key = tempfile.mkdtemp(dir=devices)
-        try:
-            device = self._attacher.attach(Path(nbd_socket), export, Path(key))
-        except BaseException:
-            shutil.rmtree(key, ignore_errors=True)
-            raise
-        database.execute(
-            "INSERT INTO devices VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (key, nbd_socket, export, *astuple(device))
-        )
-        return key, device, True
+    def clean(self, nbd_socket: Path) -> None:
+        """Takes apart what a server that has gone left at its socket, and what nobody uses; for the server that is next.
 
-    def _clean(self, database: sqlite3.Connection) -> None:
-        """Takes apart what nobody uses, and what cannot answer any more."""
-        rows = database.execute("SELECT directory, kind, path, pid, started, mount FROM devices").fetchall()
-        for key, *fields in rows:
-            device = Device(*fields)
-            noted = [row[0] for row in database.execute("SELECT directory FROM mounts WHERE device = ?", (key,))]
-            used = [directory for directory in noted if mounts.source(directory) == device.path]
-            if used and self._attacher.alive(device):
-                gone = set(noted) - set(used)
-            else:
-                for directory in used:
-                    tools.run("umount", "-l", directory)
-                    self._say(
-                        f"{directory} is unmounted: the server behind it has gone, and reads failed; attach it again"
-                    )
-                self._drop(database, key, device)
-                gone = set(noted)
-            database.executemany("DELETE FROM mounts WHERE directory = ?", [(directory,) for directory in gone])
-            database.commit()
-        known = {key for (key,) in database.execute("SELECT directory FROM devices")}
-        for left in (self._state / "devices").glob("*"):
-            if str(left) not in known:
-                warming.end(left, "")
-                self._attacher.detach(Device("", "", 0, 0, str(left / "fuse")))
-                shutil.rmtree(left, ignore_errors=True)
-
-    def _drop(self, database: sqlite3.Connection, key: str, device: Device) -> None:
-        warming.end(Path(key), device.path)
-        self._attacher.detach(device)
-        database.execute("DELETE FROM devices WHERE directory = ?", (key,))
-        database.commit()
-        shutil.rmtree(key, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[sqlite3.Connection]:
+        Without root nothing is done, and what fails is said.
+        """
+        if os.geteuid() != 0 or not is_recorded(self._state):
+            return
         try:
-            self._state.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise HostError(f"cannot use {self._state}: {error.strerror}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            path = self._state / "attachments.db"
+            with self._table() as table:
+                left = table.folders_of(str(nbd_socket))
+            self._take_apart(left, probe=True)
+            self._take_apart(self._unused())
+        except HostError as error:
+            self._say(str(error))
+
+    def _claim(
+        self, nbd_socket: str, export: str, where: str, name: str, exact: bool
+    ) -> tuple[DeviceLock, Device | None]:
+        """Locks the device that shows an export, and notes that it is about to be mounted at a directory.
+
+        Returns no device where it is still to be made.
+        """
+        while True:
             try:
-                with contextlib.closing(sqlite3.connect(path)) as database:
-                    database.executescript(_SCHEMA)
-                    yield database
-            except sqlite3.Error as error:
-                raise HostError(f"the record of what is attached, {path}, is damaged: {error}") from error
-        finally:
-            os.close(lock)
+                with self._table() as table:
+                    _check_free(table, where, None)
+                    if table.folder_showing(nbd_socket, export) is None:
+                        held = lock.create(self._state / "devices")
+                        table.add_device(held.folder, nbd_socket, export, self._attacher.kind)
+                        table.add_mount(where, held.folder, name)
+                        return held, None
+                with ExitStack() as stack:
+                    found = self._lock(lambda table: table.folder_showing(nbd_socket, export))
+                    if found is None:
+                        continue
+                    stack.enter_context(found)
+                    device = self._settle(found.folder, probe=True)
+                    if device is None:
+                        continue
+                    if exact:
+                        raise UsageError(
+                            f"{export} is attached, and what is in memory already would not be seen: detach it first "
+                            "(`blockmap status` says where it is)"
+                        )
+                    with self._table() as table:
+                        _check_free(table, where, found.folder)
+                        table.add_mount(where, found.folder, name)
+                    stack.pop_all()
+                    return found, device
+            except _Reserved as reserved:
+                other = lock.wait(reserved.args[0])
+                if other is not None:
+                    other.close()
+
+    def _unmount(self, held: DeviceLock, where: str) -> bool:
+        """Unmounts a device that is locked, and lets go of it; returns False where it is not mounted there."""
+        with held:
+            with self._table() as table:
+                device = table.device(held.folder)
+            if device is None or mounts.source(where) != device.path:
+                return False
+            warming.end(held.folder, device.path)
+            tools.run("umount", where)
+            self._settle(held.folder, probe=True)
+            return True
+
+    def _unused(self) -> _Folders:
+        """Returns the folders of devices that are mounted nowhere, and of those that are not on record."""
+        there = mounts.sources()
+        with self._table() as table:
+            folders = {*table.folders(), *(self._state / "devices").glob("*")}
+            return [folder for folder in folders if not _used(table.device(folder), table.mounts_of(folder), there)]
+
+    def _take_apart(self, folders: Iterable[Path], *, probe: bool = False) -> None:
+        """Settles those devices that no other command is at work on; what fails is said."""
+        for folder in folders:
+            with self._table():
+                held = lock.attempt(folder)
+            if held is None:
+                continue
+            with held:
+                try:
+                    self._settle(folder, probe=probe)
+                except HostError as error:
+                    self._say(f"what was attached in {folder} cannot be taken apart: {error}")
+
+    def _settle(self, folder: Path, *, probe: bool = False) -> Device | None:
+        """Takes a device apart that nobody uses, or, with `probe`, that cannot answer any more; its lock is held.
+
+        Returns the device where it stays.
+        """
+        with self._table() as table:
+            device, noted = table.device(folder), table.mounts_of(folder)
+        used = _used(device, noted, mounts.sources())
+        if device is not None and used and (not probe or self._attacher.is_alive(device)):
+            with self._table() as table:
+                table.drop_mounts(set(noted) - set(used))
+            return device
+        for directory in used:
+            tools.run("umount", "-l", directory)
+            self._say(f"{directory} is unmounted: the server behind it has gone, and reads failed; attach it again")
+        warming.end(folder, device.path if device is not None else "")
+        if device is not None:
+            self._attacher.detach(device)
+        else:
+            self._attacher.clear(folder)
+        with self._table() as table:
+            table.drop_device(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+    def _lock(self, find: Callable[[AttachmentTable], Path | None]) -> DeviceLock | None:
+        """Waits for the lock of the device that `find` finds; returns None where there is none."""
+        while True:
+            with self._table() as table:
+                folder = find(table)
+                if folder is None:
+                    return None
+                held = lock.attempt(folder)
+            held = held or lock.wait(folder)
+            if held is not None:
+                return held
+
+    def _table(self) -> AbstractContextManager[AttachmentTable]:
+        return changing(self._state)
 
 
-def _list(database: sqlite3.Connection) -> _Listed:
-    rows = database.execute(
-        "SELECT mounts.directory, name, export, path FROM mounts JOIN devices ON device = devices.directory ORDER BY 1"
-    )
-    return [Attached(*row) for row in rows]
+def _check_free(table: AttachmentTable, where: str, own: Path | None) -> None:
+    """Raises UsageError where something is mounted, _Reserved where another command may be about to mount.
+
+    `own` is the device that the caller has locked.
+    """
+    if mounts.source(where) is not None:
+        raise UsageError(f"something is mounted at {where} already: detach it first, or choose another directory")
+    noted = table.folder_at(where)
+    if noted is None or noted == own:
+        return
+    held = lock.attempt(noted)
+    if held is None:
+        raise _Reserved(noted)
+    held.close()
+
+
+def _used(device: Device | None, noted: Iterable[str], there: dict[str, str]) -> list[str]:
+    """Returns those directories where a device is mounted, of those where that is noted."""
+    return [] if device is None else [directory for directory in noted if there.get(directory) == device.path]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from blockmap.control.client import Client
 from blockmap.errors import BlockmapError, HostError
-from blockmap.host.devices import loops, mounts
+from blockmap.host.devices import mounts
 from blockmap.host.devices.device import Attacher, Device, set_read_ahead
 from blockmap.host.warm import warming
 
@@ -21,18 +21,27 @@ def expect(client: Client, export: str, *, exact: bool) -> None:
         client.request("expect", export=export, new=True, exact=exact)
 
 
-def mount(client: Client, export: str, device: Device, folder: Path, where: Path | str, *, exact: bool) -> None:
+def mount(
+    attacher: Attacher,
+    client: Client,
+    export: str,
+    device: Device,
+    folder: Path,
+    where: Path | str,
+    *,
+    exact: bool,
+) -> None:
     """Mounts the image on a new device; what starts of it read is brought into memory meanwhile and afterwards.
 
     With `exact`, nothing is read but what is asked for, as long as the device is there. `folder` is the device's. HostError.
     """
     if exact:
         set_read_ahead(device.path, 0)
-        mount_device(device.path, where)
+        mount_device(attacher, device, where)
         return
     begun = warming.begin(client, export, device.path, folder)
     try:
-        mount_device(device.path, where)
+        mount_device(attacher, device, where)
     except BaseException:
         begun.give_up()
         warming.end(folder, device.path)
@@ -40,17 +49,16 @@ def mount(client: Client, export: str, device: Device, folder: Path, where: Path
     begun.go_on(where)
 
 
-def mount_device(device: str, where: Path | str) -> None:
+def mount_device(attacher: Attacher, device: Device, where: Path | str) -> None:
     """Mounts the ext4 of a device read-only; HostError."""
     try:
-        _mount(device, where)
+        _mount(device.path, where)
     except HostError as error:
-        small = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EINVAL
-        if not small or not device.startswith("/dev/loop"):
-            raise
         # A disk image may have an ext4 with blocks of 1 KiB, as mke2fs makes small ones.
-        loops.set_small_sectors(device)
-        _mount(device, where)
+        small = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EINVAL
+        if not small or not attacher.use_small_sectors(device):
+            raise
+        _mount(device.path, where)
 
 
 @contextlib.contextmanager
@@ -64,7 +72,7 @@ def started(attacher: Attacher, client: Client, export: str, folder: Path, where
     with contextlib.ExitStack() as stack:
         device = attacher.attach(client.nbd_socket, export, folder)
         stack.callback(attacher.detach, device)
-        mount(client, export, device, folder, where, exact=False)
+        mount(attacher, client, export, device, folder, where, exact=False)
         stack.callback(mounts.unmount, where)
         stack.callback(warming.end, folder, device.path)
         yield device

@@ -108,7 +108,7 @@ def exactly(host: Host, pinned: str, number: Path) -> Iterator[None]:
     attacher = NbdFuse()
     device = attacher.attach(host.client.nbd_socket, pinned, number / "device")
     try:
-        mounting.mount(host.client, pinned, device, number / "device", number / "image", exact=True)
+        mounting.mount(attacher, host.client, pinned, device, number / "device", number / "image", exact=True)
         try:
             yield
         finally:

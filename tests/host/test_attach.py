@@ -35,7 +35,7 @@ def rows(host: Host) -> list[tuple[str, int]]:
     """Device and nbdfuse process of each attached device."""
     database = sqlite3.connect(host.state / "attachments.db")
     try:
-        return database.execute("SELECT path, pid FROM devices").fetchall()
+        return database.execute("SELECT path, json_extract(state, '$.pid') FROM devices").fetchall()
     finally:
         database.close()
 
@@ -186,6 +186,45 @@ def test_when_the_server_has_died_it_is_attached_anew(mounting: Host) -> None:
     assert mounting.leftovers() == []
 
 
+def test_a_server_takes_apart_what_the_one_before_it_left(mounting: Host) -> None:
+    mounting.serve()
+    (where,) = directories(mounting, "mnt")
+    mounting.do("attach", "app:1", where)
+    nbdkit = mounting.nbdkit()
+    assert mounting.server is not None
+    mounting.server.kill()
+    mounting.server.wait()
+    until(lambda: not Path(f"/proc/{nbdkit}").exists())
+    mounting.serve()
+    assert f"{where} is unmounted: the server behind it has gone" in mounting.said()
+    assert mounting.leftovers() == []
+
+
+def test_a_server_that_hangs_holds_up_only_its_own(mounting: Host) -> None:
+    mounting.serve()
+    where, other = directories(mounting, "mnt", "other")
+    mounting.do("attach", "app:1", where)
+    hung = mounting.nbdkit()
+    hanging, mounting.server = mounting.server, None
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        socket = mounting.where / "other.sock"
+        mounting.do("attach", "--socket", socket, "--cache", mounting.where / "cache2", "app:1", other)
+        assert (other / "etc/version").read_bytes() == b"1"
+        assert len(rows(mounting)) == 2
+        mounting.do("detach", other)
+        assert len(rows(mounting)) == 1
+    finally:
+        os.kill(hung, signal.SIGCONT)
+        mounting.server = hanging
+    mounting.do("detach", where)
+    assert mounting.leftovers() == []
+    client = Client(socket, 5)
+    supervisor = Path(f"/proc/{client.request('status')['pid']}/stat").read_text().rpartition(")")[2].split()[1]
+    os.kill(int(supervisor), signal.SIGTERM)
+    until(lambda: not client.answers())
+
+
 def test_a_dead_device_can_be_detached(mounting: Host) -> None:
     mounting.serve()
     (where,) = directories(mounting, "mnt")
@@ -212,20 +251,28 @@ def test_what_is_unmounted_by_hand_is_noticed(mounting: Host) -> None:
     assert mounting.leftovers() == []
 
 
+KILL = "def instead(*arguments, **named):\n    real(*arguments, **named)\n    os.kill(os.getpid(), signal.SIGKILL)"
 STEPS = [
     ("blockmap.host.devices.loops", "attach"),
     ("blockmap.host.devices.mounts", "mount"),
     ("blockmap.host.warm.warming", "begin"),
+]
+KILLED = [
+    *STEPS,
     ("blockmap.host.devices.nbdfuse", "_image"),
+    ("blockmap.host.devices.lock", "create"),
+    ("blockmap.host.mounting", "expect"),
+    ("blockmap.host.attachment_table", "AttachmentTable.set_made"),
 ]
 
 
-@pytest.mark.parametrize(("module", "name"), STEPS, ids=["loop", "mount", "warming", "nbdfuse"])
+@pytest.mark.parametrize(
+    ("module", "name"), KILLED, ids=["loop", "mount", "warming", "nbdfuse", "folder", "noted", "made"]
+)
 def test_an_attach_that_is_killed_half_way_is_cleaned_by_the_next(mounting: Host, module: str, name: str) -> None:
     mounting.serve()
     (where,) = directories(mounting, "mnt")
-    kill = "def instead(*arguments):\n    real(*arguments)\n    os.kill(os.getpid(), signal.SIGKILL)"
-    process = faulty(mounting, module, name, kill, "attach", "app:1", where)
+    process = faulty(mounting, module, name, KILL, "attach", "app:1", where)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert mounting.leftovers()
@@ -238,7 +285,29 @@ def test_an_attach_that_is_killed_half_way_is_cleaned_by_the_next(mounting: Host
     assert mounting.leftovers() == []
 
 
-@pytest.mark.parametrize(("module", "name"), STEPS[:3], ids=["loop", "mount", "warming"])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("blockmap.host.warm.warming", "end"),
+        ("blockmap.host.tools", "run"),
+        ("blockmap.host.devices.loops", "detach"),
+        ("blockmap.host.devices.nbdfuse", "_unmount"),
+        ("blockmap.host.attachment_table", "AttachmentTable.drop_device"),
+    ],
+    ids=["warming", "unmount", "loop", "nbdfuse", "record"],
+)
+def test_a_detach_that_is_killed_half_way_is_finished_by_the_next(mounting: Host, module: str, name: str) -> None:
+    mounting.serve()
+    (where,) = directories(mounting, "mnt")
+    mounting.do("attach", "app:1", where)
+    process = faulty(mounting, module, name, KILL, "detach", where)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    mounting.run("detach", where)
+    assert mounting.leftovers() == []
+
+
+@pytest.mark.parametrize(("module", "name"), STEPS, ids=["loop", "mount", "warming"])
 def test_an_attach_that_fails_half_way_leaves_nothing(mounting: Host, module: str, name: str) -> None:
     mounting.serve()
     (where,) = directories(mounting, "mnt")
@@ -288,6 +357,8 @@ def test_missing_tools_are_named_with_their_package(mounting: Host, monkeypatch:
 class Refuses:
     """An attacher that cannot."""
 
+    kind = "refuses"
+
     def attach(self, nbd_socket: Path, export: str, directory: Path) -> Device:
         (directory / "half").write_text("done")
         raise HostError("no")
@@ -295,7 +366,13 @@ class Refuses:
     def detach(self, device: Device) -> None:
         pass
 
-    def alive(self, device: Device) -> bool:
+    def clear(self, directory: Path) -> None:
+        pass
+
+    def is_alive(self, device: Device) -> bool:
+        return False
+
+    def use_small_sectors(self, device: Device) -> bool:
         return False
 
 

@@ -1,9 +1,10 @@
 """Block devices on this host that show an export."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 USUAL_READ_AHEAD_KIB = 128
 """The kernel's own."""
@@ -14,18 +15,17 @@ class Device:
     """A device that is attached; what it takes to detach it is in it, so it survives this process."""
 
     kind: str
+    """Names the attacher that made it."""
     path: str
-    """Of the block device."""
-    pid: int
-    """Of the process behind it; 0 where the kernel alone is."""
-    started: int
-    """When that process started, in clock ticks after boot: tells it from a later one with its pid."""
-    mount: str
-    """Where the process has its own mount, if it needs one."""
+    """Leads to the block device."""
+    state: Mapping[str, Any]
+    """What the kind needs to know of it again; JSON can hold it, and nobody else reads it."""
 
 
 class Attacher(Protocol):
     """One way to make a device of an export."""
+
+    kind: str
 
     def attach(self, nbd_socket: Path, export: str, directory: Path) -> Device:
         """Makes a read-only device; `directory` is for what it needs. HostError, and nothing is left then."""
@@ -33,8 +33,17 @@ class Attacher(Protocol):
     def detach(self, device: Device) -> None:
         """Takes a device apart; what is gone already is fine."""
 
-    def alive(self, device: Device) -> bool:
-        """Whether reads of the device can still be answered."""
+    def clear(self, directory: Path) -> None:
+        """Takes apart what an `attach` that was killed left of a device in its `directory`."""
+
+    def is_alive(self, device: Device) -> bool:
+        """Returns True if reads of the device can still be answered; waits as long as such a read does."""
+
+    def use_small_sectors(self, device: Device) -> bool:
+        """Changes a device so that file systems with blocks below 4096 bytes can be mounted from it.
+
+        Returns False where this kind has nothing to change. HostError.
+        """
 
 
 def start_ticks(pid: int) -> int:

@@ -35,11 +35,12 @@ def unmount(where: Path | str) -> None:
 
 def source(directory: Path | str) -> str | None:
     """What is mounted at a directory, topmost: a device or the kind's own word; None where nothing is."""
-    found = None
-    for fields, tail in _entries():
-        if fields[4] == str(directory):
-            found = tail[1]
-    return found
+    return sources().get(str(directory))
+
+
+def sources() -> dict[str, str]:
+    """Returns what is mounted, topmost, by directory."""
+    return {fields[4]: tail[1] for fields, tail in _entries()}
 
 
 def cgroups() -> list[Path]:

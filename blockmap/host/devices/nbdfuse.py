@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,6 +25,20 @@ _END_SECONDS = 10.0
 _POLL_SECONDS = 0.001
 """nbdfuse needs some ten milliseconds, which every start waits for."""
 _PROBE_BYTES = 4096
+_MOUNT = "fuse"
+"""The mount point in the device's folder, which is known even where nothing else is on record."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """The nbdfuse behind a device: what the device's state holds."""
+
+    pid: int
+    """0 where it is not known."""
+    started: int
+    """When it started, in clock ticks after boot: tells it from a later one with its pid."""
+    mount: str
+    """Where nbdfuse shows the export as a file."""
 
 
 class NbdFuse:
@@ -33,7 +48,7 @@ class NbdFuse:
 
     def attach(self, nbd_socket: Path, export: str, directory: Path) -> Device:
         tools.find("fusermount3")
-        mountpoint = directory / "fuse"
+        mountpoint = directory / _MOUNT
         mountpoint.mkdir(parents=True)
         uri = f"nbd+unix:///{quote(export, safe='')}?socket={quote(str(nbd_socket.absolute()))}"
         log = directory / "nbdfuse.log"
@@ -42,9 +57,9 @@ class NbdFuse:
                 [tools.find("nbdfuse"), "-r", "-C", "1", str(mountpoint), uri],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/",
             )  # fmt: skip
-        device = Device(self.kind, "", process.pid, start_ticks(process.pid), str(mountpoint))
+        behind = _Process(process.pid, start_ticks(process.pid), str(mountpoint))
         try:
-            image = _image(device)
+            image = _image(behind)
             end = time.monotonic() + _READY_SECONDS
             while not image.exists():
                 if process.poll() is not None or time.monotonic() > end:
@@ -52,40 +67,52 @@ class NbdFuse:
                         f"nbdfuse could not show {export}: {log.read_text(errors='replace').strip() or 'no message'}"
                     )
                 time.sleep(_POLL_SECONDS)
-            return Device(self.kind, loops.attach(image), device.pid, device.started, device.mount)
+            return Device(self.kind, loops.attach(image), asdict(behind))
         except BaseException:
-            self.detach(device)
+            _end(behind)
             raise
 
     def detach(self, device: Device) -> None:
-        # By the file behind them, not by the path: an attach that was killed never learnt the path.
-        for loop in loops.showing(str(_image(device))):
-            set_read_ahead(loop, USUAL_READ_AHEAD_KIB)  # the next that gets this loop device knows nothing of us
-            loops.detach(loop)
-        if mounts.source(device.mount) is not None:
-            _unmount(device.mount)
-        end = time.monotonic() + _END_SECONDS
-        while _running(device) and time.monotonic() < end:
-            time.sleep(0.01)
-        if _running(device):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(device.pid, signal.SIGKILL)
+        _end(_Process(**device.state))
 
-    def alive(self, device: Device) -> bool:
-        return _running(device) and device.path in loops.showing(str(_image(device))) and _reads(device.path)
+    def clear(self, directory: Path) -> None:
+        _end(_Process(0, 0, str(directory / _MOUNT)))
+
+    def is_alive(self, device: Device) -> bool:
+        behind = _Process(**device.state)
+        return _running(behind) and device.path in loops.showing(str(_image(behind))) and _reads(device.path)
+
+    def use_small_sectors(self, device: Device) -> bool:
+        loops.set_small_sectors(device.path)
+        return True
 
 
-def _image(device: Device) -> Path:
-    return Path(device.mount) / "nbd"
+def _end(behind: _Process) -> None:
+    # By the file behind them, not by the path: an attach that was killed never learnt the path.
+    for loop in loops.showing(str(_image(behind))):
+        set_read_ahead(loop, USUAL_READ_AHEAD_KIB)  # the next that gets this loop device knows nothing of us
+        loops.detach(loop)
+    if mounts.source(behind.mount) is not None:
+        _unmount(behind.mount)
+    end = time.monotonic() + _END_SECONDS
+    while _running(behind) and time.monotonic() < end:
+        time.sleep(0.01)
+    if _running(behind):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(behind.pid, signal.SIGKILL)
 
 
-def _running(device: Device) -> bool:
-    if device.pid <= 0 or start_ticks(device.pid) != device.started:
+def _image(behind: _Process) -> Path:
+    return Path(behind.mount) / "nbd"
+
+
+def _running(behind: _Process) -> bool:
+    if behind.pid <= 0 or start_ticks(behind.pid) != behind.started:
         return False
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(device.pid, os.WNOHANG)  # a child that has ended would stay otherwise
+        os.waitpid(behind.pid, os.WNOHANG)  # a child that has ended would stay otherwise
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{device.pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+        return Path(f"/proc/{behind.pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     return False
 
 

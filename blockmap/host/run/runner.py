@@ -186,14 +186,17 @@ def _folder(runc: str, attachments: Attachments, runs: Path) -> Iterator[Path]:
         raise HostError(f"cannot use {runs}: {error.strerror}") from error
     try:
         fcntl.flock(guard, fcntl.LOCK_EX)  # a folder that is not locked yet would look left over
-        for left in runs.glob("run-*"):
-            _clean_left(runc, attachments, left)
+        left = {path: fd for path in runs.glob("run-*") if (fd := _lock_left(path)) is not None}
         work = Path(tempfile.mkdtemp(dir=runs, prefix="run-"))
         own = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(own, fcntl.LOCK_EX)
     finally:
         os.close(guard)
     try:
+        for path, fd in left.items():
+            _end_containers(runc, path)
+            _take_apart(attachments, path)
+            os.close(fd)
         for name in ("image", "scratch", "root"):
             (work / name).mkdir()
         yield work
@@ -202,20 +205,18 @@ def _folder(runc: str, attachments: Attachments, runs: Path) -> Iterator[Path]:
         os.close(own)
 
 
-def _clean_left(runc: str, attachments: Attachments, left: Path) -> None:
+def _lock_left(left: Path) -> int | None:
+    """Locks the folder of a run that was killed; returns None where the run lives, or has just ended."""
     try:
         fd = os.open(left / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
-        return
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return
-    else:
-        _end_containers(runc, left)
-        _take_apart(attachments, left)
-    finally:
         os.close(fd)
+        return None
+    return fd
 
 
 def _end_containers(runc: str, work: Path) -> None:

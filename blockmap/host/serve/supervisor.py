@@ -64,14 +64,17 @@ class Supervisor:
         listen: str | None,
         idle_seconds: float | None,
         say: Callable[[str], None],
+        take_over: Callable[[], None],
         metrics: str | None = None,
         learn: bool = True,
     ) -> None:
+        """`take_over` is called before it serves, when no other server can be at the socket any more."""
         self._store, self._cache, self._cache_bytes = store, cache, cache_bytes
         self._outages = outages
         self._socket = nbd_socket
         self._idle_seconds = idle_seconds
         self._say = say
+        self._take_over = take_over
         self._learn = learn
         self._stop = False
         self._listen = parse_listen(listen) if listen else None
@@ -86,6 +89,7 @@ class Supervisor:
         with contextlib.ExitStack() as stack:
             self._take_signals(stack)
             stack.enter_context(owned(self._socket))
+            self._take_over()
             sockets = [stack.enter_context(unix_socket(self._socket, 0o660))]
             if self._listen is not None:
                 sockets.append(stack.enter_context(tcp_socket(*self._listen)))
