@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -136,6 +137,15 @@ class Host:
             pid = self.nbdkit()
             os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGTERM)
             until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def rows(host: Host) -> list[tuple[str, int]]:
+    """Device and nbdfuse process of each attached device."""
+    database = sqlite3.connect(host.state / "attachments.db")
+    try:
+        return database.execute("SELECT path, json_extract(state, '$.pid') FROM devices").fetchall()
+    finally:
+        database.close()
 
 
 def faulty(host: Host, module: str, name: str, code: str, *arguments: object) -> subprocess.Popen[str]:

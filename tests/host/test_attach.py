@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from blockmap.host import tools
 from blockmap.host.attachments import Attachments
 from blockmap.host.devices import mounts
 from blockmap.host.devices.device import Device
-from tests.host.conftest import CONTENT, Host, faulty
+from tests.host.conftest import CONTENT, Host, faulty, rows
 from tests.waiting import until
 
 pytestmark = pytest.mark.root
@@ -29,15 +28,6 @@ def directories(host: Host, *names: str) -> list[Path]:
     for path in made:
         path.mkdir()
     return made
-
-
-def rows(host: Host) -> list[tuple[str, int]]:
-    """Device and nbdfuse process of each attached device."""
-    database = sqlite3.connect(host.state / "attachments.db")
-    try:
-        return database.execute("SELECT path, json_extract(state, '$.pid') FROM devices").fetchall()
-    finally:
-        database.close()
 
 
 def test_an_image_is_brought_whole_where_it_is_asked_for(mounting: Host) -> None:
