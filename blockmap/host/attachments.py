@@ -110,17 +110,18 @@ class Attachments:
         while True:
             try:
                 with self._table() as table:
-                    _check_free(table, where, None)
                     if table.folder_showing(nbd_socket, export) is None:
+                        _check_free(table, where, None)
                         held = lock.create(self._state / "devices")
                         table.add_device(held.folder, nbd_socket, export, self._attacher.kind)
                         table.add_mount(where, held.folder, name)
                         return held, None
+                found = self._lock(lambda table: table.folder_showing(nbd_socket, export))
+                if found is None:
+                    continue
                 with ExitStack() as stack:
-                    found = self._lock(lambda table: table.folder_showing(nbd_socket, export))
-                    if found is None:
-                        continue
                     stack.enter_context(found)
+                    # Before the directory is looked at: this unmounts what is there of a server that has gone.
                     device = self._settle(found.folder, probe=True)
                     if device is None:
                         continue

@@ -96,8 +96,8 @@ class Unwarmed:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A state of its own, and directories to attach at."""
+class SlowHost:
+    """A state of its own, directories to attach at, and an attacher that may be slow."""
 
     where: Path
     attacher: LoopAttacher
@@ -134,10 +134,10 @@ def image(tmp_path_factory: pytest.TempPathFactory, need: Callable[..., None]) -
 
 
 @pytest.fixture
-def place(tmp_path: Path, image: Path, need_root: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(tmp_path: Path, image: Path, need_root: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowHost]:
     monkeypatch.setattr(warming, "begin", lambda *_: Unwarmed())
     attacher, said = LoopAttacher(image), []
-    made = Place(tmp_path, attacher, Attachments(tmp_path / "state", attacher, said.append), said)
+    made = SlowHost(tmp_path, attacher, Attachments(tmp_path / "state", attacher, said.append), said)
     yield made
     for directory, device in mounts.sources().items():
         if directory.startswith(f"{tmp_path}/"):
@@ -158,7 +158,7 @@ def took_s(call: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-def test_attaches_of_many_exports_take_about_as_long_as_one(place: Place) -> None:
+def test_attaches_of_many_exports_take_about_as_long_as_one(place: SlowHost) -> None:
     place.attacher.seconds = SLOW_S
     one_s = took_s(lambda: place.attach(100, "one", exact=True))
     calls = [lambda number=number: place.attach(number, f"at{number}", exact=True) for number in range(COUNT)]
@@ -171,7 +171,7 @@ def test_attaches_of_many_exports_take_about_as_long_as_one(place: Place) -> Non
     assert (place.devices(), place.folders()) == ({}, [])
 
 
-def test_attaches_of_one_export_at_once_share_a_device(place: Place) -> None:
+def test_attaches_of_one_export_at_once_share_a_device(place: SlowHost) -> None:
     place.attacher.seconds = 0.2
     calls = [lambda number=number: place.attach(1, f"at{number}") for number in range(COUNT)]
     assert at_once(*calls) == [None] * COUNT
@@ -183,7 +183,7 @@ def test_attaches_of_one_export_at_once_share_a_device(place: Place) -> None:
     assert (place.devices(), place.folders()) == ({}, [])
 
 
-def test_of_attaches_at_one_directory_at_once_one_succeeds(place: Place) -> None:
+def test_of_attaches_at_one_directory_at_once_one_succeeds(place: SlowHost) -> None:
     place.attacher.seconds = 0.2
     raised = at_once(*(lambda number=number: place.attach(number, "here") for number in range(4)))
     assert sorted(str(each).partition(" at ")[0] for each in raised) == ["None", *["something is mounted"] * 3]
@@ -191,7 +191,9 @@ def test_of_attaches_at_one_directory_at_once_one_succeeds(place: Place) -> None
     assert (place.devices(), place.folders()) == ({}, [])
 
 
-def test_a_directory_is_free_again_when_the_attach_there_failed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_is_free_again_when_the_attach_there_failed(
+    place: SlowHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def fail(*_: object) -> None:
@@ -215,7 +217,7 @@ def test_a_directory_is_free_again_when_the_attach_there_failed(place: Place, mo
     assert place.folders() == []
 
 
-def test_a_probe_that_hangs_holds_up_nobody_else(place: Place) -> None:
+def test_a_probe_that_hangs_holds_up_nobody_else(place: SlowHost) -> None:
     place.attach(1, "hung")
     place.attacher.hung.add(place.devices()["hung"])
     attaching = threading.Thread(target=place.attach, args=(1, "more"))
@@ -243,7 +245,7 @@ def test_a_probe_that_hangs_holds_up_nobody_else(place: Place) -> None:
     assert place.folders() == []
 
 
-def test_only_the_device_that_is_asked_for_is_probed(place: Place) -> None:
+def test_only_the_device_that_is_asked_for_is_probed(place: SlowHost) -> None:
     place.attach(1, "a")
     place.attach(2, "b")
     place.attach(2, "b2")
@@ -255,20 +257,22 @@ def test_only_the_device_that_is_asked_for_is_probed(place: Place) -> None:
     assert place.attacher.probes == 2
 
 
-def test_a_dead_device_is_made_anew_by_the_attach_that_needs_it(place: Place) -> None:
+def test_a_dead_device_is_made_anew_by_the_attach_that_needs_it(place: SlowHost) -> None:
     place.attach(1, "a")
     place.attach(2, "b")
     place.attacher.dead = set(place.devices().values())
     place.attach(1, "a2")
     assert set(place.devices()) == {"b", "a2"}
-    assert [f"{place.where}/a is unmounted" in text for text in place.said] == [True]
+    place.attach(2, "b")
+    assert set(place.devices()) == {"b", "a2"}
+    assert [text.partition(" is unmounted")[0] for text in place.said] == [f"{place.where}/a", f"{place.where}/b"]
     place.attacher.dead.clear()
     place.detach("a2")
     place.detach("b")
     assert place.folders() == []
 
 
-def test_a_server_takes_apart_what_the_one_before_it_left(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_takes_apart_what_the_one_before_it_left(place: SlowHost, monkeypatch: pytest.MonkeyPatch) -> None:
     place.attach(1, "dead")
     place.attach(2, "alive")
     place.attacher.dead.add(place.devices()["dead"])
@@ -286,7 +290,7 @@ def test_a_server_takes_apart_what_the_one_before_it_left(place: Place, monkeypa
     assert place.folders() == []
 
 
-def test_a_record_of_earlier_releases_is_migrated(place: Place) -> None:
+def test_a_record_of_earlier_releases_is_migrated(place: SlowHost) -> None:
     place.attach(1, "a")
     ((folder, path),) = [(each, place.devices()["a"]) for each in place.folders()]
     (folder / "lock").unlink()  # there was none
@@ -309,7 +313,7 @@ def test_a_record_of_earlier_releases_is_migrated(place: Place) -> None:
     assert (place.devices(), place.folders()) == ({}, [])
 
 
-def test_a_record_of_a_newer_release_is_refused(place: Place) -> None:
+def test_a_record_of_a_newer_release_is_refused(place: SlowHost) -> None:
     place.attach(1, "a")
     for version, outcome in ((9, pytest.raises(HostError, match="it has format 9")), (1, contextlib.nullcontext())):
         with contextlib.closing(sqlite3.connect(place.state / "attachments.db")) as connection:
