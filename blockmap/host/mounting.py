@@ -1,4 +1,4 @@
-"""A start's way from an export to a mounted image, with the kernel warmed for it: used by `attach`, `run` and benchmarks."""
+"""Brings a start from an export to a mounted image, with the kernel warmed for it: for `attach`, `run` and benchmarks."""
 
 import contextlib
 import errno
@@ -63,7 +63,7 @@ def mount_device(attacher: Attacher, device: Device, where: Path | str) -> None:
 
 @contextlib.contextmanager
 def started(attacher: Attacher, client: Client, export: str, folder: Path, where: Path) -> Iterator[Device]:
-    """An export on a device of its own, mounted at `where`; taken apart at the end. `folder` is for what it needs.
+    """Mounts an export on a device of its own at `where`, and takes both apart at the end. `folder` is for what it needs.
 
     What is attached in this way is in no record: it is for who takes it apart. HostError.
     """

@@ -1,4 +1,4 @@
-"""Block devices on this host that show an export."""
+"""What a block device that shows an export is to whoever attaches it: its record, and the protocol of its kind."""
 
 import contextlib
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 USUAL_READ_AHEAD_KIB = 128
-"""The kernel's own."""
+"""The kernel reads so far ahead where nobody has changed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Attacher(Protocol):
 
 
 def start_ticks(pid: int) -> int:
-    """When a process started, in clock ticks after boot; 0 where there is none."""
+    """Returns when a process started, in clock ticks after boot; 0 where there is none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -56,6 +56,6 @@ def start_ticks(pid: int) -> int:
 
 
 def set_read_ahead(path: str, kib: int) -> None:
-    """How far the kernel reads ahead on a block device, and in the files of what is mounted from it; best effort."""
+    """Sets how far the kernel reads ahead on a block device, and in the files of what is mounted from it; best effort."""
     with contextlib.suppress(OSError):
         Path("/sys/block", Path(path).name, "queue/read_ahead_kb").write_text(str(kib))

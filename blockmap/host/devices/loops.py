@@ -25,7 +25,7 @@ SMALL_SECTOR_BYTES = 512
 
 
 def attach(file: Path) -> str:
-    """A new read-only loop device with direct I/O that shows a file: its path; HostError."""
+    """Makes a read-only loop device with direct I/O that shows a file, and returns its path; HostError."""
     try:
         backing = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -46,7 +46,7 @@ def detach(device: str) -> None:
 
 
 def set_small_sectors(device: str) -> None:
-    """For file systems with blocks of less than 4096 bytes; HostError."""
+    """Sets the sectors of a loop device to 512 bytes, for file systems with blocks of less than 4096; HostError."""
     try:
         _control(device, _SET_BLOCK_SIZE, SMALL_SECTOR_BYTES)
     except OSError as error:
@@ -54,7 +54,7 @@ def set_small_sectors(device: str) -> None:
 
 
 def showing(file: str) -> list[str]:
-    """The loop devices that show a file."""
+    """Returns the loop devices that show a file."""
     found = []
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:

@@ -14,7 +14,7 @@ NODEV = 4
 
 
 def mount(source: str, where: Path | str, kind: str, flags: int, options: str) -> None:
-    """mount(2), without a program; HostError, whose cause is the OSError."""
+    """Mounts with mount(2), without a program; HostError, whose cause is the OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     arguments = (os.fsencode(source), os.fsencode(where), kind.encode(), ctypes.c_ulong(flags), os.fsencode(options))
     if libc.mount(*arguments) == 0:
@@ -34,7 +34,7 @@ def unmount(where: Path | str) -> None:
 
 
 def source(directory: Path | str) -> str | None:
-    """What is mounted at a directory, topmost: a device or the kind's own word; None where nothing is."""
+    """Returns what is mounted at a directory, topmost: a device or the kind's own word; None where nothing is."""
     return sources().get(str(directory))
 
 
@@ -44,12 +44,12 @@ def sources() -> dict[str, str]:
 
 
 def cgroups() -> list[Path]:
-    """Where control groups are mounted."""
+    """Returns the directories where control groups are mounted."""
     return [Path(fields[4]) for fields, tail in _entries() if tail[0] in ("cgroup", "cgroup2")]
 
 
 def _entries() -> list[tuple[list[str], list[str]]]:
-    """proc(5): the fields up to the optional ones, and those after the dash: kind, source, options."""
+    """Reads proc(5): for each mount the fields up to the optional ones, and those after the dash: kind, source, options."""
     entries = []
     for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines():
         head, _, tail = line.partition(" - ")

@@ -31,7 +31,7 @@ _MOUNT = "fuse"
 
 @dataclass(frozen=True, slots=True)
 class _Process:
-    """The nbdfuse behind a device: what the device's state holds."""
+    """The nbdfuse process behind a device, which is what the device's state holds."""
 
     pid: int
     """0 where it is not known."""
@@ -88,6 +88,7 @@ class NbdFuse:
 
 
 def _end(behind: _Process) -> None:
+    """Takes apart the loop device, the mount and the process, as far as they are there."""
     # By the file behind them, not by the path: an attach that was killed never learnt the path.
     for loop in loops.showing(str(_image(behind))):
         set_read_ahead(loop, USUAL_READ_AHEAD_KIB)  # the next that gets this loop device knows nothing of us
@@ -117,7 +118,7 @@ def _running(behind: _Process) -> bool:
 
 
 def _reads(path: str) -> bool:
-    """Whether the server behind a device answers: past the page cache, which outlives it."""
+    """Returns True if the server behind a device answers a read past the page cache, which outlives it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
         try:
