@@ -25,7 +25,7 @@ _log = logging.getLogger("blockmap")
 
 _LEVELS = {
     "cache": {"bytes", "cap_bytes", "pinned_bytes", "slots"},
-    "fetch": {"away", "bundles_running", "bytes_per_s", "rtt_us"},
+    "fetch": {"away", "bundles_running", "bytes_per_s", "in_flight", "rtt_us"},
     "traces": {"running"},
     "learn": {"running"},
 }

@@ -1,4 +1,4 @@
-"""The host's cache: one sparse data file of slots, appended to, and evicted by punching holes.
+"""Keeps the host's cache: one sparse data file of slots, appended to, and evicted by punching holes.
 
 The index is in memory; a journal on disk follows it. A slot is checked against its header and checksums when it is first
 used after a start, never after. Readers use `fd`, `dead` and `used` themselves: look a slot up, preadv, and look at its
@@ -25,11 +25,12 @@ _log = logging.getLogger(__name__)
 
 _MAX_POSITION = 1 << 43
 """Bytes of the data file, half of what ext4 allows; where it would grow beyond, the cache begins anew, empty."""
-_SAY_AGAIN_SECONDS = 60.0
+_LOG_AGAIN_SECONDS = 60.0
+"""Seconds between two messages about a disk that fails."""
 
 
 def default_cap(directory: Path) -> int:
-    """Bytes that a cache in `directory` may take: 20 GB, or a quarter of the disk that is free or the cache's own."""
+    """Returns the bytes that a cache in `directory` may take: 20 GB, or a quarter of what is free or its own if that is less."""
     try:
         own = (directory / "data").stat().st_blocks * 512
     except OSError:
@@ -40,9 +41,9 @@ def default_cap(directory: Path) -> int:
 
 
 class Cache:
-    """Content by digest, in a directory that one server owns; safe to share between threads.
+    """Holds content by digest, in a directory that one server owns; safe to share between threads.
 
-    Raises HostError where the directory cannot be used, or is another's.
+    Raises HostError if the directory cannot be used, or belongs to another server.
     """
 
     def __init__(self, directory: Path, cap_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -55,56 +56,56 @@ class Cache:
         self.dead = self._table.dead
         """By slot: not 0 once its bytes may be gone."""
         self.checked = self._table.checked
-        """By slot: not 0 once it has been held against its checksums."""
+        """By slot: not 0 once its checksums have been verified."""
         self.used = self._table.used
-        """By slot: not 0 where it was read since eviction last looked."""
+        """By slot: not 0 if it was read since eviction last looked."""
         # Taken before _lock by whoever makes room, and held while it punches, so that what it frees is its own and the
         # cap holds on disk.
         self._room = threading.Lock()
         # Guards the table, _busy, _end and the counters; never held across I/O, and not taken by readers.
         self._lock = threading.Lock()
         self._busy = 0  # slots being written, or dead and not punched yet
-        self.keeps = True
-        """Whether the last write worked: where it did not, nothing is worth bringing before it is asked for."""
+        self.can_write = True
+        """Whether the last write worked; if not, nothing is worth fetching ahead."""
         self._end = self._scrubbed = 0
         self._stored = self._evicted = self._bad = self._failed = 0
-        self._said = float("-inf")
+        self._logged = float("-inf")
         self._journal = Journal(directory / "index.db")
         self._load()
 
     def lookup(self, digest: bytes) -> int:
-        """The slot of a digest, or -1; looks in memory only, and checks nothing."""
+        """Returns the slot of a digest, or -1; it looks in memory only, and checks nothing."""
         return self._table.index.get(digest, -1)
 
     def has(self, digest: bytes) -> bool:
-        """Whether it is there, if only in part; not checked."""
+        """Returns True if some of it is there, unchecked."""
         return digest in self._table.index
 
     def has_all(self, digest: bytes) -> bool:
-        """Whether all of it is there; not checked."""
+        """Returns True if all of it is there, unchecked."""
         slot = self.lookup(digest)
         return slot >= 0 and self._table.mask[slot] == slots.whole_mask(self._table.length[slot])
 
     def check(self, slot: int, digest: bytes) -> bool:
-        """Whether a slot holds what it should: reads all of it the first time. A bad one is dropped, and said."""
+        """Returns True if a slot holds what it should, reading all of it the first time. A bad one is dropped, with a warning."""
         if self._table.checked[slot]:
             return not self.dead[slot]
         return self._verified(slot, digest) is not None
 
     def data_position(self, slot: int) -> int:
-        """Where the content begins in the data file."""
+        """Returns where the content begins in the data file."""
         return self._table.position[slot] + slots.header_bytes(self._table.length[slot])
 
     def mask(self, slot: int) -> int:
-        """The blocks that are present, a bit each."""
+        """Returns the blocks that are present, a bit each."""
         return self._table.mask[slot]
 
     def length(self, slot: int) -> int:
-        """Bytes of the whole content."""
+        """Returns the bytes of the whole content."""
         return self._table.length[slot]
 
     def get(self, digest: bytes) -> bytes | None:
-        """The whole content, checked; None where it is absent or held in part."""
+        """Returns the whole content, checked; None if it is absent or held in part."""
         slot = self.lookup(digest)
         if slot < 0 or not self.check(slot, digest):
             return None
@@ -114,7 +115,7 @@ class Cache:
         try:
             data = self._data.read(self.data_position(slot), length)
         except OSError as error:
-            self._say("read", error)
+            self._log_failure("read", error)
             return None
         if len(data) != length or self.dead[slot]:
             return None
@@ -122,7 +123,7 @@ class Cache:
         return data
 
     def put(self, digest: bytes, data: bytes | bytearray | memoryview, mask: int | None = None) -> int:
-        """Keeps content, or those blocks of it that `mask` has; returns its slot, or -1 where it cannot be kept.
+        """Stores content, or those blocks of it that `mask` has; returns its slot, or -1 if it cannot be stored.
 
         `data` has the whole length in any case, up to 16 MiB. Only content of up to 64 blocks can be held in part.
         """
@@ -165,7 +166,7 @@ class Cache:
         self._bury(slot)
 
     def scrub(self, limit_bytes: int) -> int:
-        """Checks the next slots, used or not, up to so many bytes; returns how many were bad. One thread at a time."""
+        """Checks the next slots, up to `limit_bytes`; returns how many were bad. Only one thread at a time may call it."""
         before = self._bad
         for _ in range(len(self._table.names)):
             if limit_bytes <= 0:
@@ -179,7 +180,7 @@ class Cache:
         return self._bad - before
 
     def status(self) -> dict[str, int]:
-        """Counters since the start, and how much there is."""
+        """Returns counters since the start, and how much is held."""
         with self._lock:
             return {
                 "cap_bytes": self.cap_bytes,
@@ -199,7 +200,7 @@ class Cache:
                 self.discard(slot)
 
     def flush(self) -> None:
-        """Waits until the journal has what the cache has."""
+        """Waits until the journal knows all slots."""
         self._journal.flush()
 
     def close(self) -> None:
@@ -219,7 +220,7 @@ class Cache:
             self._make_room(0)
 
     def _store(self, digest: bytes, content: memoryview, mask: int, held: int) -> int | None:
-        """Writes a slot in place of `held`; -1 where that failed, None where somebody else was faster."""
+        """Writes a slot in place of `held`. Returns -1 if that failed, None if another thread was faster."""
         length = len(content)
         head = slots.encode_header(digest, mask, content)
         size = len(head) + slots.present(length, mask) * BLOCK
@@ -230,13 +231,13 @@ class Cache:
         try:
             self._data.write(position, head, content, mask)
         except OSError as error:
-            self._say("written", error)
-            self.keeps = False
+            self._log_failure("written", error)
+            self.can_write = False
             with self._lock:
                 self._failed += 1
             self._release(position, span, size)
             return -1
-        self.keeps = True
+        self.can_write = True
         with self._lock:
             now = self._table.index.get(digest, -1)
             ours = now < 0 or now == held
@@ -256,7 +257,7 @@ class Cache:
         return slot
 
     def _reserve(self, size: int, span: int) -> int:
-        """The position of a new slot that will allocate `size` bytes, room made for it; -1 where there is none."""
+        """Makes room for a new slot that will allocate `size` bytes; returns its position, or -1 if there is no room."""
         with self._room:
             if self._end + span > _MAX_POSITION and not self._begin_anew():
                 return -1
@@ -283,7 +284,7 @@ class Cache:
             self._bury(slot)
 
     def _begin_anew(self) -> bool:
-        """Drops everything, pinned or not, so that positions begin at 0 again; whether that worked. Holds _room.
+        """Drops everything, pinned or not, so that positions begin at 0 again; returns True if that worked. Holds _room.
 
         Not while a slot is being written or punched: it would meet a new one in its place.
         """
@@ -302,7 +303,7 @@ class Cache:
         return True
 
     def _kill(self, slot: int) -> None:
-        """Marks a slot dead and forgets it, under the lock; after which it is to be buried, without the lock."""
+        """Marks a slot dead and forgets it, under the lock; it has to be buried afterwards, without the lock."""
         self._table.kill(slot)
         self._after_kill(slot)
 
@@ -321,17 +322,17 @@ class Cache:
             self._busy -= 1
 
     def _to_join(self, slot: int, digest: bytes, mask: int) -> bytes | None:
-        """A slot's content where `mask` adds to it, read anew, as it gets new checksums; else, if it is good, nothing."""
+        """Returns a slot's content if `mask` adds to it, read and verified anew; else nothing; None if the slot is bad."""
         if self._table.mask[slot] | mask == self._table.mask[slot]:
             return b"" if self.check(slot, digest) else None
         return self._verified(slot, digest)
 
     def _verified(self, slot: int, digest: bytes) -> bytes | None:
-        """Reads a slot and holds it against its header and checksums; None, and dropped, where it is bad."""
+        """Reads a slot and verifies it by its header and checksums; returns None, and drops it, if it is bad."""
         try:
             raw = self._data.read(self._table.position[slot], self._table.span(slot))
         except OSError as error:
-            self._say("read", error)
+            self._log_failure("read", error)
             raw = b""
         if self.dead[slot]:
             return None
@@ -348,9 +349,9 @@ class Cache:
         self._bury(slot)
         return None
 
-    def _say(self, done: str, error: OSError) -> None:
-        """A disk that fails fails often: once a minute is enough."""
+    def _log_failure(self, done: str, error: OSError) -> None:
+        """Logs a failure of the disk, but not more than one a minute."""
         now = self._clock()
-        if now - self._said >= _SAY_AGAIN_SECONDS:
-            self._said = now
+        if now - self._logged >= _LOG_AGAIN_SECONDS:
+            self._logged = now
             _log.warning("the cache %s cannot be %s: %s", self.directory, done, error.strerror)

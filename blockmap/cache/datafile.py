@@ -1,4 +1,4 @@
-"""The file that holds the cache's slots, and the lock by which one process owns it.
+"""Owns the file that holds the cache's slots, by a lock that one process has at a time.
 
 Space comes back by punching holes, so a position keeps its meaning for as long as somebody may remember it.
 """
@@ -23,9 +23,9 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 
 
 class DataFile:
-    """`data` in a directory that this process owns until `close`; safe to share between threads.
+    """The file `data` in a directory that this process owns until `close`; safe to share between threads.
 
-    Raises HostError where the directory cannot be used, is another's, or is on a file system without holes.
+    Raises HostError if the directory cannot be used, is another process's, or is on a file system without holes.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -40,7 +40,7 @@ class DataFile:
         except OSError as error:
             os.close(self._owner)
             raise _unusable(directory, error) from error
-        # Past the end there is nothing to lose: this asks the file system whether it can.
+        # Punches where nothing is yet, to learn whether the file system can.
         if code := self._fallocate(_PUNCH_HOLE, self.end(), BLOCK):
             self.close()
             if code in (errno.EOPNOTSUPP, errno.ENOSYS):
@@ -51,15 +51,15 @@ class DataFile:
             raise _unusable(directory, OSError(code, os.strerror(code)))
 
     def end(self) -> int:
-        """Bytes from the start of the file to its end, in whole blocks."""
+        """Returns the bytes of the file, rounded up to whole blocks."""
         return slots.blocks_of(os.fstat(self.fd).st_size) * BLOCK
 
     def read(self, position: int, length: int) -> bytes:
-        """The bytes from `position` on, fewer at the end of the file; raises OSError."""
+        """Returns the bytes from `position` on, fewer at the end of the file. Raises OSError."""
         return os.pread(self.fd, length, position)
 
     def write(self, position: int, head: bytes, content: memoryview, mask: int) -> None:
-        """Writes a slot: its header and those blocks of its content that `mask` has; raises OSError."""
+        """Writes a slot: its header, and those blocks of its content that `mask` has. Raises OSError."""
         blocks = slots.blocks_of(len(content))
         base = position + len(head)
         parts, at = [memoryview(head)], position
@@ -79,7 +79,7 @@ class DataFile:
         _write_all(self.fd, parts, at)
 
     def punch(self, position: int, length: int) -> bool:
-        """Gives space back; whether that worked."""
+        """Gives space back to the file system; returns True if that worked."""
         code = self._fallocate(_PUNCH_HOLE, position, length)
         if code:
             _log.warning("the cache's file %s could not free %d bytes: %s", self.path, length, os.strerror(code))
@@ -100,7 +100,7 @@ class DataFile:
         os.close(self._owner)
 
     def _fallocate(self, mode: int, position: int, length: int) -> int:
-        """0, or the error's number."""
+        """Returns 0, or the error's number."""
         while _libc.fallocate(self.fd, mode, position, length):
             code = ctypes.get_errno()
             if code != errno.EINTR:
@@ -121,7 +121,7 @@ def _write_all(fd: int, parts: list[memoryview], position: int) -> None:
 
 
 def _own(path: Path) -> int:
-    """Takes the cache for this process; HostError where another has it."""
+    """Takes the lock for this process. Raises HostError if another has it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The cache's index on disk: SQLite, written in batches by a thread of its own.
+"""Keeps the cache's index on disk: SQLite, written in batches by a thread of its own.
 
 It may be behind, and after a power cut wrong: every slot is checked against its own header before it is first used. A
 journal that cannot be read is an empty one; one that cannot be written costs the next start, nothing else.
@@ -29,11 +29,13 @@ CREATE TABLE slots (pos INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGE
     wal=True,
 )
 _BATCH_SECONDS = 0.5
-"""How far the journal may be behind: what a kill loses."""
+"""Seconds that the journal may be behind: a kill loses what came within them."""
 _BATCH_ITEMS = 20_000
+"""Rows of a transaction."""
 _STATEMENT_ROWS = 500
+"""Rows of a statement."""
 
-# A damaged database may hold anything at all: what is not a row is left out.
+# A damaged database may hold anything at all: rows that cannot be right are left out.
 _SELECT = f"""
 SELECT pos, digest, length, mask FROM slots
 WHERE pos BETWEEN 0 AND {1 << 44} AND pos % {BLOCK} = 0 AND typeof(digest) = 'blob' AND length(digest) = {DIGEST_BYTES}
@@ -43,17 +45,17 @@ ORDER BY pos
 
 
 class Journal:
-    """Slots added and removed; safe to share between threads after `load`."""
+    """Records which slots are added and removed; safe to share between threads after `load`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._queue: queue.SimpleQueue[Row | int | threading.Event | None] = queue.SimpleQueue()
-        self._hurry = threading.Event()
-        """Ends the time of a batch."""
+        self._write_now = threading.Event()
+        """Set where a batch is to be written at once."""
         self._thread = threading.Thread(target=self._run, name="cache journal", daemon=True)
 
     def load(self) -> list[Row]:
-        """The slots on record, by position; none where the journal cannot be read. Then starts writing."""
+        """Returns the slots on record, by position, none if the journal cannot be read; from then on it is written."""
         rows: list[Row] = []
         try:
             connection, rows = database.open_or_forget(self._path, _SCHEMA, _rows, self._begin_empty)
@@ -72,15 +74,15 @@ class Journal:
         self._queue.put(position)
 
     def flush(self) -> None:
-        """Waits until what was queued is written."""
+        """Waits until all that was queued is written."""
         done = threading.Event()
         self._queue.put(done)
-        self._hurry.set()
+        self._write_now.set()
         done.wait()
 
     def close(self) -> None:
         self._queue.put(None)
-        self._hurry.set()
+        self._write_now.set()
         self._thread.join()
 
     def _begin_empty(self, error: Exception) -> None:
@@ -101,7 +103,7 @@ class Journal:
                         _apply(connection, batch)
                     well = True
             except Exception as error:
-                if well:  # said once, until it works again
+                if well:  # logged once, until it works again
                     _log.warning(
                         "the cache's index %s cannot be written (%s): part of the cache is lost at the next start",
                         self._path,
@@ -114,11 +116,11 @@ class Journal:
             connection.close()
 
     def _batch(self) -> tuple[list[Row | int], list[threading.Event], bool]:
-        """What came within the time of a batch, who waits for it, and whether this is the last."""
+        """Returns what came within the time of a batch, who waits for it, and True if it is the last."""
         items: list[Row | int] = []
         item = self._queue.get()
-        self._hurry.wait(_BATCH_SECONDS)  # not for each item: whoever adds one would hand the interpreter over
-        self._hurry.clear()
+        self._write_now.wait(_BATCH_SECONDS)  # not for each item: whoever adds one would hand the interpreter over
+        self._write_now.clear()
         while True:
             if item is None:
                 return items, [], True
@@ -126,7 +128,7 @@ class Journal:
                 return items, [item], False
             items.append(item)
             if len(items) >= _BATCH_ITEMS:
-                self._hurry.set()
+                self._write_now.set()
                 break
             try:
                 item = self._queue.get_nowait()
@@ -140,7 +142,7 @@ def _rows(connection: sqlite3.Connection) -> list[Row]:
 
 
 def _apply(connection: sqlite3.Connection, batch: list[Row | int]) -> None:
-    """Writes what remains of a batch: the last word on each position."""
+    """Writes the last change of each position in a batch."""
     last: dict[int, Row | None] = {}
     for item in batch:
         if isinstance(item, int):
@@ -149,7 +151,7 @@ def _apply(connection: sqlite3.Connection, batch: list[Row | int]) -> None:
             last[item[0]] = item
     gone = [position for position, row in last.items() if row is None]
     rows = [(*row[:3], row[3] - (row[3] >> 63 << 64)) for row in last.values() if row is not None]
-    # Many rows a statement: SQLite lets go of the interpreter's lock at each, and every return to it holds up readers.
+    # Many rows a statement: Python releases the interpreter's lock for each, and readers wait when it takes it back.
     for positions in _pieces(gone):
         connection.execute(f"DELETE FROM slots WHERE pos IN ({','.join('?' * len(positions))})", positions)
     for some in _pieces(rows):

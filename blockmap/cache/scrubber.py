@@ -1,15 +1,16 @@
-"""Looks through the cache slowly, so that what decays on disk is found before a reader waits for it to be fetched again."""
+"""Verifies the whole cache slowly, so that what decays on disk is found before a reader has to wait for it."""
 
 import threading
 from collections.abc import Callable
 
 _EVERY_S = 10.0
+"""Seconds between two pieces."""
 _PIECE_BYTES = 4 << 20
-"""A full cache of 20 GB is looked through in 14 hours, at 0.4 MB/s."""
+"""Bytes that are verified at once: a full cache of 20 GB takes 14 hours, at 0.4 MB/s."""
 
 
 class Scrubber:
-    """Calls `scrub` with a number of bytes every few seconds, in a thread of its own; see `Cache.scrub`."""
+    """Calls `scrub` (`Cache.scrub`) with a number of bytes every few seconds, in a thread of its own."""
 
     def __init__(self, scrub: Callable[[int], object], every_s: float = _EVERY_S) -> None:
         self._scrub = scrub

@@ -1,4 +1,4 @@
-"""Slots of the cache's data file: a chunk, or a node, with what is needed to trust it after a crash.
+"""Encodes slots of the cache's data file: a chunk or a node, with what is needed to trust it after a crash.
 
     offset  size  type    meaning
     0       4     s       magic `bmcs`
@@ -27,7 +27,7 @@ from blockmap.format import BLOCK
 MAGIC = b"bmcs"
 FORMAT = 1
 MAX_BYTES = 1 << 24
-"""Of content: chunks and nodes are far smaller, and a damaged index must not ask for more memory than this."""
+"""Bytes of content: chunks and nodes are far smaller, but a damaged index must not ask for more memory than this."""
 Row = tuple[int, bytes, int, int]
 """A slot on record: position of its header, digest, length in bytes, mask (64 bits, signed in SQLite's way or not)."""
 
@@ -39,32 +39,33 @@ _Number = TypeVar("_Number", int, NDArray[np.int64])
 
 
 def blocks_of(length: _Number) -> _Number:
-    """Blocks of content."""
+    """Returns the blocks that `length` bytes of content take."""
     return -(-length // BLOCK)
 
 
 def header_bytes(length: _Number) -> _Number:
-    """Bytes of the header of a slot for `length` bytes of content: whole blocks."""
+    """Returns the bytes of the header of a slot for `length` bytes of content: whole blocks."""
     return blocks_of(_HEAD.size + (blocks_of(length) + 1) * _SUM.size) * BLOCK
 
 
 def whole_mask(length: int) -> int:
-    """The mask of a slot that holds everything."""
+    """Returns the mask of a slot that holds everything."""
     return (1 << min(blocks_of(length), 64)) - 1
 
 
 def has(mask: int, block: int) -> bool:
+    """Returns True if a block is present; content of more than 64 blocks is always whole."""
     return block >= 64 or bool(mask >> block & 1)
 
 
 def present(length: int, mask: int) -> int:
-    """Blocks of content that are there."""
+    """Returns how many blocks of content are present."""
     blocks = blocks_of(length)
     return mask.bit_count() if blocks <= 64 else blocks
 
 
 def joined(old: bytes, new: memoryview, new_mask: int) -> memoryview:
-    """The blocks of `new` that `new_mask` has, else those of `old`, which may lack absent ones at its end."""
+    """Joins the blocks of `new` that `new_mask` has with the others of `old`, which may lack absent ones at its end."""
     both = bytearray(old[: len(new)].ljust(len(new), b"\0"))
     for block in range(blocks_of(len(new))):
         if has(new_mask, block):
@@ -73,7 +74,7 @@ def joined(old: bytes, new: memoryview, new_mask: int) -> memoryview:
 
 
 def encode_header(digest: bytes, mask: int, data: memoryview) -> bytes:
-    """The header for content of which `mask` says what is present."""
+    """Returns the header for content of which the blocks `mask` are present."""
     length = len(data)
     sums = [xxh3_64_intdigest(padded(data, block)) if has(mask, block) else 0 for block in range(blocks_of(length))]
     head = _HEAD.pack(MAGIC, FORMAT, bytes(3), digest, mask, length, 0) + struct.pack(f"<{len(sums)}Q", *sums)
@@ -81,7 +82,7 @@ def encode_header(digest: bytes, mask: int, data: memoryview) -> bytes:
 
 
 def padded(data: memoryview, block: int) -> bytes | memoryview:
-    """A block of content, filled up with zeros."""
+    """Returns a block of content, filled up with zeros."""
     piece = data[block * BLOCK : (block + 1) * BLOCK]
     return piece if len(piece) == BLOCK else bytes(piece).ljust(BLOCK, b"\0")
 
@@ -95,7 +96,7 @@ class Header:
 
 
 def decode_header(data: bytes) -> Header | None:
-    """Parses the header of a slot; None where it is damaged."""
+    """Parses the header of a slot; returns None if it is damaged."""
     if len(data) < _HEAD.size + _SUM.size:
         return None
     magic, version, zero, digest, mask, length, zero4 = _HEAD.unpack_from(data)
@@ -108,7 +109,7 @@ def decode_header(data: bytes) -> Header | None:
 
 
 def verified(raw: bytes, digest: bytes, length: int, mask: int) -> bytes | None:
-    """The content of a slot whose bytes are `raw`; None where it is not what it should be, or was damaged."""
+    """Returns the content of a slot whose bytes are `raw`; None if it is not what it should be, or damaged."""
     head_bytes = header_bytes(length)
     header = decode_header(raw[:head_bytes])
     if header is None or (header.digest, header.length, header.mask) != (digest, length, mask):
@@ -118,7 +119,7 @@ def verified(raw: bytes, digest: bytes, length: int, mask: int) -> bytes | None:
 
 
 def _intact(header: Header, content: bytes) -> bool:
-    """Whether every block that is present is there with its checksum; absent ones may be missing at the end."""
+    """Returns True if every block that is present matches its checksum; absent ones may be missing at the end."""
     view = memoryview(content)
     for block, expected in enumerate(header.sums):
         if has(header.mask, block):

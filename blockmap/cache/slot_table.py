@@ -1,4 +1,4 @@
-"""The cache's slots in memory: which there are, what they allocate, and which goes first."""
+"""Holds the cache's slots in memory: their places, what they allocate, and the order of eviction."""
 
 from array import array
 from collections import deque
@@ -13,7 +13,7 @@ _ALL = (1 << 64) - 1
 
 
 class SlotTable:
-    """Columns by slot number, the index by digest, the order of eviction.
+    """Holds columns by slot number, the index by digest, and the order of eviction.
 
     Whoever changes it holds the cache's lock; lookups and the marks `dead`, `used` and `checked` need none. Slot numbers
     are never used again, since readers remember them; a slot that is gone keeps 31 bytes.
@@ -24,16 +24,16 @@ class SlotTable:
         self.used = bytearray()
         self.checked = bytearray()
         self.position = array("Q")
-        """Of the header in the data file, bytes."""
+        """Where the header begins in the data file, bytes."""
         self.mask = array("Q")
         self.length = array("I")
-        """Of the whole content, bytes."""
+        """Bytes of the whole content."""
         self.names: list[bytes] = []
         """Digests; empty for a slot that is gone."""
         self.index: dict[bytes, int] = {}
         self.pins: dict[int, int] = {}
         self.bytes = 0
-        """Allocated in the data file, or about to be, or not punched yet."""
+        """Bytes that are allocated in the data file, or about to be, or not punched yet."""
         self.pinned_bytes = 0
         self._queue: deque[int] = deque()  # slots in the order in which eviction looks at them
 
@@ -78,7 +78,7 @@ class SlotTable:
         return list(zip(starts[gaps].tolist(), ends[gaps].tolist(), strict=True)), lost, last
 
     def add(self, position: int, digest: bytes, length: int, mask: int) -> int:
-        """A new slot for a digest that has none; its bytes are accounted for already."""
+        """Adds a slot for a digest that has none, and returns its number; its bytes are accounted for already."""
         slot = len(self.names)
         self.position.append(position)
         self.mask.append(mask)
@@ -93,7 +93,7 @@ class SlotTable:
 
     def kill(self, slot: int) -> None:
         """Marks a slot dead and forgets it; its bytes stay accounted for until they are punched."""
-        # In this order: who still sees the digest sees the mark as well.
+        # In this order: whoever still finds the digest must see the mark as well.
         self.dead[slot] = 1
         del self.index[self.names[slot]]
         self.names[slot] = b""
@@ -101,16 +101,16 @@ class SlotTable:
             self.pinned_bytes -= self.size(slot)
 
     def size(self, slot: int) -> int:
-        """Bytes that a slot allocates."""
+        """Returns the bytes that a slot allocates."""
         length = self.length[slot]
         return slots.header_bytes(length) + slots.present(length, self.mask[slot]) * BLOCK
 
     def span(self, slot: int) -> int:
-        """Bytes from the beginning of a slot to its end, absent blocks included."""
+        """Returns the bytes from the beginning of a slot to its end, absent blocks included."""
         return slots.header_bytes(self.length[slot]) + slots.blocks_of(self.length[slot]) * BLOCK
 
     def victims(self, excess: int) -> list[int]:
-        """Kills slots that allocate `excess` bytes, if there are as many, and returns them.
+        """Kills slots that allocate `excess` bytes, or all that may go if that is less, and returns them.
 
         Second chance: a slot that was read since the last look, or is pinned, goes to the end of the queue.
         """

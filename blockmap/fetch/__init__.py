@@ -1,6 +1,5 @@
-"""What brings verified chunks and nodes to the host, and keeps them there.
+"""Fetches chunks and nodes that a volume reads or is about to read, once each however many wait for them.
 
-Imports `store`, `format` and `errors`. Bytes come from the store in range requests, are checked against their digests, go
-into the host's cache, and from there straight into the buffers of readers. Records and names that the store confirmed are
-kept beside it, for when the store is away.
+Imports `origin`, `cache` and what lies below, never `replay`. Volumes ask for content by its digest and place. It comes from
+the store in ranges through `origin`, is verified, and goes to whoever waits and to the cache.
 """

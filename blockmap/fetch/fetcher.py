@@ -19,6 +19,7 @@ from functools import partial
 
 from blockmap.cache.cache import Cache
 from blockmap.cache.staging import StagingArea
+from blockmap.cache.verifier import Verifier
 from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreUnavailable
 from blockmap.fetch.flights import Flight, Flights
 from blockmap.format import node as nodes
@@ -59,47 +60,48 @@ class Fetcher:
 
     def __init__(self, repository: Repository, cache: Cache) -> None:
         self.cache = cache
-        self.landing = StagingArea(cache)
+        self.staging = StagingArea(cache)
         self._ranges = Ranges(repository.store)
         self._demanded = Packs(partial(self._ranges.read, demand=True))
         self._spare = Packs(partial(self._ranges.read, demand=False))
-        self._flights = Flights(self._demanded, cache, self.landing)
-        self.line = self._ranges.line
-        self._replays = Replays(self._ranges, cache, self.landing, self._flights.verifying)
+        verifier = Verifier()
+        self._flights = Flights(self._demanded, cache, self.staging, verifier)
+        self.outage = self._ranges.outage
+        self._replays = Replays(self._ranges, cache, self.staging, verifier)
         # Guards _queued and _failed; never held across I/O, nor while another lock is taken.
         self._lock = threading.Lock()
         self._queued = 0  # neighbours that no helper has begun with
         self._failed = 0
         # Apart from each other, so that no reader waits for what is wanted for later.
         self._neighbours = ThreadPoolExecutor(_NEIGHBOUR_THREADS, "neighbours")
-        self._openers = ThreadPoolExecutor(2, "openers")
+        self._decoders = ThreadPoolExecutor(2, "decoders")
         self._demands = ThreadPoolExecutor(_DEMAND_THREADS, "demands")
         self._wants = ThreadPoolExecutor(_WANT_THREADS, "wants")
         self._scout = ThreadPoolExecutor(1, "scout")
 
-    def get(self, wanted: Sequence[Wanted], around: Around | None, patience: OutagePolicy) -> bytes | memoryview:
+    def get(self, wanted: Sequence[Wanted], around: Around | None, policy: OutagePolicy) -> bytes | memoryview:
         """The content of the first of `wanted`; its reader needs the others next, so they are asked for as well, and what
         lies around it, but for None.
 
         Raises Corrupt, NotFound, StoreUnavailable.
         """
-        own, trial = wanted[0], self.line.trial(patience)
+        own, attempt = wanted[0], self.outage.attempt(policy)
         while True:
-            self.line.check(trial)
+            self.outage.check(attempt)
             flight, lead = self._flights.join(own)
             if lead:
                 self._lead(flight, wanted, around)
             else:
-                self._wait(flight, trial)
+                self._wait(flight, attempt)
             if flight.data is not None:
                 return flight.data
             if isinstance(flight.error, StoreUnavailable):
-                self.line.failed(trial, flight.error)
+                self.outage.failed(attempt, flight.error)
             elif lead and flight.error is not None:
                 raise flight.error
             # The leader of a whole range failed: this reader's own attempt decides.
 
-    def node(self, wanted: Wanted, patience: OutagePolicy) -> Node:
+    def node(self, wanted: Wanted, policy: OutagePolicy) -> Node:
         """A node, from the cache or the store; raises Corrupt, NotFound, StoreUnavailable."""
         frame = self.cache.get(wanted.key)
         if frame is not None:
@@ -108,7 +110,7 @@ class Fetcher:
             except FormatError as error:
                 _log.warning("the cache's copy of node %s is dropped: %s", wanted.name.hex(), error)
                 self.cache.discard(self.cache.lookup(wanted.key))
-        frame = bytes(self.get([wanted], None, patience))
+        frame = bytes(self.get([wanted], None, policy))
         return nodes.decode(frame, wanted.place.pack, wanted.name)
 
     def want(self, items: Sequence[Wanted]) -> None:
@@ -129,7 +131,7 @@ class Fetcher:
         with suppress(RuntimeError):  # closed
             self._scout.submit(quietly)
 
-    def bring(self, items: Sequence[Wanted]) -> None:
+    def fetch_now(self, items: Sequence[Wanted]) -> None:
         """Brings things that nobody waits for, in the calling thread; never raises."""
         for request in requests(self._flights.missing(items), MAX_REQUEST_BYTES):
             self._fetch_when_idle(request)
@@ -140,7 +142,7 @@ class Fetcher:
         for request in requests(self._flights.incomplete(items), MAX_REQUEST_BYTES):
             self._ranges.await_headroom()
             came += request[-1].end - request[0].place.offset
-            self._bring(request, complete=True)
+            self._fetch(request, complete=True)
         return came
 
     @property
@@ -177,7 +179,7 @@ class Fetcher:
     def flush(self) -> None:
         """Waits until the cache has been given what has come."""
         self._flights.flush()
-        self.landing.flush()
+        self.staging.flush()
 
     def replay(self, about: BundleRef, root: Callable[[], Root]) -> Replay:
         """Begins to bring a bundle, unless that is under way or was done just now; `root`, the volume's, may be waited for."""
@@ -197,16 +199,16 @@ class Fetcher:
         """Ends the threads, when no reader is left."""
         self.stop()
         self._replays.close()
-        self.landing.close()
-        for pool in (self._scout, self._wants, self._neighbours, self._demands, self._openers):
-            pool.shutdown(wait=True, cancel_futures=pool is not self._openers)
+        self.staging.close()
+        for pool in (self._scout, self._wants, self._neighbours, self._demands, self._decoders):
+            pool.shutdown(wait=True, cancel_futures=pool is not self._decoders)
         self._flights.close()
 
     # --- a reader's flight
 
-    def _wait(self, flight: Flight, trial: Attempt) -> None:
+    def _wait(self, flight: Flight, attempt: Attempt) -> None:
         while not flight.landed.wait(_PATROL_S):
-            self.line.check(trial)
+            self.outage.check(attempt)
 
     def _lead(self, flight: Flight, wanted: Sequence[Wanted], around: Around | None) -> None:
         """Ends the flight for the first of `wanted`, with data or with an error."""
@@ -214,7 +216,7 @@ class Fetcher:
         try:
             data = self.cache.get(own.key)
             if data is not None:  # it landed just before
-                self._flights.cancel(own, flight, data)
+                self._flights.finish_cached(own, flight, data)
                 return
             self._fly(flight, wanted, around)
         except BaseException as error:
@@ -230,7 +232,7 @@ class Fetcher:
                 request = each
             else:
                 with suppress(RuntimeError):  # closed
-                    self._demands.submit(self._bring, each, demand=True)
+                    self._demands.submit(self._fetch, each, demand=True)
         request = self._with_neighbours(own, request, around)
         followers = self._flights.begin_missing(request, complete=True)
         try:
@@ -245,14 +247,14 @@ class Fetcher:
         self._flights.land([each for each in followers if each[0] in needed], stored, start)
         rest = [each for each in followers if each[0] not in needed]
         if rest:
-            self._openers.submit(self._flights.land, rest, stored, start)
+            self._decoders.submit(self._flights.land, rest, stored, start)
 
     def _with_neighbours(self, own: Wanted, request: Request, around: Around | None) -> Request:
         """The range to ask for, where the neighbours belong in it; else sends a helper for them."""
         allowance = self._ranges.allowance()
         with self._lock:
             busy = self._queued >= _MAX_QUEUED
-        if around is None or allowance is None or busy or not self.cache.keeps:
+        if around is None or allowance is None or busy or not self.cache.can_write:
             return request
         window, instant = allowance
         near = self._flights.incomplete(around(own, window // 2))
@@ -273,8 +275,8 @@ class Fetcher:
     def _fetch_neighbours(self, request: Request) -> None:
         with self._lock:
             self._queued -= 1
-        if self._ranges.calm:
-            self._bring(request, complete=True)
+        if self._ranges.has_headroom:
+            self._fetch(request, complete=True)
 
     def _first_range(self, own: Wanted, request: Request) -> tuple[memoryview, int]:
         """What a range holds, or its own part alone where the whole cannot be had; and where that begins."""
@@ -300,9 +302,9 @@ class Fetcher:
 
     # --- what nobody waits for yet
 
-    def _bring(self, request: Request, demand: bool = False, complete: bool = False) -> None:
+    def _fetch(self, request: Request, demand: bool = False, complete: bool = False) -> None:
         """Leads flights for what is neither at hand nor in flight; waits for no other's, and never raises."""
-        if self.line.away or not (demand or self.cache.keeps):
+        if self.outage.away or not (demand or self.cache.can_write):
             return
         flights = self._flights.begin_missing(request, complete)
         if not flights:
@@ -319,4 +321,4 @@ class Fetcher:
 
     def _fetch_when_idle(self, request: Request) -> None:
         self._ranges.await_headroom()
-        self._bring(request)
+        self._fetch(request)

@@ -1,4 +1,4 @@
-"""What lies where in the packs, as far as the nodes seen tell: pure."""
+"""Tells which chunks lie close to another in its pack, as far as the nodes seen so far tell. Pure."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable
@@ -8,10 +8,10 @@ from blockmap.store.plan import Wanted
 
 
 class Neighbours:
-    """The chunks of one volume in the order of their packs. An import fills packs in volume order, so what lies around a
-    chunk there lies around it in the image too: files of the same package, metadata of the same kind.
+    """Holds the chunks of one volume in the order of their packs.
 
-    Not safe to share: whoever owns it holds a lock.
+    An import fills packs in volume order, so that chunks close to each other in a pack are so in the image too: they hold
+    files of the same package, or metadata of the same kind. Not safe to share: whoever owns it holds a lock.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Neighbours:
                 self._packs.pop(pack, None)
 
     def around(self, own: Wanted, each_bytes: int) -> list[Wanted]:
-        """What lies whole within so many bytes before and after `own`, ascending, without itself."""
+        """Returns what lies whole within `each_bytes` before and after `own`, ascending, without `own`."""
         row = self._packs.get(own.place.pack, [])
         first = bisect_left(row, own.place.offset - each_bytes, key=_offset)
         end = bisect_right(row, own.end + each_bytes, lo=first, key=_end)

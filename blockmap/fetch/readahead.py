@@ -1,18 +1,20 @@
-"""Which readers read on and on, and how far to read ahead of them: pure."""
+"""Finds sequential readers, and tells how far to read ahead of them. Pure."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
 
 FIRST_WINDOW_BYTES = 256 << 10
 MAX_WINDOW_BYTES = 16 << 20
+"""Bytes that are read ahead of a stream: the window doubles each time."""
 
 _STREAMS = 8
+"""Streams that are followed at once; the one that was quiet longest is forgotten first."""
 _MIN_SLACK_BYTES = 64 << 10
 _MAX_SLACK_BYTES = 4 << 20
 _SLACK_READS = 4
-"""By how many reads of its length one may be early or late: clients send many at once, and some overtake others."""
+"""Reads, of the length of one, by which that one may be early or late: clients send many at once, and some overtake others."""
 _STEADY_BYTES = 256 << 10
-"""In a row before they count as a stream: programs and their libraries are mapped in windows of 128 KiB."""
+"""Bytes in a row that make a stream: fewer are read of programs and libraries, which the kernel maps in windows of 128 KiB."""
 
 
 @dataclass(slots=True)
@@ -20,17 +22,17 @@ class _Stream:
     position: int
     """Where the next read is expected, bytes."""
     ahead: int
-    """What lies before was asked for."""
+    """The end of what was asked for, bytes."""
     window: int = FIRST_WINDOW_BYTES
     read: int = 0
-    """Bytes in a row."""
+    """Bytes that were read in a row."""
 
 
 class ReadAhead:
-    """The streams of one volume. It is told of first touches only, as others are no matter of fetching: a reader that
-    comes to what was brought ahead touches it for the first time, and so is seen to get on.
+    """Follows the streams of one volume.
 
-    Not safe to share: whoever owns it holds a lock.
+    It is told of first touches only, as no others need fetching; a reader that gets to what was read ahead of it touches that
+    for the first time, and so is seen to go on. Not safe to share: whoever owns it holds a lock.
     """
 
     def __init__(self) -> None:
@@ -38,7 +40,7 @@ class ReadAhead:
         self._made = 0
 
     def note(self, offset: int, length: int, may_begin: bool = True) -> tuple[int, int] | None:
-        """A read, which may be the first of a stream; the range [start, end) to bring now, if any, in bytes."""
+        """Notes a read, which may be the first of a stream; returns the range [start, end) to fetch now, in bytes, if any."""
         end = offset + length
         found = self._find(offset, length)
         if found is None:

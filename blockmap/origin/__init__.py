@@ -1,4 +1,5 @@
-"""The link to the store: ranges, what the link gives, outages, connections kept open, and the records that this host knows.
+"""Everything about the link to the store: ranges, bandwidth, outages, open connections, and records that this host has cached.
 
-Imports `store` and what lies below. `fetch` and `replay` ask here for bytes; what arrives is not verified yet.
+Imports `store` and what lies below. `fetch` and `replay` ask here for bytes, which are not verified yet; the server asks for
+records and names, which it gets from the host's disk while the store is away.
 """

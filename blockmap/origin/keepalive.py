@@ -1,4 +1,4 @@
-"""Keeps connections to a remote store open: servers close those that are idle, and opening one costs two round trips."""
+"""Keeps connections to a remote store open, as servers close idle ones, and opening one costs two round trips."""
 
 import logging
 import threading
@@ -10,24 +10,23 @@ from blockmap.errors import BlockmapError
 _log = logging.getLogger(__name__)
 
 _CONNECTIONS = 16
-"""A bundle is asked for in so many ranges at once, and comes a round trip later over a connection that is new."""
+"""Connections that are kept: a bundle is asked for in as many ranges at once, and over a new one it comes a round trip later."""
 _EVERY_S = 15.0
-"""Common servers close after 60 to 75 s, some load balancers after 20."""
+"""Seconds between two requests: common servers close a connection after 60 to 75, some load balancers after 20."""
 
 
 class ConnectionKeeper:
-    """Asks for next to nothing on several connections at once, when it is made and then every few seconds, in threads of
-    its own."""
+    """Sends a small request over several connections at once, every few seconds, in threads of its own."""
 
     def __init__(self, ping: Callable[[], object], every_s: float = _EVERY_S) -> None:
         self.is_warm = False
-        """Whether all of them have been asked once; those that got no answer are asked again like the rest."""
+        """Whether a request was sent over each connection at least once, answered or not."""
         self._ping = ping
         self._every_s = every_s
         self._end = threading.Event()
         self._start = threading.Barrier(_CONNECTIONS)
-        self._pool = ThreadPoolExecutor(_CONNECTIONS, "warmth")
-        self._thread = threading.Thread(target=self._run, name="warmth", daemon=True)
+        self._pool = ThreadPoolExecutor(_CONNECTIONS, "connection keeper")
+        self._thread = threading.Thread(target=self._run, name="connection keeper", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -44,7 +43,7 @@ class ConnectionKeeper:
                 return
 
     def _once(self) -> None:
-        self._start.wait()  # one after the other would go over one connection
+        self._start.wait()  # one after the other would go over the same connection
         try:
             self._ping()
         except BlockmapError as error:

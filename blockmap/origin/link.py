@@ -1,4 +1,4 @@
-"""What the link to the store is like, from the requests that went over it: pure."""
+"""Estimates round-trip time and bandwidth of the link to the store from the requests that went over it. Pure."""
 
 from collections import deque
 
@@ -6,33 +6,33 @@ import numpy as np
 
 MIN_WINDOW_BYTES = 256 << 10
 MAX_WINDOW_BYTES = 8 << 20
-"""Replayed starts of four images through 20 to 200 ms and 1 Gbit/s: with 2 MiB a start over 100 ms has 1.5 to 2 times the
-round trips that it has with 8 MiB, and brings 0.7 of the bytes."""
+"""Bytes that a miss may bring along over any link: with 2 MiB, starts over 100 ms need 1.5 to 2 times the round trips."""
 
 _ASSUMED_BYTES_PER_S = 32e6
-"""Until a request was long enough to tell: a start has too few requests to begin with small ones."""
+"""The rate until a request was long enough to tell: a start has too few requests to begin with small ones."""
 _SMALL_BYTES = 64 << 10
-"""Up to here a request tells of the round trip, above of the rate."""
+"""Bytes up to which a request tells the round-trip time; a larger one tells the rate."""
 _RTT_S = 60.0
-"""How long the least time counts: while the link is full, every time has its queue in it."""
+"""Seconds that the least time counts: while the link is full, every time includes its queue."""
 _RATES = 16
+"""Rates of recent requests that are remembered."""
 _TRANSFERS = 128
+"""Recent transfers among which a rate is shared."""
 _MIN_TRANSFER_S = 0.2e-3
 
 
 class Link:
-    """Estimates round trip and bandwidth as BBR does (Cardwell et al., ACM Queue 2016): the least of recent times, and a
-    high one of recent rates.
+    """Estimates as BBR does (Cardwell et al., ACM Queue 2016): by the least of recent times, and a high one of recent rates.
 
-    A rate counts all bytes that came while a request did, whoever asked for them: with 64 readers each gets a 64th.
-    Not safe to share: whoever owns it holds a lock.
+    A request's rate counts all bytes that came while it did, whoever asked for them, as 64 readers get a 64th each. Not safe
+    to share: whoever owns it holds a lock.
     """
 
     def __init__(self) -> None:
         self._times: deque[tuple[float, float]] = deque()
-        """When, and how long, ascending in both: what a later and lesser time has not made useless."""
+        """When a request ended, and its seconds, ascending in both: one that a later and shorter one follows is dropped."""
         self._rates: deque[float] = deque(maxlen=_RATES)
-        # The latest transfers: bytes that came evenly over [start, end) seconds, as far as anybody can tell.
+        # The latest transfers, each of which is taken to have come evenly over [start, end) seconds.
         self._starts = np.zeros(_TRANSFERS)
         self._ends = np.zeros(_TRANSFERS)
         self._speeds = np.zeros(_TRANSFERS)
@@ -42,17 +42,17 @@ class Link:
 
     @property
     def is_known(self) -> bool:
-        """Whether the rate is known: the first of many that come at once tell of a part of it, since what has come of the
+        """Whether enough requests have told the rate: the first of many at once tell a part of it, since what has come of the
         others is not known until they end."""
         return len(self._rates) >= _RATES // 2
 
     @property
     def window_bytes(self) -> int:
-        """What a miss may bring along: half of what the link holds, which adds half a round trip to it at most."""
+        """Bytes that a miss may bring along: half of what the link holds, which adds half a round trip at most."""
         return min(max(MIN_WINDOW_BYTES, int(self.bytes_per_s * self.rtt_s / 2)), MAX_WINDOW_BYTES)
 
     def note(self, start: float, end: float, count: int) -> None:
-        """A request that began at `start`, and whose `count` bytes had all come at `end` (seconds)."""
+        """Notes a request that began at `start`, and whose `count` bytes had all come at `end` (seconds)."""
         if end <= start:
             return
         if count <= _SMALL_BYTES:

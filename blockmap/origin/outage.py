@@ -1,9 +1,9 @@
-"""Whether the store answers, and what readers do while it does not.
+"""Notices when the store does not answer, and holds its readers back until it does.
 
-A request that fails while others succeed is tried again after a short pause. Where nobody's has succeeded since it was
-sent (the engine has tried a few times by then), the store counts as away: nobody asks it but one probe, with pauses that
-grow, and readers wait for the probe's success as long as each of them has patience; once that of one has come to its end,
-those who come later with no more of it do not wait at all. The store is back with the first answer, of whatever request.
+A request that fails while others succeed is tried again after a short pause. If nobody's has succeeded since it was sent, the
+store counts as away: nobody asks it but one probe, with pauses that grow, and readers wait for the probe's success as long as
+their outage policies say. Once a reader has waited in vain, later ones whose policy is no more patient fail at once. The store
+is back with the first answer to any request.
 """
 
 import logging
@@ -18,62 +18,67 @@ from blockmap.origin.outage_policy import OutagePolicy
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-"""Of a reader without patience, while others are answered."""
+"""Attempts of a reader whose policy is not to wait, while others are answered."""
 _PAUSE_S = 0.05
 _MAX_PAUSE_S = 1.0
+"""Seconds between two attempts, at first and at most: the pause doubles."""
 _PROBE_PAUSE_S = 0.1
 _MAX_PROBE_PAUSE_S = 2.0
+"""Seconds between two probes, at first and at most."""
 
 
 class Attempt:
-    """A reader's attempts to get something."""
+    """What a reader has gone through to get one thing."""
 
-    __slots__ = ("attempts", "deadline", "since", "wait_s")
+    __slots__ = ("deadline", "failures", "since", "wait_s")
 
-    def __init__(self, now: float, patience: OutagePolicy) -> None:
-        self.wait_s = patience.wait_s
-        self.deadline = now + patience.wait_s
+    def __init__(self, now: float, policy: OutagePolicy) -> None:
+        self.wait_s = policy.wait_s
+        self.deadline = now + policy.wait_s
         self.since = now
-        """When the present attempt began."""
-        self.attempts = 0
+        """When its latest request began."""
+        self.failures = 0
+        """Requests that failed."""
 
 
 class OutageGate:
-    """The store as its readers see it; safe to share between threads."""
+    """Lets readers ask the store while it answers; safe to share between threads."""
 
     def __init__(self, probe: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
+        """`probe` asks the store for next to nothing, and raises BlockmapError where it does not answer."""
         self._probe = probe
         self._clock = clock
         self._changed = threading.Condition()  # guards what follows; never held across I/O
         self._away: StoreUnavailable | None = None
         self._answered = float("-inf")
         self._given_up_s = -1.0
-        """The longest patience that has come to its end in the present outage."""
+        """The longest wait that ended in vain in the present outage."""
         self._stopped = False
         self._retries = self._outages = 0
 
     @property
     def away(self) -> bool:
-        """Whether the store is known not to answer, or nobody is to ask it any more."""
+        """Whether the store does not answer, or nobody may ask it any more."""
         return self._away is not None or self._stopped
 
     @property
     def stopped(self) -> bool:
-        """Whether nobody is to ask it any more."""
+        """Whether nobody may ask the store any more."""
         return self._stopped
 
-    def trial(self, patience: OutagePolicy) -> Attempt:
-        return Attempt(self._clock(), patience)
+    def attempt(self, policy: OutagePolicy) -> Attempt:
+        """Returns what `check` and `failed` are to be called with for one read."""
+        return Attempt(self._clock(), policy)
 
-    def check(self, trial: Attempt) -> None:
-        """To be called before an attempt: waits while the store is away; StoreUnavailable where patience ends."""
+    def check(self, attempt: Attempt) -> None:
+        """Waits while the store is away, before each request. Raises StoreUnavailable where the policy's time ends."""
         if self.away:
             with self._changed:
-                self._await(trial)
-            trial.since = self._clock()
+                self._await(attempt)
+            attempt.since = self._clock()
 
     def answered(self) -> None:
-        """A request succeeded, whoever made it."""
+        """Notes that a request succeeded, whoever made it."""
         self._answered = self._clock()
         if self._away is not None:
             with self._changed:
@@ -82,23 +87,24 @@ class OutageGate:
                     self._away = None
                     self._changed.notify_all()
 
-    def failed(self, trial: Attempt, error: StoreUnavailable) -> None:
-        """An attempt failed: returns when there is reason to make another, else raises StoreUnavailable."""
+    def failed(self, attempt: Attempt, error: StoreUnavailable) -> None:
+        """Notes that a request failed, and returns when it is time for another. Raises StoreUnavailable if there is to be none."""
         with self._changed:
-            trial.attempts += 1
-            if self._away is None and self._answered <= trial.since:
+            attempt.failures += 1
+            if self._away is None and self._answered <= attempt.since:
                 self._go_away(error)
-            trial.since = self._clock()
+            attempt.since = self._clock()
             if self._away is None:
-                if trial.attempts >= _ATTEMPTS and self._clock() >= trial.deadline:
+                if attempt.failures >= _ATTEMPTS and self._clock() >= attempt.deadline:
                     raise error  # others are answered: it is about what this reader wants
                 self._retries += 1
-                pause = min(_PAUSE_S * 2.0 ** (trial.attempts - 1), _MAX_PAUSE_S) * random.uniform(0.5, 1.0)
+                pause = min(_PAUSE_S * 2.0 ** (attempt.failures - 1), _MAX_PAUSE_S) * random.uniform(0.5, 1.0)
                 self._changed.wait_for(lambda: self.away, pause)
-            self._await(trial)
+            self._await(attempt)
 
     def await_return(self, since: float, error: StoreUnavailable, seconds: float) -> bool:
-        """What nobody waits for failed, begun at `since`: whether the store answers, waiting for that if it is away."""
+        """Notes that a request failed which nobody waits for, begun at `since`. Waits while the store is away; returns True if
+        it answers."""
         with self._changed:
             if self._away is None and self._answered <= since:
                 self._go_away(error)
@@ -106,7 +112,7 @@ class OutageGate:
             return not self.away
 
     def stop(self) -> None:
-        """Ends all waiting, now and from now on."""
+        """Ends all waiting; from now on nobody may ask the store."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -115,16 +121,16 @@ class OutageGate:
         with self._changed:
             return {"retries": self._retries, "outages": self._outages, "away": int(self._away is not None)}
 
-    def _await(self, trial: Attempt) -> None:
-        if self._away is not None and trial.wait_s <= self._given_up_s:
-            # A program that reads on after an error would else wait anew for every block of a file.
+    def _await(self, attempt: Attempt) -> None:
+        if self._away is not None and attempt.wait_s <= self._given_up_s:
+            # Otherwise a program that reads on after an error would wait anew for every block of a file.
             raise StoreUnavailable(f"the store is away: {self._away}")
         while self.away:
             if self._stopped:
                 raise StoreUnavailable("the server is ending: read again when it is there")
-            left = trial.deadline - self._clock()
+            left = attempt.deadline - self._clock()
             if left <= 0:
-                self._given_up_s = max(self._given_up_s, trial.wait_s)
+                self._given_up_s = max(self._given_up_s, attempt.wait_s)
                 raise StoreUnavailable(f"the store is away: {self._away}")
             self._changed.wait(left)
 

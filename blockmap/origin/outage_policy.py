@@ -1,11 +1,11 @@
-"""How long a reader waits while the store is away, before its read is an error: the outage contract of an export."""
+"""Says how long reads of an export wait while the store is away, before they fail."""
 
 import re
 from dataclasses import dataclass
 
 from blockmap.errors import UsageError
 
-_OPTION = re.compile(r"(?:(?P<export>.+)=)?(?P<patience>fail|wait=[^=]*)")
+_OPTION = re.compile(r"(?:(?P<export>.+)=)?(?P<policy>fail|wait=[^=]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,19 +13,19 @@ class OutagePolicy:
     """What a read that needs the store does while the store does not answer."""
 
     wait_s: float
-    """For so long it waits for the store to come back; 0: it fails at once."""
+    """Seconds that a read waits for the store to come back; with 0 it fails at once."""
 
     def __str__(self) -> str:
         return f"wait={self.wait_s:g}" if self.wait_s else "fail"
 
 
 DEFAULT = OutagePolicy(60.0)
-"""Linux reports a task that is blocked for 120 s as hung; a request that is under way when the store goes has up to half a
-minute of its own. `blockmap attach` sets no timeout of the kernel's."""
+"""Linux reports a task as hung that is blocked for 120 s, and a request that is under way when the store goes away takes up to
+half a minute of its own. `blockmap attach` sets no timeout of the kernel's."""
 
 
 def parse(text: str) -> OutagePolicy:
-    """From `wait=SECONDS` or `fail`; UsageError."""
+    """Parses `wait=SECONDS` or `fail`. Raises UsageError."""
     if text == "fail":
         return OutagePolicy(0.0)
     what, _, seconds = text.partition("=")
@@ -35,9 +35,9 @@ def parse(text: str) -> OutagePolicy:
 
 
 def parse_option(text: str) -> tuple[str, OutagePolicy]:
-    """From `[EXPORT=]wait=SECONDS` or `[EXPORT=]fail`: the export, empty for all, and its patience; UsageError."""
+    """Parses `[EXPORT=]wait=SECONDS` or `[EXPORT=]fail`: returns the export, empty for all, and its policy. Raises UsageError."""
     found = _OPTION.fullmatch(text)
     if found is None:
         parse(text)
         raise AssertionError(text)
-    return found["export"] or "", parse(found["patience"])
+    return found["export"] or "", parse(found["policy"])

@@ -1,4 +1,4 @@
-"""The ranges that are read from the store, and what they tell of the link to it.
+"""Reads ranges of objects from the store, and learns from them what the link to it is like.
 
 Demand comes first: what nobody waits for is not asked for while readers have more under way than the link holds.
 """
@@ -13,61 +13,66 @@ from blockmap.origin.outage import OutageGate
 from blockmap.store.base import Reader
 
 _WORTH_SPLITTING_S = 1e-3
+"""Seconds that a window takes to come from which on a miss is asked for apart from its neighbours."""
 
 
 class Ranges:
     """Reads from one store; safe to share between threads."""
 
     def __init__(self, store: Reader) -> None:
-        self.line = OutageGate(self.ping)
+        self.outage = OutageGate(self.ping)
         self._store = store
         # Guards what follows; never held across I/O, nor while another lock is taken.
         self._lock = threading.Lock()
-        self._calm = threading.Condition(self._lock)
+        self._freed = threading.Condition(self._lock)
         self._link = Link()
-        self._demand_bytes = 0  # under way for readers
+        self._demand_bytes = 0  # bytes under way for which readers wait
         self._requests = self._bytes = 0
 
     @property
-    def calm(self) -> bool:
+    def has_headroom(self) -> bool:
         """Whether the link has room beside what readers wait for."""
         with self._lock:
-            return self._has_headroom()
+            return self._has_room()
 
     def await_headroom(self) -> None:
-        """Waits until the link has room; no longer where the store is away."""
+        """Waits until the link has headroom, or the store is away."""
         with self._lock:
-            self._calm.wait_for(lambda: self.line.away or self._has_headroom())
+            self._freed.wait_for(lambda: self.outage.away or self._has_room())
 
     def allowance(self) -> tuple[int, bool] | None:
-        """What a miss may take along, bytes, and whether that takes no time to speak of; None where there is no room."""
+        """Returns the bytes that a miss may bring along, and True if they take no time to speak of; None without headroom."""
         with self._lock:
             window = self._link.window_bytes
             instant = window < _WORTH_SPLITTING_S * self._link.bytes_per_s
-            return (window, instant) if self._has_headroom() else None
+            return (window, instant) if self._has_room() else None
 
     def ping(self) -> None:
-        """Asks the store for next to nothing; StoreUnavailable."""
+        """Asks the store for one byte. Raises StoreUnavailable."""
         start = time.monotonic()
         self._store.get_range(keys.FORMAT, 0, 1)
         with self._lock:
             self._link.note(start, time.monotonic(), 1)
-        self.line.answered()
+        self.outage.answered()
 
     @property
     def bytes_per_s(self) -> float:
+        """The link's rate, as far as it is known."""
         with self._lock:
             return self._link.bytes_per_s
 
     @property
     def held_bytes(self) -> int | None:
-        """What the link holds, as far as that is known."""
+        """Bytes that the link holds; None until its rate is known."""
         with self._lock:
             return int(self._link.bytes_per_s * self._link.rtt_s) if self._link.is_known else None
 
     def read(self, key: str, start: int, end: int, demand: bool) -> memoryview:
-        """The bytes [start, end) of an object; Corrupt, NotFound, StoreUnavailable."""
-        if self.line.stopped:
+        """Returns the bytes [start, end) of an object; `demand` says that a reader waits for them.
+
+        Raises Corrupt, NotFound, StoreUnavailable.
+        """
+        if self.outage.stopped:
             raise StoreUnavailable("the server is ending: read again when it is there")
         count = end - start
         began = time.monotonic()
@@ -80,11 +85,11 @@ class Ranges:
             with self._lock:
                 if demand:
                     self._demand_bytes -= count
-                    self._calm.notify_all()
+                    self._freed.notify_all()
         with self._lock:
             self._bytes += count
             self._link.note(began, time.monotonic(), count)
-        self.line.answered()
+        self.outage.answered()
         return memoryview(stored)
 
     def status(self) -> dict[str, int]:
@@ -95,14 +100,14 @@ class Ranges:
                 "rtt_us": int(self._link.rtt_s * 1e6),
                 "bytes_per_s": int(self._link.bytes_per_s),
             }
-        return found | self.line.status()
+        return found | self.outage.status()
 
     def stop(self) -> None:
-        """Ends all waiting, now and from now on."""
-        self.line.stop()
+        """Ends all waiting; from now on every read fails."""
+        self.outage.stop()
         with self._lock:
-            self._calm.notify_all()
+            self._freed.notify_all()
 
-    def _has_headroom(self) -> bool:
-        """To be called with the lock."""
+    def _has_room(self) -> bool:
+        """Returns True if the link has headroom; called with the lock."""
         return self._demand_bytes < self._link.window_bytes

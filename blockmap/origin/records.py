@@ -1,8 +1,8 @@
-"""What this host has learnt from its stores, on its disk: records that never change, and what each name stood for last.
+"""Remembers what this host has read from its stores: records that never change, and what each name stood for last.
 
-An SQLite file in the cache's directory. Names are advice until the store confirms them, or does not answer; records are
-verified by whoever asked for them, as if they came from the store. A file that cannot be used is made anew, or kept in
-memory: what is forgotten is asked for again.
+It is an SQLite file in the cache's directory. Names are advice until the store confirms them, or does not answer; records are
+verified by whoever asks for them, as if they came from the store. A file that cannot be used is made anew, or replaced by one
+in memory: what is forgotten is asked for again.
 """
 
 import logging
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 _FILE = "names.db"
 _MAX_RECORDS = 5_000
-"""At the start the oldest ones beyond are forgotten."""
+"""Records of all stores; the oldest beyond are forgotten when a server starts."""
 _SCHEMA = database.Schema(
     version=1,
     tables="""
@@ -39,7 +39,7 @@ CREATE TABLE names (store TEXT, repo TEXT, tag TEXT, n INTEGER NOT NULL, entry B
 
 
 class RecordCache:
-    """What is known of the store at one URL; safe to share between threads."""
+    """Holds records and names of the store at one URL; safe to share between threads."""
 
     def __init__(self, directory: Path, url: str) -> None:
         self._url = url
@@ -49,32 +49,34 @@ class RecordCache:
         self._run(lambda db: _forget_oldest(db), None)
 
     def record(self, key: str) -> bytes | None:
-        """An object that never changes."""
+        """Returns an object that never changes; None where it is not held."""
         return self._value("SELECT data FROM records WHERE store = ? AND key = ?", key)
 
     def keep(self, key: str, data: bytes) -> None:
+        """Holds an object that never changes from now on."""
         self._change("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", key, data)
 
     def name(self, repo: str, tag: str) -> tuple[int, bytes] | None:
-        """Number and stored form of the entry that was a name's newest when the store last confirmed one."""
+        """Returns number and stored form of the entry that was a name's newest when the store last confirmed one."""
         query = "SELECT n, entry FROM names WHERE store = ? AND repo = ? AND tag = ?"
         row = self._run(lambda db: db.execute(query, (self._url, repo, tag)).fetchone(), None)
         return row if row and type(row[0]) is int and isinstance(row[1], bytes) else None
 
     def names(self) -> list[tuple[str, str, int, bytes]]:
-        """Of every name that was opened here: repository, tag, number and stored form of the entry; by name."""
+        """Returns every name that was opened here, sorted: repository, tag, number and stored form of the entry."""
         query = "SELECT repo, tag, n, entry FROM names WHERE store = ? AND typeof(entry) = 'blob' ORDER BY repo, tag"
         return self._run(lambda db: db.execute(query, (self._url,)).fetchall(), [])
 
     def confirm(self, repo: str, tag: str, n: int, entry: bytes) -> None:
-        """Keeps what a name stands for."""
+        """Notes what a name stands for, as the store has confirmed."""
         self._change("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", repo, tag, n, entry)
 
     def forget_name(self, repo: str, tag: str) -> None:
+        """Forgets a name that the store does not have any more."""
         self._change("DELETE FROM names WHERE store = ? AND repo = ? AND tag = ?", repo, tag)
 
     def meet(self, store: Reader, form: Format) -> None:
-        """Keeps what the store says about itself; forgets all of another that was at this URL before."""
+        """Notes what the store says about itself, and forgets all of another that was at this URL before."""
         if _parsed(self.record(keys.FORMAT), self._url) == form:
             return
         for table in ("records", "names"):
@@ -94,56 +96,56 @@ class RecordCache:
         self._run(lambda db: db.execute(statement, (self._url, *values)), None)
 
     def _run(self, act: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
-        """Where the database fails nothing is known."""
+        """Returns what `act` returns, or `otherwise` where the database fails."""
         try:
             with self._lock:
                 done = act(self._connection)
             self._well = True
             return done
         except Exception as error:  # not all are sqlite3's own: what a damaged file holds may not decode
-            if self._well:  # said once, until it works again
+            if self._well:  # logged once, until it works again
                 _log.warning("what this host knows of the store cannot be read or kept: %s", error)
             self._well = False
             return otherwise
 
 
 class RecordReader:
-    """A store whose records that never change are asked for once, however often this host starts."""
+    """A store that is asked once for each record that never changes, however often this host starts."""
 
-    def __init__(self, store: Reader, known: RecordCache) -> None:
+    def __init__(self, store: Reader, records: RecordCache) -> None:
         self.url, self.local = store.url, store.local
         self._store = store
-        self._known = known
+        self._records = records
         self.get_range, self.list, self.exists = store.get_range, store.list, store.exists
 
     def get(self, key: str) -> bytes:
         if not key.startswith(keys.UNCHANGING):
             return self._store.get(key)
-        data = self._known.record(key)
+        data = self._records.record(key)
         if data is None or not _is_whole(data):
             data = self._store.get(key)
             if _is_whole(data):
-                self._known.keep(key, data)
+                self._records.keep(key, data)
         return data
 
 
 def open_served(url: str, directory: Path, answer_seconds: float) -> tuple[Reader, Format]:
-    """The store at `url`; where it does not answer in time, and this host has served it before, as it was then.
+    """Opens the store at `url`; if it does not answer in time, it is taken to be what it was when this host last served it.
 
-    Raises what `open_store` raises where the host does not know the store.
+    Raises what `open_store` raises if this host has never served it.
     """
-    known = _recall(directory, reach(url).url)
-    if known is None:
+    form = _recall(directory, reach(url).url)
+    if form is None:
         return open_store(url)
     try:
         return spawn(lambda: open_store(url)).result(answer_seconds)
     except (TimeoutError, StoreUnavailable, NotAStore) as error:
         _log.warning("the store is away, what this host knows of it serves: %s", error or f"{url} does not answer")
-        return reach(url), known
+        return reach(url), form
 
 
 def _recall(directory: Path, url: str) -> Format | None:
-    """What a store said about itself, as kept by the server that owns, or owned, the directory."""
+    """Returns what a store said about itself, as noted by the server that owns, or owned, the directory."""
     with suppress(sqlite3.Error), closing(database.open_to_read(directory / _FILE, _SCHEMA)) as db:
         row = db.execute("SELECT data FROM records WHERE store = ? AND key = ?", (url, keys.FORMAT)).fetchone()
         return _parsed(row[0] if row else None, url)

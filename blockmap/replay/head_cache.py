@@ -1,4 +1,4 @@
-"""The heads of bundles, as this host keeps them in its cache: what the next start of the same version begins with."""
+"""Keeps the heads of bundles in this host's cache, so that the next start of a version begins without asking for one."""
 
 from contextlib import suppress
 from hashlib import sha256
@@ -10,28 +10,28 @@ from blockmap.format.hint import BundleRef
 from blockmap.store.packs import Packs
 
 
-def load(cache: Cache, about: BundleRef) -> BundleHead | None:
-    """As this host had it before, unless it is of another bundle with the same name."""
-    data = cache.get(_key(about))
-    if data is None or len(data) != about.table:
+def load(cache: Cache, ref: BundleRef) -> BundleHead | None:
+    """Returns the head that the cache holds; None where there is none, or it is of another bundle with the same name."""
+    data = cache.get(_key(ref))
+    if data is None or len(data) != ref.table:
         return None
     with suppress(FormatError):
         head = Packs.open_bundle(data)
-        return head if head.end == about.length else None
+        return head if head.end == ref.length else None
     return None
 
 
-def store(cache: Cache, about: BundleRef, data: memoryview) -> BundleHead:
-    """Out of the first bytes of a bundle, and kept; Corrupt."""
-    stored = data[: about.table]
+def store(cache: Cache, ref: BundleRef, data: memoryview) -> BundleHead:
+    """Decodes the head from the first bytes of a bundle, and caches it. Raises Corrupt."""
+    stored = data[: ref.table]
     try:
         head = Packs.open_bundle(stored)
     except FormatError as error:
-        raise Corrupt(f"bundle {about.key} is damaged: {error}") from error
-    cache.put(_key(about), stored)
+        raise Corrupt(f"bundle {ref.key} is damaged: {error}") from error
+    cache.put(_key(ref), stored)
     return head
 
 
-def _key(about: BundleRef) -> bytes:
-    """What the cache knows it by."""
-    return sha256(b"bundle" + about.key.encode()).digest()
+def _key(ref: BundleRef) -> bytes:
+    """Returns the digest under which the cache holds the head."""
+    return sha256(b"bundle" + ref.key.encode()).digest()

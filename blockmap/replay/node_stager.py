@@ -1,5 +1,8 @@
-"""The nodes of a tree, as a bundle brings them: in any order, while the cache knows them by their places, of which their
-parents tell."""
+"""Brings a tree's nodes into the cache in whatever order they come.
+
+The cache names a node by its digest and its place in the store. A bundle has digests alone: a node's place is written in
+its parent, so that a node which comes before its parent has to wait for it.
+"""
 
 from blockmap.cache.cache import Cache
 from blockmap.errors import FormatError
@@ -11,21 +14,22 @@ from blockmap.store.plan import node_at
 
 
 class NodeStager:
-    """Nodes on their way to the cache. Not safe to share."""
+    """Holds nodes until their places are known. Not safe to share: one thread at a time uses it."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._places: dict[Digest, Placement] = {}
-        """Where the tree says that its nodes are."""
+        """Where nodes lie in the store, as the root and the nodes seen so far tell."""
         self._waiting: dict[Digest, bytes] = {}
-        """Nodes that have come before their parents."""
+        """Nodes, as stored, that came before their parents."""
 
     def begin(self, root: Root) -> None:
+        """Learns the place of the root, before any other call."""
         if root.placement is not None:
             self._places[root.digest] = root.placement
 
     def has(self, name: Digest) -> bool:
-        """Whether the cache has a node; learns from it where its children are."""
+        """Returns True if the cache has a node, and learns from it where its children are."""
         place = self._places.get(name)
         frame = None if place is None else self._cache.get(node_at(name, place).key)
         if place is None or frame is None:
@@ -37,11 +41,11 @@ class NodeStager:
         return True
 
     def put(self, name: Digest, frame: bytes) -> int:
-        """One has come; how many are damaged of those that are known by now."""
+        """Takes a node that has come; returns how many turn out to be damaged, of it and those that waited for it."""
         self._waiting[name] = frame
         damaged = 0
-        came = [name]
-        for each in came:
+        ready = [name]
+        for each in ready:
             place = self._places.get(each)
             if place is None or each not in self._waiting:
                 continue
@@ -54,7 +58,7 @@ class NodeStager:
             self._cache.put(node_at(each, place).key, stored)
             self._learn(node)
             if isinstance(node, Inner):
-                came += node.children
+                ready += node.children
         return damaged
 
     def _learn(self, node: Node) -> None:

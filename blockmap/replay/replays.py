@@ -1,4 +1,4 @@
-"""The bundles that are on their way, or came lately: one replay of each however often an export is opened."""
+"""Keeps the replays of a server: one of each bundle, however often an export is opened."""
 
 import threading
 from collections import Counter
@@ -6,39 +6,41 @@ from collections.abc import Callable, Sequence
 
 from blockmap.cache.cache import Cache
 from blockmap.cache.staging import StagingArea
+from blockmap.cache.verifier import Verifier
 from blockmap.format.hint import BundleRef
 from blockmap.format.tree import Root
 from blockmap.origin.ranges import Ranges
 from blockmap.replay.replay import Replay
 
 _REQUESTS = 16
-"""Of all bundles, at once."""
-_KEPT = 64
+"""Requests of all replays that are under way at once."""
+_MAX_REPLAYS = 64
+"""Replays that are remembered; the oldest beyond are stopped."""
 
 
 class Replays:
-    """Safe to share between threads."""
+    """Begins replays, and sums up what they brought; safe to share between threads."""
 
-    def __init__(self, ranges: Ranges, cache: Cache, landing: StagingArea, verifying: threading.Lock) -> None:
-        """`verifying` is held by whoever verifies."""
-        self._ranges, self._cache, self._landing, self._verifying = ranges, cache, landing, verifying
+    def __init__(self, ranges: Ranges, cache: Cache, staging: StagingArea, verifier: Verifier) -> None:
+        self._ranges, self._cache, self._staging, self._verifier = ranges, cache, staging, verifier
         self._room = threading.Semaphore(_REQUESTS)
         self._lock = threading.Lock()  # guards what follows; never held across I/O, nor while another lock is taken
         self._latest: dict[str, Replay] = {}
-        """The last one at the end."""
+        """By the bundle's key, the latest at the end."""
         self._before: Counter[str] = Counter()
-        """Sums of what came before those."""
+        """Sums of the replays that are forgotten."""
 
-    def begin(self, about: BundleRef, root: Callable[[], Root]) -> Replay:
-        """Begins to bring a bundle, unless that is under way or was done just now; `root`, the volume's, may be waited for."""
+    def begin(self, ref: BundleRef, root: Callable[[], Root]) -> Replay:
+        """Returns the replay of a bundle: the one that is under way or ended just now, else a new one. `root` returns the
+        volume's, and may take its time."""
         gone = []
         with self._lock:
-            found = self._latest.get(about.key)
+            found = self._latest.get(ref.key)
             if found is None or not found.is_recent():
-                gone = [each for each in [self._latest.pop(about.key, None)] if each is not None]
-                found = Replay(about, root, self._ranges, self._cache, self._landing, self._room, self._verifying)
-                self._latest[about.key] = found
-                while len(self._latest) > _KEPT:
+                gone = [each for each in [self._latest.pop(ref.key, None)] if each is not None]
+                found = Replay(ref, root, self._ranges, self._cache, self._staging, self._room, self._verifier)
+                self._latest[ref.key] = found
+                while len(self._latest) > _MAX_REPLAYS:
                     gone.append(self._latest.pop(next(iter(self._latest))))
                 self._before.update(_sums(gone))
         for each in gone:
@@ -46,7 +48,7 @@ class Replays:
         return found
 
     def status(self) -> dict[str, object]:
-        """Counters, for people and machines."""
+        """Returns counters, for people and machines."""
         with self._lock:
             latest, before = list(self._latest.values()), dict(self._before)
         return {
@@ -56,12 +58,12 @@ class Replays:
         }
 
     def stop(self) -> None:
-        """Ends all before their time."""
+        """Ends all replays before their time."""
         for each in self._all():
             each.stop()
 
     def close(self) -> None:
-        """Ends all; cache and landing are not touched any more."""
+        """Ends all replays, after which none touches cache or staging area."""
         for each in self._all():
             each.close()
 
@@ -71,7 +73,7 @@ class Replays:
 
 
 def _sums(replays: Sequence[Replay]) -> dict[str, int]:
-    """What only grows."""
+    """Returns the counters that only grow."""
     return {
         "bundles": len(replays),
         "bundles_failed": sum(bool(each.failed) for each in replays),

@@ -1,4 +1,4 @@
-"""One object on its way over the link, in ranges: asked for one after the other, as many at once as the link holds."""
+"""Streams one object from the store in ranges, as many at once as the link holds."""
 
 import threading
 import time
@@ -11,16 +11,18 @@ from blockmap.origin.ranges import Ranges
 from blockmap.store.concurrent import spawn
 
 _MIN_UNDER_WAY_BYTES = 512 << 10
+"""Bytes that are asked for at once over any link."""
 _UNKNOWN_LINK_BYTES = 16 << 20
-"""As much is asked for at once where nothing has told of the link's rate yet: a round trip less over a fast one, and over a
-slow one the first blocks share it with later ones."""
+"""Bytes that are asked for at once while the link's rate is not known: that saves a round trip over a fast link; over a slow
+one the first blocks share it with later ones."""
 _ATTEMPTS = 3
+"""Requests for one range before it fails."""
 _OUTAGE_S = 90.0
-"""How long a store that goes away in mid-stream is waited for."""
+"""Seconds that a store which goes away in mid-stream is waited for."""
 
 
 class Stream:
-    """The ranges of one object; safe to share between threads."""
+    """Asks for the ranges of one object; safe to share between threads."""
 
     def __init__(
         self,
@@ -30,25 +32,26 @@ class Stream:
         take: Callable[[int, memoryview], None],
         fail: Callable[[Exception], None],
     ) -> None:
-        """`room` is for requests, each in a thread that nobody has to wait for; `take` is given each range by its number, in
-        any order, and `fail` why one will not come."""
+        """`room` limits the requests, each of which has a thread of its own; `take` is given each range by its number, in any
+        order, and `fail` the reason why one does not come."""
         self.bytes = 0
-        """That were read."""
+        """Bytes that were read from the store."""
         self.came = 0
-        """Bytes of ranges that were taken."""
+        """Bytes of the ranges that have come."""
         self._key, self._ranges, self._room, self._take, self._fail = key, ranges, room, take, fail
         self._planned: Sequence[tuple[int, int]] = []
         self._due: list[int] = []
-        """By range: bytes until its end, in the order in which they are asked for."""
+        """By range: bytes of all ranges up to its end."""
         self._changed = threading.Condition()  # guards what follows, and `came`; never held across I/O
-        self._under_way_bytes = self._early_bytes = 0
-        """Early are those that came before it is known what they are: they count as under way until then."""
+        self._under_way_bytes = 0
+        self._early_bytes = 0
+        """Bytes that came before it is known what they are: they count as under way until then."""
         self._known = self._stopped = False
 
     def read(self, start: int, end: int) -> memoryview:
-        """The bytes [start, end) of the object; tries again what fails, while the store is away as soon as it is back.
+        """Returns the bytes [start, end) of the object; after a failure it tries again, once the store is back if it is away.
 
-        Corrupt, NotFound, StoreUnavailable.
+        Raises Corrupt, NotFound, StoreUnavailable.
         """
         for attempt in range(1, _ATTEMPTS + 1):
             since = time.monotonic()
@@ -59,17 +62,19 @@ class Stream:
             except BlockmapError as error:
                 if attempt == _ATTEMPTS or self._stopped:
                     raise
-                if isinstance(error, StoreUnavailable) and not self._ranges.line.await_return(since, error, _OUTAGE_S):
+                if isinstance(error, StoreUnavailable) and not self._ranges.outage.await_return(
+                    since, error, _OUTAGE_S
+                ):
                     raise
         raise AssertionError
 
     def plan(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """These are what is to be asked for, half-open, ascending."""
+        """Learns the ranges to ask for, half-open, ascending."""
         self._planned = ranges
         self._due = list(accumulate(end - start for start, end in ranges))
 
     def ask(self, have: memoryview | None = None) -> None:
-        """Asks for one range after the other, as the link has room for it; has the first where `have` is given."""
+        """Asks for one range after the other, as the link has room; `have` is the first one if it has come already."""
         for number, (start, end) in enumerate(self._planned):
             if number == 0 and have is not None:
                 self._hand_over(0, have)
@@ -81,19 +86,19 @@ class Stream:
                     self._changed.wait()
                 self._under_way_bytes += end - start
             self._room.acquire()
-            spawn(partial(self._bring, number, start, end))
+            spawn(partial(self._fetch, number, start, end))
 
     def is_far(self, number: int) -> bool:
-        """Whether a range is so far down that it takes longer than the next ones."""
+        """Returns True if a range is not among those that come next."""
         return self._due[number] - self.came > 2 * self._most_under_way()
 
     def know(self) -> None:
-        """It is known what the ranges are: those that came early are under way no more."""
+        """Learns that it is known what the ranges hold, so that those which came early are not under way any more."""
         with self._changed:
             self._known = True
 
     def stop(self) -> None:
-        """Asks for nothing more."""
+        """Ends the requests: no more are made."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -102,7 +107,7 @@ class Stream:
         held = self._ranges.held_bytes
         return _UNKNOWN_LINK_BYTES if held is None else max(_MIN_UNDER_WAY_BYTES, 2 * held)
 
-    def _bring(self, number: int, start: int, end: int) -> None:
+    def _fetch(self, number: int, start: int, end: int) -> None:
         try:
             if self._stopped:
                 return

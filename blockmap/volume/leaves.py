@@ -172,7 +172,7 @@ def load_node(fetcher: Fetcher, name: Digest, place: Placement | None, patience:
 
 def bring_nodes(fetcher: Fetcher, refs: Sequence[NodeRef]) -> None:
     """Brings nodes that nobody waits for yet, in few ranges; never raises."""
-    fetcher.bring([node_at(name, place) for name, place in refs if place is not None])
+    fetcher.fetch_now([node_at(name, place) for name, place in refs if place is not None])
 
 
 def chunks_of(leaf: Leaf, first: int, end: int) -> list[Wanted]:

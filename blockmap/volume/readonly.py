@@ -256,14 +256,14 @@ class ReadOnlyVolume:
         start = first * BLOCK + at - extent_start  # in the chunk
         mask = _blocks(start, start + len(piece))
         source = Source.CACHE
-        landing, replay = self._fetcher.landing, self.replay
-        # In this order: what leaves the landing is in the cache before.
-        if landing.read(name, start, mask, piece):
+        staging, replay = self._fetcher.staging, self.replay
+        # In this order: what leaves the staging is in the cache before.
+        if staging.read(name, start, mask, piece):
             return source
         slot = self._read_held(piece, name, start, mask)
         if slot < 0 and replay is not None and replay.wait(name, mask):
             source = Source.BUNDLE
-            if landing.read(name, start, mask, piece):
+            if staging.read(name, start, mask, piece):
                 return source
             slot = self._read_held(piece, name, start, mask)
         if slot >= 0:

@@ -13,6 +13,7 @@ from blockmap.cache.cache import Cache
 from blockmap.cache.journal import Journal
 from blockmap.cache.slot import Row
 from blockmap.format import BLOCK
+from tests.waiting import until
 
 from .contents import content, name
 
@@ -132,26 +133,31 @@ def test_flipped_bytes_never_fail_a_start_nor_a_read(filled: Path) -> None:
 
 
 class Endless:
-    """A queue that always has one more row."""
+    """A queue that always has one more row, until the journal is closed."""
 
     def __init__(self) -> None:
         self.position = 0
+        self.closed = False
 
-    def get(self, timeout: float | None = None) -> Row:
+    def put(self, item: None) -> None:
+        self.closed = True
+
+    def get(self) -> Row | None:
         self.position += 1
         assert self.position < 1_000_000, "a batch does not end"
-        return self.position * BLOCK, name(1), BLOCK, 1
+        return None if self.closed else (self.position * BLOCK, name(1), BLOCK, 1)
 
     get_nowait = get
 
 
 def test_a_batch_ends_however_fast_more_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal(tmp_path / "index.db")
-    monkeypatch.setattr(journal, "_queue", Endless())
-    journal._hurry.set()
-    items, waiting, ended = journal._batch()
-    assert 0 < len(items) < 1_000_000
-    assert (waiting, ended) == ([], False)
+    with monkeypatch.context() as patch:
+        patch.setattr("queue.SimpleQueue", Endless)
+        journal = Journal(tmp_path / "index.db")
+    assert journal.load() == []
+    with closing(sqlite3.connect(tmp_path / "index.db")) as connection:
+        until(lambda: connection.execute("SELECT count(*) FROM slots").fetchone()[0] > 0)
+    journal.close()
 
 
 def test_what_a_full_disk_kept_from_the_journal_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -29,7 +29,7 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
 
 
 @pytest.fixture
-def landing(cache: Cache) -> Iterator[StagingArea]:
+def staging(cache: Cache) -> Iterator[StagingArea]:
     made = StagingArea(cache)
     yield made
     made.close()
@@ -51,111 +51,111 @@ def test_bytes_of_a_part_are_those_of_the_chunk(
     tmp_path_factory: pytest.TempPathFactory, mask: int, start: int, length: int
 ) -> None:
     cache = Cache(tmp_path_factory.mktemp("cache"), 1 << 30)
-    landing = StagingArea(cache)
+    staging = StagingArea(cache)
     try:
         end = min(start + length, len(CHUNK))
-        assert landing.put(*part(mask))
+        assert staging.put(*part(mask))
         wanted = blocks(start, end)
-        assert landing.has(NAME, wanted) == (wanted & mask == wanted)
+        assert staging.has(NAME, wanted) == (wanted & mask == wanted)
         buf = bytearray(end - start)
-        assert landing.read(NAME, start, wanted, memoryview(buf)) == (wanted & mask == wanted)
+        assert staging.read(NAME, start, wanted, memoryview(buf)) == (wanted & mask == wanted)
         if wanted & mask == wanted:
             assert buf == CHUNK[start:end]
-        landing.flush()
-        assert not landing.read(NAME, start, wanted, memoryview(buf))
-        assert landing.has(NAME, wanted) == (wanted & mask == wanted)
+        staging.flush()
+        assert not staging.read(NAME, start, wanted, memoryview(buf))
+        assert staging.has(NAME, wanted) == (wanted & mask == wanted)
     finally:
-        landing.close()
+        staging.close()
         cache.close()
 
 
-def test_it_goes_to_the_cache_by_itself(cache: Cache, landing: StagingArea, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_to_the_cache_by_itself(cache: Cache, staging: StagingArea, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blockmap.cache.staging._QUIET_S", 0.01)
-    assert landing.put(*part(0b101))
+    assert staging.put(*part(0b101))
     until(lambda: cache.lookup(NAME) >= 0)
     assert cache.mask(cache.lookup(NAME)) == 0b101
     assert cache.check(cache.lookup(NAME), NAME)
 
 
 def test_what_is_read_all_the_time_is_written_too(
-    cache: Cache, landing: StagingArea, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, staging: StagingArea, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("blockmap.cache.staging._LONGEST_S", 0.05)
     monkeypatch.setattr("blockmap.cache.staging._QUIET_S", 0.01)
-    assert landing.put(*part(0xFFFF))
+    assert staging.put(*part(0xFFFF))
     buf = memoryview(bytearray(BLOCK))
 
     def reads() -> bool:
-        landing.read(NAME, 0, 1, buf)
+        staging.read(NAME, 0, 1, buf)
         return cache.lookup(NAME) >= 0
 
     until(reads)
 
 
-def test_another_part_of_the_same_chunk_joins_it(cache: Cache, landing: StagingArea) -> None:
-    assert landing.put(*part(0b0011))
-    assert landing.put(*part(0b0110))
-    assert landing.put(*part(1 << 15))
+def test_another_part_of_the_same_chunk_joins_it(cache: Cache, staging: StagingArea) -> None:
+    assert staging.put(*part(0b0011))
+    assert staging.put(*part(0b0110))
+    assert staging.put(*part(1 << 15))
     buf = bytearray(3 * BLOCK)
-    assert landing.read(NAME, 0, 0b0111, memoryview(buf)), "one read of both"
+    assert staging.read(NAME, 0, 0b0111, memoryview(buf)), "one read of both"
     assert buf == CHUNK[: 3 * BLOCK]
-    assert landing.has(NAME, 0b0111 | 1 << 15)
-    landing.flush()
+    assert staging.has(NAME, 0b0111 | 1 << 15)
+    staging.flush()
     slot = cache.lookup(NAME)
     assert cache.mask(slot) == 0b0111 | 1 << 15
     assert cache.check(slot, NAME)
 
 
 def test_what_has_no_room_beside_another_part_goes_to_the_cache_with_it(
-    cache: Cache, landing: StagingArea, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, staging: StagingArea, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("blockmap.cache.staging._MOST_BYTES", 3 * BLOCK)
-    assert landing.put(*part(0b0011))
-    assert landing.put(*part(0b1100))
-    assert landing.count == 0
-    assert landing.has(NAME, 0b0110), "for one read of both"
+    assert staging.put(*part(0b0011))
+    assert staging.put(*part(0b1100))
+    assert staging.count == 0
+    assert staging.has(NAME, 0b0110), "for one read of both"
     assert cache.mask(cache.lookup(NAME)) == 0b1111
 
 
 def test_a_part_that_comes_while_another_is_written_is_not_lost(
-    cache: Cache, landing: StagingArea, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, staging: StagingArea, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = landing._write
+    put = cache.put
     later = [part(0b1100)]
 
-    def interrupted(piece: Piece, data: memoryview) -> bool:
-        done = write(piece, data)
+    def interrupted(digest: bytes, data: memoryview, mask: int) -> int:
+        slot = put(digest, data, mask)
         if later:
-            assert landing.put(*later.pop())
-        return done
+            assert staging.put(*later.pop())
+        return slot
 
-    monkeypatch.setattr(landing, "_write", interrupted)
-    assert landing.put(*part(0b0011))
-    landing.flush()
+    monkeypatch.setattr(cache, "put", interrupted)
+    assert staging.put(*part(0b0011))
+    staging.flush()
     assert cache.mask(cache.lookup(NAME)) == 0b1111
-    assert landing.count == 0
+    assert staging.count == 0
 
 
-def test_memory_is_bounded(cache: Cache, landing: StagingArea, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded(cache: Cache, staging: StagingArea, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blockmap.cache.staging._MOST_BYTES", 40 * BLOCK)
     contents = [bulk(seed, 16 * BLOCK) for seed in range(6)]
     names = [chunk_digest(held_block_digests(content)) for content in contents]
     for content, name in zip(contents, names, strict=True):
-        assert landing.put(*part(0xFFFF, content, name))
+        assert staging.put(*part(0xFFFF, content, name))
     buf = memoryview(bytearray(BLOCK))
-    assert sum(landing.read(name, 0, 1, buf) for name in names) == 2
-    assert all(landing.has(name, 0xFFFF) for name in names)
-    landing.flush()
+    assert sum(staging.read(name, 0, 1, buf) for name in names) == 2
+    assert all(staging.has(name, 0xFFFF) for name in names)
+    staging.flush()
     assert all(cache.get(name) == content for name, content in zip(names, contents, strict=True))
-    assert landing.put(*part(0xFFFF, bulk(9, 16 * BLOCK), bytes(32)))
-    assert landing.read(bytes(32), 0, 1, buf), "there is room again"
+    assert staging.put(*part(0xFFFF, bulk(9, 16 * BLOCK), bytes(32)))
+    assert staging.read(bytes(32), 0, 1, buf), "there is room again"
 
 
-def test_readers_never_miss_what_moves_to_the_cache(cache: Cache, landing: StagingArea) -> None:
+def test_readers_never_miss_what_moves_to_the_cache(cache: Cache, staging: StagingArea) -> None:
     contents = {chunk_digest(held_block_digests(c)): c for c in (bulk(seed, 16 * BLOCK) for seed in range(40))}
     names = list(contents)
     for name in names:
-        assert landing.put(*part(0xFFFF, contents[name], name))
+        assert staging.put(*part(0xFFFF, contents[name], name))
     missed: list[bytes] = []
     ended = threading.Event()
 
@@ -164,7 +164,7 @@ def test_readers_never_miss_what_moves_to_the_cache(cache: Cache, landing: Stagi
         buf = bytearray(BLOCK)
         while not ended.is_set():
             name = chosen.choice(names)
-            if landing.read(name, 5 * BLOCK, 1 << 5, memoryview(buf)):
+            if staging.read(name, 5 * BLOCK, 1 << 5, memoryview(buf)):
                 found: bytes | None = bytes(buf)
             else:
                 whole = cache.get(name)
@@ -175,7 +175,7 @@ def test_readers_never_miss_what_moves_to_the_cache(cache: Cache, landing: Stagi
     threads = [threading.Thread(target=reader, args=(seed,)) for seed in range(4)]
     for each in threads:
         each.start()
-    landing.flush()
+    staging.flush()
     ended.set()
     for each in threads:
         each.join()
@@ -183,7 +183,7 @@ def test_readers_never_miss_what_moves_to_the_cache(cache: Cache, landing: Stagi
 
 
 def test_it_closes_with_all_written(cache: Cache) -> None:
-    landing = StagingArea(cache)
-    assert landing.put(*part(0xFFFF))
-    landing.close()
+    staging = StagingArea(cache)
+    assert staging.put(*part(0xFFFF))
+    staging.close()
     assert cache.get(NAME) == CHUNK

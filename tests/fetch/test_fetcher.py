@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from blockmap.cache.cache import Cache
+from blockmap.cache.datafile import DataFile
 from blockmap.errors import Corrupt, StoreUnavailable
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.neighbours import Neighbours
@@ -19,6 +20,7 @@ from blockmap.format import BLOCK, keys
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.origin.outage_policy import OutagePolicy
+from blockmap.origin.ranges import Ranges
 from blockmap.store.memory import MemoryStore
 from blockmap.store.plan import Wanted, chunk_at
 from blockmap.store.repository import Repository
@@ -39,13 +41,11 @@ def content(number: int, chunks: list[Wanted]) -> bytes:
     return bulk(1, BLOCKS * BLOCK)[at : at + chunks[number].place.raw]
 
 
-def get(
-    fetcher: Fetcher, chunks: list[Wanted], number: int, patience: OutagePolicy = FAIL, alone: bool = False
-) -> bytes:
+def get(fetcher: Fetcher, chunks: list[Wanted], number: int, policy: OutagePolicy = FAIL, alone: bool = False) -> bytes:
     """A chunk, by a reader who knows what lies around it."""
     known = Neighbours()
     known.add([] if alone else chunks)
-    return fetcher.get([chunks[number]], known.around, patience)
+    return fetcher.get([chunks[number]], known.around, policy)
 
 
 @pytest.fixture
@@ -82,16 +82,21 @@ def asked(store: Watched) -> list[tuple[str, int, int]]:
     return [each for each in store.ranges if each[0] != keys.FORMAT]
 
 
-def waiting(fetcher: Fetcher) -> int:
-    """Readers that wait for a flight of another's."""
-    with fetcher._flights._lock:
-        flights = list(fetcher._flights._by_key.values())
-    return sum(len(flight.landed._cond._waiters) for flight in flights)  # type: ignore[attr-defined]
+def count(fetcher: Fetcher, name: str) -> int:
+    """Returns one of the fetcher's counters."""
+    found = fetcher.status()[name]
+    assert isinstance(found, int)
+    return found
+
+
+def joined(fetcher: Fetcher) -> int:
+    """Returns how many reads waited, or wait, for what another one fetches."""
+    return count(fetcher, "joined_reads")
 
 
 def settled(fetcher: Fetcher) -> None:
     """Waits until nothing is in flight."""
-    until(lambda: not fetcher._flights._by_key)
+    until(lambda: count(fetcher, "in_flight") == 0)
 
 
 # --- single flight
@@ -107,7 +112,7 @@ def test_many_readers_of_one_chunk_make_one_request(fetcher: Fetcher, store: Wat
 
     with ThreadPoolExecutor(READERS) as pool:
         reads = [pool.submit(read, number) for number in range(READERS)]
-        until(lambda: waiting(fetcher) == READERS - 1)
+        until(lambda: joined(fetcher) == READERS - 1)
         store.gate.set()
         assert {read.result(20) for read in reads} == {content(0, chunks)}
     assert len(asked(store)) == 1
@@ -122,10 +127,9 @@ def test_neighbours_come_along_and_their_readers_wait_for_them(
     with ThreadPoolExecutor(2) as pool:
         leader = pool.submit(get, fetcher, chunks, number)
         until(lambda: len(asked(store)) == 2)
-        for other in (number - 1, number, number + 1):
-            assert chunks[other].key in fetcher._flights._by_key
+        assert count(fetcher, "in_flight") >= 3
         follower = pool.submit(get, fetcher, chunks, number + 1)
-        until(lambda: waiting(fetcher) == 1)
+        until(lambda: joined(fetcher) == 1)
         store.gate.set()
         assert (leader.result(20), follower.result(20)) == (content(number, chunks), content(number + 1, chunks))
     settled(fetcher)
@@ -214,7 +218,7 @@ def test_a_chunk_that_stays_damaged_is_an_error_for_all_who_wait(
     store.gate.clear()
     with ThreadPoolExecutor(3) as pool:
         reads = [pool.submit(get, fetcher, chunks, 0, LONG, True) for _ in range(3)]
-        until(lambda: waiting(fetcher) == 2)
+        until(lambda: joined(fetcher) == 2)
         store.gate.set()
         for one in reads:
             with pytest.raises(Corrupt, match=chunks[0].name.hex()):
@@ -232,7 +236,7 @@ def test_a_damaged_neighbour_is_its_own_readers_matter(
         leader = pool.submit(get, fetcher, chunks, 0)
         until(lambda: len(asked(store)) == 2)
         follower = pool.submit(get, fetcher, chunks, 1)
-        until(lambda: waiting(fetcher) == 1)
+        until(lambda: joined(fetcher) == 1)
         store.gate.set()
         assert (leader.result(20), follower.result(20)) == (content(0, chunks), content(1, chunks))
     settled(fetcher)
@@ -273,7 +277,7 @@ def test_patient_readers_wait_until_it_is_back_and_one_probe_asks(
     store.down = True
     with ThreadPoolExecutor(READERS) as pool:
         reads = [pool.submit(get, fetcher, chunks, number, LONG) for number in range(READERS)]
-        until(lambda: fetcher.line.away and not fetcher._flights._by_key)
+        until(lambda: fetcher.outage.away and count(fetcher, "in_flight") == 0)
         before = len(asked(store))
         until(lambda: len(store.ranges) >= before + 3)
         assert len(asked(store)) == before, "while it is away, readers do not ask"
@@ -283,7 +287,7 @@ def test_patient_readers_wait_until_it_is_back_and_one_probe_asks(
         store.down = False
         assert [read.result(20) for read in reads] == [content(number, chunks) for number in range(READERS)]
     assert fetcher.status()["outages"] == 1
-    assert not fetcher.line.away
+    assert not fetcher.outage.away
 
 
 def test_patience_ends(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
@@ -309,7 +313,7 @@ def test_stopping_ends_all_waiting(fetcher: Fetcher, store: Watched, chunks: lis
     store.down = True
     with ThreadPoolExecutor(4) as pool:
         reads = [pool.submit(get, fetcher, chunks, number, OutagePolicy(3600)) for number in range(4)]
-        until(lambda: fetcher.line.away and not fetcher._flights._by_key)
+        until(lambda: fetcher.outage.away and count(fetcher, "in_flight") == 0)
         fetcher.stop()
         for read in reads:
             with pytest.raises(StoreUnavailable):
@@ -347,9 +351,7 @@ def test_a_failure_among_successes_is_tried_again(fetcher: Fetcher, store: Watch
 
 def test_want_brings_everything_once(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
     fetcher.want(chunks)
-    fetcher._wants.shutdown(wait=True)
-    settled(fetcher)
-    assert all(fetcher.cache.lookup(each.key) >= 0 for each in chunks)
+    until(lambda: all(fetcher.cache.lookup(each.key) >= 0 for each in chunks))
     assert fetcher.status()["bytes"] == sum(each.place.stored for each in chunks)
     before = len(asked(store))
     assert get(fetcher, chunks, 0) == content(0, chunks)
@@ -360,11 +362,11 @@ def test_want_neither_raises_nor_blocks(fetcher: Fetcher, store: Watched, chunks
     store.down = True
     fetcher.want([])
     fetcher.want(chunks)
-    until(lambda: fetcher.status()["requests"] > 0 and not fetcher._flights._by_key)
+    until(lambda: count(fetcher, "requests") > 0 and count(fetcher, "in_flight") == 0)
     store.down = False
     store.gate.clear()
     fetcher.want(chunks)  # returns, although nothing arrives
-    until(lambda: len(fetcher._flights._by_key) > 0)
+    until(lambda: count(fetcher, "in_flight") > 0)
     store.gate.set()
     fetcher.close()
     fetcher.want(chunks)
@@ -372,26 +374,32 @@ def test_want_neither_raises_nor_blocks(fetcher: Fetcher, store: Watched, chunks
 
 
 def test_what_is_wanted_for_later_waits_while_readers_fill_the_link(
-    fetcher: Fetcher, store: Watched, chunks: list[Wanted]
+    fetcher: Fetcher, store: Watched, chunks: list[Wanted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waiting: list[bool] = []
+    await_headroom = Ranges.await_headroom
+
+    def noted(ranges: Ranges) -> None:
+        waiting.append(not ranges.has_headroom)
+        await_headroom(ranges)
+
+    monkeypatch.setattr(Ranges, "await_headroom", noted)
     store.gate.clear()
-    fetcher._ranges._link.bytes_per_s = 0.0
     few = [number for number in range(len(chunks)) if chunks[number].place.stored > 20_000][:20]
     with ThreadPoolExecutor(20) as pool:
         reads = [pool.submit(get, fetcher, chunks, number, FAIL, True) for number in few]
         until(lambda: len(asked(store)) == len(few))
-        assert fetcher._ranges._demand_bytes > 256 << 10
+        assert sum(end - start for _, start, end in asked(store)) > 256 << 10
         fetcher.want(chunks)
-        late = pool.submit(fetcher.bring, chunks)
-        until(lambda: bool(fetcher._ranges._calm._waiters))  # type: ignore[attr-defined]
+        late = pool.submit(fetcher.fetch_now, chunks)
+        until(lambda: len(waiting) >= 2)
+        assert all(waiting)
         assert len(asked(store)) == len(few)
         store.gate.set()
         for read in reads:
             read.result(20)
         late.result(20)
-    fetcher._wants.shutdown(wait=True)
-    fetcher.flush()
-    assert all(fetcher.cache.lookup(each.key) >= 0 for each in chunks)
+    until(lambda: all(fetcher.cache.lookup(each.key) >= 0 for each in chunks))
 
 
 def test_what_is_left_undone_for_later_is_said(
@@ -414,15 +422,14 @@ def test_a_cache_that_cannot_be_written_is_brought_nothing_ahead(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    data = fetcher.cache._data
     with monkeypatch.context() as patched:
-        patched.setattr(data, "write", full)
+        patched.setattr(DataFile, "write", full)
         assert get(fetcher, chunks, 5) == content(5, chunks)
-        until(lambda: not fetcher._flights._by_key)
+        settled(fetcher)
         store.ranges.clear()
         for number in (5, 6, 7):
             assert get(fetcher, chunks, number) == content(number, chunks)
-        fetcher.bring(chunks)
+        fetcher.fetch_now(chunks)
         assert asked(store) == [
             (keys.pack(each.place.pack), each.place.offset, each.place.offset + each.place.stored)
             for each in chunks[5:8]

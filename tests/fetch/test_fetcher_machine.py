@@ -68,9 +68,9 @@ class FetcherMachine(RuleBasedStateMachine):
             return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
         return data
 
-    def read(self, number: int, more: int, patience: OutagePolicy) -> None:
+    def read(self, number: int, more: int, policy: OutagePolicy) -> None:
         wanted = [self.items[(number + each) % len(self.items)] for each in range(more + 1)]
-        assert self.fetcher.get(wanted, self.known.around, patience) == self.model[wanted[0]]
+        assert self.fetcher.get(wanted, self.known.around, policy) == self.model[wanted[0]]
 
     @rule(number=numbers, more=st.integers(0, 4))
     def read_patiently(self, number: int, more: int) -> None:
@@ -84,7 +84,7 @@ class FetcherMachine(RuleBasedStateMachine):
         try:
             self.read(number, 0, OutagePolicy(0))
         except StoreUnavailable:
-            assert down or self.fetcher.line.away or self.fetcher.status()["outages"] > 0
+            assert down or self.fetcher.outage.away or self.fetcher.status()["outages"] > 0
         except Corrupt:
             raise AssertionError("three faults at most are in store, and a fourth attempt is made") from None
 
@@ -127,7 +127,7 @@ class FetcherMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.store.down = False
         end = time.monotonic() + LIMIT_S
-        while self.fetcher._flights._by_key or self.fetcher._ranges._demand_bytes:
+        while self.fetcher.status()["in_flight"]:
             assert time.monotonic() < end, "a flight that never lands"
             time.sleep(0.001)
         self.pool.shutdown()

@@ -24,18 +24,18 @@ def test_four_at_once_again_and_again_whatever_fails() -> None:
                 twice.set()
         raise StoreUnavailable("no answer")
 
-    warmth = ConnectionKeeper(ping, every_s=0.01)
+    keeper = ConnectionKeeper(ping, every_s=0.01)
     assert twice.wait(LIMIT_S)
-    warmth.close()
+    keeper.close()
     assert count % 4 == 0
 
 
 def test_closing_does_not_wait_for_the_next_time() -> None:
     first = threading.Event()
-    warmth = ConnectionKeeper(first.set, every_s=3600.0)
+    keeper = ConnectionKeeper(first.set, every_s=3600.0)
     assert first.wait(LIMIT_S)
     began = time.monotonic()
-    warmth.close()
+    keeper.close()
     assert time.monotonic() - began < LIMIT_S
 
 
@@ -46,11 +46,11 @@ def test_it_is_warm_when_all_have_been_asked() -> None:
         asked.release()
         assert answer.wait(LIMIT_S)
 
-    warmth = ConnectionKeeper(ping, every_s=0.01)
+    keeper = ConnectionKeeper(ping, every_s=0.01)
     assert asked.acquire(timeout=LIMIT_S)
-    assert not warmth.is_warm
+    assert not keeper.is_warm
     answer.set()
     for _ in range(2 * 16):  # the last of these is of the second time
         assert asked.acquire(timeout=LIMIT_S)
-    assert warmth.is_warm
-    warmth.close()
+    assert keeper.is_warm
+    keeper.close()

@@ -15,39 +15,39 @@ def never() -> None:
     raise AWAY
 
 
-def give_up(line: OutageGate, patience: OutagePolicy) -> None:
-    trial = line.trial(patience)
+def give_up(gate: OutageGate, policy: OutagePolicy) -> None:
+    attempt = gate.attempt(policy)
     with pytest.raises(StoreUnavailable):
-        line.failed(trial, AWAY)
+        gate.failed(attempt, AWAY)
 
 
 def test_who_comes_after_patience_has_ended_does_not_wait() -> None:
-    line = OutageGate(never)
-    give_up(line, OutagePolicy(0.2))
+    gate = OutageGate(never)
+    give_up(gate, OutagePolicy(0.2))
     began = time.monotonic()
     for _ in range(100):
         with pytest.raises(StoreUnavailable, match="the store is away: no answer"):
-            line.check(line.trial(OutagePolicy(0.2)))
+            gate.check(gate.attempt(OutagePolicy(0.2)))
     assert time.monotonic() - began < 10, "100 waits would take 20 s"
-    line.stop()
+    gate.stop()
 
 
 def test_the_next_outage_is_waited_for_again() -> None:
-    line = OutageGate(never)
-    give_up(line, OutagePolicy(0.1))
-    line.answered()
-    line.check(line.trial(OutagePolicy(0.1)))
+    gate = OutageGate(never)
+    give_up(gate, OutagePolicy(0.1))
+    gate.answered()
+    gate.check(gate.attempt(OutagePolicy(0.1)))
     now = time.monotonic()
-    give_up(line, OutagePolicy(0.1))
+    give_up(gate, OutagePolicy(0.1))
     assert time.monotonic() - now >= 0.1
-    line.stop()
+    gate.stop()
 
 
 def test_more_patience_waits_on() -> None:
-    line = OutageGate(never)
-    give_up(line, OutagePolicy(0))
+    gate = OutageGate(never)
+    give_up(gate, OutagePolicy(0))
     now = time.monotonic()
     with pytest.raises(StoreUnavailable):
-        line.check(line.trial(OutagePolicy(0.1)))
+        gate.check(gate.attempt(OutagePolicy(0.1)))
     assert time.monotonic() - now >= 0.1
-    line.stop()
+    gate.stop()

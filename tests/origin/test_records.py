@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ KEY = keys.version(Digest(b"\1" * 32), 1)
 
 
 @pytest.fixture
-def known(tmp_path: Path) -> Iterator[RecordCache]:
+def records(tmp_path: Path) -> Iterator[RecordCache]:
     opened = RecordCache(tmp_path, "there")
     yield opened
     opened.close()
@@ -28,11 +29,11 @@ def again(tmp_path: Path, url: str = "there") -> RecordCache:
     return RecordCache(tmp_path, url)
 
 
-def test_what_is_kept_is_there_after_a_restart(known: RecordCache, tmp_path: Path) -> None:
-    known.keep(KEY, RECORD)
-    known.confirm("a", "1", 3, b"old")
-    known.confirm("a", "1", 4, b"new")
-    known.close()
+def test_what_is_kept_is_there_after_a_restart(records: RecordCache, tmp_path: Path) -> None:
+    records.keep(KEY, RECORD)
+    records.confirm("a", "1", 3, b"old")
+    records.confirm("a", "1", 4, b"new")
+    records.close()
     other = again(tmp_path)
     assert other.record(KEY) == RECORD
     assert other.name("a", "1") == (4, b"new")
@@ -42,31 +43,31 @@ def test_what_is_kept_is_there_after_a_restart(known: RecordCache, tmp_path: Pat
     other.close()
 
 
-def test_stores_are_apart(known: RecordCache, tmp_path: Path) -> None:
-    known.keep(KEY, RECORD)
-    known.confirm("a", "1", 3, b"x")
+def test_stores_are_apart(records: RecordCache, tmp_path: Path) -> None:
+    records.keep(KEY, RECORD)
+    records.confirm("a", "1", 3, b"x")
     other = again(tmp_path, "elsewhere")
     assert (other.record(KEY), other.name("a", "1"), other.names()) == (None, None, [])
     other.close()
 
 
 def test_the_oldest_records_are_forgotten_at_the_start(
-    known: RecordCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    records: RecordCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("blockmap.origin.records._MAX_RECORDS", 3)
     for number in range(1, 6):
-        known.keep(keys.version(Digest(b"\1" * 32), number), RECORD)
-    known.keep(KEY, RECORD)
-    known.close()
+        records.keep(keys.version(Digest(b"\1" * 32), number), RECORD)
+    records.keep(KEY, RECORD)
+    records.close()
     other = again(tmp_path)
     kept = [number for number in range(1, 6) if other.record(keys.version(Digest(b"\1" * 32), number))]
     assert kept == [1, 4, 5]
     other.close()
 
 
-def test_only_whole_records_that_never_change_are_kept(known: RecordCache) -> None:
+def test_only_whole_records_that_never_change_are_kept(records: RecordCache) -> None:
     store = MemoryStore()
-    reader = RecordReader(store, known)
+    reader = RecordReader(store, records)
     entry, damaged = keys.entry("a", "1", 1), keys.version(Digest(b"\2" * 32), 1)
     for key, data in ((KEY, RECORD), (entry, RECORD), (damaged, RECORD[:-3])):
         store.create(key, [data])
@@ -78,12 +79,12 @@ def test_only_whole_records_that_never_change_are_kept(known: RecordCache) -> No
             reader.get(key)
 
 
-def test_a_damaged_record_is_asked_for_again(known: RecordCache) -> None:
+def test_a_damaged_record_is_asked_for_again(records: RecordCache) -> None:
     store = MemoryStore()
     store.create(KEY, [RECORD])
-    known.keep(KEY, RECORD[:-3])
-    assert RecordReader(store, known).get(KEY) == RECORD
-    assert known.record(KEY) == RECORD
+    records.keep(KEY, RECORD[:-3])
+    assert RecordReader(store, records).get(KEY) == RECORD
+    assert records.record(KEY) == RECORD
 
 
 @pytest.mark.parametrize("sabotage", ["format", "directory"])
@@ -97,10 +98,10 @@ def test_a_file_that_cannot_be_used_is_a_host_that_knows_nothing(
         connection.close()
     else:
         path.mkdir()
-    known = again(tmp_path)
-    known.confirm("a", "1", 1, b"x")
-    assert known.name("a", "1") == (1, b"x")
-    known.close()
+    records = again(tmp_path)
+    records.confirm("a", "1", 1, b"x")
+    assert records.name("a", "1") == (1, b"x")
+    records.close()
     assert "cannot be read" in caplog.text
     assert ("cannot be made" in caplog.text) == (sabotage == "directory")
 
@@ -118,18 +119,21 @@ def test_a_file_of_earlier_releases_is_kept(tmp_path: Path, caplog: pytest.LogCa
         """
     )
     connection.close()
-    known = again(tmp_path)
-    assert known.name("a", "1") == (4, b"x")
-    known.close()
+    records = again(tmp_path)
+    assert records.name("a", "1") == (4, b"x")
+    records.close()
     assert not caplog.records
 
 
-def test_a_database_that_fails_later_is_said_once(known: RecordCache, caplog: pytest.LogCaptureFixture) -> None:
-    known._connection.execute("DROP TABLE names")
+def test_a_database_that_fails_later_is_said_once(
+    records: RecordCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "names.db")) as other:
+        other.execute("DROP TABLE names")
     for _ in range(3):
-        known.confirm("a", "1", 1, b"x")
-        assert known.name("a", "1") is None
-        assert known.names() == []
+        records.confirm("a", "1", 1, b"x")
+        assert records.name("a", "1") is None
+        assert records.names() == []
     assert caplog.text.count("cannot be read or kept") == 1
 
 
@@ -139,9 +143,9 @@ def test_a_database_that_fails_later_is_said_once(known: RecordCache, caplog: py
 def served(url: Path, directory: Path) -> str:
     """As a server does at its start; the store's UUID."""
     store, form = open_served(str(url), directory, 30.0)
-    known = RecordCache(directory, store.url)
-    known.meet(store, form)
-    known.close()
+    records = RecordCache(directory, store.url)
+    records.meet(store, form)
+    records.close()
     return form.store
 
 
@@ -164,15 +168,15 @@ def test_another_store_at_the_same_url_is_met_anew(tmp_path: Path) -> None:
     cache.mkdir()
     create_store(str(url))
     served(url, cache)
-    known = RecordCache(cache, str(url))
-    known.confirm("a", "1", 1, b"x")
-    known.close()
+    records = RecordCache(cache, str(url))
+    records.confirm("a", "1", 1, b"x")
+    records.close()
     url.rename(tmp_path / "old")
     other = create_store(str(url))[1]
     assert served(url, cache) == other.store
-    known = RecordCache(cache, str(url))
-    assert known.names() == []
-    known.close()
+    records = RecordCache(cache, str(url))
+    assert records.names() == []
+    records.close()
     url.rename(tmp_path / "new")
     assert served(url, cache) == other.store
 
@@ -194,9 +198,9 @@ def test_what_a_host_knows_of_a_store_may_be_damaged(tmp_path: Path) -> None:
     cache.mkdir()
     form = create_store(str(url))[1]
     for damage in (b"", b"{}", b"\xff"):
-        known = RecordCache(cache, str(url))
-        known.keep(keys.FORMAT, damage)
-        known.close()
+        records = RecordCache(cache, str(url))
+        records.keep(keys.FORMAT, damage)
+        records.close()
         assert served(url, cache) == form.store
     (cache / "names.db").write_bytes(b"no database")
     assert served(url, cache) == form.store

@@ -40,7 +40,7 @@ def test_what_has_come_is_read_though_the_store_is_away(
         watched.down = True
         with pytest.raises(StoreUnavailable):
             read(view, 700)
-        assert view._fetcher.line.away
+        assert view._fetcher.outage.away
         assert not view.replay.ended, "what may be read besides is not open yet"
         assert read(view, 300, 5) == expected(300, 5)
         assert view.replay.bypassed_reads == 0
@@ -79,7 +79,7 @@ def test_a_start_works_whatever_its_bundle_is(
 def test_a_stream_that_stalls_holds_nobody_up_for_long(
     store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blockmap.replay.replay._PATIENCE_S", 0.05)
+    monkeypatch.setattr("blockmap.replay.replay._STALL_S", 0.05)
     about = bundled(store, root, list(range(BLOCKS)))
 
     class Stalling(Watched):
@@ -114,7 +114,7 @@ class Stalling(Watched):
 def test_one_reader_in_vain_is_enough(
     store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blockmap.replay.replay._PATIENCE_S", 0.05)
+    monkeypatch.setattr("blockmap.replay.replay._STALL_S", 0.05)
     about = bundled(store, root, list(range(BLOCKS)))
     watched = Stalling(store)
     watched.gate = threading.Event()
@@ -138,7 +138,7 @@ def test_before_the_head_has_come_no_more_is_asked_for_than_the_link_holds(
 ) -> None:
     monkeypatch.setattr("blockmap.replay.stream._UNKNOWN_LINK_BYTES", 600_000)
     monkeypatch.setattr("blockmap.replay.stream._MIN_UNDER_WAY_BYTES", 600_000)
-    monkeypatch.setattr("blockmap.replay.replay._MOST_BYTES", 100_000)
+    monkeypatch.setattr("blockmap.replay.plan._MOST_BYTES", 100_000)
     about = bundled(store, root, list(range(BLOCKS)))
     assert about.length > 1_500_000
 
@@ -160,7 +160,6 @@ def test_before_the_head_has_come_no_more_is_asked_for_than_the_link_holds(
             watched.gate.set()
         assert view.replay.wait_end(60)
         assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
-        assert view.replay._cut.ranges == []
 
 
 def test_a_stream_goes_on_when_the_store_is_back(store: MemoryStore, root: Root, tmp_path: Path) -> None:
@@ -177,7 +176,7 @@ def test_a_stream_goes_on_when_the_store_is_back(store: MemoryStore, root: Root,
     watched = Leaving(store)
     with viewed(watched, root, tmp_path, about) as view:
         assert view.replay is not None
-        until(lambda: view._fetcher.line.away)
+        until(lambda: view._fetcher.outage.away)
         with pytest.raises(StoreUnavailable):
             read(view, BLOCKS - 1)
         assert not view.replay.ended

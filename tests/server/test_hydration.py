@@ -50,7 +50,7 @@ def test_a_store_that_goes_away_ends_it_and_is_said(tmp_path: Path) -> None:
     try:
         store.down = True
         hydration = Hydration("a@sha256:0", root, fetcher)
-        until(lambda: fetcher.line.away)
+        until(lambda: fetcher.outage.away)
         fetcher.stop()
         hydration.stop()
         assert hydration.ended.startswith("failed")

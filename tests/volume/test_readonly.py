@@ -236,7 +236,7 @@ def test_a_store_that_does_not_answer_is_an_error_until_it_does(tmp_path: Path) 
         with pytest.raises(StoreUnavailable):
             view.extents(0, 1)
         store.down = False
-        view._fetcher.line.answered()
+        view._fetcher.outage.answered()
         assert read(view, 0, len(data)) == data
         store.down = True
         assert read(view, 0, len(data)) == data
