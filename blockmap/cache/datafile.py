@@ -90,7 +90,7 @@ class DataFile:
         try:
             os.ftruncate(self.fd, 0)
         except OSError as error:
-            _log.warning("the cache's file %s could not be cut: %s", self.path, error.strerror)
+            _log.warning("the cache's file %s could not be truncated: %s", self.path, error.strerror)
 
     def close(self) -> None:
         """Lets another process own the directory."""

@@ -135,5 +135,5 @@ class StagingArea:
         try:
             return self._cache.put(piece.chunk, bundles.spread(piece, data), piece.mask) >= 0
         except Exception as error:
-            _log.warning("%s is not kept in the cache: %s", piece.chunk.hex(), error)
+            _log.warning("chunk %s cannot be written to the cache: %s", piece.chunk.hex(), error)
             return False

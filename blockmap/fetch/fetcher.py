@@ -1,13 +1,11 @@
-"""Brings chunks and nodes from the store, once each however many wait, and keeps them in the cache.
+"""Fetches chunks and nodes from the store, once each however many readers wait, and puts them into the cache.
 
-A reader that misses leads a flight for what it needs: it asks for that in one small range, and a helper at once for the
-neighbours in another. obstore hands a range over when all of it is there, so in one range with them the reader would wait
-for the neighbours too: of starts over 20 to 200 ms, that took 5 to 12 % longer. It costs requests, two or three per miss
-instead of one; where the neighbours take no time to speak of (a store on a local disk), one range brings all. Whoever wants
-what is in flight waits for it. What arrives damaged is fetched again, and what does not arrive is tried again as long as
-its reader has patience (`line`).
-
-What nobody waits for is asked for by a few threads, and while the link has room for it (`ranges`).
+A reader that misses leads a flight for what it needs: it asks for that in one small range, while a helper asks for the
+neighbours in another. A range is handed over when all of it has come, so that in one range with them the reader would wait for
+the neighbours too: starts over 20 to 200 ms took 5 to 12 % longer. The price is two or three requests per miss; if the
+neighbours take no time to speak of (a store on a local disk), one range brings all. Whoever wants what is in flight waits for
+it. What arrives damaged is fetched again; what does not arrive is tried again as long as the reader's outage policy says
+(`origin.outage`). What nobody waits for is fetched by a few threads, while the link has room for it (`origin.ranges`).
 """
 
 import logging
@@ -42,21 +40,22 @@ from blockmap.store.walk import Spot, visit
 _log = logging.getLogger(__name__)
 
 _FRESH_ATTEMPTS = 3
-"""For what arrives damaged, after the first."""
+"""Requests for a chunk that arrived damaged, after the first."""
 _NEIGHBOUR_THREADS = 4
 _WANT_THREADS = 4
 _DEMAND_THREADS = 16
-"""For further ranges of one read: reader threads do the rest."""
+"""Threads for further ranges of one read; readers' own threads ask for the first."""
 _MAX_QUEUED = 16
+"""Requests for neighbours that may wait for a thread; beyond them, misses do without."""
 _PATROL_S = 0.5
-"""How soon a reader that waits for another's request sees that its patience is at an end."""
+"""Seconds after which a reader that waits for another's request sees that its policy's time has ended."""
 
 Around = Callable[[Wanted, int], list[Wanted]]
-"""What lies around something in its pack, within so many bytes on each side."""
+"""Returns what lies around something in its pack, within so many bytes on each side."""
 
 
 class Fetcher:
-    """Chunks and nodes through the cache; safe to share between threads."""
+    """Gets chunks and nodes through the cache; safe to share between threads."""
 
     def __init__(self, repository: Repository, cache: Cache) -> None:
         self.cache = cache
@@ -72,7 +71,7 @@ class Fetcher:
         self._lock = threading.Lock()
         self._queued = 0  # neighbours that no helper has begun with
         self._failed = 0
-        # Apart from each other, so that no reader waits for what is wanted for later.
+        # Apart from each other, so that no reader waits for what is fetched ahead.
         self._neighbours = ThreadPoolExecutor(_NEIGHBOUR_THREADS, "neighbours")
         self._decoders = ThreadPoolExecutor(2, "decoders")
         self._demands = ThreadPoolExecutor(_DEMAND_THREADS, "demands")
@@ -80,8 +79,8 @@ class Fetcher:
         self._scout = ThreadPoolExecutor(1, "scout")
 
     def get(self, wanted: Sequence[Wanted], around: Around | None, policy: OutagePolicy) -> bytes | memoryview:
-        """The content of the first of `wanted`; its reader needs the others next, so they are asked for as well, and what
-        lies around it, but for None.
+        """Returns the content of the first of `wanted`; the others, which its reader needs next, are asked for as well, and so
+        is what `around` returns.
 
         Raises Corrupt, NotFound, StoreUnavailable.
         """
@@ -102,7 +101,7 @@ class Fetcher:
             # The leader of a whole range failed: this reader's own attempt decides.
 
     def node(self, wanted: Wanted, policy: OutagePolicy) -> Node:
-        """A node, from the cache or the store; raises Corrupt, NotFound, StoreUnavailable."""
+        """Returns a node, from the cache or the store. Raises Corrupt, NotFound, StoreUnavailable."""
         frame = self.cache.get(wanted.key)
         if frame is not None:
             try:
@@ -120,24 +119,24 @@ class Fetcher:
                 self._wants.submit(self._fetch_when_idle, request)
 
     def later(self, act: Callable[[], object]) -> None:
-        """Does something in the background, one after the other. Never blocks or raises."""
+        """Calls `act` in the background, after those of earlier calls. Never blocks or raises."""
 
         def quietly() -> None:
             try:
                 act()
             except Exception as error:
-                _log.info("something for later was left undone: %s", error)
+                _log.info("a task in the background failed: %s", error)
 
         with suppress(RuntimeError):  # closed
             self._scout.submit(quietly)
 
     def fetch_now(self, items: Sequence[Wanted]) -> None:
-        """Brings things that nobody waits for, in the calling thread; never raises."""
+        """Fetches what nobody waits for, in the calling thread, while the link has room; never raises."""
         for request in requests(self._flights.missing(items), MAX_REQUEST_BYTES):
             self._fetch_when_idle(request)
 
     def complete(self, items: Sequence[Wanted]) -> int:
-        """Brings what is not at hand as a whole, in the calling thread, while the link has room; the bytes asked for."""
+        """Fetches what is not at hand as a whole, in the calling thread, while the link has room; returns the bytes asked for."""
         came = 0
         for request in requests(self._flights.incomplete(items), MAX_REQUEST_BYTES):
             self._ranges.await_headroom()
@@ -147,21 +146,22 @@ class Fetcher:
 
     @property
     def bytes_per_s(self) -> float:
-        """What the link to the store gives."""
+        """The rate of the link to the store."""
         return self._ranges.bytes_per_s
 
     def ping(self) -> None:
-        """Asks the store for next to nothing; StoreUnavailable."""
+        """Asks the store for one byte. Raises StoreUnavailable."""
         self._ranges.ping()
 
     def has_node(self, name: Digest, place: Placement | None) -> bool:
-        """Whether the cache has a node, which is not checked."""
+        """Returns True if the cache has a node, unchecked."""
         return place is not None and self.cache.lookup(node_at(name, place).key) >= 0
 
     def prime(self, run: NodeRun, root: Callable[[], Root]) -> None:
-        """Reads a run in one range and keeps the nodes of a tree that it holds; `root` is asked for meanwhile.
+        """Reads a run in one range, and caches the nodes of a tree that it holds; `root` returns the root when it is known.
 
-        Advice: what is not in it, or damaged, is fetched when it is needed. Raises what reading the range raises.
+        It may fail in part: a node that is not in it, or damaged, is fetched when it is needed. Raises what reading the range
+        raises.
         """
         stored = self._demanded.run(run)
         held = Packs(lambda _, start, end: stored[start - run.start : end - run.start])
@@ -177,7 +177,7 @@ class Fetcher:
                 _log.warning("%s; it will be fetched again when it is needed", found)
 
     def flush(self) -> None:
-        """Waits until the cache has been given what has come."""
+        """Waits until all that has come is in the cache."""
         self._flights.flush()
         self.staging.flush()
 
@@ -186,6 +186,7 @@ class Fetcher:
         return self._replays.begin(about, root)
 
     def status(self) -> dict[str, object]:
+        """Returns counters, for people and machines."""
         with self._lock:
             failed = self._failed
         return {"failed": failed} | self._replays.status() | self._flights.status() | self._ranges.status()
@@ -196,7 +197,7 @@ class Fetcher:
         self._replays.stop()
 
     def close(self) -> None:
-        """Ends the threads, when no reader is left."""
+        """Ends the threads, once no reader is left."""
         self.stop()
         self._replays.close()
         self.staging.close()
@@ -250,7 +251,7 @@ class Fetcher:
             self._decoders.submit(self._flights.land, rest, stored, start)
 
     def _with_neighbours(self, own: Wanted, request: Request, around: Around | None) -> Request:
-        """The range to ask for, where the neighbours belong in it; else sends a helper for them."""
+        """Returns the range to ask for, with the neighbours if they take no time; else has a helper ask for these."""
         allowance = self._ranges.allowance()
         with self._lock:
             busy = self._queued >= _MAX_QUEUED
@@ -265,7 +266,7 @@ class Fetcher:
         return next(each for each in requests(items.values(), 2 * window) if own in each)
 
     def _submit_neighbours(self, near: list[Wanted]) -> None:
-        """Before the reader's own request goes out: the helpers' follow it at once."""
+        """Hands requests for neighbours to helpers, which send them right after the reader's own."""
         for request in requests(near, MAX_WINDOW_BYTES):
             with self._lock:
                 self._queued += 1
@@ -279,7 +280,7 @@ class Fetcher:
             self._fetch(request, complete=True)
 
     def _first_range(self, own: Wanted, request: Request) -> tuple[memoryview, int]:
-        """What a range holds, or its own part alone where the whole cannot be had; and where that begins."""
+        """Returns what a range holds, or its own part alone if the whole cannot be had, and where that begins."""
         try:
             return self._demanded.stored(request), request[0].place.offset
         except (Corrupt, NotFound) as error:
@@ -289,7 +290,7 @@ class Fetcher:
             return self._demanded.stored([own]), own.place.offset
 
     def _open(self, item: Wanted, stored: memoryview) -> bytes | memoryview:
-        """The content of what a reader waits for, fetched again where it is damaged; Corrupt, StoreUnavailable."""
+        """Returns the content of what a reader waits for, fetched again if it is damaged. Raises Corrupt, StoreUnavailable."""
         for attempt in range(_FRESH_ATTEMPTS + 1):
             try:
                 return self._flights.open(item, stored)
@@ -303,7 +304,7 @@ class Fetcher:
     # --- what nobody waits for yet
 
     def _fetch(self, request: Request, demand: bool = False, complete: bool = False) -> None:
-        """Leads flights for what is neither at hand nor in flight; waits for no other's, and never raises."""
+        """Fetches what is neither at hand nor in flight; never raises, nor waits for what others fetch."""
         if self.outage.away or not (demand or self.cache.can_write):
             return
         flights = self._flights.begin_missing(request, complete)

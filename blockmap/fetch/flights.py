@@ -156,7 +156,7 @@ class Flights:
         try:
             self._cache.put(item.key, data)
         except Exception as error:
-            _log.warning("%s is not kept in the cache: %s", item.name.hex(), error)
+            _log.warning("%s cannot be written to the cache: %s", item.name.hex(), error)
         finally:
             with self._lock:
                 self._by_key.pop(item.key, None)

@@ -47,4 +47,4 @@ class ConnectionKeeper:
         try:
             self._ping()
         except BlockmapError as error:
-            _log.debug("the connections to the store are not kept warm: %s", error)
+            _log.debug("a connection to the store is not kept open: %s", error)

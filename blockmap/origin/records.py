@@ -104,7 +104,7 @@ class RecordCache:
             return done
         except Exception as error:  # not all are sqlite3's own: what a damaged file holds may not decode
             if self._well:  # logged once, until it works again
-                _log.warning("what this host knows of the store cannot be read or kept: %s", error)
+                _log.warning("the records that this host has of the store cannot be read or written: %s", error)
             self._well = False
             return otherwise
 
@@ -140,7 +140,7 @@ def open_served(url: str, directory: Path, answer_seconds: float) -> tuple[Reade
     try:
         return spawn(lambda: open_store(url)).result(answer_seconds)
     except (TimeoutError, StoreUnavailable, NotAStore) as error:
-        _log.warning("the store is away, what this host knows of it serves: %s", error or f"{url} does not answer")
+        _log.warning("the store is away, this host serves what it knows of it: %s", error or f"{url} does not answer")
         return reach(url), form
 
 

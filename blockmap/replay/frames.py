@@ -112,9 +112,8 @@ class FrameDecoder:
         """Parts of chunks, and nodes, that were not what their names say."""
         self._key, self._cache, self._staging, self._nodes, self._verifier = key, cache, staging, nodes, verifier
         self._end, self._fail = end, fail
-        self._changed = (
-            threading.Condition()
-        )  # guards what follows, and `damaged`; no other lock is taken while it is held
+        # Guards what follows, and `damaged`; no other lock is taken while it is held.
+        self._changed = threading.Condition()
         self._head: BundleHead | None = None
         self._queue = FrameQueue()
         self._complete = self._stopped = False
@@ -201,7 +200,7 @@ class FrameDecoder:
             elif self._staging.put(piece, data):
                 self.chunks += 1
             else:
-                raise HostError(f"the cache {self._cache.directory} does not take it")
+                raise HostError(f"the cache {self._cache.directory} takes nothing")
 
     def _note_damage(self, count: int, why: str) -> None:
         """Counts damage, and logs the first: every frame of a damaged bundle may be."""

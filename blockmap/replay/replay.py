@@ -43,8 +43,8 @@ _START_S = 60.0
 _AGAIN_S = 10.0
 """Seconds after which a bundle that failed is asked for again."""
 _FEW_MISSES = 8
-"""Reads that a bundle may lack before misses bring their neighbours again: a start that misses no more reads nearly nothing
-else. A bundle that was carried from another version may lack none: what is new in this one is missed together."""
+"""Missed reads after which misses bring their neighbours again: until then the bundle has nearly all that the start reads. One
+is enough if the bundle was carried from another version, as what is new in this one is missed together."""
 
 
 class Replay:
@@ -67,7 +67,7 @@ class Replay:
         self.head: BundleHead | None = None
         self.failed = ""
         """Why the replay ended before its time."""
-        # Counted without a lock: one of these may be lost.
+        # These are counted without a lock, so that a count may be lost.
         self.waited_reads = 0
         """Reads that waited for blocks which were to come soon."""
         self.bypassed_reads = 0

@@ -413,7 +413,7 @@ def test_what_is_left_undone_for_later_is_said(
     fetcher.later(fail)
     fetcher.close()
     fetcher.later(fail)
-    assert caplog.text.count("left undone") == 1
+    assert caplog.text.count("in the background failed") == 1
 
 
 def test_a_cache_that_cannot_be_written_is_brought_nothing_ahead(

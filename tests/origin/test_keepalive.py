@@ -1,4 +1,4 @@
-"""Connections that are kept warm."""
+"""Connections that are kept open."""
 
 import threading
 import time

@@ -134,7 +134,7 @@ def test_a_database_that_fails_later_is_said_once(
         records.confirm("a", "1", 1, b"x")
         assert records.name("a", "1") is None
         assert records.names() == []
-    assert caplog.text.count("cannot be read or kept") == 1
+    assert caplog.text.count("cannot be read or written") == 1
 
 
 # --- opening a store that may be away
