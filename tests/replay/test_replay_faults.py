@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.cache.cache import Cache
+from blockmap.cache.staging import StagingArea
+from blockmap.cache.verifier import Verifier
 from blockmap.errors import StoreUnavailable
 from blockmap.format import BLOCK, keys
+from blockmap.format import bundle as bundles
 from blockmap.format.chunker import SPAN
 from blockmap.format.tree import Root
+from blockmap.origin.ranges import Ranges
+from blockmap.replay.replays import Replays
 from blockmap.store.memory import MemoryStore
 from tests.image.builder import bulk
 from tests.volume.building import Watched, publish
@@ -204,6 +210,29 @@ def test_a_server_that_ends_does_not_wait_for_a_stream_that_stalls(
         assert not caplog.records
     finally:
         watched.gate.set()
+
+
+def test_a_bundle_that_is_stopped_before_its_head_has_come_holds_nobody_up(
+    store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockmap.replay.replay._EMPTY_SLOTS", -1)
+    about = bundled(store, root, list(range(BLOCKS)))
+    watched = Watched(store)
+    watched.gate.clear()
+    cache = Cache(tmp_path, 1 << 30)
+    staging = StagingArea(cache)
+    replay = Replays(Ranges(watched), cache, staging, Verifier()).begin(about, lambda: root)
+    until(lambda: watched.ranges)
+    replay.stop()
+    watched.gate.set()
+    until(lambda: not any(each.name == "replay" for each in threading.enumerate()))
+    assert replay.bytes > 0
+    piece = bundles.decode_head(store.get(KEY)[: about.table]).pieces[0]
+    assert not replay.wait(piece.chunk, piece.mask)
+    assert replay.waited_reads == 0
+    replay.close()
+    staging.close()
+    cache.close()
 
 
 @pytest.mark.parametrize("cap_bytes", [0, 60 * BLOCK])
