@@ -44,7 +44,7 @@ _AGAIN_S = 10.0
 """Seconds after which a bundle that failed is asked for again."""
 _FEW_MISSES = 8
 """Missed reads after which misses bring their neighbours again: until then the bundle has nearly all that the start reads. One
-is enough if the bundle was carried from another version, as what is new in this one is missed together."""
+is enough if the bundle was ported from another version, as what is new in this one is missed together."""
 
 
 class Replay:
