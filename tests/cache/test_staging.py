@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockmap.cache.cache import Cache
@@ -46,6 +46,7 @@ def blocks(start: int, end: int) -> int:
     return sum(1 << block for block in range(start // BLOCK, -(-end // BLOCK)))
 
 
+@settings(deadline=None)
 @given(mask=st.integers(1, (1 << 16) - 1), start=st.integers(0, 16 * BLOCK - 1), length=st.integers(1, 5 * BLOCK))
 def test_bytes_of_a_part_are_those_of_the_chunk(
     tmp_path_factory: pytest.TempPathFactory, mask: int, start: int, length: int
