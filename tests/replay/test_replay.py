@@ -9,11 +9,11 @@ import pytest
 
 from blockmap.cache.staging import StagingArea
 from blockmap.format import BLOCK
-from blockmap.format import bundle as bundles
 from blockmap.format.bundle import Piece
 from blockmap.format.chunker import MAX_BLOCKS, SPAN
 from blockmap.format.tree import Root
 from blockmap.store.memory import MemoryStore
+from blockmap.store.packs import Packs
 from tests.volume.building import Watched, publish
 from tests.volume.bundled import BLOCKS, DATA, FAR, KEY, SIZE, WANTED, asked, bundled, expected, read, viewed
 from tests.waiting import until
@@ -227,7 +227,7 @@ def test_what_was_brought_in_part_stays_so_whatever_happens_to_the_cache(
     store: MemoryStore, root: Root, tmp_path: Path
 ) -> None:
     about = bundled(store, root, list(range(0, BLOCKS, 3)))
-    chunks = [piece.chunk for piece in bundles.decode_head(store.get(KEY)[: about.table]).pieces]
+    chunks = [piece.chunk for piece in Packs.open_bundle(store.get(KEY)[: about.table]).pieces]
     chosen = random.Random(1)
     for cap_bytes in (1 << 30, 1 << 30, 500 * BLOCK, 200 * BLOCK, 1 << 30):  # each time the server starts again
         with viewed(store, root, tmp_path, about, cap_bytes) as view:

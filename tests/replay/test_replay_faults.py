@@ -12,12 +12,12 @@ from blockmap.cache.staging import StagingArea
 from blockmap.cache.verifier import Verifier
 from blockmap.errors import StoreUnavailable
 from blockmap.format import BLOCK, keys
-from blockmap.format import bundle as bundles
 from blockmap.format.chunker import SPAN
 from blockmap.format.tree import Root
 from blockmap.origin.ranges import Ranges
 from blockmap.replay.replays import Replays
 from blockmap.store.memory import MemoryStore
+from blockmap.store.packs import Packs
 from tests.image.builder import bulk
 from tests.volume.building import Watched, publish
 from tests.volume.bundled import BLOCKS, DATA, FAR, KEY, SIZE, WANTED, bundled, expected, read, viewed
@@ -227,7 +227,7 @@ def test_a_bundle_that_is_stopped_before_its_head_has_come_holds_nobody_up(
     watched.gate.set()
     until(lambda: not any(each.name == "replay" for each in threading.enumerate()))
     assert replay.bytes > 0
-    piece = bundles.decode_head(store.get(KEY)[: about.table]).pieces[0]
+    piece = Packs.open_bundle(store.get(KEY)[: about.table]).pieces[0]
     assert not replay.wait(piece.chunk, piece.mask)
     assert replay.waited_reads == 0
     replay.close()
