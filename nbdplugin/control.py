@@ -40,7 +40,7 @@ from blockmap.format.reading_list import ReadItem
 from blockmap.format.refs import DEFAULT_LABEL
 from blockmap.learn.local_files import LocalProfiles
 from blockmap.learn.port_profile import read_items
-from blockmap.server.exports import Exports
+from blockmap.server.server import Server
 from blockmap.trace.manager import TraceManager
 
 VERSION = 1
@@ -57,7 +57,7 @@ class Control:
     def __init__(
         self,
         listening: socket.socket,
-        exports: Exports,
+        exports: Server,
         starts: TraceManager,
         kept: LocalProfiles,
         status: Callable[[], dict[str, object]],

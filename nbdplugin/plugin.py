@@ -1,6 +1,7 @@
-"""nbdkit's callbacks: each turns into one call of a volume.
+"""nbdkit's callbacks: each is a function of this module, and turns into one call of a volume.
 
-Started by `blockmap serve` in the foreground. Threads, sockets and files are made from `after_fork` on.
+Started by `blockmap serve` in the foreground. Threads, sockets and files are made from `after_fork` on. All that lasts from
+one callback to the next is in one object.
 """
 
 import ctypes
@@ -11,21 +12,18 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
 
 import nbdkit
 
 from blockmap.errors import BlockmapError, UsageError
-from blockmap.format.trace import TraceHead
 from blockmap.learn.local_files import LocalProfiles
-from blockmap.origin.outage_policy import OutagePolicy, parse_option
-from blockmap.server.exports import Exports
+from blockmap.server.server import Server
 from blockmap.store.opening import location
-from blockmap.trace.manager import TraceManager
 from nbdplugin.background import LearnerProcess
 from nbdplugin.control import Control
 from nbdplugin.failures import Failures
 from nbdplugin.metrics import MetricsServer
+from nbdplugin.options import Options, OptionsParser
 from nbdplugin.session import Session, Sessions
 from nbdplugin.sockets import hang_up_on_idle, peer
 from nbdplugin.threads import here, keep
@@ -44,41 +42,88 @@ _MAX_EXPORTS_LISTED = 10_000
 """nbdkit refuses longer lists as a whole; an export that is not listed can be opened all the same."""
 
 _log = logging.getLogger("blockmap")
-_libnbdkit = ctypes.CDLL(None)
-_settings: dict[str, str] = {}
-_outages: dict[str, OutagePolicy] = {}
-_failures = Failures(_log, time.monotonic)
-_stopping = threading.Event()
-_exports: Exports | None = None
-_sessions: Sessions | None = None
-_starts: TraceManager | None = None
-_learner: LearnerProcess | None = None
 
 
 class RequestFailed(Exception):
     """What nbdkit is given in place of the error itself: it never lets go of an exception, nor of its frames' data."""
 
 
+class Service:
+    """A server, its connections, and what else runs beside it in this process; threads, sockets and files are its own."""
+
+    def __init__(self, options: Options) -> None:
+        self._learner = LearnerProcess(options.store, options.cache)
+        evidence = self._learner.offer if options.learn else None
+        self.server = Server(options.store, options.cache, options.cache_bytes, options.outages, evidence)
+        self.sessions = Sessions(self.server)
+        if options.control_fd is not None:
+            listening = socket.socket(fileno=options.control_fd)
+            kept = LocalProfiles(options.cache / "profiles")
+            Control(listening, self.server, self.server.traces, kept, self._status).start()
+        if options.metrics_fd is not None:
+            MetricsServer(socket.socket(fileno=options.metrics_fd), self._status).start()
+
+    def close(self) -> None:
+        self._learner.close()
+        self.server.close()
+
+    def _status(self) -> dict[str, object]:
+        return {**self.sessions.status(), "learn": self._learner.status()}
+
+
+class Plugin:
+    """All that lasts from one callback to the next."""
+
+    def __init__(self) -> None:
+        self.parser = OptionsParser()
+        self._failures = Failures(_log, time.monotonic)
+        self._stopping = threading.Event()
+        self._service: Service | None = None
+
+    @property
+    def service(self) -> Service:
+        """What there is from `after_fork` on."""
+        assert self._service is not None
+        return self._service
+
+    def start(self) -> None:
+        """Begins to serve; BlockmapError."""
+        self._service = Service(self.parser.options())
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    def close(self) -> None:
+        self._stopping.set()
+        if self._service is not None:
+            self._service.close()
+
+    def fail(self, what: str, session: Session, count: int, offset: int, error: BaseException) -> RequestFailed:
+        """Sets the errno that the client gets, and says why. What it returns is to be raised outside of the handler, so that
+        the error, with all that its frames hold, is not its context."""
+        nbdkit.set_error(errno.ESHUTDOWN if self._stopping.is_set() else errno.EIO)
+        text = f"{what} of {count} bytes at {offset} of {session.volume.name} failed: "
+        text += str(error) if isinstance(error, BlockmapError) else repr(error)
+        self._failures.note(type(error).__name__, text)
+        return RequestFailed(text)
+
+    def _watch(self) -> None:
+        """Waits until nbdkit is told to end, then hangs up on idle clients: nbdkit waits for them without a limit."""
+        libnbdkit = ctypes.CDLL(None)
+        while libnbdkit.nbdkit_nanosleep(3600, 0) == 0:
+            pass
+        self._stopping.set()
+        self.service.server.stop()
+        hang_up_on_idle()
+
+
+_plugin = Plugin()
+
+
 def config(key: str, value: str) -> None:
-    if key == "outage":
-        _outages.update([parse_option(value)])
-        return
-    if key not in ("store", "cache", "cache_bytes", "control_fd", "metrics_fd", "learn"):
-        raise UsageError(
-            f"{key}= is not a parameter of this plugin: store, cache, cache_bytes, outage, control_fd, metrics_fd and learn "
-            "are"
-        )
-    if key in ("cache_bytes", "control_fd", "metrics_fd") and not value.isdecimal():
-        raise UsageError(f"{key}={value} is not a number")
-    if key == "learn" and value not in ("on", "off"):
-        raise UsageError(f"learn={value} is neither on nor off")
-    _settings[key] = value
+    _plugin.parser.add(key, value)
 
 
 def config_complete() -> None:
-    for key in ("store", "cache"):
-        if key not in _settings:
-            raise UsageError(f"the parameter {key}= is missing: start the server with `blockmap serve`")
+    _plugin.parser.options()
 
 
 def thread_model() -> int:
@@ -87,61 +132,30 @@ def thread_model() -> int:
 
 def get_ready() -> None:
     """The last moment at which an error stops a server that goes into the background; too early for asking the store."""
-    location(_settings["store"])
+    location(_plugin.parser.options().store)
 
 
 def after_fork() -> None:
-    global _exports, _sessions, _starts, _learner
     sys.setswitchinterval(_SWITCH_SECONDS)
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    cap = _settings.get("cache_bytes")
     try:
-        _exports = Exports(_settings["store"], Path(_settings["cache"]), int(cap) if cap else None, _outages)
+        _plugin.start()
     except BlockmapError as error:
         _log.error("%s", error)
         raise
-    cache = Path(_settings["cache"])
-    if _settings.get("learn") != "off":
-        _learner = LearnerProcess(_settings["store"], cache)
-    _starts = TraceManager(cache / "traces", _learn)
-    _sessions = Sessions(_exports, _starts)
-    if "control_fd" in _settings:
-        listening = socket.socket(fileno=int(_settings["control_fd"]))
-        Control(listening, _exports, _starts, LocalProfiles(cache / "profiles"), _status).start()
-    if "metrics_fd" in _settings:
-        MetricsServer(socket.socket(fileno=int(_settings["metrics_fd"])), _status).start()
-    threading.Thread(target=_watch, name="watch", daemon=True).start()
 
 
 def cleanup() -> None:
-    _stopping.set()
-    if _starts is not None:
-        _starts.close()
-    if _learner is not None:
-        _learner.close()
-    if _exports is not None:
-        _exports.close()
-
-
-def _status() -> dict[str, object]:
-    assert _sessions is not None
-    learn = {"running": 0, "runs": 0, "failures": 0} if _learner is None else _learner.status()
-    return {**_sessions.status(), "learn": learn}
-
-
-def _learn(head: TraceHead, trace: Path) -> None:
-    if _learner is not None:
-        _learner.offer(head, trace)
+    _plugin.close()
 
 
 def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:
-    assert _exports is not None
     try:
-        names = _exports.names()
+        names = _plugin.service.server.names()
     except BlockmapError as error:
         _log.error("the exports cannot be listed: %s", error)
         raise
@@ -152,35 +166,32 @@ def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:
 
 def default_export(readonly: bool, is_tls: bool) -> str:
     """What a client gets that asks for no name: the only export, if there is just one."""
-    assert _exports is not None
-    names = _exports.names()
+    names = _plugin.service.server.names()
     return names[0][0] if len(names) == 1 else ""
 
 
 def open(readonly: bool) -> Session:
-    assert _sessions is not None
     name, who = nbdkit.export_name(), peer()
     try:
         if not name:
             raise UsageError(
                 "the client named no export, and there is more than one or none: name one, as in nbd://HOST/redis:7"
             )
-        session = _sessions.open(name)
+        session = _plugin.service.sessions.open(name)
     except BlockmapError as error:
         _log.error("export %r was refused: %s (asked for by %s)", name, error, who)
         raise
-    _log.info("export %s opened by %s: %s", name, who, session.view.name)
+    _log.info("export %s opened by %s: %s", name, who, session.volume.name)
     return session
 
 
 def close(h: Session) -> None:
-    assert _sessions is not None
-    _sessions.close(h)
-    _log.info("export %s closed", h.view.name)
+    _plugin.service.sessions.close(h)
+    _log.info("export %s closed", h.volume.name)
 
 
 def get_size(h: Session) -> int:
-    return h.view.size
+    return h.volume.size
 
 
 def block_size(h: Session) -> tuple[int, int, int]:
@@ -190,7 +201,7 @@ def block_size(h: Session) -> tuple[int, int, int]:
 
 
 def can_write(h: Session) -> bool:
-    return False
+    return h.volume.writable
 
 
 def can_multi_conn(h: Session) -> bool:
@@ -224,7 +235,7 @@ def pread(h: Session, buf: memoryview, offset: int, flags: int) -> None:
         return
     except BaseException as error:
         tally.errors += 1
-        failed = _failed("read", h, len(buf), offset, error)
+        failed = _plugin.fail("read", h, len(buf), offset, error)
     raise failed
 
 
@@ -232,40 +243,15 @@ def extents(h: Session, count: int, offset: int, flags: int) -> list[tuple[int, 
     if not hasattr(here, "tally"):
         keep(h.tally())
     try:
-        found = h.view.extents(offset, count)
+        found = h.volume.extents(offset, count, h.start)
         hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
         return [(start, length, hole if empty else 0) for start, length, empty in found]
     except BaseException as error:
-        failed = _failed("block status", h, count, offset, error)
+        failed = _plugin.fail("block status", h, count, offset, error)
     raise failed
 
 
 def cache(h: Session, count: int, offset: int, flags: int) -> None:
     if not hasattr(here, "tally"):
         keep(h.tally())
-    try:
-        h.view.want(offset, count)
-        return
-    except BaseException as error:
-        failed = _failed("prefetch", h, count, offset, error)
-    raise failed
-
-
-def _failed(what: str, h: Session, count: int, offset: int, error: BaseException) -> RequestFailed:
-    """Sets the errno that the client gets, and says why. To be raised outside of the handler, so that the error, with
-    all that its frames hold, is not its context."""
-    nbdkit.set_error(errno.ESHUTDOWN if _stopping.is_set() else errno.EIO)
-    text = f"{what} of {count} bytes at {offset} of {h.view.name} failed: "
-    text += str(error) if isinstance(error, BlockmapError) else repr(error)
-    _failures.note(type(error).__name__, text)
-    return RequestFailed(text)
-
-
-def _watch() -> None:
-    """Waits until nbdkit is told to end, then hangs up on idle clients: nbdkit waits for them without a limit."""
-    while _libnbdkit.nbdkit_nanosleep(3600, 0) == 0:
-        pass
-    _stopping.set()
-    if _exports is not None:
-        _exports.stop()
-    hang_up_on_idle()
+    h.volume.want(offset, count, h.start)

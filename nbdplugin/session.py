@@ -1,4 +1,4 @@
-"""Connections: each has a volume, and counts what is read from it, a tally for each of its threads.
+"""Connections: each has a volume and a start, and counts what is read, in a tally for each of its threads.
 
 nbdkit's worker threads belong to one connection, so a tally has one writer. When a connection closes, its tallies are
 added to its export's.
@@ -8,10 +8,8 @@ import os
 import threading
 import time
 
-from blockmap.format.refs import DEFAULT_LABEL, parse_reference
-from blockmap.server.exports import Exports
-from blockmap.trace.manager import TraceManager
-from blockmap.volume.readonly import ReadOnlyVolume
+from blockmap.server.registry import Opened
+from blockmap.server.server import Server
 from blockmap.volume.reads import Read, Slow, Tally
 
 _EXPORTS_KEPT = 64
@@ -22,21 +20,21 @@ OTHER = "other"
 class Session:
     """One connection."""
 
-    __slots__ = ("_tallies", "read", "view")
+    __slots__ = ("_tallies", "close", "read", "start", "volume")
 
-    def __init__(self, view: ReadOnlyVolume) -> None:
-        self.view = view
-        self.read: Read = view.read
-        """As the view's; by way of the recorder, while a trace runs."""
+    def __init__(self, opened: Opened) -> None:
+        self.volume, self.start, self.close = opened.volume, opened.start, opened.close
+        self.read: Read = self.volume.reader(self.start)
+        """The volume's; by way of the recorder, while a trace runs."""
         self._tallies: dict[int, Tally] = {}
         """By thread."""
 
     def tally(self) -> Tally:
-        """The calling thread's."""
+        """Returns the tally of the calling thread."""
         return self._tallies.setdefault(threading.get_ident(), Tally())
 
     def read_timed(self, buf: memoryview, offset: int, tally: Tally) -> Slow | None:
-        """As `read`, with the latency of a hit."""
+        """Does what `read` does, and measures the latency of a hit."""
         began = time.perf_counter()
         slow = self.read(buf, offset)
         if slow is None:
@@ -51,9 +49,8 @@ class Session:
 class Sessions:
     """All connections of a server; safe to share between threads."""
 
-    def __init__(self, exports: Exports, starts: TraceManager) -> None:
-        self._exports = exports
-        self._starts = starts
+    def __init__(self, server: Server) -> None:
+        self._server = server
         self._started = time.time()
         self._lock = threading.Lock()  # guards what follows
         self._open: set[Session] = set()
@@ -61,38 +58,38 @@ class Sessions:
         """By export, the one closed last at the end."""
 
     def open(self, export: str) -> Session:
-        """A connection to what `export` stands for now; NotFound, UsageError, StoreError, Corrupt."""
-        session = Session(self._exports.open(export))
-        self._starts.join(session, parse_reference(export).label or DEFAULT_LABEL)
+        """Opens a connection to what `export` stands for now; NotFound, UsageError, StoreError, Corrupt."""
+        session = Session(self._server.open(export))
+        self._server.traces.join(session)
         with self._lock:
             self._open.add(session)
         return session
 
     def close(self, session: Session) -> None:
-        """To be called once, when none of its threads runs any more."""
-        self._starts.leave(session)
+        """Closes a connection; must be called once, when none of its threads runs any more."""
+        self._server.traces.leave(session)
         with self._lock:
             self._open.discard(session)
-            total = self._closed.pop(session.view.name, None) or Tally()
+            total = self._closed.pop(session.volume.name, None) or Tally()
             session.add_to(total)
-            self._closed[session.view.name] = total
+            self._closed[session.volume.name] = total
             self._forget()
-        session.view.close()
+        session.close()
 
     def status(self) -> dict[str, object]:
-        """What the exports say; the process; and `reads`: by export, since the start of the server."""
+        """Returns what the server says, the process, and `reads`: by export, since the start of the server."""
         totals: dict[str, Tally] = {}
         with self._lock:
             for name, tally in self._closed.items():
                 totals.setdefault(name, Tally()).merge(tally)
             for session in self._open:
-                session.add_to(totals.setdefault(session.view.name, Tally()))
+                session.add_to(totals.setdefault(session.volume.name, Tally()))
         reads = [{"export": name, **total.status()} for name, total in totals.items()]
         started = {"pid": os.getpid(), "started": self._started, "seconds": time.time() - self._started}
-        return {**started, **self._exports.status(), "reads": reads, "traces": self._starts.status()}
+        return {**started, **self._server.status(), "reads": reads}
 
     def _forget(self) -> None:
-        open_now = {session.view.name for session in self._open}
+        open_now = {session.volume.name for session in self._open}
         closed = [name for name in self._closed if name not in open_now and name != OTHER]
         for name in closed[: max(len(closed) - _EXPORTS_KEPT, 0)]:
             self._closed.setdefault(OTHER, Tally()).merge(self._closed.pop(name))

@@ -36,7 +36,8 @@ Helpers, by what they provide:
     store/steps.py                 a store that counts sequential round trips
     trace/starting.py              a clock that stands still, a volume that answers at once, readers of stored traces
     volume/building.py             volumes made of bytes, without a file system; a store that records requests
-    volume/bundled.py              volumes with bundles, and read-only volumes that replay them
+    volume/bundled.py              volumes with bundles of some of their blocks
+    volume/opened.py               a volume that is open, its parts, and a start that reads it and may replay a bundle
 
 Fixtures, by the conftest.py that defines them:
 

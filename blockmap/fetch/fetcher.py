@@ -22,7 +22,6 @@ from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, Store
 from blockmap.fetch.flights import Flight, Flights
 from blockmap.format import node as nodes
 from blockmap.format.digest import Digest
-from blockmap.format.hint import BundleRef
 from blockmap.format.node import Node, Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun
@@ -30,11 +29,8 @@ from blockmap.origin.link import MAX_WINDOW_BYTES
 from blockmap.origin.outage import Attempt
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.origin.ranges import Ranges
-from blockmap.replay.replay import Replay
-from blockmap.replay.replays import Replays
 from blockmap.store.packs import NodeRef, Packs
 from blockmap.store.plan import MAX_REQUEST_BYTES, Request, Wanted, node_at, requests
-from blockmap.store.repository import Repository
 from blockmap.store.walk import Spot, visit
 
 _log = logging.getLogger(__name__)
@@ -47,6 +43,8 @@ _DEMAND_THREADS = 16
 """Threads for further ranges of one read; readers' own threads ask for the first."""
 _MAX_QUEUED = 16
 """Requests for neighbours that may wait for a thread; beyond them, misses do without."""
+_MAX_WANTED = 4096
+"""Calls of `want`, some 4 MB, that may wait while the store does not answer; further ones are advice that is not taken."""
 _PATROL_S = 0.5
 """Seconds after which a reader that waits for another's request sees that its policy's time has ended."""
 
@@ -57,19 +55,19 @@ Around = Callable[[Wanted, int], list[Wanted]]
 class Fetcher:
     """Gets chunks and nodes through the cache; safe to share between threads."""
 
-    def __init__(self, repository: Repository, cache: Cache) -> None:
+    def __init__(self, ranges: Ranges, cache: Cache) -> None:
         self.cache = cache
         self.staging = StagingArea(cache)
-        self._ranges = Ranges(repository.store)
-        self._demanded = Packs(partial(self._ranges.read, demand=True))
-        self._spare = Packs(partial(self._ranges.read, demand=False))
-        verifier = Verifier()
-        self._flights = Flights(self._demanded, cache, self.staging, verifier)
+        self._ranges = ranges
+        self._demanded = Packs(partial(ranges.read, demand=True))
+        self._spare = Packs(partial(ranges.read, demand=False))
+        self.verifier = Verifier()
+        self._flights = Flights(self._demanded, cache, self.staging, self.verifier)
         self.outage = self._ranges.outage
-        self._replays = Replays(self._ranges, cache, self.staging, verifier)
-        # Guards _queued and _failed; never held across I/O, nor while another lock is taken.
+        # Guards what follows; never held across I/O, nor while another lock is taken.
         self._lock = threading.Lock()
         self._queued = 0  # neighbours that no helper has begun with
+        self._wanted = 0  # calls of `want` that no helper has begun with
         self._failed = 0
         # Apart from each other, so that no reader waits for what is fetched ahead.
         self._neighbours = ThreadPoolExecutor(_NEIGHBOUR_THREADS, "neighbours")
@@ -112,11 +110,28 @@ class Fetcher:
         frame = bytes(self.get([wanted], None, policy))
         return nodes.decode(frame, wanted.place.pack, wanted.name)
 
-    def want(self, items: Sequence[Wanted]) -> None:
-        """Brings things in the background; what is at hand or in flight is left out. Never blocks or raises."""
-        for request in requests(self._flights.missing(items), MAX_REQUEST_BYTES):
-            with suppress(RuntimeError):  # closed
-                self._wants.submit(self._fetch_when_idle, request)
+    def want(self, find: Callable[[], Sequence[Wanted]]) -> None:
+        """Fetches what `find` returns in the background, where it is called; what is at hand or in flight is left out. Never
+        blocks or raises."""
+
+        def fetch() -> None:
+            with self._lock:
+                self._wanted -= 1
+            try:
+                items = find()
+            except Exception as error:
+                _log.info("something that was wanted for later is not fetched: %s", error)
+                return
+            for request in requests(self._flights.missing(items), MAX_REQUEST_BYTES):
+                with suppress(RuntimeError):  # closed
+                    self._wants.submit(self._fetch_when_idle, request)
+
+        with self._lock:
+            if self._wanted >= _MAX_WANTED:
+                return
+            self._wanted += 1
+        with suppress(RuntimeError):  # closed
+            self._wants.submit(fetch)
 
     def later(self, act: Callable[[], object]) -> None:
         """Calls `act` in the background, after those of earlier calls. Never blocks or raises."""
@@ -181,25 +196,19 @@ class Fetcher:
         self._flights.flush()
         self.staging.flush()
 
-    def replay(self, about: BundleRef, root: Callable[[], Root]) -> Replay:
-        """Begins to bring a bundle, unless that is under way or was done just now; `root`, the volume's, may be waited for."""
-        return self._replays.begin(about, root)
-
-    def status(self) -> dict[str, object]:
+    def status(self) -> dict[str, int]:
         """Returns counters, for people and machines."""
         with self._lock:
             failed = self._failed
-        return {"failed": failed} | self._replays.status() | self._flights.status() | self._ranges.status()
+        return {"failed": failed} | self._flights.status() | self._ranges.status()
 
     def stop(self) -> None:
         """Ends all waiting for the store, with StoreUnavailable."""
         self._ranges.stop()
-        self._replays.stop()
 
     def close(self) -> None:
-        """Ends the threads, once no reader is left."""
+        """Ends the threads, once no reader is left, and no bundle is under way."""
         self.stop()
-        self._replays.close()
         self.staging.close()
         for pool in (self._scout, self._wants, self._neighbours, self._demands, self._decoders):
             pool.shutdown(wait=True, cancel_futures=pool is not self._decoders)

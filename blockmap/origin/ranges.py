@@ -19,13 +19,14 @@ _WORTH_SPLITTING_S = 1e-3
 class Ranges:
     """Reads from one store; safe to share between threads."""
 
-    def __init__(self, store: Reader) -> None:
+    def __init__(self, store: Reader, link: Link | None = None) -> None:
+        """`link` is what is known of the link beforehand."""
         self.outage = OutageGate(self.ping)
         self._store = store
         # Guards what follows; never held across I/O, nor while another lock is taken.
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
-        self._link = Link()
+        self._link = Link() if link is None else link
         self._demand_bytes = 0  # bytes under way for which readers wait
         self._requests = self._bytes = 0
 

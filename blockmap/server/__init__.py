@@ -1,4 +1,49 @@
-"""What one server composes: exports by name, how they are opened, listed and hydrated, and the log of what was asked of the store.
+"""One server: what it composes, which exports are open, how they are opened, listed and hydrated, what was asked of the store.
 
 Imports `volume`, `trace` and what lies below. `nbdplugin` holds one server; requests come from it and from `control`.
+
+Threads of a server. `spawn` (store/concurrent.py) makes threads that nobody has to wait for; all others are ended by the
+object that made them, all of these by `Server.close` or by the plugin's end.
+
+    name                      made by, and ends                        does
+    nbdkit's, 64 a connection nbdkit, with the connection              callbacks: reads, block status, prefetch, open, close
+    demands (16)              Fetcher                                  further ranges of one read
+    neighbours (4)            Fetcher                                  ranges around a miss
+    wants (4)                 Fetcher                                  finds and fetches what is prefetched
+    scout (1)                 Fetcher                                  leaves around one that was read
+    decoders (2)              Fetcher                                  verifies what came beside what a reader waits for
+    cache writer              Flights                                  gives the cache what was delivered
+    staging                   StagingArea                              gives the cache what bundles brought, when reads pause
+    cache journal             Journal of the Cache                     SQLite: what the cache holds
+    scrubber                  Scrubber                                 checks the cache, slowly
+    replay                    Replay, when all is asked for            plans a bundle, asks for its ranges
+    frame decoder             FrameDecoder of a Replay, with it        opens the frames of a bundle
+    probe                     OutageGate, with the outage              asks a store that is away until it answers
+    connection keeper (1+16)  ConnectionKeeper; remote stores only     keeps connections open
+    store call                `spawn`, with the call                   one question to the store, one range of a bundle, or
+                                                                       the wait for a bundle that is followed by a hydration
+    hydrate                   Hydration, when all has come             brings the rest of a version
+    traces                    TraceManager, while a trace runs         writes what was read, ends traces that are over
+    learn                     LearnerProcess, while something waits    runs `blockmap profile build`
+    watch                     the plugin, with the process             waits for nbdkit to be told to end
+    control, control client   Control, with the process                answers the control socket, one thread a client
+    metrics (1+32)            MetricsServer, with the process          answers Prometheus
+
+Locks. A lock guards the attributes below it, and is held for a few of the interpreter's instructions: neither across I/O
+nor while another lock is taken. Hits take none. The exceptions, all of them:
+
+    outer                   > inner
+    Cache._room             > Cache._lock              whoever makes room; held while an evicted slot is punched
+    StagingArea._writing    > StagingArea._changed     whoever writes all that is staged; held while the cache is written
+    StagingArea._writing    > Cache._room
+    StagingArea._writing    > Cache._lock
+    Replay._lock            > FrameDecoder._changed    frames are handed on in the order in which ranges come
+    Stream._changed         > Ranges._lock             asks how much the link holds
+
+    held across I/O of the local disk: Cache._room and StagingArea._writing; RecordCache._lock, which guards a connection to
+    SQLite; TraceManager._lock, while a trace is made; Recorder._lock, which guards the file; LearnerProcess._lock, while a
+    process starts.
+    held while something is computed: Verifier._lock, on purpose: one at a time verifies.
+
+tests/server/test_lock_order.py reads this, and runs a server under load.
 """

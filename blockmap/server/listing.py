@@ -1,7 +1,7 @@
-"""The catalogue as clients see it: names that stand for something, refreshed at most every so often.
+"""Lists the catalogue as clients see it: names that stand for something, refreshed at most every so often.
 
-No open depends on it, so it may be a little old: where the store does not answer in time, what was listed before serves, or
-else the names that this host knows.
+No open depends on it, so it may be a little old: if the store does not answer in time, it is what was listed before, or else
+the names that this host knows.
 """
 
 import logging
@@ -25,14 +25,14 @@ _log = logging.getLogger(__name__)
 
 LOCAL_SECONDS = 1.0
 REMOTE_SECONDS = 30.0
-"""How old a listing may be."""
+"""A listing may be so old."""
 
 Listed = list[tuple[str, str]]
 """Export names, each with a description."""
 
 
 class Listing:
-    """What one store has; safe to share between threads."""
+    """Lists what one store has; safe to share between threads."""
 
     def __init__(
         self, store: Reader, known: RecordCache, answer_seconds: float, clock: Callable[[], float] = time.monotonic
@@ -50,7 +50,7 @@ class Listing:
         """The newest entries, which never change."""
 
     def names(self) -> Listed:
-        """The catalogue; StoreError where the store does not answer and nothing is known of it."""
+        """Returns the catalogue; StoreError if the store does not answer and nothing is known of it."""
         fresh = LOCAL_SECONDS if self._store.local else REMOTE_SECONDS
         with self._lock:
             old = self._listed
@@ -94,7 +94,7 @@ class Listing:
             return None
 
     def _kept(self) -> Listed:
-        """The names that this host has opened."""
+        """Returns the names that this host has opened."""
         found = {}
         for repo, tag, n, stored in self._known.names():
             with suppress(FormatError):

@@ -1,9 +1,9 @@
 """Opens by name and by digest in few steps, and with the store away.
 
-An open by name takes two steps over the network: the name's hint; then, at once, the log's word on it and the run of nodes
-that the first reads need. Where this host has opened the name before, its own record takes the hint's place, and the log's
-word is all that is asked for; where that does not come in time, the name is opened as this host knows it. Where there is a
-bundle, it is asked for in the place of the nodes, which are the first that it holds.
+An open by name takes two steps over the network. The first reads the name's hint; the second asks the log to confirm it, and
+at the same time reads the run of nodes that the first reads need. If this host has opened the name before, its own record
+takes the hint's place, and the log alone is asked; if it does not answer in time, the name is opened as this host knows it.
+If there is a bundle, it is asked for in place of the nodes, which it begins with.
 """
 
 import logging
@@ -28,11 +28,13 @@ from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version
 from blockmap.origin.records import RecordCache, RecordReader
 from blockmap.replay.replay import Replay
+from blockmap.replay.replays import Replays
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
 from blockmap.store.names import NameLog, NameReader, StoredEntry
 from blockmap.store.repository import VERSION_ATTEMPTS, Repository
 from blockmap.store.resolver import Resolved, by_digest, check_presence, no_image
+from blockmap.volume.start import Key
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +50,23 @@ _NEVER = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
-class _Started:
+class ResolvedStart:
+    """What an export stands for, and the bundle that is brought for its start."""
+
+    resolved: Resolved
+    replay: Replay | None
+
+    @property
+    def label(self) -> str:
+        return self.resolved.reference.label or DEFAULT_LABEL
+
+    @property
+    def key(self) -> Key:
+        return self.resolved.pinned, self.label
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
     """An open that is under way."""
 
     reference: Reference
@@ -57,13 +75,14 @@ class _Started:
     primed: Future[None]
     replay: Replay | None = None
 
-    def end(self, patient: bool = True) -> Resolved:
-        """Waits for the record of the version, and for the nodes if it is patient; for those of a bundle, who reads waits."""
+    def end(self, patient: bool = True) -> ResolvedStart:
+        """Waits for the record of the version, and for the nodes if it is patient; whoever reads waits for those of a bundle."""
         version = self.version.result()
         if patient and self.replay is None:
             self.primed.result()
         assert self.entry.version is not None
-        return Resolved(self.reference, self.entry.version, version, root_of(self.entry, version), self.replay)
+        found = Resolved(self.reference, self.entry.version, version, root_of(self.entry, version))
+        return ResolvedStart(found, self.replay)
 
 
 class Opener:
@@ -74,52 +93,58 @@ class Opener:
         store: Reader,
         known: RecordCache,
         fetcher: Fetcher,
+        replays: Replays,
         mend: NameLog | None,
         clock: Callable[[], float] = time.monotonic,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
-        """`mend` rewrites the hints that are found behind."""
+        """`mend` rewrites hints that are out of date."""
         self._store = store
         self._known = known
         self._fetcher = fetcher
+        self._replays = replays
         self._mend = mend
         self._clock = clock
         self._answer_seconds = answer_seconds
         self._names = NameReader(store)
         self._records = Repository(RecordReader(store, known))
+        self._lock = threading.Lock()  # guards what follows; never held across I/O, nor while another lock is taken
         self._confirmed: dict[tuple[str, str], float] = {}
         """When each name was last confirmed."""
         self._silent_at = _NEVER
-        self._lock = threading.Lock()  # guards _unconfirmed
+        """When the store last did not answer in time, unless it has answered since."""
         self._unconfirmed = 0
 
     @property
     def unconfirmed(self) -> int:
-        """Opens that were served as this host knew the name, since the store did not answer."""
-        return self._unconfirmed
+        """The number of opens that were served as this host knew the name, since the store did not answer."""
+        with self._lock:
+            return self._unconfirmed
 
-    def find(self, reference: Reference) -> Resolved:
-        """The version that `reference` stands for; NotFound, Corrupt, StoreError where neither store nor disk knows."""
+    def find(self, reference: Reference) -> ResolvedStart:
+        """Returns what `reference` stands for; NotFound, Corrupt, StoreError if neither store nor disk knows."""
         if reference.digest is not None:
             return self._by_digest(reference, Digest(reference.digest))
         assert reference.tag is not None
         seen = self._kept(reference.repo, reference.tag)
         return self._look(reference, 0) if seen is None else self._again(reference, seen)
 
-    def _by_digest(self, reference: Reference, digest: Digest) -> Resolved:
+    def _by_digest(self, reference: Reference, digest: Digest) -> ResolvedStart:
         kept = self._kept_digest(reference, digest)
         found = kept or by_digest(self._records, reference, digest)
         replay = self._replay(reference, found.name, self._kept_bundles(found.name), lambda: found.root)
         primed = self._bring(reference, found.version.run, found.root, lambda: found.root, replay)
         if kept is None and replay is None:  # else the store may be away, or readers wait for what comes
             primed.result()
-        return replace(found, replay=replay)
+        return ResolvedStart(found, replay)
 
-    def _again(self, reference: Reference, seen: StoredEntry) -> Resolved:
+    def _again(self, reference: Reference, seen: StoredEntry) -> ResolvedStart:
         """Opens a name that this host knows."""
         assert reference.tag is not None
         repo, tag = reference.repo, reference.tag
-        at_once = not self._store.local and self._clock() - self._confirmed.get((repo, tag), _NEVER) < FRESH_SECONDS
+        with self._lock:
+            confirmed_at = self._confirmed.get((repo, tag), _NEVER)
+        at_once = not self._store.local and self._clock() - confirmed_at < FRESH_SECONDS
         opening = self._begin(reference, seen.entry)
         if at_once:
             return opening.end()
@@ -143,8 +168,8 @@ class Opener:
             _log.warning("%s is opened as it was last seen here, entry %d: %s", reference, seen.entry.n, error)
             return opening.end(patient=False)
 
-    def _look(self, reference: Reference, low: int, hint: Hint | None = None) -> Resolved:
-        """Opens a name whose entry `low` is known to be there, 0 for none; reads its hint where that is not given."""
+    def _look(self, reference: Reference, low: int, hint: Hint | None = None) -> ResolvedStart:
+        """Opens a name whose entry `low` is known to be there, 0 for none; reads its hint if that is not given."""
         assert reference.tag is not None
         repo, tag = reference.repo, reference.tag
         hint = hint or self._names.hint(repo, tag)
@@ -169,11 +194,11 @@ class Opener:
 
     def _begin(
         self, reference: Reference, entry: Entry, hinted: bytes | None = None, hint: Hint | None = None
-    ) -> _Started:
+    ) -> _Opening:
         """Asks for what is not at hand: the record of the version, the bundle or the run of nodes."""
         name, number = entry.version, entry.number
         if name is None:
-            return _Started(reference, entry, _failed(no_image(reference, self._store)), _done(None))
+            return _Opening(reference, entry, _failed(no_image(reference, self._store)), _done(None))
         record = self._at_hand(name, number) or self._from_hint(name, number, hinted)
         version = _done(record) if record is not None else spawn(lambda: self._records.version(name, number))
         root = root_of(entry, record) if record is not None else None
@@ -186,10 +211,10 @@ class Opener:
         bundles = self._kept_bundles(name) if hint is None else hint.bundles
         replay = self._replay(reference, name, bundles, wait_root)
         primed = self._bring(reference, entry.run, root, wait_root, replay)
-        return _Started(reference, entry, version, primed, replay)
+        return _Opening(reference, entry, version, primed, replay)
 
-    def _with_bundles(self, opening: _Started, hint: Hint | None) -> _Started:
-        """An open by what this host knew, and what the name's hint says of bundles now."""
+    def _with_bundles(self, opening: _Opening, hint: Hint | None) -> _Opening:
+        """Returns an open by what this host knew, with the bundle that the name's hint refers to now."""
         name = opening.entry.version
         if name is None or hint is None or hint.entry != opening.entry:
             return opening
@@ -199,17 +224,17 @@ class Opener:
         if about is None or (opening.replay is not None and opening.replay.key == about.key):
             return opening
         entry = opening.entry
-        replay = self._fetcher.replay(about, lambda: root_of(entry, opening.version.result()))
+        replay = self._replays.begin(about, lambda: root_of(entry, opening.version.result()))
         return replace(opening, replay=replay)
 
     def _replay(
         self, reference: Reference, name: Digest, bundles: Sequence[BundleRef], root: Callable[[], Root]
     ) -> Replay | None:
         about = _choose(bundles, reference, name)
-        return None if about is None else self._fetcher.replay(about, root)
+        return None if about is None else self._replays.begin(about, root)
 
     def _kept_bundles(self, name: Digest) -> tuple[BundleRef, ...]:
-        """Those of a version that a hint told of."""
+        """Returns the bundles of a version that a hint referred to before."""
         data = self._known.record(keys.bundles(name))
         with suppress(FormatError):
             return () if data is None else decode_bundles(data)
@@ -227,7 +252,7 @@ class Opener:
         wait_root: Callable[[], Root],
         replay: Replay | None,
     ) -> Future[None]:
-        """Begins to read a run of nodes, unless the cache has the root, where it is known already, or the bundle does."""
+        """Begins to read a run of nodes, unless the cache has the root, if that is known already, or the bundle brings it."""
         if root is not None and self._fetcher.has_node(root.digest, root.placement):
             return _done(None)
         if run is None and replay is None:
@@ -248,7 +273,7 @@ class Opener:
         return spawn(prime)
 
     def _kept(self, repo: str, tag: str) -> StoredEntry | None:
-        """What a name stood for when this host last asked."""
+        """Returns what a name stood for when this host last asked."""
         found = self._known.name(repo, tag)
         if found is None:
             return None
@@ -261,7 +286,7 @@ class Opener:
             return None
 
     def _kept_digest(self, reference: Reference, digest: Digest) -> Resolved | None:
-        """A version that this host has the record of."""
+        """Returns a version that this host has the record of."""
         wanted = [(digest, number) for number in range(1, VERSION_ATTEMPTS + 1)]
         told = self._known.record(keys.oci(digest))
         if told is not None:
@@ -292,31 +317,36 @@ class Opener:
         return record
 
     def _note(self, repo: str, tag: str, seen: StoredEntry) -> None:
-        """The log has just confirmed it."""
-        self._confirmed[repo, tag] = self._clock()
+        """Notes that the log has just confirmed an entry."""
+        with self._lock:
+            self._confirmed[repo, tag] = self._clock()
         self._known.confirm(repo, tag, seen.entry.n, seen.stored)
 
     def _ask(self, question: Callable[[], _T]) -> _T:
-        """The store's answer, if it comes in time; StoreUnavailable."""
+        """Returns the store's answer if it comes in time; StoreUnavailable."""
 
         def ask() -> _T:
             answer = question()
-            self._silent_at = _NEVER
+            with self._lock:
+                self._silent_at = _NEVER
             return answer
 
-        if self._clock() - self._silent_at < _SILENT_SECONDS:
+        with self._lock:
+            silent_at = self._silent_at
+        if self._clock() - silent_at < _SILENT_SECONDS:
             raise StoreUnavailable(f"{self._store.url} did not answer a moment ago")
         try:
             return spawn(ask).result(self._answer_seconds)
         except TimeoutError:
-            self._silent_at = self._clock()
+            with self._lock:
+                self._silent_at = self._clock()
             raise StoreUnavailable(
                 f"{self._store.url} did not answer within {self._answer_seconds:g} s: check that it can be reached"
             ) from None
 
 
 def _choose(bundles: Sequence[BundleRef], reference: Reference, name: Digest) -> BundleRef | None:
-    """The bundle of a version for the label that was asked for."""
+    """Returns the bundle of a version for the label that was asked for."""
     label = reference.label or DEFAULT_LABEL
     return next((each for each in bundles if each.label == label and each.key.startswith(keys.bundles(name))), None)
 

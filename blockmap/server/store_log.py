@@ -1,4 +1,4 @@
-"""What was asked of the store: counted, the latest remembered one by one, and how many were made one after the other."""
+"""Logs what was asked of the store: counts calls, remembers the latest, and tells how many were made one after the other."""
 
 import threading
 from collections import deque
@@ -16,7 +16,7 @@ _ANSWERED = ("ok", "absent")
 
 
 class _Op:
-    """Calls of one kind."""
+    """Sums up the calls of one kind."""
 
     __slots__ = ("bytes", "latency", "outcomes")
 
@@ -48,15 +48,15 @@ class CallLog:
             op.latency.add(call.seconds)
 
     def since(self, number: int, at_most: int) -> tuple[int, list[Call]]:
-        """The calls from number `number` on (the first ever is 0), in the order in which they ended, and the number of
-        the first of them, which is higher than asked for where calls are forgotten."""
+        """Returns the number of the first call, and calls from number `number` on (the first ever is 0), in the order in
+        which they ended; the first is higher than asked for where calls are forgotten."""
         with self._lock:
             oldest = self._noted - len(self._latest)
             first = min(max(number, oldest), self._noted)
             return first, list(islice(self._latest, first - oldest, first - oldest + at_most))
 
     def status(self) -> dict[str, object]:
-        """By method: calls by outcome, bytes, latency; and the sums. An object that is absent is an answer, no error."""
+        """Returns the sums, and by method: calls by outcome, bytes, latency. An object that is absent is an answer, no error."""
         with self._lock:
             return {
                 "requests": self._noted,
@@ -72,8 +72,8 @@ class CallLog:
 
 
 def serial_steps(calls: Iterable[Call]) -> int:
-    """How many calls at least were made one after the other: the longest chain in which each starts when the one before
-    it has ended, or later.
+    """Returns how many calls were made one after the other: the longest chain in which each starts when the one before it has
+    ended, or later.
 
     Calls that overlap are one step. Intervals by their ends, each taken that starts after the last taken one, give the
     longest chain (interval scheduling). It is an upper bound of the round trips that had to wait for each other: a call

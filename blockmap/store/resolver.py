@@ -10,7 +10,6 @@ from blockmap.format.entry import root_of
 from blockmap.format.refs import Reference
 from blockmap.format.tree import Root
 from blockmap.format.version import Version
-from blockmap.replay.replay import Replay
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
 from blockmap.store.names import NameReader
@@ -26,8 +25,6 @@ class Resolved:
     version: Version
     root: Root
     """Of the volume, placed where the name's entry says."""
-    replay: Replay | None = None
-    """What is brought for its start."""
 
     @property
     def pinned(self) -> str:

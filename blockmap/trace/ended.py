@@ -1,4 +1,4 @@
-"""Traces that have ended while this server ran: what it tells of them, and what they say of those that follow."""
+"""Remembers the traces that have ended while a server ran."""
 
 import logging
 import threading
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from blockmap.format.trace import EXACT, End, TraceHead
 from blockmap.trace.recorder import rewrite_head
-from blockmap.trace.start_trace import Key
+from blockmap.volume.start import Key
 
 _log = logging.getLogger(__name__)
 
-_TOLD = 32
+_REMEMBERED = 32
 _LATE_NS = 600 * 10**9
 """A program that is ready so long after its start is one that was started again."""
 
@@ -27,17 +27,18 @@ class _Ended:
 
 
 class EndedTraces:
-    """The latest; safe to share between threads."""
+    """Remembers the latest traces; safe to share between threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards what follows
-        self._latest: deque[_Ended] = deque(maxlen=_TOLD)
+        self._latest: deque[_Ended] = deque(maxlen=_REMEMBERED)
         """The newest first."""
         self._at_ns: dict[str, int] = {}
-        """When the last of each export ended."""
+        """By export: when its last trace ended."""
 
     def note_end(self, export: str, began_ns: int, now_ns: int, apart_ns: int) -> bool:
-        """A trace of an export by digest ends; whether no other ended within so long before it began, or since."""
+        """Notes that a trace of an export by digest ends; returns True if no other ended within `apart_ns` before it began,
+        or since."""
         with self._lock:
             alone = self._at_ns.get(export, began_ns - apart_ns - 1) < began_ns - apart_ns
             self._at_ns = {name: at for name, at in self._at_ns.items() if now_ns - at < apart_ns + _LATE_NS}
@@ -49,7 +50,8 @@ class EndedTraces:
             self._latest.appendleft(_Ended(key, path, head, reads, began_ns))
 
     def ready(self, key: Key, now_ns: int) -> Path | None:
-        """Has the newest trace of a start say that its program is ready now, unless it says something like that already."""
+        """Has the newest trace of a start say that its program is ready now; returns None if it says something like that
+        already."""
         with self._lock:
             found = next((each for each in self._latest if each.key == key), None)
             if found is None or found.head.ready_ms or found.head.end in (End.OPEN, End.CLOSED):
@@ -63,17 +65,17 @@ class EndedTraces:
             _log.warning("%s does not say when the program was ready: %s", found.path, error)
         return found.path
 
-    def told(self) -> list[dict[str, object]]:
-        """The newest first."""
+    def described(self) -> list[dict[str, object]]:
+        """Returns what a server says of each, the newest first."""
         with self._lock:
             return [
-                {**described(each.key, each.path, each.head, each.reads), "state": each.head.end.name.lower()}
+                {**describe(each.key, each.path, each.head, each.reads), "state": each.head.end.name.lower()}
                 for each in self._latest
             ]
 
 
-def described(key: Key, path: Path, head: TraceHead, reads: int) -> dict[str, object]:
-    """What a server tells of a trace."""
+def describe(key: Key, path: Path, head: TraceHead, reads: int) -> dict[str, object]:
+    """Returns what a server says of a trace."""
     return {
         "path": str(path), "export": key[0], "label": key[1], "started": head.started_us / 1e6, "reads": reads,
         "new": head.is_evidence, "exact": bool(head.flags & EXACT), "ready_ms": head.ready_ms, "profile": head.profile,

@@ -1,4 +1,4 @@
-"""What reads say of a start: whether they begin as a mount does, and when something was last read for the first time."""
+"""Tells from the reads of a start whether they begin as a mount does, and when something was last read for the first time."""
 
 from typing import Final
 
@@ -19,7 +19,8 @@ _Positions = npt.NDArray[np.int64]
 
 
 def looks_like_mount(reads: Reads) -> bool:
-    """Whether the first reads are those of a kernel that mounts a file system, and no copy of the device from its start."""
+    """Returns True if the first reads are those of a kernel that mounts a file system, and no copy of the device from its
+    beginning."""
     if len(reads) < _MIN_READS:
         return False
     first = reads[:_FIRST]
@@ -33,14 +34,15 @@ def looks_like_mount(reads: Reads) -> bool:
 
 
 class Touched:
-    """The bytes that were read so far."""
+    """Keeps which bytes were read so far."""
 
     def __init__(self) -> None:
         self._starts: _Positions = np.empty(0, np.int64)
         self._ends: _Positions = np.empty(0, np.int64)
 
     def add(self, reads: Reads) -> int | None:
-        """The time (microseconds since the open) of the last of these reads that had bytes which none before them had."""
+        """Returns the time (microseconds since the open) of the last of these reads that had bytes which none before it
+        had."""
         if not len(reads):
             return None
         starts, ends = _ranges(reads)
@@ -58,7 +60,7 @@ def _ranges(reads: Reads) -> tuple[_Positions, _Positions]:
 
 
 def _merged(starts: _Positions, ends: _Positions) -> tuple[_Positions, _Positions]:
-    """The union of ranges, ascending, none of which touches the next."""
+    """Returns the union of ranges, ascending, none of which touches the next."""
     order = np.argsort(starts, kind="stable")
     starts, ends = starts[order], np.maximum.accumulate(ends[order])
     fresh = np.append(True, starts[1:] > ends[:-1])

@@ -65,7 +65,7 @@ class Recorder:
             raise
 
     def mark(self) -> None:
-        """Notes that it is now."""
+        """Notes what time it is."""
         self.note(_MOMENT + self._clock_ns() // 1000)
 
     def drain(self) -> None:
@@ -74,7 +74,7 @@ class Recorder:
             self._drain()
 
     def reads(self, first: int = 0) -> Reads:
-        """The reads from number `first` on; none at the end."""
+        """Returns the reads from number `first` on; none after the end."""
         self.drain()
         with self._lock:
             return self._stored(first) if self._fd >= 0 else np.empty(0, READ)
@@ -95,7 +95,7 @@ class Recorder:
         return head
 
     def _drain(self) -> None:
-        """With the lock."""
+        """Must be called with the lock."""
         before, self._drained_ns = self._drained_ns, self._clock_ns()  # what is noted from here on begins later
         noted = self._noted[:]
         del self._noted[: len(noted)]
@@ -120,7 +120,7 @@ class Recorder:
 
 
 def _decode(noted: list[int], before_us: int, now_us: int, began_us: int) -> Reads:
-    """The reads of a list that was empty `before_us`, and their times since `began_us`."""
+    """Returns the reads of a list that was empty at `before_us`, with their times since `began_us`."""
     try:
         numbers: np.ndarray[Any, Any] = np.frombuffer(array("q", noted), np.int64)
     except OverflowError:  # beyond 64 GiB of a volume
@@ -140,7 +140,7 @@ def _decode(noted: list[int], before_us: int, now_us: int, began_us: int) -> Rea
 
 
 def rewrite_head(path: Path, head: TraceHead) -> None:
-    """Says more in a trace that has ended; OSError."""
+    """Writes another head into a trace that has ended; OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.pwrite(fd, encode_head(head), 0)
@@ -149,7 +149,7 @@ def rewrite_head(path: Path, head: TraceHead) -> None:
 
 
 def make_room(folder: Path, files: int, size: int) -> None:
-    """Deletes the oldest traces, so that at most so many and so many bytes stay; OSError where the folder cannot be read."""
+    """Deletes the oldest traces, so that at most `files`, and `size` bytes, stay; OSError where the folder cannot be read."""
     found = sorted(folder.glob(f"*{SUFFIX}"), reverse=True)
     kept_bytes = 0
     for number, path in enumerate(found):

@@ -1,18 +1,17 @@
-"""One start of an export, and when it ends."""
+"""One start of an export that is traced, and when it ends."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from blockmap.format import BLOCK
 from blockmap.format.digest import from_hex
 from blockmap.format.trace import EXACT, End, TraceHead
 from blockmap.trace.evidence import Touched
 from blockmap.trace.recorder import RECORDS, Recorder
-from blockmap.volume.readonly import ReadOnlyVolume
 from blockmap.volume.reads import Read, Slow
-
-Key = tuple[str, str]
-"""The export by digest, and the label."""
+from blockmap.volume.start import Key, Start
+from blockmap.volume.volume import Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +34,24 @@ class Limits:
 
 
 class Connection(Protocol):
-    """What reads come through."""
+    """What the reads of a start come through."""
 
-    view: ReadOnlyVolume
+    @property
+    def volume(self) -> Volume: ...
+
+    @property
+    def start(self) -> Start: ...
+
     read: Read
+    """Where reads go now: to the volume, by way of the recorder while a trace runs."""
 
 
 @dataclass(slots=True, eq=False)
 class StartTrace:
-    """Guarded by the lock of whoever has it; what is looked at belongs to the thread that looks."""
+    """A start while it is traced, guarded by the lock of whoever has it; what is looked at belongs to the thread that looks."""
 
-    key: Key
-    view: ReadOnlyVolume
+    start: Start
+    volume: Volume
     began_ns: int
     connections: set[Connection] = field(default_factory=set)
     over: bool = False
@@ -57,22 +62,33 @@ class StartTrace:
     """Reads that were looked at."""
     touched: Touched = field(default_factory=Touched)
     touched_s: float = 0.0
-    """When something was last read for the first time, or waited for; since the beginning."""
+    """When something was last read for the first time, or waited for, in seconds since the beginning."""
+
+    @property
+    def key(self) -> Key:
+        return self.start.key
 
     def begin_head(self, started_us: int) -> TraceHead:
-        """Of a trace that runs: whether it is evidence is said at its end."""
-        export, label = self.key
-        repo, _, digest = export.partition("@sha256:")
-        view = self.view
-        return TraceHead(repo, label, from_hex(digest), view.root.digest, view.size, started_us, self.flags & EXACT)
+        """Returns the head of a trace that runs: whether it is evidence is said at its end."""
+        start = self.start
+        repo, _, digest = start.version.partition("@sha256:")
+        return TraceHead(
+            repo,
+            start.label,
+            from_hex(digest),
+            start.root.digest,
+            start.root.size * BLOCK,
+            started_us,
+            self.flags & EXACT,
+        )
 
     def bind(self, connection: Connection, begin: Callable[["StartTrace"], None]) -> None:
-        """Has the reads of a connection go where they belong now: by way of `begin`, of the recorder, or to the view."""
-        read = connection.view.read
+        """Has the reads of a connection go where they belong now: by way of `begin`, of the recorder, or to the volume."""
+        reader, start = connection.volume.reader, connection.start
         if self.over:
-            connection.read = read
+            connection.read = reader(start)
         elif self.recorder is not None:
-            connection.read = connection.view.noting(self.recorder.note, self.recorder.mark)
+            connection.read = reader(start, self.recorder.note, self.recorder.mark)
         else:
 
             def first(buf: memoryview, offset: int) -> Slow | None:
@@ -82,14 +98,14 @@ class StartTrace:
             connection.read = first
 
     def look(self, recorder: Recorder, now_ns: int, limits: Limits) -> End | None:
-        """Looks at what was recorded since; why the start is over, if it is."""
+        """Looks at what was recorded since; returns why the start is over, if it is."""
         now_s = (now_ns - self.began_ns) / 1e9
         reads = recorder.reads(self.seen)
         self.seen += len(reads)
         touched_us = self.touched.add(reads)
         if touched_us is not None:
             self.touched_s = max(self.touched_s, touched_us / 1e6)
-        if self.view.waiting:
+        if self.volume.waiting:
             self.touched_s = now_s
         if self.seen >= limits.records:
             return End.FULL

@@ -1,4 +1,4 @@
-"""How long things took, as counts in fixed buckets: cheap to add to, to add up, and to hand to Prometheus."""
+"""Counts durations in fixed buckets: cheap to add to, to add up, and to hand to Prometheus."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Histogram:
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS_S) + 1)
         self.seconds = 0.0
-        """The sum."""
+        """The sum of all durations."""
 
     def add(self, seconds: float, weight: int = 1) -> None:
         """Adds a duration that stands for `weight` of its kind."""
@@ -36,7 +36,7 @@ class Histogram:
 
 
 def quantile(bounds_s: Sequence[float], counts: Sequence[int], q: float) -> float | None:
-    """The duration (seconds) that a share `q` of all does not exceed, as far as the buckets tell; None where there is none.
+    """Returns the duration (seconds) that a share `q` of all does not exceed, as far as the buckets tell; None if there is none.
 
     Within a bucket the durations are taken to be spread evenly, as Prometheus' histogram_quantile does.
     """

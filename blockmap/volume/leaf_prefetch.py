@@ -1,4 +1,4 @@
-"""The leaves around one that was read: loaded before they are read, so that readers seldom wait for one."""
+"""Fetches the leaves around one that was read in few ranges, so that readers seldom wait for one."""
 
 from collections.abc import Iterator
 

@@ -1,7 +1,7 @@
-"""The leaves of one open volume, in memory, with what the hit path needs of each; and what lies around a chunk or a leaf."""
+"""Keeps the leaves of one open volume in memory, with what the hit path needs of each, and knows what lies around a chunk."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from blockmap.cache.cache import Cache
 from blockmap.errors import Corrupt
@@ -15,42 +15,33 @@ from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.store.packs import NodeRef
 from blockmap.store.plan import Wanted, chunk_at, node_at
 from blockmap.volume.leaf_prefetch import prefetch_leaves
+from blockmap.volume.start import Start
 
 _LEAVES_IN_MEMORY = 4096
 """64 GiB of address space, some 100 MB; a volume rarely has so many leaves."""
 
 NOWHERE = (0, -1)
 _LEAST_NOT_HOT = 64
-_CLOSE = 8
-"""What is missed of a start that replays a bundle lies apart: the eighth of what else comes along left its strays as they
-were, 16 of a machine-learning stack, and it moved 63 MB instead of 73; with a 24th there were 21."""
-_CLOSE_BYTES = 128 << 10
+_NEAREST_SHARE = 8
+"""While a bundle is replayed, misses are scattered, so that only 1/8 of the usual neighbours are fetched: a start of a
+machine-learning stack moved 63 MB instead of 73, and missed no more."""
+_NEAREST_BYTES = 128 << 10
 _FAIL = OutagePolicy(0.0)
-"""Of what is read for later."""
+"""What is read for later does not wait for a store that is away."""
 
 Hot = tuple[list[int], list[int], list[tuple[int, int]]]
-"""Of a leaf, per extent: start and end (bytes within the span), and where it is in the cache: (base, slot), where base
-plus a byte of the span is its position in the data file, and slot is -1 where it is nowhere. One value, so that no reader
-sees the base of one slot with the mark of another."""
+"""What the hit path needs of a leaf, per extent: start and end (bytes within the span), and where it is in the cache: (base,
+slot), where base plus a byte of the span is its position in the data file, and slot is -1 where it is nowhere. A place is
+one value, so that no reader sees the base of one slot with the mark of another."""
 
 
 class Leaves:
     """Loads nodes as they are needed; safe to share between threads."""
 
-    def __init__(
-        self,
-        root: Root,
-        fetcher: Fetcher,
-        patience: OutagePolicy,
-        skips_readahead: Callable[[], bool] = lambda: False,
-        await_nodes: Callable[[], None] = lambda: None,
-    ) -> None:
-        """While it `is_sparing` nothing is brought that was not asked for; `await_nodes` waits for what is on its way."""
+    def __init__(self, root: Root, fetcher: Fetcher, policy: OutagePolicy) -> None:
         self._root = root
         self._fetcher = fetcher
-        self._patience = patience
-        self._skips_readahead = skips_readahead
-        self._await_nodes = await_nodes
+        self._policy = policy
         # Guards what follows against change by two threads; never held across I/O. Readers look without it, but for the
         # neighbours.
         self._lock = threading.Lock()
@@ -59,31 +50,31 @@ class Leaves:
         self._inner: dict[Digest, Inner] = {}
         self._by_span: dict[int, tuple[Leaf | None, Hot]] = {}
         self.hot: dict[int, Hot] = {}
-        """By span: of the leaves in memory; what of an extent is held, where that is not all of it, is one of its own here."""
+        """By span, for the leaves in memory; where the cache holds a part of an extent, that part is an extent of its own."""
         self._not_hot: dict[int, int] = {}
-        """By span: reads that the cache answered off the hit path, since it was last refined. Counted without the lock: one
-        may be lost."""
+        """By span: how many reads the cache answered off the hit path since `hot` was last refined. It is counted without the
+        lock: one may be lost."""
 
-    def load(self, span: int) -> tuple[Leaf | None, Hot]:
-        """The leaf of a span, from memory, cache or store."""
+    def load(self, span: int, start: Start) -> tuple[Leaf | None, Hot]:
+        """Returns the leaf of a span, from memory, cache or store."""
         loaded = self._by_span.get(span)
         if loaded is None:
-            loaded = self._find(span, self._patience)
+            loaded = self._find(span, start, self._policy)
             with self._lock:
-                look = not self._looking and not self._skips_readahead()
+                look = not self._looking and not start.skips_readahead()
                 self._looking = self._looking or look
             if look:
-                self._fetcher.later(lambda: self._look_around(span))
+                self._fetcher.later(lambda: self._look_around(span, start))
         return loaded
 
-    def absent_spans(self, span: int) -> int:
-        """How many spans from `span` on are zeros for certain, known from inner nodes alone; 0 if the first is not."""
+    def absent_spans(self, span: int, start: Start) -> int:
+        """Returns how many spans from `span` on are zeros for certain, as inner nodes say; 0 if the first is not."""
         name, place = self._root.digest, self._root.placement
         for level in range(self._root.level, 0, -1):
             if name == ABSENT:
                 covered = int(FANOUT**level)
                 return covered - span % covered
-            node = self._node(name, place, self._patience)
+            node = self._node(name, place, start, self._policy)
             assert isinstance(node, Inner)
             child = node.child(span // FANOUT ** (level - 1) % FANOUT)
             if child is None:
@@ -92,10 +83,10 @@ class Leaves:
             name, place = child
         return 1 if name == ABSENT else 0
 
-    def was_not_hot(self, span: int) -> None:
-        """A read of a span was answered by the cache, off the hit path: after some of these the hit path learns what the
-        cache has now of all extents, so that what is held in part is read as fast as the rest."""
-        leaf, (starts, _, _) = self.load(span)
+    def was_not_hot(self, span: int, start: Start) -> None:
+        """Notes that the cache answered a read off the hit path: after some of these the hit path learns what the cache has
+        now of all extents, so that what is held in part is read as fast as the rest."""
+        leaf, (starts, _, _) = self.load(span, start)
         count = self._not_hot[span] = self._not_hot.get(span, 0) + 1
         if leaf is None or count < max(_LEAST_NOT_HOT, len(starts) // 2):
             return
@@ -106,16 +97,17 @@ class Leaves:
                 self.hot[span] = found
 
     def around(self, own: Wanted, each_bytes: int) -> list[Wanted]:
-        """The chunks around one in its pack, within so many bytes on each side."""
+        """Returns the chunks around one in its pack, within `each_bytes` on each side."""
         with self._lock:
             return self._neighbours.around(own, each_bytes)
 
     def nearest(self, own: Wanted, each_bytes: int) -> list[Wanted]:
-        """The nearest of those around one, for a start most of whose reads come anyway."""
-        return self.around(own, max(each_bytes // _CLOSE, min(each_bytes, _CLOSE_BYTES)))
+        """Returns the nearest of the chunks around one, for a start most of whose reads come with a bundle."""
+        return self.around(own, max(each_bytes // _NEAREST_SHARE, min(each_bytes, _NEAREST_BYTES)))
 
-    def _find(self, span: int, patience: OutagePolicy) -> tuple[Leaf | None, Hot]:
-        return self._keep(span, tree.find(self._root, span, lambda name, place: self._node(name, place, patience)))
+    def _find(self, span: int, start: Start, policy: OutagePolicy) -> tuple[Leaf | None, Hot]:
+        leaf = tree.find(self._root, span, lambda name, place: self._node(name, place, start, policy))
+        return self._keep(span, leaf)
 
     def _keep(self, span: int, leaf: Leaf | None) -> tuple[Leaf | None, Hot]:
         """Returns what is in memory of a span from now on: the leaf, unless another thread was sooner."""
@@ -135,39 +127,39 @@ class Leaves:
             self.hot[span] = loaded[1]
         return loaded
 
-    def _look_around(self, span: int) -> None:
-        """Brings the leaves around one that was read, in few ranges, so that the next read does not wait for its leaf,
-        and the chunks around a missing one are known whatever span they are in."""
+    def _look_around(self, span: int, start: Start) -> None:
+        """Fetches the leaves around one that was read, in few ranges, so that the next read does not wait for its leaf, and
+        the chunks around a missing one are known whatever span they are in."""
         with self._lock:
             self._looking = False
 
         def load(refs: Sequence[NodeRef]) -> list[Node]:
             bring_nodes(self._fetcher, [ref for ref in refs if ref[0] not in self._inner])
-            return [self._node(name, place, _FAIL) for name, place in refs]
+            return [self._node(name, place, start, _FAIL) for name, place in refs]
 
         for near, leaf in prefetch_leaves(self._root, span, load):
             if near not in self._by_span:
                 self._keep(near, leaf)
 
-    def _node(self, name: Digest, place: Placement | None, patience: OutagePolicy) -> Node:
-        """Inner nodes stay in memory."""
+    def _node(self, name: Digest, place: Placement | None, start: Start, policy: OutagePolicy) -> Node:
+        """Returns a node, from memory, cache or store; inner nodes stay in memory."""
         inner = self._inner.get(name)
         if inner is not None:
             return inner
         if not self._fetcher.has_node(name, place):
-            self._await_nodes()
-        node = load_node(self._fetcher, name, place, patience)
+            start.await_nodes()
+        node = load_node(self._fetcher, name, place, policy)
         if isinstance(node, Inner):
             with self._lock:
                 self._inner[name] = node
         return node
 
 
-def load_node(fetcher: Fetcher, name: Digest, place: Placement | None, patience: OutagePolicy) -> Node:
-    """A node, from the cache or the store; Corrupt, NotFound, StoreUnavailable."""
+def load_node(fetcher: Fetcher, name: Digest, place: Placement | None, policy: OutagePolicy) -> Node:
+    """Returns a node from the cache or the store; Corrupt, NotFound, StoreUnavailable."""
     if place is None:
         raise Corrupt(f"nothing says where node {name.hex()} is stored")
-    return fetcher.node(node_at(name, place), patience)
+    return fetcher.node(node_at(name, place), policy)
 
 
 def bring_nodes(fetcher: Fetcher, refs: Sequence[NodeRef]) -> None:
@@ -176,7 +168,7 @@ def bring_nodes(fetcher: Fetcher, refs: Sequence[NodeRef]) -> None:
 
 
 def chunks_of(leaf: Leaf, first: int, end: int) -> list[Wanted]:
-    """The chunks of the extents [first, end), each once, in volume order; Corrupt."""
+    """Returns the chunks of the extents [first, end), each once, in volume order; Corrupt."""
     wanted = []
     for number in dict.fromkeys(leaf.index[first:end].tolist()):
         place = leaf.placements[number]
@@ -195,7 +187,7 @@ def _heat(leaf: Leaf | None) -> Hot:
 
 
 def held(leaf: Leaf, cache: Cache) -> Hot:
-    """Per run of blocks of one extent that the cache has, as far as it is checked."""
+    """Returns the runs of blocks of the extents of a leaf that the cache has, and has checked."""
     starts, ends, places = [], [], []
     rows = zip(leaf.starts.tolist(), leaf.lengths.tolist(), leaf.first.tolist(), leaf.index.tolist(), strict=True)
     for start, length, first, index in rows:
@@ -218,7 +210,7 @@ def held(leaf: Leaf, cache: Cache) -> Hot:
 
 
 def all_chunks(leaf: Leaf) -> list[Wanted]:
-    """Of a leaf, in volume order."""
+    """Returns the chunks of a leaf, in volume order."""
     return [
         chunk_at(name, place) for name, place in zip(leaf.chunks, leaf.placements, strict=True) if place is not None
     ]

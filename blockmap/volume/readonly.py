@@ -1,6 +1,6 @@
-"""A read-only volume: which bytes of the cache's data file a request is.
+"""A read-only volume: which bytes of the cache's data file are read.
 
-The hit path of `read` is one lookup among the leaves in memory, one bisect, one preadv into the caller's buffer, and a
+The hit path of a read is one lookup among the leaves in memory, one bisect, one preadv into the caller's buffer, and a
 look at the slot's mark, which is set before an evicted slot is punched: a slot that is still alive after the read was
 alive during it. Everything else (several extents, zeros, misses, leaves not in memory) is `_read_slowly`.
 """
@@ -10,6 +10,7 @@ import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from functools import partial
 
 from blockmap.errors import Corrupt
 from blockmap.fetch.fetcher import Around, Fetcher
@@ -20,9 +21,10 @@ from blockmap.format.digest import Digest
 from blockmap.format.node import Leaf
 from blockmap.format.tree import Root
 from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
-from blockmap.replay.replay import Replay
+from blockmap.store.plan import Wanted
 from blockmap.volume.leaves import NOWHERE, Leaves, chunks_of
 from blockmap.volume.reads import LENGTH_BITS, Note, Read, Slow, Source
+from blockmap.volume.start import Start
 
 _SPAN_BYTES = SPAN * BLOCK
 _SPAN_SHIFT = 24
@@ -33,49 +35,48 @@ _ZEROS = bytes(1 << 20)
 
 
 class ReadOnlyVolume:
-    """A volume that is open; safe to share between threads."""
+    """A version that is open: a Volume."""
 
-    def __init__(
-        self, name: str, root: Root, fetcher: Fetcher, close: Callable[[], None], patience: OutagePolicy = DEFAULT
-    ) -> None:
-        self.name = name
-        """By digest: `repo@sha256:HEX`."""
-        self.close = close
-        """To be called once for each time that the volume was opened."""
-        self.root = root
-        self.size = root.size * BLOCK
-        """Bytes."""
-        self.replay: Replay | None = None
-        """What is brought for its start."""
-        self.profile = 0
-        """Number of the profile that whoever warms the kernel was told of: what the kernel has then is read of no view."""
+    writable = False
+
+    def __init__(self, name: str, root: Root, fetcher: Fetcher, policy: OutagePolicy = DEFAULT) -> None:
+        """`name` is the version's export name by digest."""
+        self._name = name
+        self._size = root.size * BLOCK
         self._fetcher = fetcher
         self._cache = fetcher.cache
-        self._patience = patience
-        self._leaves = Leaves(root, fetcher, patience, self._skips_readahead, self._await_nodes)
+        self._policy = policy
+        self._leaves = Leaves(root, fetcher, policy)
         self._streams = ReadAhead()
         self._lock = threading.Lock()  # guards _streams
         self._waiting: set[int] = set()
         """Threads in `_read_slowly`."""
-        self.read = self._bind_read()
 
-    def noting(self, note: Note, mark: Callable[[], None]) -> Read:
-        """As `read`, each read noted before it is done, and the time of one that leaves the hit path."""
-        return self._bind_read(note, mark)
+    @property
+    def name(self) -> str:
+        return self._name
 
-    def _bind_read(self, note: Note | None = None, mark: Callable[[], None] | None = None) -> Read:
-        hot_of, slowly = self._leaves.hot.get, self._read_slowly
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def reader(self, start: Start, note: Note | None = None, mark: Callable[[], None] | None = None) -> Read:
+        """Returns a function that raises Corrupt, NotFound, StoreUnavailable."""
+        hot_of, slowly = self._leaves.hot.get, partial(self._read_slowly, start)
         dead, used, fd = self._cache.dead, self._cache.used, self._cache.fd
         preadv, bisect = os.preadv, bisect_right
         mask, bits, block = _SPAN_BYTES - 1, LENGTH_BITS, BLOCK
 
         def read(buf: memoryview, offset: int) -> Slow | None:
-            """Fills `buf` with the bytes at `offset`; None from the hit path. Raises Corrupt, NotFound, StoreUnavailable."""
+            count = len(buf)
             hot = hot_of(offset >> _SPAN_SHIFT)
             if hot is not None:
                 starts, ends, places = hot
                 at = offset & mask
-                count = len(buf)
                 i = bisect(starts, at) - 1
                 if i >= 0 and at + count <= ends[i]:
                     base, slot = places[i]
@@ -87,7 +88,7 @@ class ReadOnlyVolume:
         if note is None or mark is None:
             return read
 
-        # Word for word: a call of `read` from here costs each read 3 %, as measured by `bench record`.
+        # Word for word `read`, but for the note and the mark: a call of `read` from here costs each read 3 %.
         def noted(buf: memoryview, offset: int) -> Slow | None:
             count = len(buf)
             note(offset if count == block else ~(offset << bits | count))
@@ -106,56 +107,55 @@ class ReadOnlyVolume:
 
         return noted
 
-    def extents(self, offset: int, count: int) -> list[tuple[int, int, bool]]:
-        """(offset, length, hole) of the bytes from `offset` on, clamped to `count`; may end early, but never empty."""
+    def extents(self, offset: int, count: int, start: Start) -> list[tuple[int, int, bool]]:
         end = min(offset + count, self.size)
         found: list[tuple[int, int, bool]] = []
 
-        def add(start: int, stop: int, hole: bool) -> None:
-            start, stop = max(start, offset), min(stop, end)
-            if start >= stop:
+        def add(first: int, stop: int, hole: bool) -> None:
+            first, stop = max(first, offset), min(stop, end)
+            if first >= stop:
                 return
             if found and found[-1][2] == hole:
-                start, stop = found[-1][0], stop
+                first, stop = found[-1][0], stop
                 found.pop()
-            found.append((start, stop - start, hole))
+            found.append((first, stop - first, hole))
 
         at = offset
         while at < end and len(found) < _EXTENTS_AT_ONCE:
             span = at // _SPAN_BYTES
-            absent = self._leaves.absent_spans(span)
+            absent = self._leaves.absent_spans(span, start)
             if absent:
                 add(at, (span + absent) * _SPAN_BYTES, True)
                 at = (span + absent) * _SPAN_BYTES
                 continue
-            starts, ends, _ = self._leaves.load(span)[1]
+            starts, ends, _ = self._leaves.load(span, start)[1]
             base = span * _SPAN_BYTES
             last = 0
-            for start, stop in zip(starts, ends, strict=True):
-                add(base + last, base + start, True)
-                add(base + start, base + stop, False)
+            for first, stop in zip(starts, ends, strict=True):
+                add(base + last, base + first, True)
+                add(base + first, base + stop, False)
                 last = stop
             add(base + last, base + _SPAN_BYTES, True)
             at = base + _SPAN_BYTES
         return found
 
-    def want(self, offset: int, count: int) -> None:
-        """Brings a range into the cache in the background."""
-        for span in range(offset // _SPAN_BYTES, (min(offset + count, self.size) - 1) // _SPAN_BYTES + 1):
-            if self._leaves.absent_spans(span):
+    def want(self, offset: int, count: int, start: Start) -> None:
+        self._fetcher.want(lambda: self._find_chunks(offset, min(offset + count, self.size), start))
+
+    def _find_chunks(self, offset: int, end: int, start: Start) -> list[Wanted]:
+        """Returns the chunks of the bytes [offset, end)."""
+        found = []
+        for span in range(offset // _SPAN_BYTES, (end - 1) // _SPAN_BYTES + 1):
+            if self._leaves.absent_spans(span, start):
                 continue
-            leaf, (starts, ends, _) = self._leaves.load(span)
+            leaf, (starts, ends, _) = self._leaves.load(span, start)
             base = span * _SPAN_BYTES
-            wanted = [i for i in range(len(starts)) if base + starts[i] < offset + count and base + ends[i] > offset]
+            wanted = [i for i in range(len(starts)) if base + starts[i] < end and base + ends[i] > offset]
             if leaf is not None and wanted:
-                self._fetcher.want(chunks_of(leaf, wanted[0], wanted[-1] + 1))
+                found += chunks_of(leaf, wanted[0], wanted[-1] + 1)
+        return found
 
-    @property
-    def waiting(self) -> int:
-        """Reads that are under way off the hit path, which all that wait for the store are."""
-        return len(self._waiting)
-
-    def _read_slowly(self, buf: memoryview, offset: int) -> Slow:
+    def _read_slowly(self, start: Start, buf: memoryview, offset: int) -> Slow:
         began = time.perf_counter()
         thread = threading.get_ident()
         self._waiting.add(thread)
@@ -165,40 +165,28 @@ class ReadOnlyVolume:
             while done < length:
                 span, at = divmod(offset + done, _SPAN_BYTES)
                 here = min(length - done, _SPAN_BYTES - at)
-                found = self._read_span(buf[done : done + here], span, at)
+                found = self._read_span(buf[done : done + here], span, at, start)
                 if found is Source.CACHE:
-                    self._leaves.was_not_hot(span)
+                    self._leaves.was_not_hot(span, start)
                 source = max(source, found)
                 done += here
         finally:
             self._waiting.discard(thread)
-        may_begin = source is Source.FETCHED or not self._is_starting()
+        may_begin = source is Source.FETCHED or not start.is_under_way()
         with self._lock:
             ahead = self._streams.note(offset, length, may_begin)
-        if ahead is not None and ahead[0] < self.size and not self._skips_readahead():
-            self._fetcher.later(lambda: self.want(ahead[0], ahead[1] - ahead[0]))
+        if ahead is not None and ahead[0] < self.size and not start.skips_readahead():
+            self.want(ahead[0], ahead[1] - ahead[0], start)
         return Slow(source, time.perf_counter() - began)
 
-    def _is_starting(self) -> bool:
-        """Whether most of what is read comes with a bundle, and says nothing about what is read next."""
-        return self.replay is not None and self.replay.is_start()
-
-    def _skips_readahead(self) -> bool:
-        """Whether what was not asked for is not worth bringing."""
-        return self.replay is not None and self.replay.skips_readahead()
-
-    def _around(self) -> Around | None:
-        """What a miss takes along."""
-        if self._skips_readahead():
+    def _around(self, start: Start) -> Around | None:
+        """Returns what finds the chunks that a miss takes along; None if it takes none."""
+        if start.skips_readahead():
             return None
-        return self._leaves.nearest if self._is_starting() else self._leaves.around
-
-    def _await_nodes(self) -> None:
-        if self.replay is not None:
-            self.replay.wait_nodes()
+        return self._leaves.nearest if start.is_under_way() else self._leaves.around
 
     def _read_held(self, piece: memoryview, name: Digest, start: int, mask: int) -> int:
-        """Fills `piece` from byte `start` of a chunk, where the cache has its blocks: the slot, else -1."""
+        """Fills `piece` from byte `start` of a chunk if the cache has these blocks; returns the slot, else -1."""
         cache = self._cache
         slot = cache.lookup(name)
         if slot < 0 or mask & ~cache.mask(slot) or not cache.check(slot, name):
@@ -208,10 +196,10 @@ class ReadOnlyVolume:
         cache.used[slot] = 1
         return slot
 
-    def _read_span(self, buf: memoryview, span: int, at: int) -> Source:
-        """Fills `buf` with the bytes at `at` within a span."""
+    def _read_span(self, buf: memoryview, span: int, at: int, start: Start) -> Source:
+        """Fills `buf` with the bytes at `at` within a span; returns where they came from."""
         source = Source.ZEROS
-        leaf, (starts, ends, places) = self._leaves.load(span)
+        leaf, (starts, ends, places) = self._leaves.load(span, start)
         dead, used, fd = self._cache.dead, self._cache.used, self._cache.fd
         end = at + len(buf)
         i = max(bisect_right(starts, at) - 1, 0)
@@ -235,7 +223,8 @@ class ReadOnlyVolume:
                 source = max(source, Source.CACHE)
             else:
                 assert leaf is not None
-                source = max(source, self._read_miss(piece, leaf, starts[i], places, i, at, bisect_left(starts, end)))
+                last = bisect_left(starts, end)
+                source = max(source, self._read_miss(piece, leaf, starts[i], places, i, at, last, start))
             done, at = done + length, at + length
         return source
 
@@ -248,24 +237,25 @@ class ReadOnlyVolume:
         i: int,
         at: int,
         last: int,
+        start: Start,
     ) -> Source:
-        """Fills `piece` from extent `i`, whose place in the cache is not known, or no longer; extents up to `last` are
-        read next."""
+        """Fills `piece` from extent `i`, whose place in the cache is not known, or no longer; extents up to `last` are read
+        next. Returns where the bytes came from."""
         name = leaf.chunks[int(leaf.index[i])]
         first = int(leaf.first[i])
-        start = first * BLOCK + at - extent_start  # in the chunk
-        mask = _blocks(start, start + len(piece))
+        begin = first * BLOCK + at - extent_start  # in the chunk
+        mask = _blocks(begin, begin + len(piece))
         source = Source.CACHE
-        staging, replay = self._fetcher.staging, self.replay
-        # In this order: what leaves the staging is in the cache before.
-        if staging.read(name, start, mask, piece):
+        staging = self._fetcher.staging
+        # In this order: what leaves the staging area is in the cache before.
+        if staging.read(name, begin, mask, piece):
             return source
-        slot = self._read_held(piece, name, start, mask)
-        if slot < 0 and replay is not None and replay.wait(name, mask):
+        slot = self._read_held(piece, name, begin, mask)
+        if slot < 0 and start.await_blocks(name, mask):
             source = Source.BUNDLE
-            if staging.read(name, start, mask, piece):
+            if staging.read(name, begin, mask, piece):
                 return source
-            slot = self._read_held(piece, name, start, mask)
+            slot = self._read_held(piece, name, begin, mask)
         if slot >= 0:
             # Of a chunk that is there in part, the hit path knows an extent all of whose blocks are.
             extent = _blocks(first * BLOCK, (first + int(leaf.lengths[i])) * BLOCK)
@@ -274,15 +264,15 @@ class ReadOnlyVolume:
             return source
         places[i] = NOWHERE
         wanted = chunks_of(leaf, i, last)
-        data = self._fetcher.get(wanted, self._around(), self._patience)
-        if len(data) < start + len(piece):
+        data = self._fetcher.get(wanted, self._around(start), self._policy)
+        if len(data) < begin + len(piece):
             raise Corrupt(f"chunk {name.hex()} in pack {wanted[0].place.pack.hex()} is shorter than its extent")
-        piece[:] = memoryview(data)[start : start + len(piece)]
+        piece[:] = memoryview(data)[begin : begin + len(piece)]
         return Source.FETCHED
 
 
 def _blocks(start: int, end: int) -> int:
-    """The mask of the blocks of a chunk that have its bytes [start, end)."""
+    """Returns the mask of the blocks of a chunk that have its bytes [start, end)."""
     first = start // BLOCK
     return ((1 << (-(-end // BLOCK) - first)) - 1) << first
 

@@ -1,7 +1,7 @@
-"""What was read from a volume, by where it came from.
+"""Counts what was read from a volume, by where it came from.
 
-A tally belongs to one thread, so that counting costs a read no lock. Its sums are exact; of the reads on the hit path, the
-latency is measured of the first few, then of ever fewer down to one in MOST, each counted for those since the last.
+A tally belongs to one thread, so that counting costs a read no lock. Its sums are exact. On the hit path the latency is
+measured of the first few reads, then of ever fewer down to one in MOST, each of which counts for those since the last.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from typing import Final, NamedTuple
 from blockmap.volume.histogram import Histogram
 
 MOST = 64
-"""Hits that one measured hit stands for, at most."""
+"""One measured hit stands for at most so many."""
 
 
 class Source(IntEnum):
-    """Where a read's bytes came from; where from several, the slowest, which is the highest."""
+    """Where the bytes of a read came from; if from several places, the slowest, which is the highest."""
 
     ZEROS = 0
     CACHE = 1
@@ -25,18 +25,18 @@ class Source(IntEnum):
 
 
 class Slow(NamedTuple):
-    """A read that took more than the hit path."""
+    """What a read that left the hit path says of itself."""
 
     source: Source
     seconds: float
 
 
 Read = Callable[[memoryview, int], Slow | None]
-"""Fills a buffer with the bytes at an offset; None from the hit path."""
+"""Fills a buffer with the bytes at an offset; returns None from the hit path."""
 
 LENGTH_BITS: Final = 27
-"""A read of one block is noted as its offset. Another one is its offset, shifted by so many bits, and its length, as nbdkit asks
-for 64 MiB at most: all bits of that are inverted, which makes it negative."""
+"""A read of one block is noted as its offset. Any other is noted as its offset, shifted by so many bits, and its length,
+which is 64 MiB at most; all bits of that are inverted, which makes it negative."""
 
 Note = Callable[[int], None]
 """Takes a read that begins, as LENGTH_BITS says."""
@@ -59,20 +59,20 @@ class Tally:
         self.hits = self.hit_bytes = 0
         """Reads on the hit path."""
         self.measured = self.measure_at = 0
-        """Hits whose latency is told, and how many there are when the next is to be measured."""
+        """How many hits the latency stands for, and how many there are when the next is to be measured."""
         self.errors = 0
         self.served = tuple(_Served() for _ in Source)
-        """All others, by source; and the latency of hits with that of other reads from the cache."""
+        """Reads off the hit path, by source; the latency of hits is with that of the other reads from the cache."""
 
     def hit_took(self, seconds: float) -> None:
-        """A hit was measured that is yet to be counted."""
+        """Takes the latency of a hit that is yet to be counted."""
         hits = self.hits + 1
         self.served[Source.CACHE].latency.add(seconds, hits - self.measured)
         self.measured = hits
         self.measure_at = hits + min(hits // 4, MOST - 1)
 
     def slow(self, slow: Slow, count: int) -> None:
-        """A read of `count` bytes that took more than the hit path."""
+        """Counts a read of `count` bytes that left the hit path."""
         served = self.served[slow.source]
         served.reads += 1
         served.bytes += count
@@ -88,7 +88,7 @@ class Tally:
             own.latency.merge(its.latency)
 
     def status(self) -> dict[str, object]:
-        """Errors; and by source, reads, bytes and latency."""
+        """Returns errors, and by source: reads, bytes and latency."""
         sources = {
             source.name.lower(): {
                 "reads": served.reads + (self.hits if source is Source.CACHE else 0),

@@ -19,6 +19,7 @@ from blockmap.fetch.neighbours import Neighbours
 from blockmap.format import BLOCK, keys
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
+from blockmap.origin.link import Link
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.origin.ranges import Ranges
 from blockmap.store.memory import MemoryStore
@@ -68,9 +69,15 @@ def chunks(store: Watched) -> list[Wanted]:
 
 
 @pytest.fixture
-def fetcher(store: Watched, tmp_path: Path) -> Iterator[Fetcher]:
+def link() -> Link:
+    """What the fetcher knows of the link."""
+    return Link()
+
+
+@pytest.fixture
+def fetcher(store: Watched, link: Link, tmp_path: Path) -> Iterator[Fetcher]:
     cache = Cache(tmp_path / "cache", 1 << 30)
-    made = Fetcher(Repository(store), cache)
+    made = Fetcher(Ranges(store, link), cache)
     yield made
     store.gate.set()
     made.close()
@@ -82,21 +89,14 @@ def asked(store: Watched) -> list[tuple[str, int, int]]:
     return [each for each in store.ranges if each[0] != keys.FORMAT]
 
 
-def count(fetcher: Fetcher, name: str) -> int:
-    """Returns one of the fetcher's counters."""
-    found = fetcher.status()[name]
-    assert isinstance(found, int)
-    return found
-
-
 def joined(fetcher: Fetcher) -> int:
     """Returns how many reads waited, or wait, for what another one fetches."""
-    return count(fetcher, "joined_reads")
+    return fetcher.status()["joined_reads"]
 
 
 def settled(fetcher: Fetcher) -> None:
     """Waits until nothing is in flight."""
-    until(lambda: count(fetcher, "in_flight") == 0)
+    until(lambda: fetcher.status()["in_flight"] == 0)
 
 
 # --- single flight
@@ -127,7 +127,7 @@ def test_neighbours_come_along_and_their_readers_wait_for_them(
     with ThreadPoolExecutor(2) as pool:
         leader = pool.submit(get, fetcher, chunks, number)
         until(lambda: len(asked(store)) == 2)
-        assert count(fetcher, "in_flight") >= 3
+        assert fetcher.status()["in_flight"] >= 3
         follower = pool.submit(get, fetcher, chunks, number + 1)
         until(lambda: joined(fetcher) == 1)
         store.gate.set()
@@ -138,9 +138,9 @@ def test_neighbours_come_along_and_their_readers_wait_for_them(
 
 
 def test_where_neighbours_take_no_time_one_range_brings_all(
-    fetcher: Fetcher, store: Watched, chunks: list[Wanted]
+    fetcher: Fetcher, store: Watched, link: Link, chunks: list[Wanted]
 ) -> None:
-    fetcher._ranges._link.bytes_per_s = 1e12
+    link.bytes_per_s = 1e12
     known = Neighbours()
     known.add(chunks)
     near = known.around(chunks[4], 128 << 10)
@@ -245,10 +245,10 @@ def test_a_damaged_neighbour_is_its_own_readers_matter(
 
 
 def test_advice_that_makes_a_range_impossible_costs_a_request(
-    fetcher: Fetcher, store: Watched, chunks: list[Wanted]
+    fetcher: Fetcher, store: Watched, link: Link, chunks: list[Wanted]
 ) -> None:
     """A neighbour said to lie beyond the end of the pack."""
-    fetcher._ranges._link.bytes_per_s = 1e12
+    link.bytes_per_s = 1e12
     last = max(chunks, key=lambda each: each.end)
     number = chunks.index(last)
     lie = chunk_at(Digest(bytes(31) + b"x"), replace(last.place, offset=last.end))
@@ -277,7 +277,7 @@ def test_patient_readers_wait_until_it_is_back_and_one_probe_asks(
     store.down = True
     with ThreadPoolExecutor(READERS) as pool:
         reads = [pool.submit(get, fetcher, chunks, number, LONG) for number in range(READERS)]
-        until(lambda: fetcher.outage.away and count(fetcher, "in_flight") == 0)
+        until(lambda: fetcher.outage.away and fetcher.status()["in_flight"] == 0)
         before = len(asked(store))
         until(lambda: len(store.ranges) >= before + 3)
         assert len(asked(store)) == before, "while it is away, readers do not ask"
@@ -313,7 +313,7 @@ def test_stopping_ends_all_waiting(fetcher: Fetcher, store: Watched, chunks: lis
     store.down = True
     with ThreadPoolExecutor(4) as pool:
         reads = [pool.submit(get, fetcher, chunks, number, OutagePolicy(3600)) for number in range(4)]
-        until(lambda: fetcher.outage.away and count(fetcher, "in_flight") == 0)
+        until(lambda: fetcher.outage.away and fetcher.status()["in_flight"] == 0)
         fetcher.stop()
         for read in reads:
             with pytest.raises(StoreUnavailable):
@@ -350,7 +350,7 @@ def test_a_failure_among_successes_is_tried_again(fetcher: Fetcher, store: Watch
 
 
 def test_want_brings_everything_once(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
-    fetcher.want(chunks)
+    fetcher.want(lambda: chunks)
     until(lambda: all(fetcher.cache.lookup(each.key) >= 0 for each in chunks))
     assert fetcher.status()["bytes"] == sum(each.place.stored for each in chunks)
     before = len(asked(store))
@@ -360,17 +360,37 @@ def test_want_brings_everything_once(fetcher: Fetcher, store: Watched, chunks: l
 
 def test_want_neither_raises_nor_blocks(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
     store.down = True
-    fetcher.want([])
-    fetcher.want(chunks)
-    until(lambda: count(fetcher, "requests") > 0 and count(fetcher, "in_flight") == 0)
+    fetcher.want(list)
+    fetcher.want(lambda: chunks)
+    until(lambda: fetcher.status()["requests"] > 0 and fetcher.status()["in_flight"] == 0)
     store.down = False
     store.gate.clear()
-    fetcher.want(chunks)  # returns, although nothing arrives
-    until(lambda: count(fetcher, "in_flight") > 0)
+    fetcher.want(lambda: chunks)  # returns, although nothing arrives
+    until(lambda: fetcher.status()["in_flight"] > 0)
     store.gate.set()
     fetcher.close()
-    fetcher.want(chunks)
+    fetcher.want(lambda: chunks)
     settled(fetcher)
+
+
+def test_no_more_is_wanted_at_once_than_there_is_room_for(
+    fetcher: Fetcher, store: Watched, chunks: list[Wanted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockmap.fetch.fetcher._MAX_WANTED", 10)
+    held, found = threading.Event(), []
+
+    def find() -> list[Wanted]:
+        assert held.wait(30)
+        found.append(1)
+        return []
+
+    for _ in range(100):
+        fetcher.want(find)
+    held.set()
+    until(lambda: len(found) >= 10)
+    fetcher.want(lambda: chunks)
+    until(lambda: all(fetcher.cache.lookup(each.key) >= 0 for each in chunks))
+    assert len(found) <= 14, "4 are asked at once"
 
 
 def test_what_is_wanted_for_later_waits_while_readers_fill_the_link(
@@ -390,7 +410,7 @@ def test_what_is_wanted_for_later_waits_while_readers_fill_the_link(
         reads = [pool.submit(get, fetcher, chunks, number, FAIL, True) for number in few]
         until(lambda: len(asked(store)) == len(few))
         assert sum(end - start for _, start, end in asked(store)) > 256 << 10
-        fetcher.want(chunks)
+        fetcher.want(lambda: chunks)
         late = pool.submit(fetcher.fetch_now, chunks)
         until(lambda: len(waiting) >= 2)
         assert all(waiting)

@@ -17,7 +17,9 @@ from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.neighbours import Neighbours
 from blockmap.format import BLOCK, keys
 from blockmap.format.chunker import SPAN
+from blockmap.origin.link import Link
 from blockmap.origin.outage_policy import OutagePolicy
+from blockmap.origin.ranges import Ranges
 from blockmap.store.memory import MemoryStore
 from blockmap.store.plan import Wanted, chunk_at
 from blockmap.store.repository import Repository
@@ -53,8 +55,9 @@ class FetcherMachine(RuleBasedStateMachine):
         self.refused = 0
         self.store.damage = self.strike
         self.cache = Cache(self.directory, cap)
-        self.fetcher = Fetcher(Repository(self.store), self.cache)
-        self.fetcher._ranges._link.bytes_per_s = rate
+        link = Link()
+        link.bytes_per_s = rate
+        self.fetcher = Fetcher(Ranges(self.store, link), self.cache)
         self.pool = ThreadPoolExecutor(4)
 
     def strike(self, data: bytes, start: int) -> bytes:
@@ -97,7 +100,7 @@ class FetcherMachine(RuleBasedStateMachine):
     @rule(first=numbers, count=st.integers(0, 8))
     def want(self, first: int, count: int) -> None:
         first %= len(self.items)
-        self.fetcher.want(self.items[first : first + count])
+        self.fetcher.want(lambda: self.items[first : first + count])
 
     @rule(count=st.integers(1, 3))
     def damage(self, count: int) -> None:

@@ -15,7 +15,7 @@ from blockmap.host.serve import nbdkit
 SCRIPT = """
 import json, sys
 import numpy, xxhash, zstandard, isal, ssl
-import blockmap.server.exports, nbdplugin.control, nbdplugin.sockets, nbdplugin.threads
+import blockmap.server.server, nbdplugin.control, nbdplugin.sockets, nbdplugin.threads
 import nbdkit
 
 API_VERSION = 2

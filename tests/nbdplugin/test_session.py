@@ -8,39 +8,40 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.origin.outage_policy import DEFAULT
+from blockmap.server.registry import Opened
 from blockmap.trace.manager import TraceManager
 from blockmap.volume.reads import MOST, Slow, Source, Tally
+from blockmap.volume.start import Start
 from nbdplugin import session
 from nbdplugin.session import OTHER, Sessions
-
-
-class View:
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.closed = 0
-        self.slow: Slow | None = None
-
-    def read(self, buf: memoryview, offset: int) -> Slow | None:
-        return self.slow
-
-    def close(self) -> None:
-        self.closed += 1
+from tests.trace.starting import StandingVolume
 
 
 class Served:
-    """Exports that are opened as often as a test likes."""
+    """A server whose exports are opened as often as a test likes."""
 
-    def open(self, export: str) -> View:
-        return View(export)
+    def __init__(self, traces: TraceManager) -> None:
+        self.traces = traces
+        self.closed: list[str] = []
+
+    def open(self, export: str) -> Opened:
+        volume = StandingVolume(export)
+        start = Start(export, volume.root)
+        return Opened(volume, start, DEFAULT, False, lambda: self.closed.append(export))
 
     def status(self) -> dict[str, object]:
         return {"opened": 7}
 
 
 @pytest.fixture
-def sessions(tmp_path: Path) -> Sessions:
-    starts = TraceManager(tmp_path / "traces", lambda head, path: None)
-    return Sessions(Served(), starts)  # type: ignore[arg-type]
+def served(tmp_path: Path) -> Served:
+    return Served(TraceManager(tmp_path / "traces", lambda head, path: None))
+
+
+@pytest.fixture
+def sessions(served: Served) -> Sessions:
+    return Sessions(served)  # type: ignore[arg-type]
 
 
 def reads(sessions: Sessions, export: str) -> dict[str, int]:
@@ -92,13 +93,13 @@ def test_every_thread_has_a_tally_and_all_count(sessions: Sessions) -> None:
     assert (status["opened"], status["pid"]) == (7, os.getpid())
 
 
-def test_counts_outlive_connections(sessions: Sessions) -> None:
+def test_counts_outlive_connections(sessions: Sessions, served: Served) -> None:
     one, two = sessions.open("a"), sessions.open("a")
     one.tally().hits += 3
     two.tally().hits += 4
     assert reads(sessions, "a")["cache"] == 7
     sessions.close(one)
-    assert one.view.closed == 1  # type: ignore[attr-defined]
+    assert served.closed == ["a"]
     assert reads(sessions, "a")["cache"] == 7
     sessions.close(two)
     sessions.close(sessions.open("a"))

@@ -20,7 +20,8 @@ from blockmap.store.memory import MemoryStore
 from blockmap.store.packs import Packs
 from tests.image.builder import bulk
 from tests.volume.building import Watched, publish
-from tests.volume.bundled import BLOCKS, DATA, FAR, KEY, SIZE, WANTED, bundled, expected, read, viewed
+from tests.volume.bundled import BLOCKS, DATA, FAR, KEY, SIZE, WANTED, bundled, expected
+from tests.volume.opened import opened, read_blocks
 from tests.waiting import until
 
 
@@ -38,17 +39,16 @@ def test_what_has_come_is_read_though_the_store_is_away(
     store: MemoryStore, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("blockmap.replay.frames._REST_S", 1000.0)
-    about = bundled(store, root, range(100), carried=True, besides=range(100, 400))
+    about = bundled(store, root, range(100), ported=True, besides=range(100, 400))
     watched = Watched(store)
-    with viewed(watched, root, tmp_path, about) as view:
-        assert view.replay is not None
-        until(lambda: view.replay.bytes == about.length)  # type: ignore[union-attr]
+    with opened(watched, root, tmp_path, about) as view:
+        until(lambda: view.replay.bytes == about.length)
         watched.down = True
         with pytest.raises(StoreUnavailable):
-            read(view, 700)
-        assert view._fetcher.outage.away
+            read_blocks(view, 700)
+        assert view.fetcher.outage.away
         assert not view.replay.ended, "what may be read besides is not open yet"
-        assert read(view, 300, 5) == expected(300, 5)
+        assert read_blocks(view, 300, 5) == expected(300, 5)
         assert view.replay.bypassed_reads == 0
 
 
@@ -70,16 +70,15 @@ def test_a_start_works_whatever_its_bundle_is(
         whole = bytearray(bulk(9, len(whole)))
     if damage != "absent":
         store.create(KEY, [bytes(whole)])
-    with caplog.at_level(logging.WARNING), viewed(store, root, tmp_path, about) as view:
-        assert view.replay is not None
+    with caplog.at_level(logging.WARNING), opened(store, root, tmp_path, about) as view:
         assert view.replay.wait_nodes() or view.replay.failed
         for block in range(0, BLOCKS, 7):
-            assert read(view, block, 5) == expected(block, 5)
+            assert read_blocks(view, block, 5) == expected(block, 5)
         assert view.replay.wait_end(60)
         status = view.replay.status()
         assert status["damaged"] if damage == "frame" else status["failed"]
         assert [each.getMessage().count("slower than it could be") for each in caplog.records] == [1], "said once"
-        assert view._fetcher.replay(about, lambda: root) is view.replay, "an open soon after does not ask for it again"
+        assert view.begin(about) is view.replay, "an open soon after does not ask for it again"
 
 
 def test_a_stream_that_stalls_holds_nobody_up_for_long(
@@ -96,11 +95,10 @@ def test_a_stream_that_stalls_holds_nobody_up_for_long(
 
     watched = Stalling(store)
     watched.gate.clear()
-    with viewed(watched, root, tmp_path, about) as view:
+    with opened(watched, root, tmp_path, about) as view:
         try:
-            assert view.replay is not None
             assert view.replay.wait_nodes()
-            assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
+            assert read_blocks(view, 0, BLOCKS) == expected(0, BLOCKS)
             assert view.replay.waited_reads
         finally:
             watched.gate.set()
@@ -124,13 +122,12 @@ def test_one_reader_in_vain_is_enough(
     about = bundled(store, root, list(range(BLOCKS)))
     watched = Stalling(store)
     watched.gate = threading.Event()
-    with viewed(watched, root, tmp_path, about) as view:
+    with opened(watched, root, tmp_path, about) as view:
         try:
-            assert view.replay is not None
             assert view.replay.wait_nodes()
-            until(lambda: view.replay is not None and view.replay.bytes > 0)
+            until(lambda: view.replay.bytes > 0)
             for block in range(0, BLOCKS, 20):
-                assert read(view, block) == expected(block)
+                assert read_blocks(view, block) == expected(block)
             assert view.replay.waited_reads - view.replay.chunks <= 1
             assert view.replay.bypassed_reads > 3
         finally:
@@ -156,16 +153,15 @@ def test_before_the_head_has_come_no_more_is_asked_for_than_the_link_holds(
 
     watched = Headless(store)
     watched.gate = threading.Event()
-    with viewed(watched, root, tmp_path, about) as view:
+    with opened(watched, root, tmp_path, about) as view:
         try:
-            assert view.replay is not None
-            until(lambda: view.replay is not None and view.replay.bytes > 300_000)
+            until(lambda: view.replay.bytes > 300_000)
             assert not view.replay.wait_end(0.2)
             assert view.replay.bytes <= 600_000
         finally:
             watched.gate.set()
         assert view.replay.wait_end(60)
-        assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
+        assert read_blocks(view, 0, BLOCKS) == expected(0, BLOCKS)
 
 
 def test_a_stream_goes_on_when_the_store_is_back(store: MemoryStore, root: Root, tmp_path: Path) -> None:
@@ -180,17 +176,16 @@ def test_a_stream_goes_on_when_the_store_is_back(store: MemoryStore, root: Root,
             return self.inner.get_range(key, start, end)
 
     watched = Leaving(store)
-    with viewed(watched, root, tmp_path, about) as view:
-        assert view.replay is not None
-        until(lambda: view._fetcher.outage.away)
+    with opened(watched, root, tmp_path, about) as view:
+        until(lambda: view.fetcher.outage.away)
         with pytest.raises(StoreUnavailable):
-            read(view, BLOCKS - 1)
+            read_blocks(view, BLOCKS - 1)
         assert not view.replay.ended
         watched.ranges.append(("", 0, 0))
         watched.down = False
         assert view.replay.wait_end(60)
         assert not view.replay.failed
-        assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
+        assert read_blocks(view, 0, BLOCKS) == expected(0, BLOCKS)
         assert view.replay.bytes == about.length
 
 
@@ -201,8 +196,7 @@ def test_a_server_that_ends_does_not_wait_for_a_stream_that_stalls(
     watched = Stalling(store)
     watched.gate = threading.Event()
     try:
-        with viewed(watched, root, tmp_path, about) as view:
-            assert view.replay is not None
+        with opened(watched, root, tmp_path, about) as view:
             assert view.replay.wait_nodes()
             began = time.monotonic()
         assert time.monotonic() - began < 2
@@ -246,10 +240,9 @@ def test_a_cache_without_room_ends_a_bundle_or_has_a_part_of_it(
 ) -> None:
     monkeypatch.setattr("blockmap.cache.staging._MOST_BYTES", 0)
     about = bundled(store, root, list(range(BLOCKS)))
-    with viewed(store, root, tmp_path, about, cap_bytes) as view:
-        assert view.replay is not None
+    with opened(store, root, tmp_path, about, cap_bytes=cap_bytes) as view:
         for block in range(0, BLOCKS, 3):
-            assert read(view, block, 2) == expected(block, 2)
+            assert read_blocks(view, block, 2) == expected(block, 2)
         assert view.replay.wait_end(60)
         if not cap_bytes:
             assert "takes nothing" in view.replay.failed
@@ -258,10 +251,9 @@ def test_a_cache_without_room_ends_a_bundle_or_has_a_part_of_it(
 
 def test_a_start_is_served_though_the_cache_takes_nothing(store: MemoryStore, root: Root, tmp_path: Path) -> None:
     about = bundled(store, root, WANTED)
-    with viewed(store, root, tmp_path, about, 0) as view:
-        assert view.replay is not None
+    with opened(store, root, tmp_path, about, cap_bytes=0) as view:
         assert view.replay.wait_end(60)
         for block in WANTED:
-            assert read(view, block) == expected(block)
+            assert read_blocks(view, block) == expected(block)
         assert not view.replay.failed
         assert view.replay.missed_reads == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from blockmap.errors import NameMoved
 from blockmap.format.refs import parse_name
-from blockmap.server.exports import Exports
+from blockmap.server.server import Server
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import open_or_create
 
@@ -21,8 +21,8 @@ def main(url: str, name: str, who: str, moves: str, cache: str) -> None:
     began = log.newest(repo, tag)
     assert began is not None
     versions = list(log.history(repo, tag))[-2:]
-    exports = Exports(url, Path(cache), 1 << 30)
-    exports.resolve(name)
+    server = Server(url, Path(cache), 1 << 30)
+    server.resolve(name)
     made, told = [], []
     for move in range(int(moves)):
         while True:
@@ -35,8 +35,8 @@ def main(url: str, name: str, who: str, moves: str, cache: str) -> None:
                 continue
             made.append((entry.n, entry.nonce))
             break
-    exports.open(name).close()
-    exports.close()
+    server.open(name).close()
+    server.close()
     print(json.dumps({"made": made, "told": told}))
 
 

@@ -2,27 +2,23 @@
 
 from pathlib import Path
 
-from blockmap.cache.cache import Cache
-from blockmap.fetch.fetcher import Fetcher
 from blockmap.format.chunker import SPAN
-from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.server.hydration import Hydration
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Repository
 from blockmap.store.walk import leaves
-from blockmap.volume.readonly import ReadOnlyVolume
 from tests.image.builder import bulk
 from tests.volume.building import Watched, publish
-from tests.volume.bundled import BLOCKS, DATA, FAR, SIZE, expected, read
+from tests.volume.bundled import BLOCKS, DATA, FAR, SIZE, expected
+from tests.volume.opened import opened, read_blocks
 from tests.waiting import until
 
 
 def test_a_volume_that_was_brought_is_read_without_the_store(tmp_path: Path) -> None:
     store = Watched(MemoryStore())
     root = publish(store, [(0, DATA), (SPAN, FAR)], SIZE)
-    cache = Cache(tmp_path, 1 << 30)
-    fetcher = Fetcher(Repository(store), cache)
-    try:
+    with opened(store, root, tmp_path) as view:
+        cache, fetcher = view.cache, view.fetcher
         _, leaf = next(iter(leaves(root, Repository(store).packs.nodes)))
         part = bulk(1, BLOCKS * 4096)[: 4096 * int(leaf.blocks[0])]
         cache.put(leaf.chunks[0], part, 1)  # held in part, and completed
@@ -31,29 +27,21 @@ def test_a_volume_that_was_brought_is_read_without_the_store(tmp_path: Path) -> 
         assert hydration.status() == {"export": "a@sha256:0", "bytes": hydration.done_bytes, "ended": "complete"}
         fetcher.flush()
         store.down = True
-        view = ReadOnlyVolume("a@sha256:0", root, fetcher, lambda: None, OutagePolicy(0))
-        assert read(view, 0, BLOCKS) == expected(0, BLOCKS)
-        assert read(view, SPAN, 30) == expected(SPAN, 30)
+        assert read_blocks(view, 0, BLOCKS) == expected(0, BLOCKS)
+        assert read_blocks(view, SPAN, 30) == expected(SPAN, 30)
         again = Hydration("a@sha256:0", root, fetcher)
         until(lambda: again.ended)
         assert again.ended == "complete", "nothing was left to ask for"
-    finally:
-        fetcher.close()
-        cache.close()
 
 
 def test_a_store_that_goes_away_ends_it_and_is_said(tmp_path: Path) -> None:
     store = Watched(MemoryStore())
     root = publish(store, [(0, DATA)], SPAN)
-    cache = Cache(tmp_path, 1 << 30)
-    fetcher = Fetcher(Repository(store), cache)
-    try:
+    with opened(store, root, tmp_path) as view:
+        fetcher = view.fetcher
         store.down = True
         hydration = Hydration("a@sha256:0", root, fetcher)
         until(lambda: fetcher.outage.away)
         fetcher.stop()
         hydration.stop()
         assert hydration.ended.startswith("failed")
-    finally:
-        fetcher.close()
-        cache.close()

@@ -22,18 +22,21 @@ from blockmap.format.node import Placement
 from blockmap.format.refs import parse_reference
 from blockmap.format.tree import build
 from blockmap.format.version import NodeRun, Version
+from blockmap.origin.ranges import Ranges
 from blockmap.origin.records import RecordCache
 from blockmap.publish.nodes import store_nodes
 from blockmap.publish.object_writer import ObjectWriter
-from blockmap.server.opener import Opener
+from blockmap.replay.replays import Replays
+from blockmap.server.opener import Opener, ResolvedStart
 from blockmap.store.base import Pruner
 from blockmap.store.http import open_http
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import EntryDraft, NameLog, NameReader, NameTarget
 from blockmap.store.opening import create_store
-from blockmap.store.repository import Repository
 from blockmap.store.resolver import Resolved
 from blockmap.volume.readonly import ReadOnlyVolume
+from blockmap.volume.reads import Read
+from blockmap.volume.start import Start
 from tests.image.builder import bulk
 from tests.store import servers
 from tests.store.faulty import Faulty
@@ -83,21 +86,33 @@ class Host:
         self.seconds = 0.0
         self.cache = Cache(directory, 1 << 26)
         self.known = RecordCache(directory, store.url)
-        self.fetcher = Fetcher(Repository(store), self.cache)
-        self.opener = Opener(store, self.known, self.fetcher, NameLog(store), lambda: self.seconds, answer_s)
+        ranges = Ranges(store)
+        self.fetcher = Fetcher(ranges, self.cache)
+        self.replays = Replays(ranges, self.cache, self.fetcher.staging, self.fetcher.verifier)
+        self.opener = Opener(
+            store, self.known, self.fetcher, self.replays, NameLog(store), lambda: self.seconds, answer_s
+        )
+
+    def start(self, export: str = "a:1") -> ResolvedStart:
+        return self.opener.find(parse_reference(export))
 
     def find(self, export: str = "a:1") -> Resolved:
-        return self.opener.find(parse_reference(export))
+        return self.start(export).resolved
 
     def first(self, found: Resolved) -> bytes:
         """The first block, and one of another leaf."""
-        view = ReadOnlyVolume(found.pinned, found.root, self.fetcher, lambda: None)
+        read = self.reader(found)
         buf, other = bytearray(BLOCK), bytearray(BLOCK)
-        view.read(memoryview(buf), 0)
-        view.read(memoryview(other), 9 * SPAN * BLOCK)
+        read(memoryview(buf), 0)
+        read(memoryview(other), 9 * SPAN * BLOCK)
         return bytes(buf)
 
+    def reader(self, found: Resolved) -> Read:
+        return ReadOnlyVolume(found.pinned, found.root, self.fetcher).reader(Start(found.pinned, found.root))
+
     def close(self) -> None:
+        self.fetcher.stop()
+        self.replays.close()
         self.fetcher.close()
         self.cache.close()
         self.known.close()
@@ -272,8 +287,9 @@ def test_large_volumes_open_over_http_in_three_steps_and_a_megabyte(
         here = host(steps)
         later: list[Callable[[], object]] = []
         here.fetcher.later = later.append  # type: ignore[method-assign]
-        view = ReadOnlyVolume("a", here.find().root, here.fetcher, lambda: None)
-        assert view.extents(0, BLOCK) == [(0, BLOCK, False)]
+        found = here.find()
+        volume = ReadOnlyVolume(found.pinned, found.root, here.fetcher)
+        assert volume.extents(0, BLOCK, Start(found.pinned, found.root)) == [(0, BLOCK, False)]
         assert len(steps.serial) <= 3
         for act in later:  # nobody waits for it, but it costs bytes
             act()

@@ -26,7 +26,7 @@ def learn(store: Pruner, made: Version, n: int = 1) -> BundleRef:
 
 
 def begun(here: Host) -> list[str]:
-    replays = here.fetcher.status()["replays"]
+    replays = here.replays.status()["replays"]
     assert isinstance(replays, list)
     return [each["bundle"] for each in replays]
 
@@ -57,8 +57,8 @@ def test_a_bundle_that_a_later_hint_tells_of_is_brought_at_the_next_open(store: 
     assert begun(here) == [first.key]
     second = learn(store, made, 2)
     here.seconds += 10
-    found = here.find()
-    assert here.first(found) == block(1)
+    found = here.start()
+    assert here.first(found.resolved) == block(1)
     assert begun(here) == [first.key, second.key]
     assert found.replay is not None
     assert found.replay.number == 2
@@ -70,13 +70,15 @@ def test_a_host_that_has_all_does_without_the_store(store: Pruner, host: Hosts, 
     about = learn(store, made)
     here = host(store)
     here.first(here.find())
-    assert here.find().replay is not None
+    before = here.start().replay
+    assert before is not None
+    assert before.wait_end(10)
     here.fetcher.flush()
     faulty = Faulty(store)
     faulty.down = True
     here = host(faulty)
-    found = here.find(f"a@sha256:{made.name.hex()}" if export == "digest" else export)
-    assert here.first(found) == block(1)
+    found = here.start(f"a@sha256:{made.name.hex()}" if export == "digest" else export)
+    assert here.first(found.resolved) == block(1)
     assert found.replay is not None
     assert found.replay.wait_end(10)
     assert (begun(here), found.replay.failed) == ([about.key], "")
@@ -86,8 +88,8 @@ def test_a_digest_is_opened_with_the_bundle_that_its_name_told_of(store: Pruner,
     made = volume(store, 1)
     about = learn(store, made)
     here = host(store)
-    assert here.find(f"a@sha256:{made.name.hex()}").replay is None, "no hint has been read yet"
-    assert here.find().replay is not None
+    assert here.start(f"a@sha256:{made.name.hex()}").replay is None, "no hint has been read yet"
+    assert here.start().replay is not None
     here = host(store)
     found = here.find(f"a@sha256:{made.name.hex()}")
     assert begun(here) == [about.key]
@@ -106,8 +108,8 @@ def test_a_hint_that_lies_about_a_bundle_costs_time_alone(store: Pruner, host: H
     }[lie]
     tell(store, wrong)
     here = host(store)
-    found = here.find()
-    assert here.first(found) == block(1)
+    found = here.start()
+    assert here.first(found.resolved) == block(1)
     assert found.replay is not None
     assert found.replay.wait_end(30)
     assert found.replay.bytes < 2 * about.length

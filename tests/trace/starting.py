@@ -1,16 +1,17 @@
-"""A clock that stands still, a view that answers at once, and what reads them."""
+"""A clock that stands still, a volume that answers at once, and what reads them."""
 
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from blockmap.format import BLOCK
 from blockmap.format.digest import Digest
 from blockmap.format.trace import READ, Reads, Trace, TraceHead, decode
+from blockmap.format.tree import Root
 from blockmap.volume.reads import LENGTH_BITS, Note, Read, Slow
+from blockmap.volume.start import Start
 
 VERSION = hashlib.sha256(b"version").hexdigest()
 EXPORT = f"a@sha256:{VERSION}"
@@ -39,30 +40,42 @@ def noted(offset: int, length: int) -> int:
     return offset if length == BLOCK else ~(offset << LENGTH_BITS | length)
 
 
-class View:
+class StandingVolume:
+    """A volume that answers reads at once, with nothing."""
+
+    writable = False
+
     def __init__(self, name: str = EXPORT) -> None:
         self.name = name
         self.size = SIZE
-        self.root = SimpleNamespace(digest=Digest(bytes(31) + b"\1"))
-        self.profile = 0
+        self.root = Root(Digest(bytes(31) + b"\1"), SIZE // BLOCK)
         self.waiting = 0
 
     def read(self, buf: memoryview, offset: int) -> Slow | None:
         return None
 
-    def noting(self, note: Note, mark: Callable[[], None]) -> Read:
+    def reader(self, start: Start, note: Note | None = None, mark: Callable[[], None] | None = None) -> Read:
         def read(buf: memoryview, offset: int) -> Slow | None:
+            assert note
+            assert mark
             note(noted(offset, len(buf)))
             mark()
             return self.read(buf, offset)
 
-        return read
+        return read if note and mark else self.read
+
+    def extents(self, offset: int, count: int, start: Start) -> list[tuple[int, int, bool]]:
+        raise NotImplementedError
+
+    def want(self, offset: int, count: int, start: Start) -> None:
+        raise NotImplementedError
 
 
 class Connection:
-    def __init__(self, view: View) -> None:
-        self.view = view
-        self.read: Read = view.read
+    def __init__(self, volume: StandingVolume, label: str = "default") -> None:
+        self.volume = volume
+        self.start = Start(volume.name, volume.root, label)
+        self.read: Read = volume.read
 
     def read_all(self, ranges: list[tuple[int, int]]) -> None:
         for offset, length in ranges:

@@ -10,7 +10,7 @@ import pytest
 from blockmap.format.trace import EXACT, NEW, End, TraceHead
 from blockmap.trace.manager import TraceManager
 from blockmap.trace.start_trace import Limits
-from tests.trace.starting import COPY, EXPORT, MOUNT, Clock, Connection, View, ranges, stored
+from tests.trace.starting import COPY, EXPORT, MOUNT, Clock, Connection, StandingVolume, ranges, stored
 from tests.waiting import until
 
 LIMITS = Limits(look_s=3600.0)
@@ -26,14 +26,14 @@ class Host:
         self.evidence: list[tuple[TraceHead, Path]] = []
         self.starts = TraceManager(folder, lambda head, path: self.evidence.append((head, path)), limits, self.clock)
 
-    def connect(self, label: str = "default", view: View | None = None) -> Connection:
-        connection = Connection(view or View())
-        self.starts.join(connection, label)
+    def connect(self, label: str = "default", volume: StandingVolume | None = None) -> Connection:
+        connection = Connection(volume or StandingVolume(), label)
+        self.starts.join(connection)
         return connection
 
     def run(self, reads: list[tuple[int, int]], label: str = "default", name: str = EXPORT) -> TraceHead:
         """A whole start; what its trace says."""
-        connection = self.connect(label, View(name))
+        connection = self.connect(label, StandingVolume(name))
         connection.read_all(reads)
         self.starts.leave(connection)
         return self.newest
@@ -58,14 +58,14 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 
 def is_bare(connection: Connection) -> bool:
-    return connection.read == connection.view.read
+    return connection.read == connection.volume.read
 
 
 def test_connections_that_come_while_it_lasts_are_one_start(host: Host) -> None:
-    view = View()
-    one, two = host.connect(view=view), host.connect(view=view)
+    volume = StandingVolume()
+    one, two = host.connect(volume=volume), host.connect(volume=volume)
     one.read_all([(0, 1)])
-    three, other = host.connect(view=View()), host.connect("migrate", view)
+    three, other = host.connect(volume=StandingVolume()), host.connect("migrate", volume)
     for number, each in enumerate((two, three, other, one)):
         each.read_all([(number, 10)])
     for each in (one, two, three, other):
@@ -118,12 +118,12 @@ def test_quiet(host: Host) -> None:
 def test_a_start_that_waits_for_the_store_is_not_quiet(host: Host) -> None:
     connection = host.connect()
     connection.read_all([(0, 4096)])
-    connection.view.waiting = 1
+    connection.volume.waiting = 1
     for _ in range(10):
         host.clock.forward(3)
         host.starts.look()
     assert not is_bare(connection)
-    connection.view.waiting = 0
+    connection.volume.waiting = 0
     host.clock.forward(5)
     host.starts.look()
     assert host.newest.end == End.QUIET
@@ -248,10 +248,10 @@ def test_a_server_that_stops_gives_no_evidence(host: Host) -> None:
     assert ranges(stored(host.files[0])) == MOUNT
 
 
-def test_the_profile_is_what_the_view_had_in_the_end(host: Host) -> None:
+def test_the_profile_is_what_the_start_had_in_the_end(host: Host) -> None:
     connection = host.connect()
     connection.read_all(MOUNT)
-    connection.view.profile = 7
+    connection.start.profile = 7
     host.starts.leave(connection)
     assert host.newest.profile == 7
 
@@ -282,8 +282,8 @@ def test_the_oldest_traces_go(tmp_path: Path) -> None:
 
 def test_many_threads_begin_one_trace(host: Host) -> None:
     for _ in range(20):
-        view = View()
-        connections = [host.connect(view=view) for _ in range(4)]
+        volume = StandingVolume()
+        connections = [host.connect(volume=volume) for _ in range(4)]
         start = threading.Barrier(8)
 
         def read(connection: Connection, number: int, start: threading.Barrier = start) -> None:

@@ -1,12 +1,8 @@
-"""Volumes with bundles of some of their blocks, and views that replay them."""
+"""Volumes with bundles of some of their blocks."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
-from blockmap.cache.cache import Cache
 from blockmap.errors import BlockmapError
-from blockmap.fetch.fetcher import Fetcher
 from blockmap.format import BLOCK
 from blockmap.format import bundle as bundles
 from blockmap.format.chunker import SPAN
@@ -16,12 +12,10 @@ from blockmap.format.hint import BundleRef
 from blockmap.format.node import Node
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.tree import Root
-from blockmap.origin.outage_policy import OutagePolicy
-from blockmap.store.base import Pruner, Reader
+from blockmap.store.base import Pruner
 from blockmap.store.packs import NodeRef, Sealer, compress
 from blockmap.store.repository import Repository
 from blockmap.store.walk import leaves
-from blockmap.volume.readonly import ReadOnlyVolume
 from tests.image.builder import bulk
 from tests.volume.building import Watched
 
@@ -41,7 +35,7 @@ def bundled(
     root: Root,
     wanted: Sequence[int],
     key: str = KEY,
-    carried: bool = False,
+    ported: bool = False,
     besides: Sequence[int] = (),
 ) -> BundleRef:
     """Stores the bundle of some blocks of a volume, and others in its last frames."""
@@ -68,30 +62,9 @@ def bundled(
             assert place is not None
             chunks.append((name, mask, bytes(repository.chunk(name, place))))  # type: ignore[arg-type]
     readings = [ReadItem(block, 1, None, 0) for block in wanted]
-    parts, table = bundles.encode(nodes, chunks, readings, BLOCKS + 30, bytes(16), Sealer().seal, compress, (), carried)  # type: ignore[arg-type]
+    parts, table = bundles.encode(nodes, chunks, readings, BLOCKS + 30, bytes(16), Sealer().seal, compress, (), ported)  # type: ignore[arg-type]
     store.create(key, parts)
     return BundleRef("default", key, sum(map(len, parts)), table)
-
-
-@contextmanager
-def viewed(
-    store: Reader, root: Root, directory: Path, about: BundleRef, cap_bytes: int = 1 << 30
-) -> Iterator[ReadOnlyVolume]:
-    cache = Cache(directory, cap_bytes)
-    fetcher = Fetcher(Repository(store), cache)
-    try:
-        view = ReadOnlyVolume("a@sha256:0", root, fetcher, lambda: None, OutagePolicy(0))
-        view.replay = fetcher.replay(about, lambda: root)
-        yield view
-    finally:
-        fetcher.close()
-        cache.close()
-
-
-def read(view: ReadOnlyVolume, block: int, blocks: int = 1) -> bytes:
-    buf = bytearray(b"\xee" * blocks * BLOCK)
-    view.read(memoryview(buf), block * BLOCK)
-    return bytes(buf)
 
 
 def expected(block: int, blocks: int = 1) -> bytes:

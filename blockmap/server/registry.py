@@ -1,0 +1,84 @@
+"""Which volumes are open: each version once however many clients it has, each start once for each of its labels."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from blockmap.fetch.fetcher import Fetcher
+from blockmap.origin.outage_policy import OutagePolicy
+from blockmap.server.opener import ResolvedStart
+from blockmap.volume.readonly import ReadOnlyVolume
+from blockmap.volume.start import Start
+from blockmap.volume.volume import Volume
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """What one connection has: the volume that it reads, and the start that it belongs to."""
+
+    volume: Volume
+    start: Start
+    policy: OutagePolicy
+    is_first: bool
+    """True if the start begins with this connection."""
+    close: Callable[[], object]
+    """To be called once, when the connection reads no more."""
+
+
+class Registry:
+    """All that is open in one server; safe to share between threads."""
+
+    def __init__(self, fetcher: Fetcher) -> None:
+        self._fetcher = fetcher
+        self._lock = threading.Lock()  # guards what follows; never held across I/O, nor while another lock is taken
+        self._open: dict[int, Opened] = {}
+        """By number, the latest at the end."""
+        self._opened = 0
+
+    def open(self, found: ResolvedStart, policy: OutagePolicy) -> Opened:
+        """Opens a version for a connection, together with those that have it open under the same policy."""
+        with self._lock:
+            self._opened += 1
+            number = self._opened
+            volume, running = self._volume(found, policy), self._running(found)
+            start = running or _begin(found)
+            self._open[number] = Opened(volume, start, policy, running is None, lambda: self._close(number))
+            return self._open[number]
+
+    def note_profile(self, found: ResolvedStart, number: int) -> None:
+        """The kernel is warmed with a profile, for the starts of a version and label that are open."""
+        with self._lock:
+            for each in self._open.values():
+                if each.start.key == found.key:
+                    each.start.profile = number
+
+    def status(self) -> dict[str, object]:
+        """Returns the volumes that are open, and how often any was opened."""
+        with self._lock:
+            volumes = [each.volume for each in self._open.values()]
+            opened = self._opened
+        exports = [
+            {"export": each.name, "connections": volumes.count(each), "size": each.size, "waiting": each.waiting}
+            for each in dict.fromkeys(volumes)
+        ]
+        return {"exports": exports, "opened": opened}
+
+    def _volume(self, found: ResolvedStart, policy: OutagePolicy) -> Volume:
+        resolved = found.resolved
+        for each in self._open.values():
+            if each.volume.name == resolved.pinned and each.policy == policy:
+                return each.volume
+        return ReadOnlyVolume(resolved.pinned, resolved.root, self._fetcher, policy)
+
+    def _running(self, found: ResolvedStart) -> Start | None:
+        """Returns the latest start of a version and label, unless another bundle is brought by now."""
+        latest = next((each.start for each in reversed(self._open.values()) if each.start.key == found.key), None)
+        return latest if latest is not None and found.replay in (None, latest.replay) else None
+
+    def _close(self, number: int) -> None:
+        with self._lock:
+            del self._open[number]
+
+
+def _begin(found: ResolvedStart) -> Start:
+    return Start(found.resolved.pinned, found.resolved.root, found.label, found.replay)

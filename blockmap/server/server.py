@@ -1,0 +1,149 @@
+"""Composes all of one server: the store, the cache, what fetches from one into the other, and what is known of exports."""
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from blockmap.cache.cache import Cache, default_cap
+from blockmap.cache.scrubber import Scrubber
+from blockmap.errors import NotFound
+from blockmap.fetch.fetcher import Fetcher
+from blockmap.format.reading_list import ReadItem
+from blockmap.format.refs import parse_reference
+from blockmap.format.trace import TraceHead
+from blockmap.origin.keepalive import ConnectionKeeper
+from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
+from blockmap.origin.ranges import Ranges
+from blockmap.origin.records import RecordCache, open_served
+from blockmap.replay.replays import Replays
+from blockmap.server.hydration import Hydrations
+from blockmap.server.listing import Listing
+from blockmap.server.opener import ANSWER_SECONDS, Opener, ResolvedStart
+from blockmap.server.registry import Opened, Registry
+from blockmap.server.store_log import CallLog
+from blockmap.store.base import Writer
+from blockmap.store.names import NameLog
+from blockmap.store.observed import Observed
+from blockmap.trace.manager import TraceManager
+
+_HEAD_SECONDS = 10.0
+
+
+class Server:
+    """The exports of one store through one cache; safe to share between threads."""
+
+    def __init__(
+        self,
+        store_url: str,
+        cache_directory: Path,
+        cache_bytes: int | None = None,
+        outages: Mapping[str, OutagePolicy] | None = None,
+        evidence: Callable[[TraceHead, Path], None] | None = None,
+    ) -> None:
+        """`outages` has the policies of exports by name, that of all others by the empty name; `evidence` is called with
+        each trace that says what a start needs."""
+        engine, form = open_served(store_url, cache_directory, ANSWER_SECONDS)
+        self.calls = CallLog()
+        self._store = Observed(engine, self.calls.note)
+        cap = default_cap(cache_directory) if cache_bytes is None else cache_bytes
+        self._cache = Cache(cache_directory, cap)
+        self._scrubber = Scrubber(self._cache.scrub)
+        self._records = RecordCache(cache_directory, self._store.url)
+        self._records.meet(self._store, form)
+        ranges = Ranges(self._store)
+        self._fetcher = Fetcher(ranges, self._cache)
+        self._replays = Replays(ranges, self._cache, self._fetcher.staging, self._fetcher.verifier)
+        self._keeper = None if self._store.local else ConnectionKeeper(ranges.ping)
+        mend = NameLog(engine) if isinstance(engine, Writer) else None
+        self._opener = Opener(self._store, self._records, self._fetcher, self._replays, mend)
+        self._listing = Listing(self._store, self._records, ANSWER_SECONDS)
+        self._registry = Registry(self._fetcher)
+        self._hydrations = Hydrations(self._fetcher)
+        self.traces = TraceManager(cache_directory / "traces", evidence or (lambda head, trace: None))
+        self._lock = threading.Lock()  # guards what follows; never held across I/O, nor while another lock is taken
+        self._outages = {"": DEFAULT, **(outages or {})}
+
+    def names(self) -> list[tuple[str, str]]:
+        """Returns the catalogue, export names each with a description; StoreError where nothing is known of it."""
+        return self._listing.names()
+
+    def open(self, export: str) -> Opened:
+        """Opens what an export name stands for now; NotFound, UsageError, StoreError, Corrupt."""
+        found = self._find(export)
+        with self._lock:
+            policy = self._outages.get(export.partition("+")[0], self._outages[""])
+        opened = self._registry.open(found, policy)
+        if opened.is_first:
+            self._hydrations.follow(found)
+        return opened
+
+    def resolve(self, export: str) -> str:
+        """Returns the export name by digest of the version that `export` stands for now, with its label; it is as patient
+        as `export` is."""
+        pinned = self._find(export).resolved.pinned
+        name, plus, label = export.partition("+")
+        with self._lock:
+            if name in self._outages:
+                self._outages.setdefault(pinned, self._outages[name])
+        return pinned + plus + label
+
+    def config(self, export: str) -> bytes:
+        """Returns the OCI image configuration of an export; NotFound where it has none."""
+        found = self._find(export).resolved
+        if found.version.config is None:
+            raise NotFound(f"{export} is a disk image without a configuration: attach it instead")
+        return found.version.config
+
+    def readings(self, export: str) -> tuple[int, list[ReadItem], int]:
+        """Returns the number of the profile that is replayed for an export, what its starts read, in order, for the kernel
+        of a new device to be warmed with, and how many blocks of that come within a moment; 0 and nothing without one."""
+        found = self._find(export)
+        replay = found.replay
+        head = None if replay is None else replay.wait_head(_HEAD_SECONDS)
+        if replay is None or head is None:
+            return 0, [], 0
+        self._registry.note_profile(found, replay.number)
+        return replay.number, head.read_items, replay.soon_blocks(head)
+
+    def hydrate(self, export: str) -> None:
+        """Begins to bring all of an export into the cache; NotFound, UsageError, StoreError, Corrupt."""
+        self._hydrations.begin(self._find(export))
+
+    def status(self) -> dict[str, object]:
+        """Returns counters, for people and machines."""
+        return {
+            "store": self._store.url,
+            **self._registry.status(),
+            "unconfirmed": self._opener.unconfirmed,
+            "warm": self._keeper is None or self._keeper.is_warm,
+            "hydrations": self._hydrations.status(),
+            "remote": self.calls.status(),
+            "fetch": {**self._fetcher.status(), **self._replays.status()},
+            "cache": self._cache.status(),
+            "traces": self.traces.status(),
+        }
+
+    def stop(self) -> None:
+        """Ends all waiting for the store, with StoreUnavailable."""
+        self._fetcher.stop()
+        self._replays.stop()
+
+    def close(self) -> None:
+        """Ends all threads, once no reader is left.
+
+        The order matters. When nobody may ask the store any more, all that waits for it ends at once; replays put into the
+        fetcher's staging area, fetcher and staging area into the cache, and opens that are under way into the records.
+        """
+        self.traces.close()
+        if self._keeper is not None:
+            self._keeper.close()
+        self._scrubber.close()
+        self.stop()
+        self._hydrations.close()
+        self._replays.close()
+        self._fetcher.close()
+        self._cache.close()
+        self._records.close()
+
+    def _find(self, export: str) -> ResolvedStart:
+        return self._opener.find(parse_reference(export))

@@ -1,0 +1,47 @@
+"""What a workload that starts brings with it: the label, the bundle that is replayed for it, and what that spares its reads."""
+
+from blockmap.format.refs import DEFAULT_LABEL
+from blockmap.format.tree import Root
+from blockmap.replay.replay import Replay
+
+Key = tuple[str, str]
+"""A version's export name by digest, and a label."""
+
+
+class Start:
+    """One start of a version under one label, shared by all connections that belong to it; safe to share between threads."""
+
+    __slots__ = ("label", "profile", "replay", "root", "version")
+
+    def __init__(self, version: str, root: Root, label: str = DEFAULT_LABEL, replay: Replay | None = None) -> None:
+        self.version = version
+        """The version's export name by digest: `repo@sha256:HEX`."""
+        self.root = root
+        """The root of the version's tree."""
+        self.label = label
+        self.replay = replay
+        """The bundle that is brought for it."""
+        self.profile = 0
+        """The number of the profile that the kernel was warmed with, 0 for none: what the kernel has then is never read
+        from the volume. It is set when somebody asks for that profile."""
+
+    @property
+    def key(self) -> Key:
+        return self.version, self.label
+
+    def is_under_way(self) -> bool:
+        """Returns True while most of what is read comes with the bundle, and says nothing about what is read next."""
+        return self.replay is not None and self.replay.is_start()
+
+    def skips_readahead(self) -> bool:
+        """Returns True while what was not asked for is not worth fetching."""
+        return self.replay is not None and self.replay.skips_readahead()
+
+    def await_nodes(self) -> None:
+        """Waits for the nodes of the tree that the bundle brings."""
+        if self.replay is not None:
+            self.replay.wait_nodes()
+
+    def await_blocks(self, chunk: bytes, mask: int) -> bool:
+        """Waits for blocks of a chunk that the bundle is about to bring; returns True if they have come."""
+        return self.replay is not None and self.replay.wait(chunk, mask)

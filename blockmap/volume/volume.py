@@ -1,0 +1,43 @@
+"""What an export is to whoever connects to it, whatever keeps its bytes."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from blockmap.volume.reads import Note, Read
+from blockmap.volume.start import Start
+
+
+class Volume(Protocol):
+    """A volume that is open; safe to share between threads, and between starts.
+
+    Reads and what helps them are told for which start they are, since the volume itself keeps nothing of a start. A volume
+    that is `writable` has `write`, `zero` and `trim` besides, which take an offset and bytes or a count, and `flush`.
+    All of these raise Corrupt, NotFound and StoreUnavailable, but for `want`.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name that the volume is known by: of a version, its export name by digest."""
+
+    @property
+    def size(self) -> int:
+        """The size in bytes."""
+
+    @property
+    def writable(self) -> bool:
+        """True if clients may write."""
+
+    @property
+    def waiting(self) -> int:
+        """The number of reads that are under way off the hit path, which all that wait for the store are."""
+
+    def reader(self, start: Start, note: Note | None = None, mark: Callable[[], None] | None = None) -> Read:
+        """Returns the function that reads for a start; with `note` and `mark` each read is noted before it is done, and
+        the time of one that leaves the hit path."""
+
+    def extents(self, offset: int, count: int, start: Start) -> list[tuple[int, int, bool]]:
+        """Returns (offset, length, hole) of the bytes from `offset` on, clamped to `count`; may end early, but is never
+        empty."""
+
+    def want(self, offset: int, count: int, start: Start) -> None:
+        """Has a range fetched into the cache in the background; never blocks or raises."""

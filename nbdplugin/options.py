@@ -1,0 +1,73 @@
+"""The parameters of the plugin, as `blockmap serve` passes them: KEY=VALUE, one after the other."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blockmap.errors import UsageError
+from blockmap.origin.outage_policy import OutagePolicy, parse_option
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a server was told."""
+
+    store: str
+    cache: Path
+    outages: Mapping[str, OutagePolicy]
+    """The policies of exports by name; that of all others by the empty name."""
+    cache_bytes: int | None = None
+    control_fd: int | None = None
+    metrics_fd: int | None = None
+    learn: bool = True
+
+
+class OptionsParser:
+    """Collects parameters while nbdkit passes them on."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, Any] = {}
+        self._outages: dict[str, OutagePolicy] = {}
+
+    def add(self, key: str, value: str) -> None:
+        """Takes one parameter; UsageError where it is none, or its value makes no sense."""
+        if key not in _PARAMETERS:
+            *others, last = _PARAMETERS
+            raise UsageError(f"{key}= is not a parameter of this plugin: {', '.join(others)} and {last} are")
+        parsed = _PARAMETERS[key](key, value)
+        if key == "outage":
+            self._outages.update([parsed])
+        else:
+            self._given[key] = parsed
+
+    def options(self) -> Options:
+        """Returns all that was given; UsageError where something is missing."""
+        for key in ("store", "cache"):
+            if key not in self._given:
+                raise UsageError(f"the parameter {key}= is missing: start the server with `blockmap serve`")
+        return Options(outages=self._outages, **self._given)
+
+
+def _number(key: str, value: str) -> int:
+    if not value.isdecimal():
+        raise UsageError(f"{key}={value} is not a number")
+    return int(value)
+
+
+def _switch(key: str, value: str) -> bool:
+    if value not in ("on", "off"):
+        raise UsageError(f"{key}={value} is neither on nor off")
+    return value == "on"
+
+
+_PARAMETERS: Mapping[str, Callable[[str, str], Any]] = {
+    "store": lambda _, value: value,
+    "cache": lambda _, value: Path(value),
+    "cache_bytes": _number,
+    "outage": lambda _, value: parse_option(value),
+    "control_fd": _number,
+    "metrics_fd": _number,
+    "learn": _switch,
+}
+"""How the text of each is read."""
