@@ -1,4 +1,4 @@
-"""What Prometheus gets: the server's status, told in its format when it asks, over HTTP on a socket that is passed in."""
+"""Serves the server's status to Prometheus, over HTTP on a socket that is passed in."""
 
 import logging
 import socket
@@ -23,19 +23,56 @@ _CLIENTS_AT_ONCE = 32
 """This process serves disks: it is not to run out of descriptors because of those who watch."""
 _log = logging.getLogger("blockmap")
 
-_LEVELS = {
-    "cache": {"bytes", "cap_bytes", "pinned_bytes", "slots"},
-    "fetch": {"away", "bundles_running", "bytes_per_s", "in_flight", "rtt_us"},
-    "traces": {"running"},
-    "learn": {"running"},
+_GAUGES = {
+    "cache": {
+        "bytes": "Content in the host's cache",
+        "cap_bytes": "The most that the cache may hold",
+        "pinned_bytes": "Content in the cache that is not evicted",
+        "slots": "Chunks and nodes in the cache",
+    },
+    "fetch": {
+        "store_away": "1 while the store does not answer",
+        "in_flight": "Chunks and nodes that are being fetched, or written to the cache",
+        "bundles_running": "Bundles of starts that are being fetched",
+        "bytes_per_s": "The link's rate, as measured",
+        "rtt_us": "The link's round trip in microseconds, as measured",
+    },
+    "traces": {"running": "Starts that are being recorded"},
+    "learn": {"running": "Processes that learn from starts, and traces that wait for one"},
 }
-"""Of a part's numbers, which go up and down; all others only grow."""
-_PARTS = {
-    "cache": "the host's cache: its slots hold chunks and nodes; stored, evicted, bad (dropped as damaged) and failed",
-    "fetch": "fetching: requests and bytes of ranges, chunks, damaged on arrival, failed, and what else it counts",
-    "traces": "traces of starts: begun, ended, those that are evidence, and failed (could not be written)",
-    "learn": "learning from starts: runs of `blockmap profile build`, and failures",
+_COUNTERS = {
+    "cache": {
+        "stored": "Chunks and nodes written to the cache",
+        "evicted": "Chunks and nodes evicted for want of room",
+        "damaged": "Chunks and nodes dropped because their checksums did not match",
+        "failed_writes": "Chunks and nodes that the disk did not take",
+    },
+    "fetch": {
+        "requests": "Ranges fetched from packs",
+        "bytes": "Bytes of ranges fetched from packs",
+        "chunks": "Chunks and nodes that came from packs",
+        "damaged": "Chunks and nodes that were damaged on arrival",
+        "failed_reads": "Reads that did not get what they needed from the store",
+        "retries": "Requests made again because the store did not answer",
+        "outages": "Times that the store stopped answering",
+        "bundles": "Bundles of starts that were fetched",
+        "bundles_failed": "Bundles that could not be fetched, or were damaged",
+        "bundle_bytes": "Bytes of bundles",
+        "bundle_damaged_chunks": "Chunks that were damaged in bundles",
+        "bundle_missed_reads": "Reads of blocks that a bundle lacks, while it was replayed",
+    },
+    "traces": {
+        "begun": "Traces of starts begun",
+        "ended": "Traces of starts ended",
+        "learnable": "Traces that show all that a start needs: the host had nothing of the image",
+        "failed": "Traces that could not be written",
+    },
+    "learn": {
+        "runs": "Processes that were started to learn from a start",
+        "failures": "Processes that failed to learn from a start",
+    },
 }
+"""Help texts by part of the status and number."""
 
 
 class StatusCollector(Collector):
@@ -49,13 +86,15 @@ class StatusCollector(Collector):
         yield GaugeMetricFamily(
             "blockmap_start_time_seconds", "When the server started, in Unix time", value=status["started"]
         )
-        yield CounterMetricFamily("blockmap_opens", "Opens of exports by clients", value=status["opened"])
+        yield CounterMetricFamily("blockmap_opens", "Opens of exports by clients", value=status["opens"])
         yield from _open_exports(status["exports"])
         yield from _reads(status["reads"])
         yield from _remote(status["remote"])
         yield from _hydrations(status["hydrations"])
-        for part, about in _PARTS.items():
-            yield from _numbers(part, about, status[part])
+        for kind, parts in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+            for part, numbers in parts.items():
+                for name, about in numbers.items():
+                    yield kind(f"blockmap_{part}_{name}", about, value=status[part][name])
 
 
 def _open_exports(exports: list[dict[str, Any]]) -> Iterator[Metric]:
@@ -64,7 +103,7 @@ def _open_exports(exports: list[dict[str, Any]]) -> Iterator[Metric]:
     waiting = GaugeMetricFamily(
         "blockmap_reads_waiting", "Reads under way that the hit path did not answer", labels=["export"]
     )
-    size = GaugeMetricFamily("blockmap_export_size", "Of an open export", labels=["export"], unit="bytes")
+    size = GaugeMetricFamily("blockmap_export_size", "Size of an open export", labels=["export"], unit="bytes")
     for name in dict.fromkeys(each["export"] for each in exports):
         same = [each for each in exports if each["export"] == name]
         label = [short_export(name)]
@@ -80,7 +119,7 @@ def _reads(reads: list[dict[str, Any]]) -> Iterator[Metric]:
     size = CounterMetricFamily("blockmap_read_bytes", "Bytes of reads answered", labels=labels)
     latency = HistogramMetricFamily(
         "blockmap_read",
-        "Time in the server; most cache hits are told by one of 64 that is measured",
+        "Time in the server; of most cache hits, one of 64 is measured and counts for all",
         labels=labels,
         unit="seconds",
     )
@@ -111,10 +150,10 @@ def _remote(remote: dict[str, Any]) -> Iterator[Metric]:
 
 def _hydrations(hydrations: list[dict[str, Any]]) -> Iterator[Metric]:
     running = GaugeMetricFamily(
-        "blockmap_hydration_running", "Whether all of an image is being brought", labels=["export"]
+        "blockmap_hydration_running", "1 while all of an image is being fetched", labels=["export"]
     )
     size = GaugeMetricFamily(
-        "blockmap_hydration", "Of an image that is or was to be brought as a whole, what is at hand", labels=["export"],
+        "blockmap_hydration", "Bytes on this host of an image that is, or was to be, fetched as a whole", labels=["export"],
         unit="bytes",
     )  # fmt: skip
     for each in hydrations:
@@ -122,14 +161,6 @@ def _hydrations(hydrations: list[dict[str, Any]]) -> Iterator[Metric]:
         running.add_metric([export], not each["ended"])
         size.add_metric([export], each["bytes"])
     yield from (running, size)
-
-
-def _numbers(part: str, about: str, numbers: dict[str, object]) -> Iterator[Metric]:
-    for name, value in numbers.items():
-        if not isinstance(value, int | float):
-            continue
-        kind = GaugeMetricFamily if name in _LEVELS[part] else CounterMetricFamily
-        yield kind(f"blockmap_{part}_{name}", f"Of {about}", value=value)
 
 
 def _histogram(latency: dict[str, Any]) -> tuple[list[tuple[str, float]], float]:
@@ -190,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             body = encode(self.server.registry)
         except Exception:
-            _log.exception("the metrics cannot be told")
+            _log.exception("the metrics cannot be rendered")
             self.send_error(500)
             return
         self.send_response(200)

@@ -20,7 +20,7 @@ from blockmap.learn.local_files import LocalProfiles
 from blockmap.server.server import Server
 from blockmap.store.opening import location
 from nbdplugin.background import LearnerProcess
-from nbdplugin.control import Control
+from nbdplugin.control import dispatcher
 from nbdplugin.failures import Failures
 from nbdplugin.metrics import MetricsServer
 from nbdplugin.options import Options, OptionsParser
@@ -59,7 +59,7 @@ class Service:
         if options.control_fd is not None:
             listening = socket.socket(fileno=options.control_fd)
             kept = LocalProfiles(options.cache / "profiles")
-            Control(listening, self.server, self.server.traces, kept, self._status).start()
+            dispatcher(self.server, self.server.traces, kept, self._status).start(listening)
         if options.metrics_fd is not None:
             MetricsServer(socket.socket(fileno=options.metrics_fd), self._status).start()
 

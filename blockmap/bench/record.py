@@ -20,6 +20,7 @@ from blockmap.bench.reader import BlockReader
 from blockmap.bench.statistics import ratios, spread
 from blockmap.bench.warm import densest_window, served
 from blockmap.control.client import Client
+from blockmap.control.messages import Ready, Resolve, Traces
 from blockmap.errors import HostError, UsageError
 from blockmap.format import BLOCK
 from blockmap.format.digest import Digest
@@ -66,7 +67,7 @@ def _measure(store: str, name: str, pairs: int, reads: int) -> Report:
         offsets = np.random.default_rng(_SEED).integers(0, length // BLOCK, reads // _TRACES) * BLOCK + start
         with served(directory, store) as socket:
             client = Client(socket)
-            export = str(client.request("resolve", export=name)["export"])
+            export = client.ask(Resolve(name)).export
             server = _Server(client, socket, export, [int(each) for each in offsets])
             rows = [_compare(server, depth, pairs) for depth in DEPTHS]
         appends = [_append_us(directory) for _ in range(9)]
@@ -82,7 +83,7 @@ class _Server:
 
     def __init__(self, client: Client, socket: Path, export: str, offsets: Sequence[int]) -> None:
         self._client, self._socket, self._export, self._offsets = client, socket, export, offsets
-        self._pid = int(client.request("status")["pid"])
+        self._pid = client.status()["pid"]
 
     def pair(self, depth: int) -> tuple[float, float]:
         """Microseconds of processor time per read, with recording and without, in the median slice of each."""
@@ -94,7 +95,7 @@ class _Server:
                 for each in readers:
                     each.read(self._offsets[:depth], depth)
                 running = {each["label"]: Path(each["path"]) for each in self._traces() if each["state"] == "running"}
-                self._client.request("ready", export=exports[1])
+                self._client.ask(Ready(exports[1]))
                 for number, at in enumerate(range(0, len(self._offsets), _SLICE)):
                     slice_ = self._offsets[at : at + _SLICE]
                     for which in (0, 1) if number % 2 else (1, 0):
@@ -120,7 +121,7 @@ class _Server:
             )
 
     def _traces(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._client.request("traces")["traces"]
+        found: list[dict[str, Any]] = self._client.ask(Traces()).traces
         return found
 
 

@@ -189,8 +189,8 @@ class Cache:
                 "slots": len(self._table.index),
                 "stored": self._stored,
                 "evicted": self._evicted,
-                "bad": self._bad,
-                "failed": self._failed,
+                "damaged": self._bad,
+                "failed_writes": self._failed,
             }
 
     def clear(self) -> None:

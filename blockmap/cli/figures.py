@@ -4,12 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from blockmap.control.messages import ServerStatus
 from blockmap.format.refs import short_export
 from blockmap.terminal.units import size
 from blockmap.volume.histogram import quantile
-
-Status = dict[str, Any]
-"""An answer to the control socket's `status`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ class Export:
     reads: Figures
 
 
-def exports(status: Status) -> list[Export]:
+def exports(status: ServerStatus) -> list[Export]:
     """All exports, those that are open first."""
     reads = {each["export"]: _reads(each) for each in status["reads"]}
     found = {}
@@ -82,29 +80,29 @@ def exports(status: Status) -> list[Export]:
     return [*found.values(), *(Export(name, None, 0, 0, figures) for name, figures in reads.items())]
 
 
-def background(status: Status) -> list[str]:
+def background(status: ServerStatus) -> list[str]:
     """What is brought that no reader waits for, for people: bundles of starts, and images that are brought whole."""
     fetch = status["fetch"]
     bundles = (
         f"{fetch['bundles']:,} bundles, {fetch['bundles_running']:,} under way, {size(fetch['bundle_bytes'])}, "
-        f"{fetch['bundle_missed_reads']:,} reads of what they lack, {fetch['bundle_damaged']:,} chunks damaged, "
+        f"{fetch['bundle_missed_reads']:,} reads of what they lack, {fetch['bundle_damaged_chunks']:,} chunks damaged, "
         f"{fetch['bundles_failed']:,} failed"
     )
     return [bundles, *(_hydration(each) for each in status["hydrations"])]
 
 
-def _hydration(each: Status) -> str:
+def _hydration(each: dict[str, Any]) -> str:
     return f"all of {short_export(each['export'])}: {size(each['bytes'])}, {each['ended'] or 'under way'}"
 
 
-def remote(status: Status) -> Figures:
+def remote(status: ServerStatus) -> Figures:
     """Calls of the store."""
     sums = status["remote"]
     latency = [op["latency"] for op in sums["ops"].values()]
     return Figures(sums["requests"], sums["bytes"], sums["errors"], 0, 0, *_added(latency))
 
 
-def _reads(each: Status) -> Figures:
+def _reads(each: dict[str, Any]) -> Figures:
     sources = each["sources"]
     return Figures(
         sum(source["reads"] for source in sources.values()),
@@ -116,7 +114,7 @@ def _reads(each: Status) -> Figures:
     )
 
 
-def _added(latencies: Iterable[Status]) -> tuple[tuple[float, ...], tuple[int, ...]]:
+def _added(latencies: Iterable[dict[str, Any]]) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Bounds and sums of histograms, which all have the same bounds."""
     found = list(latencies)
     if not found:

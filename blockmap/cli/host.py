@@ -10,6 +10,7 @@ import click
 
 from blockmap.cli.attached import attachments, state
 from blockmap.cli.server import server
+from blockmap.control.messages import Hydrate, Resolve
 from blockmap.host import tools
 from blockmap.host.run import runner
 from blockmap.terminal.options import cache_option, hydrate_option, label_option, labelled, socket_option, store_option
@@ -36,10 +37,10 @@ def attach(
     tools.need_root("attach")
     wanted = labelled(name, label)
     client = server(store, cache, socket)
-    export = str(client.request("resolve", export=wanted)["export"])
+    export = client.ask(Resolve(wanted)).export
     attachments().attach(client, export, wanted, directory)
     if hydrate:
-        client.request("hydrate", export=export)
+        client.ask(Hydrate(export))
     click.echo(f"{export} is at {directory}")
 
 
@@ -78,7 +79,7 @@ def run(
     wanted = labelled(name, label)
     client = server(store, cache, socket)
     if hydrate:
-        client.request("hydrate", export=wanted)
+        client.ask(Hydrate(wanted))
     program = runner.Program(wanted, words(command), entrypoint, runner.is_terminal())
     sys.exit(runner.run(client, attachments(), state(), program))
 

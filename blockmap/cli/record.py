@@ -74,7 +74,7 @@ def record(
     if recording.trace is None:
         raise HostError("the server has recorded nothing of this start: its log says why")
     _tell(recording, ready, seconds, code)
-    _build(wanted, str(client.request("status")["store"]), recording.trace)
+    _build(wanted, client.status()["store"], recording.trace)
 
 
 def _tell(recording: Recording, ready: str, seconds: float, code: int) -> None:

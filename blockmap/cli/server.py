@@ -15,7 +15,7 @@ def server(store: str | None, cache: Path | None, socket: Path | None) -> Client
     """The server that answers, else one that is started for as long as it is needed."""
     client = Client((socket or default_socket()).absolute())
     try:
-        served = str(client.request("status")["store"])
+        served = client.status()["store"]
     except HostError:
         # Imported here: the engines take 0.2 s, which a start that finds its server need not wait for.
         from blockmap.cli.starting import start

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.table import Table
 from blockmap.cli.attached import attachments
 from blockmap.cli.figures import background, exports, remote
 from blockmap.control.client import Client
+from blockmap.control.messages import ServerStatus
 from blockmap.errors import HostError
 from blockmap.format.refs import short_export
 from blockmap.local.paths import default_socket
@@ -26,24 +26,24 @@ _CLOSED_SHOWN = 10
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def status(socket: Path | None, as_json: bool) -> None:
     """Show what the server does, and what is attached."""
-    answer = Client((socket or default_socket()).absolute()).request("status")
+    answer = Client((socket or default_socket()).absolute()).status()
     if as_json:
         click.echo(json.dumps(answer))
         return
     _tell(answer)
 
 
-def _tell(answer: dict[str, Any]) -> None:
+def _tell(answer: ServerStatus) -> None:
     fetch, cache, calls = answer["fetch"], answer["cache"], remote(answer)
     traces, learn = answer["traces"], answer["learn"]
     click.echo(f"server    process {answer['pid']}, up {answer['seconds']:.0f} s, store {answer['store']}")
     click.echo(
         f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}, {cache['slots']:,} chunks and nodes, "
-        f"{cache['evicted']:,} evicted, {cache['bad']:,} found damaged"
+        f"{cache['evicted']:,} evicted, {cache['damaged']:,} found damaged"
     )
     click.echo(
         f"fetched   {size(fetch['bytes'])} in {fetch['requests']:,} requests, {fetch['chunks']:,} chunks, "
-        f"{fetch['damaged']:,} damaged on arrival, {fetch['failed']:,} failed"
+        f"{fetch['damaged']:,} damaged on arrival, {fetch['failed_reads']:,} failed"
     )
     click.echo(
         f"remote    {calls.count:,} requests, {size(calls.bytes)}, {calls.errors:,} errors, "
@@ -52,7 +52,7 @@ def _tell(answer: dict[str, Any]) -> None:
     for line in background(answer):
         click.echo(f"ahead     {line}")
     click.echo(
-        f"starts    {traces['running']:,} under way, {traces['begun']:,} recorded, {traces['evidence']:,} to learn from, "
+        f"starts    {traces['running']:,} under way, {traces['begun']:,} recorded, {traces['learnable']:,} to learn from, "
         f"learnt {learn['runs'] - learn['failures']:,} times, {learn['failures']:,} failed"
     )
     console = Console()

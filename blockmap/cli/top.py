@@ -17,8 +17,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from blockmap.cli.figures import Export, Figures, Status, background, exports, remote
+from blockmap.cli.figures import Export, Figures, background, exports, remote
 from blockmap.control.client import Client
+from blockmap.control.messages import ServerStatus
 from blockmap.errors import HostError, UsageError
 from blockmap.format.refs import short_export
 from blockmap.local.paths import default_socket
@@ -34,7 +35,7 @@ class Snapshot:
     """A status, and when it was."""
 
     at_s: float
-    status: Status
+    status: ServerStatus
 
 
 @click.command()
@@ -57,7 +58,7 @@ def top(socket: Path | None) -> None:
 def _look(client: Client, before: Snapshot | None) -> tuple[Snapshot | None, RenderableType]:
     """What the server says now, and how it is shown."""
     try:
-        status = client.request("status")
+        status = client.status()
     except HostError as error:
         return None, Text(f"waiting for the server: {error}")
     now = Snapshot(time.monotonic(), status)

@@ -1,16 +1,13 @@
 """Asks a running server through its control socket."""
 
-import json
 import socket
 import time
 from pathlib import Path
-from typing import Any
 
-from blockmap import errors
-from blockmap.errors import BlockmapError, HostError
+from blockmap.control.messages import AnswerT, Request, ServerStatus, Status, decode_answer, encode_request
+from blockmap.errors import HostError
 from blockmap.local.paths import control_socket
 
-VERSION = 1
 _ANSWER_SECONDS = 60
 
 
@@ -23,13 +20,13 @@ class Client:
         """How long an answer may take."""
         self._path = control_socket(nbd_socket)
 
-    def request(self, op: str, **fields: object) -> dict[str, Any]:
-        """The answer to one request; the error that the server had, or HostError where none answers."""
+    def ask(self, request: Request[AnswerT]) -> AnswerT:
+        """Returns the answer; raises the error that the server had, or HostError where none answers."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(self._seconds)
                 connection.connect(str(self._path))
-                connection.sendall(json.dumps({"v": VERSION, "op": op, **fields}).encode() + b"\n")
+                connection.sendall(encode_request(request))
                 with connection.makefile("rb") as lines:
                     line = lines.readline()
         except OSError as error:
@@ -40,22 +37,20 @@ class Client:
         if not line:
             raise HostError(f"the server at {self.nbd_socket} hung up: it serves root and its own user only")
         try:
-            answer: dict[str, Any] = json.loads(line)
-        except ValueError as error:
+            return decode_answer(request, line)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise HostError(
-                f"what answers at {self._path} is no blockmap server: name its socket with --socket"
+                f"what answers at {self._path} is no blockmap server of this release: name its socket with --socket"
             ) from error
-        if not answer.get("ok"):
-            kind = getattr(errors, str(answer.get("kind")), HostError)
-            raise (kind if isinstance(kind, type) and issubclass(kind, BlockmapError) else HostError)(
-                answer.get("error")
-            )
-        return answer
+
+    def status(self) -> ServerStatus:
+        """Returns what the server is and counts; HostError."""
+        return self.ask(Status()).status
 
     def answers(self) -> bool:
-        """Whether a server is there."""
+        """Returns True if a server is there."""
         try:
-            self.request("status")
+            self.status()
         except HostError:
             return False
         return True

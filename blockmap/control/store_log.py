@@ -1,6 +1,7 @@
 """Reads a running server's log of what it asked the store for."""
 
 from blockmap.control.client import Client
+from blockmap.control.messages import Calls
 from blockmap.errors import HostError
 from blockmap.store.observed import Call
 
@@ -13,8 +14,8 @@ def read_calls(client: Client, since: int) -> tuple[list[Call], int]:
     found: list[Call] = []
     at = since
     while True:
-        answer = client.request("calls", since=at)
-        first, calls = int(answer["first"]), [Call(*call) for call in answer["calls"]]
+        answer = client.ask(Calls(since=at))
+        first, calls = answer.first, answer.calls
         if first != at and at:
             raise HostError(
                 f"calls {min(at, first)} to {max(at, first)} of the store are no longer remembered, or the server was "

@@ -200,7 +200,7 @@ class Fetcher:
         """Returns counters, for people and machines."""
         with self._lock:
             failed = self._failed
-        return {"failed": failed} | self._flights.status() | self._ranges.status()
+        return {"failed_reads": failed} | self._flights.status() | self._ranges.status()
 
     def stop(self) -> None:
         """Ends all waiting for the store, with StoreUnavailable."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blockmap.control.client import Client
+from blockmap.control.messages import Expect
 from blockmap.errors import BlockmapError, HostError
 from blockmap.host.devices import mounts
 from blockmap.host.devices.device import Attacher, Device, set_read_ahead
@@ -18,7 +19,7 @@ def expect(client: Client, export: str, *, exact: bool) -> None:
     Best effort: without it the start works, and counts for less in what is learnt.
     """
     with contextlib.suppress(BlockmapError):
-        client.request("expect", export=export, new=True, exact=exact)
+        client.ask(Expect(export, new=True, exact=exact))
 
 
 def mount(

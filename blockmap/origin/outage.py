@@ -119,7 +119,7 @@ class OutageGate:
 
     def status(self) -> dict[str, int]:
         with self._changed:
-            return {"retries": self._retries, "outages": self._outages, "away": int(self._away is not None)}
+            return {"retries": self._retries, "outages": self._outages, "store_away": int(self._away is not None)}
 
     def _await(self, attempt: Attempt) -> None:
         if self._away is not None and attempt.wait_s <= self._given_up_s:

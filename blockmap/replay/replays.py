@@ -78,6 +78,6 @@ def _sums(replays: Sequence[Replay]) -> dict[str, int]:
         "bundles": len(replays),
         "bundles_failed": sum(bool(each.failed) for each in replays),
         "bundle_bytes": sum(each.bytes for each in replays),
-        "bundle_damaged": sum(each.damaged for each in replays),
+        "bundle_damaged_chunks": sum(each.damaged for each in replays),
         "bundle_missed_reads": sum(each.missed_reads for each in replays),
     }

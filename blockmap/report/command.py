@@ -82,7 +82,7 @@ def _renderer() -> Callable[[Sequence[ReportedStart]], str]:
 def _served(client: Client) -> str | None:
     """The store of the server that answers, if one does."""
     try:
-        return str(client.request("status")["store"])
+        return client.status()["store"]
     except HostError:
         return None
 

@@ -153,7 +153,7 @@ def server_calls(client: Client, run: ReportRun) -> list[Call] | str:
     The log has the monotonic clock, a trace the wall clock: a wall clock that was set in between moves one against the other.
     """
     try:
-        status = client.request("status")
+        status = client.status()
         calls, noted = read_calls(client, 0)
     except HostError:
         return f"no server answers at {client.nbd_socket}"

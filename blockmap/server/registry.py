@@ -61,7 +61,7 @@ class Registry:
             {"export": each.name, "connections": volumes.count(each), "size": each.size, "waiting": each.waiting}
             for each in dict.fromkeys(volumes)
         ]
-        return {"exports": exports, "opened": opened}
+        return {"exports": exports, "opens": opened}
 
     def _volume(self, found: ResolvedStart, policy: OutagePolicy) -> Volume:
         resolved = found.resolved

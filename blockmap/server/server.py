@@ -114,8 +114,8 @@ class Server:
         return {
             "store": self._store.url,
             **self._registry.status(),
-            "unconfirmed": self._opener.unconfirmed,
-            "warm": self._keeper is None or self._keeper.is_warm,
+            "unconfirmed_opens": self._opener.unconfirmed,
+            "store_connected": self._keeper is None or self._keeper.is_warm,
             "hydrations": self._hydrations.status(),
             "remote": self.calls.status(),
             "fetch": {**self._fetcher.status(), **self._replays.status()},

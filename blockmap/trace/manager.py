@@ -105,7 +105,7 @@ class TraceManager:
         with self._lock:
             running = sum(trace.recorder is not None for trace in self._running.values())
             return {
-                "running": running, "begun": self._begun, "ended": self._ended, "evidence": self._evident,
+                "running": running, "begun": self._begun, "ended": self._ended, "learnable": self._evident,
                 "failed": self._failed,
             }  # fmt: skip
 

@@ -177,7 +177,7 @@ def test_a_damaged_byte_is_found_said_once_and_never_served(
     assert read_present(cache, 1, 4 * BLOCK) is None
     assert cache.lookup(name(1)) == -1
     assert cache.get(name(2)) == content(2, 4 * BLOCK)
-    assert cache.status()["bad"] == 1
+    assert cache.status()["damaged"] == 1
     assert [record.message.split()[4] for record in caplog.records] == [name(1).hex()]
     cache.close()
 
@@ -194,7 +194,7 @@ def test_a_slot_that_holds_another_digest_is_bad(tmp_path: Path) -> None:
     cache = Cache(tmp_path, CAP)
     assert cache.get(name(1)) is None
     assert cache.get(name(2)) is None
-    assert cache.status()["bad"] == 2
+    assert cache.status()["damaged"] == 2
     cache.close()
 
 
@@ -204,7 +204,7 @@ def test_damaged_blocks_are_not_joined_to_new_ones(tmp_path: Path) -> None:
     flip(tmp_path / "data", BLOCK + 5)  # after the check: the joined slot would make it good
     put(cache, 1, 4, 0b0100)
     assert read_present(cache, 1, 4 * BLOCK) == 0b0100
-    assert cache.status()["bad"] == 1
+    assert cache.status()["damaged"] == 1
     cache.close()
 
 
@@ -265,7 +265,7 @@ def test_the_file_begins_anew_before_it_is_too_long(tmp_path: Path, monkeypatch:
     assert held[-1] == 999
     for number in held:
         assert cache.get(name(number)) == content(number, (number % 5 + 1) * BLOCK)
-    assert cache.status()["bad"] == 0
+    assert cache.status()["damaged"] == 0
     cache.close()
 
 
@@ -303,7 +303,7 @@ def test_a_disk_that_refuses_writes_makes_misses_said_once_a_minute(
             assert put(cache, number, 3) == -1
         now += 61
         assert put(cache, 12, 3) == -1
-    assert cache.status()["failed"] == 11
+    assert cache.status()["failed_writes"] == 11
     assert len(caplog.records) == 2
     assert "No space left" in caplog.text
     assert cache.status()["bytes"] == 4 * BLOCK

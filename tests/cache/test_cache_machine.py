@@ -70,12 +70,12 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(number=NUMBERS)
     def get(self, number: int) -> None:
         length = length_of(number)
-        bad = self.cache.status()["bad"]
+        bad = self.cache.status()["damaged"]
         there = self.cache.lookup(name(number)) >= 0
         data = self.cache.get(name(number))
         if number in self.damaged:
             assert data is None
-            assert self.cache.status()["bad"] == bad + there
+            assert self.cache.status()["damaged"] == bad + there
             self.forget(number)
         elif data is not None:
             assert data == content(number, length)
@@ -85,12 +85,12 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(number=NUMBERS)
     def read(self, number: int) -> None:
-        bad = self.cache.status()["bad"]
+        bad = self.cache.status()["damaged"]
         there = self.cache.lookup(name(number)) >= 0
         mask = read_present(self.cache, number, length_of(number))
         if number in self.damaged:
             assert mask is None
-            assert self.cache.status()["bad"] == bad + there
+            assert self.cache.status()["damaged"] == bad + there
             self.forget(number)
         elif self.evicted:
             assert mask is None or mask & self.held[number] == mask

@@ -40,7 +40,7 @@ def test_a_full_disk_makes_misses_and_recovers(tmp_path: Path, caplog: pytest.Lo
         assert not all(stored)
         for number, kept in enumerate(stored):
             assert cache.get(name(number)) == (content(number, 15 * BLOCK) if kept else None)
-        assert cache.status()["failed"] == stored.count(False)
+        assert cache.status()["failed_writes"] == stored.count(False)
         assert "No space left" in caplog.text
         cache.clear()
         assert cache.put(name(99), content(99, 15 * BLOCK)) >= 0

@@ -100,7 +100,7 @@ def torture(tmp_path: Path, seconds: float) -> Readers:
     readers = Readers(cache, chunks, seconds)
     together(*(lambda seed=seed: readers.run(seed) for seed in range(4)))
     status = cache.status()
-    assert status["bad"] == status["failed"] == 0
+    assert status["damaged"] == status["failed_writes"] == 0
     assert status["bytes"] <= cache.cap_bytes
     live = sum(cache.lookup(name(number)) >= 0 for number in range(chunks))
     assert status["slots"] == live

@@ -29,7 +29,7 @@ def test_damage_that_nobody_reads_is_found(tmp_path: Path, caplog: pytest.LogCap
     scrubber.close()
     assert cache.lookup(name(7)) < 0
     assert all(cache.get(name(number)) is not None for number in range(20) if number != 7)
-    assert cache.status()["bad"] == 1
+    assert cache.status()["damaged"] == 1
     assert "is damaged; it is dropped" in caplog.text
     cache.close()
 

@@ -36,7 +36,7 @@ def status(hits: int, fetched: int, calls: int = 0, pid: int = 1) -> dict[str, A
             "bundles_running": 1,
             "bundle_bytes": 2_100_000,
             "bundle_missed_reads": 4,
-            "bundle_damaged": 0,
+            "bundle_damaged_chunks": 0,
             "bundles_failed": 2,
         },
         "hydrations": [

@@ -12,6 +12,7 @@ from typing import Any
 from blockmap.bench.coldstart.overlay import overlay
 from blockmap.bench.coldstart.processes import mounted
 from blockmap.control.client import Client
+from blockmap.control.messages import Ready, Resolve
 from blockmap.host import mounting
 from blockmap.host.devices import mounts
 from blockmap.host.devices.nbdfuse import NbdFuse
@@ -73,19 +74,19 @@ def start_once(host: Host, export: str, *, exact: bool = False, recipe: str = ""
     `exact`: nothing is read ahead. `recipe` says how to start it, where that is not as the image's name says.
     """
     name = recipe or export.partition("+")[0]
-    before = host.client.request("status")
+    before = host.client.status()
     number = host.where / f"start-{time.monotonic_ns()}"
     for folder in ("image", "scratch"):
         (number / folder).mkdir(parents=True)
     began = time.monotonic()
     with ExitStack() as stack:
-        pinned = str(host.client.request("resolve", export=export)["export"])
+        pinned = host.client.ask(Resolve(export)).export
         stack.enter_context(exactly(host, pinned, number) if exact else attached(host, pinned, number))
         scratch = stack.enter_context(mounted(number / "scratch", "-t", "tmpfs", "blockmap-test"))
         root = stack.enter_context(overlay(number / "image", scratch))
         ready_s = run(name, root, began, host)
-        trace = host.client.request("ready", export=pinned)["trace"]
-        after = host.client.request("status")
+        trace = host.client.ask(Ready(pinned)).trace
+        after = host.client.status()
     return Started(
         ready_s,
         after["remote"]["bytes"] - before["remote"]["bytes"],

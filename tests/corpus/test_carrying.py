@@ -42,7 +42,7 @@ def test_version_2_gains_as_much_from_the_profile_of_version_1(
         for label in LABELS:
             with far(where / f"{label}-{number}", host.store, "--no-learn", link=LINK) as other:
                 took[label].append(start_once(other, f"{image}:2+{label}"))
-                replays = other.client.request("status")["fetch"]["replays"]
+                replays = other.client.status()["fetch"]["replays"]
                 assert [each["failed"] for each in replays] == [""] * (label != "unlearnt")
     print(f"\n{image}:2, bundle of its own profile {megabytes(own['bundles'][0]['bytes'])}, {LINK}")
     for label, title in LABELS.items():

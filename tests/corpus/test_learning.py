@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.control.messages import Readings, Resolve
 from blockmap.format.refs import parse_reference
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.names import NameReader
@@ -40,7 +41,7 @@ def imported(corpus: Path, where: Path, need: Callable[..., None], need_root: No
 
 def wait_learnt(host: Host) -> None:
     end = time.monotonic() + LEARNT_S
-    while not (learn := host.client.request("status")["learn"])["runs"] or learn["running"]:
+    while not (learn := host.client.status()["learn"])["runs"] or learn["running"]:
         assert time.monotonic() < end, host.said()
         time.sleep(0.2)
     assert learn["failures"] == 0, host.said()
@@ -101,9 +102,9 @@ def test_where_the_store_is_read_only_the_host_alone_learns(imported: Host, wher
         assert said.returncode == 0, said.stderr
         assert "the store cannot be written from here" in said.stderr
         assert not (store / "profiles").exists()
-        pinned = host.client.request("resolve", export=IMAGE)["export"]
-        told = host.client.request("readings", export=pinned)
-        assert told["profile"] == 0
-        assert len(told["readings"]) > 100, "it is what attach warms the kernel by"
+        pinned = host.client.ask(Resolve(IMAGE)).export
+        told = host.client.ask(Readings(pinned))
+        assert told.profile == 0
+        assert len(told.readings) > 100, "it is what attach warms the kernel by"
         second = start_once(host, IMAGE)
     print(f"\nfirst {first.ready_s:.2f} s, second {second.ready_s:.2f} s")

@@ -102,7 +102,7 @@ def joined(readings: Sequence[ReadItem]) -> list[tuple[int, int]]:
 
 def at_once(host: Host, exports: Sequence[str], ranges: Sequence[tuple[int, int]]) -> tuple[float, int]:
     """Seconds until the last was done; bytes over the link."""
-    before = host.client.request("status")["remote"]["bytes"]
+    before = host.client.status()["remote"]["bytes"]
     done: list[float] = []
     began = time.monotonic()
     threads = [threading.Thread(target=read_all, args=(host.socket, each, ranges, done)) for each in exports]
@@ -111,7 +111,7 @@ def at_once(host: Host, exports: Sequence[str], ranges: Sequence[tuple[int, int]
     for thread in threads:
         thread.join()
     assert len(done) == len(exports), host.said()
-    return max(done) - began, host.client.request("status")["remote"]["bytes"] - before
+    return max(done) - began, host.client.status()["remote"]["bytes"] - before
 
 
 def test_many_exports_of_one_version_cost_one_bundle(

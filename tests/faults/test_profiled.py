@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from blockmap.control.messages import Traces
 from blockmap.format import keys
 from blockmap.format.refs import parse_reference
 from blockmap.store.base import Writer
@@ -61,7 +62,7 @@ def profiled_store(corpus_store: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def traces(host: Host) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = host.client.request("traces")["traces"]
+    found: list[dict[str, Any]] = host.client.ask(Traces()).traces
     return found
 
 
@@ -157,7 +158,7 @@ OBJECTS: list[tuple[str, Callable[[Path, str], None], str]] = [
 
 def told(host: Host) -> tuple[dict[str, Any], list[str]]:
     """What the server counted of its only bundle, and said of it."""
-    replays = host.client.request("status")["fetch"]["replays"]
+    replays = host.client.status()["fetch"]["replays"]
     return replays[0] if replays else {}, [
         line for line in host.said().splitlines() if "slower than it could be" in line
     ]
@@ -209,7 +210,7 @@ def test_starts_succeed_whatever_the_link_does(
             took = start(host, name)
             check_bytes(host, profiled_store, name)
             replay, said = told(host)
-            fetch = host.client.request("status")["fetch"]
+            fetch = host.client.status()["fetch"]
         del fetch["replays"]
         print(f"{name}: {fault}: {took:.2f} s, {took - usual:+.2f} s; {replay}; {said}; {fetch}")
         assert len(said) <= 1
@@ -219,7 +220,7 @@ def cut_off(host: Host, relay: int) -> threading.Thread:
     """Takes the store away once some of a bundle has come."""
 
     def wait() -> None:
-        until(lambda: host.client.request("status")["fetch"]["bundle_bytes"])
+        until(lambda: host.client.status()["fetch"]["bundle_bytes"])
         os.kill(relay, signal.SIGUSR1)
 
     thread = threading.Thread(target=wait)
@@ -254,7 +255,7 @@ def test_a_server_ends_at_once_in_the_middle_of_a_bundle(
     relay = ("--stall-after", "200000", "--stall-s", "0")
     with serving(tmp_path, profiled_store, relay, "--no-learn") as (host, _):
         with subprocess.Popen(["nbdinfo", host.uri("python-flask:1")], stdout=subprocess.DEVNULL) as client:
-            until(lambda: host.client.request("status")["fetch"]["bundle_bytes"])
+            until(lambda: host.client.status()["fetch"]["bundle_bytes"])
             began = time.monotonic()
             assert host.stop() == 0
             took = time.monotonic() - began

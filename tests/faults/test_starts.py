@@ -47,7 +47,7 @@ def test_starts_succeed_whatever_the_link_does(
             refuse = arguments[0] == "--refuse-s"
             took = start(host, name, lambda: os.kill(relay, signal.SIGUSR1) if refuse else None)  # noqa: B023
             check_bytes(host, corpus_store, name)
-            status = host.client.request("status")["fetch"]
+            status = host.client.status()["fetch"]
         print(f"{name}: {fault}: {took:.1f} s, {took - plain:+.1f} s; {status}")
 
 
@@ -58,7 +58,7 @@ def test_a_minute_without_a_store_costs_patient_readers_no_error(
     with serving(tmp_path, corpus_store, ("--refuse-s", "60"), "--outage", "wait=90") as (host, relay):
         took = start(host, "redis", lambda: os.kill(relay, signal.SIGUSR1))
         check_bytes(host, corpus_store, "redis")
-        assert host.client.request("status")["fetch"]["failed"] >= 1
+        assert host.client.status()["fetch"]["failed_reads"] >= 1
     print(f"\nredis: away for 60 s: {took:.1f} s")
     assert took > 55
 
@@ -90,5 +90,5 @@ def test_impatient_readers_fail_at_once_and_recover(
                 took.append(time.monotonic() - began)
             print(f"\nfirst failure after {took[0]:.2f} s, the others after {max(took[1:]):.3f} s at most")
             assert max(took[1:]) < 1.0
-            until(lambda: not host.client.request("status")["fetch"]["away"])
+            until(lambda: not host.client.status()["fetch"]["store_away"])
         check_bytes(host, corpus_store, "postgres")

@@ -90,7 +90,7 @@ class Host:
 
     def nbdkit(self) -> int:
         """The process that serves now."""
-        return int(self.client.request("status")["pid"])
+        return self.client.status()["pid"]
 
     def kill_nbdkit(self) -> None:
         """Kills it; another is there afterwards."""

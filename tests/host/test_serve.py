@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.control.messages import Resolve
 from blockmap.errors import HostError
 from tests.host.conftest import Host
 from tests.waiting import LIMIT_S, free_ports, until
@@ -198,7 +199,7 @@ def test_requests_alone_keep_it(host: Host) -> None:
     assert host.server is not None
     end = time.monotonic() + 2
     while time.monotonic() < end:
-        host.client.request("resolve", export="app:1")
+        host.client.ask(Resolve("app:1"))
     assert host.server.poll() is None
     assert host.server.wait(LIMIT_S) == 0
     host.server = None
@@ -207,7 +208,7 @@ def test_requests_alone_keep_it(host: Host) -> None:
 
 def test_a_client_without_a_server_says_what_to_do(host: Host) -> None:
     with pytest.raises(HostError, match="blockmap serve"):
-        host.client.request("status")
+        host.client.status()
     done = host.run("status")
     assert done.returncode == 1
     assert "no blockmap server answers" in done.stderr

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from blockmap.control.messages import Resolve
 from blockmap.host.warm.warm import PIECE_BYTES, WarmRange, open_beneath, plan
 from tests.host.conftest import CONTENT, Host
 from tests.host.standin import Answer, StandIn
@@ -81,7 +82,7 @@ def is_warming(folder: Path) -> bool:
 
 def served(host: Host) -> tuple[int, int]:
     """Reads and bytes that the server has answered."""
-    sources = [source for export in host.client.request("status")["reads"] for source in export["sources"].values()]
+    sources = [source for export in host.client.status()["reads"] for source in export["sources"].values()]
     return sum(each["reads"] for each in sources), sum(each["bytes"] for each in sources)
 
 
@@ -283,7 +284,7 @@ def test_the_server_is_told_of_new_devices_alone(mounting: Host, stand_in: Calla
 def test_a_label_goes_with_the_name(mounting: Host, stand_in: Callable[..., StandIn]) -> None:
     def pinned(request: dict[str, Any]) -> dict[str, Any]:
         name, plus, label = request["export"].partition("+")
-        return {"export": str(mounting.client.request("resolve", export=name)["export"]) + plus + label}
+        return {"export": mounting.client.ask(Resolve(name)).export + plus + label}
 
     front = stand_in(readings=readings(), resolve=pinned)
     where = directory(mounting)

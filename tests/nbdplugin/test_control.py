@@ -4,20 +4,22 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from blockmap.errors import NotFound, StoreUnavailable
+from blockmap import errors
+from blockmap.control.dispatch import Dispatcher
+from blockmap.control.messages import ERRORS, OPERATIONS, Calls, Resolve, decode_answer
+from blockmap.errors import BlockmapError, HostError, NotFound, StoreUnavailable
 from blockmap.format.digest import Digest
 from blockmap.format.profile import Profile, ProfileItem
 from blockmap.format.reading_list import ReadItem
 from blockmap.learn.local_files import LocalProfiles
 from blockmap.server.store_log import CallLog
 from blockmap.store.observed import Call
-from nbdplugin.control import Control
+from nbdplugin.control import dispatcher
 
 PINNED = f"app@sha256:{bytes(32).hex()}"
 
@@ -32,7 +34,7 @@ class Served:
             self.calls.note(Call("get", f"key {number}", float(number), 0.5, 100, None))
 
     def status(self) -> dict[str, object]:
-        return {"pid": os.getpid(), "store": "/s", "exports": [], "opened": 3}
+        return {"pid": os.getpid(), "store": "/s", "exports": [], "opens": 3}
 
     def names(self) -> list[tuple[str, str]]:
         return [("app:1", "an image")]
@@ -45,6 +47,9 @@ class Served:
         if export.partition("+")[0] != "app:1":
             raise NotFound(f"there is no {export}")
         return PINNED + ("+" + export.partition("+")[2] if "+" in export else "")
+
+    def hydrate(self, export: str) -> None:
+        pass
 
     def traces(self) -> list[dict[str, object]]:
         return [{"path": "/t"}]
@@ -73,35 +78,35 @@ def kept(tmp_path: Path) -> LocalProfiles:
 
 
 @pytest.fixture
-def control(served: Served, kept: LocalProfiles) -> Iterator[Control]:
-    with socket.socket() as listening:
-        yield Control(listening, served, served, kept, served.status)  # type: ignore[arg-type]
+def control(served: Served, kept: LocalProfiles) -> Dispatcher:
+    return dispatcher(served, served, kept, served.status)  # type: ignore[arg-type]
 
 
-def ask(control: Control, **request: object) -> dict[str, Any]:
-    return control.answer(json.dumps(request).encode() + b"\n")
+def ask(control: Dispatcher, **request: object) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(control.answer(json.dumps(request).encode() + b"\n"))
+    return answer
 
 
-def test_answers(control: Control) -> None:
+def test_answers(control: Dispatcher) -> None:
     first = ask(control, v=1, op="status")
-    assert (first["ok"], first["v"], first["pid"], first["asked"]) == (True, 1, os.getpid(), 0)
-    assert ask(control, v=1, op="names")["names"] == [("app:1", "an image")]
+    assert (first["ok"], first["v"], first["pid"], first["control_requests"]) == (True, 1, os.getpid(), 0)
+    assert ask(control, v=1, op="names")["names"] == [["app:1", "an image"]]
     assert ask(control, v=1, op="resolve", export="app:1")["export"] == PINNED
     assert ask(control, v=1, op="config", export="app:1")["config"].startswith('{"config": {}}')
-    assert ask(control, v=1, op="status")["asked"] == 3
+    assert ask(control, v=1, op="status")["control_requests"] == 3
 
 
-def test_calls_since_a_number(control: Control) -> None:
+def test_calls_since_a_number(control: Dispatcher) -> None:
     answer = ask(control, v=1, op="calls", since=13)
     assert answer["first"] == 13
-    assert answer["calls"] == [("get", f"key {n}", float(n), 0.5, 100, None) for n in (13, 14)]
+    assert answer["calls"] == [["get", f"key {n}", float(n), 0.5, 100, None] for n in (13, 14)]
     forgotten = ask(control, v=1, op="calls")
     assert (forgotten["first"], len(forgotten["calls"])) == (5, 10)
     assert ask(control, v=1, op="calls", since=99) == {"ok": True, "v": 1, "first": 15, "calls": []}
-    assert ask(control, v=1, op="status")["asked"] == 0, "who watches does not use"
+    assert ask(control, v=1, op="status")["control_requests"] == 0, "who watches does not use"
 
 
-def test_what_is_said_of_a_start(control: Control, served: Served) -> None:
+def test_what_is_said_of_a_start(control: Dispatcher, served: Served) -> None:
     assert ask(control, v=1, op="expect", export="app:1+migrate", new=True, exact=True)["ok"]
     assert served.expected == (PINNED, "migrate", True)
     assert ask(control, v=1, op="expect", export="app:1", new=True)["ok"]
@@ -109,12 +114,12 @@ def test_what_is_said_of_a_start(control: Control, served: Served) -> None:
     assert ask(control, v=1, op="ready", export="app:1+migrate")["trace"] == f"/{PINNED}/migrate"
     assert ask(control, v=1, op="ready", export="app:1")["trace"] is None
     assert ask(control, v=1, op="ready", export="no:1")["kind"] == "NotFound"
-    asked = ask(control, v=1, op="status")["asked"]
+    asked = ask(control, v=1, op="status")["control_requests"]
     assert ask(control, v=1, op="traces")["traces"] == [{"path": "/t"}]
-    assert ask(control, v=1, op="status")["asked"] == asked, "who watches does not use"
+    assert ask(control, v=1, op="status")["control_requests"] == asked, "who watches does not use"
 
 
-def test_readings_are_those_of_the_store_or_else_of_this_host(control: Control, kept: LocalProfiles) -> None:
+def test_readings_are_those_of_the_store_or_else_of_this_host(control: Dispatcher, kept: LocalProfiles) -> None:
     def put(label: str, version: bytes) -> None:
         items = [ProfileItem(40, 3, Digest(b"c" * 32), 0, None, 0, 5, 1)]
         kept.put(Profile("app", label, 0, Digest(version), Digest(b"r" * 32), 1, items, "host", 1))
@@ -128,12 +133,12 @@ def test_readings_are_those_of_the_store_or_else_of_this_host(control: Control, 
     put("default", bytes(32))
     put("migrate", bytes(32))
     put("other", b"o" * 32)
-    assert told("app:1") == (0, [(40, 3, None, 0)])
-    assert told("app:1+migrate") == (3, [(7, 2, "bin/sh", 1)])
+    assert told("app:1") == (0, [[40, 3, None, 0]])
+    assert told("app:1+migrate") == (3, [[7, 2, "bin/sh", 1]])
     assert told("app:1+other") == (0, []), "of another version"
 
 
-def test_errors_keep_their_kind(control: Control, caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_keep_their_kind(control: Dispatcher, caplog: pytest.LogCaptureFixture) -> None:
     for export, kind, text in (
         ("no:1", "NotFound", "there is no no:1"),
         ("away:1", "StoreUnavailable", "does not answer"),
@@ -143,6 +148,36 @@ def test_errors_keep_their_kind(control: Control, caplog: pytest.LogCaptureFixtu
         assert (answer["ok"], answer["kind"]) == (False, kind)
         assert text in answer["error"]
     assert "a control request failed" in caplog.text
+
+
+def test_every_error_crosses_as_itself() -> None:
+    def below(kind: type[BlockmapError]) -> set[type[BlockmapError]]:
+        return {kind}.union(*map(below, kind.__subclasses__()))
+
+    named = {each for each in vars(errors).values() if isinstance(each, type)} & below(BlockmapError)
+    assert set(ERRORS.values()) == named - {BlockmapError}
+    for name, kind in ERRORS.items():
+        line = json.dumps({"v": 1, "ok": False, "kind": name, "error": "why"}).encode()
+        with pytest.raises(kind, match="why") as raised:
+            decode_answer(Resolve("app:1"), line)
+        assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize("kind", [None, "BlockmapError", "KeyboardInterrupt", "NoSuchError", 7, ["NotFound"]])
+def test_an_error_of_another_kind_is_one_of_the_host(kind: object) -> None:
+    with pytest.raises(HostError, match="why"):
+        decode_answer(Resolve("app:1"), json.dumps({"v": 1, "ok": False, "kind": kind, "error": "why"}).encode())
+
+
+def test_each_operation_has_a_handler_and_says_what_it_is(control: Dispatcher) -> None:
+    for op, kind in OPERATIONS.items():
+        assert kind.__doc__
+        assert ask(control, v=1, op=op, export="app:1", new=True)["ok"], op
+
+
+def test_answers_arrive_as_they_were_given(control: Dispatcher, served: Served) -> None:
+    answer = decode_answer(Calls(13), control.answer(b'{"v":1,"op":"calls","since":13}\n'))
+    assert (answer.first, answer.calls) == served.calls.since(13, 10)
 
 
 @pytest.mark.parametrize(
@@ -165,13 +200,13 @@ def test_errors_keep_their_kind(control: Control, caplog: pytest.LogCaptureFixtu
         b'{"v":1,"op":"status"}',
     ],
 )
-def test_nonsense_is_a_usage_error(control: Control, line: bytes) -> None:
-    answer = control.answer(line)
+def test_nonsense_is_a_usage_error(control: Dispatcher, line: bytes) -> None:
+    answer = json.loads(control.answer(line))
     assert (answer["ok"], answer["kind"]) == (False, "UsageError")
     assert answer["error"]
 
 
-def exchange(control: Control, sent: bytes) -> list[dict[str, Any]]:
+def exchange(control: Dispatcher, sent: bytes) -> list[dict[str, Any]]:
     """All answers to what one client sends."""
     ours, theirs = socket.socketpair()
     thread = threading.Thread(target=control.serve, args=(theirs,))
@@ -186,18 +221,18 @@ def exchange(control: Control, sent: bytes) -> list[dict[str, Any]]:
     return answers
 
 
-def test_many_requests_on_one_connection(control: Control) -> None:
+def test_many_requests_on_one_connection(control: Dispatcher) -> None:
     status = b'{"v":1,"op":"status"}\n'
     answers = exchange(control, status + b"nonsense\n" + status)
     assert [answer["ok"] for answer in answers] == [True, False, True]
 
 
-def test_a_line_without_an_end_is_not_waited_for(control: Control) -> None:
+def test_a_line_without_an_end_is_not_waited_for(control: Dispatcher) -> None:
     answers = exchange(control, b"x" * (1 << 16))
     assert [answer["ok"] for answer in answers] == [False]
 
 
-def test_another_user_is_not_answered(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_user_is_not_answered(control: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() == 0:
         pytest.skip("root is answered by everybody's server")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)

@@ -31,7 +31,7 @@ class Served:
         return Opened(volume, start, DEFAULT, False, lambda: self.closed.append(export))
 
     def status(self) -> dict[str, object]:
-        return {"opened": 7}
+        return {"opens": 7}
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_every_thread_has_a_tally_and_all_count(sessions: Sessions) -> None:
         "fetched": (6, 6 * 4096),
     }
     assert sum(found["sources"]["fetched"]["latency"]["counts"]) == 6
-    assert (status["opened"], status["pid"]) == (7, os.getpid())
+    assert (status["opens"], status["pid"]) == (7, os.getpid())
 
 
 def test_counts_outlive_connections(sessions: Sessions, served: Served) -> None:

@@ -224,7 +224,7 @@ def test_what_was_brought_in_part_stays_so_whatever_happens_to_the_cache(
                     name = chosen.choice(chunks)
                     view.cache.discard(view.cache.lookup(name))
             view.cache.scrub(1 << 30)
-            assert view.cache.status()["bad"] == 0
+            assert view.cache.status()["damaged"] == 0
 
 
 @pytest.mark.parametrize("step", [1, 3])

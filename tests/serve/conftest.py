@@ -71,7 +71,7 @@ class Server:
             time.sleep(0.02)
 
     def nbdkit(self) -> int:
-        return int(self.client.request("status")["pid"])
+        return self.client.status()["pid"]
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.control.messages import Resolve
 from tests.serve.conftest import Server
 from tests.serve.nbd import Nbd, RefusedError
 from tests.serve.test_serve import stored
@@ -29,13 +30,13 @@ def test_exports_open_from_the_cache_while_the_store_is_away(server: Server, nee
     need("nbdinfo")
     read = stored(server, "small:1")
     good = [read(offset, STEP) for offset in range(0, END, STEP)]
-    pinned = str(server.client.request("resolve", export="small:1")["export"])
+    pinned = server.client.ask(Resolve("small:1")).export
     assert read_all(server, "small:1") == good
     away = server.where / "away"
 
     server.store.rename(away)
     assert read_all(server, "small:1") == good
-    assert server.client.request("status")["unconfirmed"] == 1
+    assert server.client.status()["unconfirmed_opens"] == 1
 
     assert server.stop() == 0
     server.start()
@@ -48,9 +49,9 @@ def test_exports_open_from_the_cache_while_the_store_is_away(server: Server, nee
     assert "small:1 is opened as it was last seen here, entry 1: there is no store at" in server.said()
 
     away.rename(server.store)
-    asked = server.client.request("status")["unconfirmed"]
+    asked = server.client.status()["unconfirmed_opens"]
     assert read_all(server, "small:1") == good
-    assert server.client.request("status")["unconfirmed"] == asked
+    assert server.client.status()["unconfirmed_opens"] == asked
 
 
 def test_a_server_of_a_store_that_it_never_saw_does_not_start(idle_server: Server) -> None:
@@ -90,7 +91,7 @@ def test_a_web_server_that_ends_is_a_store_that_is_away(
             assert server.stop() == 0
             server.start()
             assert read_all(server, "small:1") == good
-            assert server.client.request("status")["unconfirmed"] == 1
+            assert server.client.status()["unconfirmed_opens"] == 1
             assert 'export="small:1"' in listed(server)
         finally:
             assert server.stop() == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.control.messages import Resolve
 from tests.serve.conftest import Server
 from tests.serve.nbd import Nbd
 from tests.serve.test_serve import data_ranges, stored
@@ -63,13 +64,13 @@ def test_an_object_store_is_imported_to_and_served(
     writer.run("verify", "small:1", "--against", f"oci:{images}/1:1", "--platform", "linux/amd64")
     server = started(remote)
     check(server, truth)
-    assert server.client.request("status")["store"] == remote
+    assert server.client.status()["store"] == remote
     out = subprocess.run(["nbdinfo", "--list", server.uri("")], capture_output=True, text=True, check=True)
     assert 'export="small:1"' in out.stdout
     writer.run("import", f"oci:{images}/2:2", "small:1", "--platform", "linux/amd64")
     moved = writer.run("show", "small:1").stdout.split()[1]
     # What the store confirmed a moment ago is not asked for again.
-    until(lambda: server.client.request("resolve", export="small:1")["export"] == moved)
+    until(lambda: server.client.ask(Resolve("small:1")).export == moved)
 
 
 def test_keys_that_may_only_read_are_enough_to_serve(
@@ -103,7 +104,7 @@ def test_a_web_server_is_enough_to_serve(
     with servers.nginx(tmp_path / "nginx", truth.store) as url:
         server = started(f"{url}/")
         check(server, truth)
-        assert server.client.request("status")["store"] == url
+        assert server.client.status()["store"] == url
         server.run("verify", "small:1")
         refused = server.run("import", f"oci:{images}/2:2", "small:2", "--platform", "linux/amd64", check=False)
         assert refused.returncode != 0

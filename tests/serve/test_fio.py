@@ -73,7 +73,7 @@ def test_a_minute_with_a_cache_that_holds_a_tenth(written: tuple[Server, Path], 
         )  # fmt: skip
         assert job["error"] == 0
         assert job["read"]["io_bytes"] == 2 * 64 << 20  # type: ignore[index]
-    cache = server.client.request("status")["cache"]
+    cache = server.client.status()["cache"]
     assert cache["bytes"] <= cache["cap_bytes"] <= (64 << 20) // 10
     assert cache["evicted"] > 1000
-    assert cache["bad"] == cache["failed"] == 0
+    assert cache["damaged"] == cache["failed_writes"] == 0

@@ -19,6 +19,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from blockmap.control.messages import Hydrate, Resolve
 from blockmap.control.store_log import read_calls
 from blockmap.server.store_log import serial_steps
 from tests.serve.conftest import BLOCKMAP, Server
@@ -70,19 +71,27 @@ def metrics(idle_server: Server) -> Iterator[Path]:
 
 def test_a_scrape_says_what_is_brought_ahead(metrics: Path, idle_server: Server) -> None:
     server = idle_server
-    repo, _, digest = str(server.client.request("resolve", export="small:1")["export"]).partition("@sha256:")
+    repo, _, digest = server.client.ask(Resolve("small:1")).export.partition("@sha256:")
     export = f"{repo}@{digest[:12]}"
     found = scrape(metrics)
     assert ("blockmap_hydration_running", export) not in found
     assert (found["blockmap_fetch_bundles_running",], found["blockmap_fetch_bundles_failed_total",]) == (0, 0)
-    server.client.request("hydrate", export="small:1")
+    server.client.ask(Hydrate("small:1"))
     until(lambda: scrape(metrics).get(("blockmap_hydration_running", export)) == 0)
     assert scrape(metrics)["blockmap_hydration_bytes", export] > 0
 
 
+def test_every_number_of_a_part_is_told(metrics: Path, idle_server: Server) -> None:
+    told = {key[0].removesuffix("_total") for key in scrape(metrics)}
+    status = idle_server.client.status()
+    for part in ("cache", "fetch", "traces", "learn"):
+        numbers = {name for name, value in status[part].items() if isinstance(value, int | float)}
+        assert {f"blockmap_{part}_{name}" for name in numbers} <= told
+
+
 def test_a_scrape_says_what_was_read(metrics: Path, idle_server: Server) -> None:
     server = idle_server
-    repo, _, digest = str(server.client.request("resolve", export="small:1")["export"]).partition("@sha256:")
+    repo, _, digest = server.client.ask(Resolve("small:1")).export.partition("@sha256:")
     export = f"{repo}@{digest[:12]}"
     before = scrape(metrics)
     assert ("blockmap_connections", export) not in before

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.control.messages import Resolve
 from blockmap.format.refs import parse_reference
 from blockmap.store.resolver import find_version
 from blockmap.store.volume_reader import stored_reader
@@ -58,7 +59,7 @@ def cold(good: bytes) -> int:
 
 
 def is_away(server: Server) -> bool:
-    return bool(server.client.request("status")["fetch"]["away"])
+    return bool(server.client.status()["fetch"]["store_away"])
 
 
 def test_a_patient_read_waits_and_cached_ones_are_served(idle_server: Server, web: Web, good: bytes, cold: int) -> None:
@@ -75,7 +76,7 @@ def test_a_patient_read_waits_and_cached_ones_are_served(idle_server: Server, we
         for _ in range(100):
             assert hot.read(cold, 4096) == good[cold : cold + 4096]
         web.start()
-    assert server.client.request("status")["fetch"]["outages"] == 1
+    assert server.client.status()["fetch"]["outages"] == 1
     assert "the store answers again" in server.said()
 
 
@@ -84,7 +85,7 @@ def test_impatient_reads_fail_at_once_and_recover_by_themselves(
 ) -> None:
     server = idle_server
     server.start("--store", web.url, "--outage", "wait=3600", "--outage", "small:1=fail")
-    pinned = server.client.request("resolve", export="small:1")["export"]
+    pinned = server.client.ask(Resolve("small:1")).export
     with Nbd(server.socket, "small:1") as nbd, Nbd(server.socket, pinned) as attached:
         web.stop()
         for client in (nbd, attached):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from blockmap.control.messages import Expect, Ready, Resolve, Traces
 from blockmap.errors import NotFound, UsageError
 from blockmap.format.digest import from_hex
 from blockmap.format.trace import EXACT, NEW, End, Trace, decode
@@ -28,7 +29,7 @@ def only(server: Server) -> Trace:
 
 
 def told(server: Server) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = server.client.request("traces")["traces"]
+    found: list[dict[str, Any]] = server.client.ask(Traces()).traces
     return found
 
 
@@ -38,13 +39,13 @@ def offsets(trace: Trace) -> list[tuple[int, int]]:
 
 def closed(server: Server) -> None:
     """Waits until the server has seen that nobody is connected."""
-    until(lambda: not server.client.request("status")["exports"])
+    until(lambda: not server.client.status()["exports"])
 
 
 def test_two_connections_are_one_trace(server: Server) -> None:
     with Nbd(server.socket, "small:1") as one:
         one.read(1024, 1024)
-        with Nbd(server.socket, server.client.request("resolve", export="small:1")["export"]) as two:
+        with Nbd(server.socket, server.client.ask(Resolve("small:1")).export) as two:
             two.read(4096, 512)
             one.read(8192, 4096)
             assert [(each["state"], each["label"]) for each in told(server)] == [("running", "default")]
@@ -62,14 +63,14 @@ def test_two_connections_are_one_trace(server: Server) -> None:
         End.CLOSED,
     )
     assert not trace.head.is_evidence
-    export = server.client.request("resolve", export="small:1")["export"]
+    export = server.client.ask(Resolve("small:1")).export
     assert f"small@sha256:{trace.head.version.hex()}" == export
     assert told(server)[0] | {"path": "", "started": 0} == {
         "path": "", "export": export, "label": "default", "started": 0, "reads": 4, "state": "closed", "new": False,
         "exact": False, "ready_ms": 0, "profile": 0,
     }  # fmt: skip
-    counts = server.client.request("status")["traces"]
-    assert counts == {"running": 0, "begun": 1, "ended": 1, "evidence": 0, "failed": 0}
+    counts = server.client.status()["traces"]
+    assert counts == {"running": 0, "begun": 1, "ended": 1, "learnable": 0, "failed": 0}
 
 
 def test_who_only_looks_leaves_no_trace(server: Server, need: Callable[..., None]) -> None:
@@ -107,8 +108,8 @@ def test_a_server_that_stops_cuts_its_traces(server: Server) -> None:
 
 
 def test_labels(server: Server) -> None:
-    pinned = server.client.request("resolve", export="small:1")["export"]
-    labelled = server.client.request("resolve", export="small:1+job/migrate")["export"]
+    pinned = server.client.ask(Resolve("small:1")).export
+    labelled = server.client.ask(Resolve("small:1+job/migrate")).export
     assert labelled == f"{pinned}+job/migrate"
     with (
         Nbd(server.socket, "small:1+other") as one,
@@ -118,7 +119,7 @@ def test_labels(server: Server) -> None:
         assert one.size == two.size == three.size
         for number, each in enumerate((one, two, three)):
             assert each.read(4096 * number, 4096) == three.read(4096 * number, 4096)
-        status = server.client.request("status")
+        status = server.client.status()
         assert [(each["export"], each["connections"]) for each in status["exports"]] == [(pinned, 3)]
         assert [each["export"] for each in status["reads"]] == [pinned]
     closed(server)
@@ -129,29 +130,29 @@ def test_labels(server: Server) -> None:
         with pytest.raises(RefusedError):
             Nbd(server.socket, export)
         with pytest.raises(UsageError):
-            server.client.request("resolve", export=export)
+            server.client.ask(Resolve(export))
     with pytest.raises(NotFound):
-        server.client.request("resolve", export="small:9+migrate")
+        server.client.ask(Resolve("small:9+migrate"))
 
 
 def test_ready_ends_what_was_expected(server: Server) -> None:
     client = server.client
-    assert client.request("ready", export="small:1+migrate")["trace"] is None
-    client.request("expect", export="small:1+migrate", new=True, exact=True)
+    assert client.ask(Ready("small:1+migrate")).trace is None
+    client.ask(Expect("small:1+migrate", new=True, exact=True))
     with Nbd(server.socket, "small:1") as other, Nbd(server.socket, "small:1+migrate") as nbd:
         other.read(0, 4096)
         nbd.read(0, 4096)
-        trace = Path(client.request("ready", export="small:1+migrate")["trace"])
+        trace = Path(client.ask(Ready("small:1+migrate")).trace)
         nbd.read(4096, 4096)
-        assert client.request("ready", export="small:1+migrate")["trace"] is None, "once is enough"
+        assert client.ask(Ready("small:1+migrate")).trace is None, "once is enough"
         head = decode(trace.read_bytes()).head
         assert (head.label, head.end, head.flags) == ("migrate", End.READY, NEW | EXACT)
         assert 0 < head.ready_ms < 60_000
         assert offsets(decode(trace.read_bytes())) == [(0, 4096)]
-        assert head.version == from_hex(client.request("resolve", export="small:1")["export"].partition(":")[2])
+        assert head.version == from_hex(client.ask(Resolve("small:1")).export.partition(":")[2])
         assert [each["state"] for each in told(server)] == ["running", "ready"]
-    status = client.request("status")
-    assert status["traces"]["evidence"] == 1
+    status = client.status()
+    assert status["traces"]["learnable"] == 1
 
 
 def test_reads_go_on_where_no_trace_can_be_written(idle_server: Server) -> None:
@@ -162,21 +163,21 @@ def test_reads_go_on_where_no_trace_can_be_written(idle_server: Server) -> None:
             assert nbd.read(1024 + 56, 2) == b"\x53\xef"
         closed(idle_server)
     assert idle_server.said().count("starts are not recorded") == 1
-    assert idle_server.client.request("status")["traces"]["failed"] == 2
+    assert idle_server.client.status()["traces"]["failed"] == 2
 
 
 def start(server: Server) -> None:
     """One that is evidence."""
-    server.client.request("expect", export="small:1+migrate", new=True, exact=False)
+    server.client.ask(Expect("small:1+migrate", new=True, exact=False))
     with Nbd(server.socket, "small:1+migrate") as nbd:
         nbd.read(0, 4096)
     closed(server)
-    until(lambda: server.client.request("status")["traces"]["evidence"] == 1)
+    until(lambda: server.client.status()["traces"]["learnable"] == 1)
 
 
 def test_a_start_is_learnt_from(server: Server) -> None:
     start(server)
-    until(lambda: server.client.request("status")["learn"]["runs"] == 1)
+    until(lambda: server.client.status()["learn"]["runs"] == 1)
     out = server.run("status").stdout
     assert "0 under way, 1 recorded, 1 to learn from" in out
     assert server.stop() == 0
@@ -185,7 +186,7 @@ def test_a_start_is_learnt_from(server: Server) -> None:
 def test_learning_is_switched_off(idle_server: Server) -> None:
     idle_server.start("--no-learn")
     start(idle_server)
-    assert idle_server.client.request("status")["learn"] == {"running": 0, "runs": 0, "failures": 0}
+    assert idle_server.client.status()["learn"] == {"running": 0, "runs": 0, "failures": 0}
 
 
 def test_a_bare_client_that_mounts_is_evidence(server: Server) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.control.messages import Resolve
 from blockmap.format.refs import parse_reference
 from blockmap.store.resolver import find_version
 from blockmap.store.volume_reader import stored_reader
@@ -92,7 +93,7 @@ def test_any_alignment(server: Server) -> None:
 
 
 def test_an_export_by_digest_and_unknown_ones(server: Server) -> None:
-    pinned = server.client.request("resolve", export="small:1")["export"]
+    pinned = server.client.ask(Resolve("small:1")).export
     assert re.fullmatch("small@sha256:[0-9a-f]{64}", pinned)
     Nbd(server.socket, pinned).close()
     Nbd(server.socket, "").close()  # the only export
@@ -151,7 +152,7 @@ def test_a_damaged_pack_is_an_io_error_and_said(idle_server: Server, need: Calla
     nbd.close()
     assert codes == {errno.EIO}
     assert f"pack {packs[-1].name} is damaged" in server.said()
-    assert server.client.request("status")["fetch"]["damaged"]
+    assert server.client.status()["fetch"]["damaged"]
 
 
 def test_a_damaged_cache_is_never_served(server: Server) -> None:
@@ -170,8 +171,8 @@ def test_a_damaged_cache_is_never_served(server: Server) -> None:
     for offset in range(0, 60 << 20, 4 << 20):
         assert nbd.read(offset, 4 << 20) == good[offset : offset + (4 << 20)]
     nbd.close()
-    status = server.client.request("status")
-    assert status["cache"]["bad"] > 10
+    status = server.client.status()
+    assert status["cache"]["damaged"] > 10
     assert "is damaged; it is dropped" in server.said()
 
 
@@ -265,7 +266,7 @@ def test_opens_and_closes_are_logged(server: Server) -> None:
         time.sleep(0.01)
     assert re.search(r"INFO export small:1 opened by uid \d+: small@sha256:", server.said())
     assert re.search(r"INFO export small@sha256:[0-9a-f]+ closed", server.said())
-    assert server.client.request("status")["exports"] == []
+    assert server.client.status()["exports"] == []
 
 
 def test_control_answers_nonsense_with_an_error(server: Server) -> None:

@@ -78,7 +78,7 @@ def test_a_version_is_opened_once_however_many_ask(server: Server, store: Pruner
     three.close()
     assert server.status()["exports"] == []
     assert server.open("a:1").volume is not one.volume
-    assert server.status()["opened"] == 5
+    assert server.status()["opens"] == 5
 
 
 def test_what_does_not_exist(server: Server, store: Pruner) -> None:

@@ -73,7 +73,7 @@ def test_connections_that_come_while_it_lasts_are_one_start(host: Host) -> None:
     found = {trace.head.label: ranges(trace) for trace in map(stored, host.files)}
     assert found == {"default": [(0, 1), (0, 10), (1, 10), (3, 10)], "migrate": [(2, 10)]}
     assert [each["state"] for each in host.starts.traces()] == ["closed", "closed"]
-    assert host.starts.status() == {"running": 0, "begun": 2, "ended": 2, "evidence": 0, "failed": 0}
+    assert host.starts.status() == {"running": 0, "begun": 2, "ended": 2, "learnable": 0, "failed": 0}
 
 
 def test_no_read_no_trace(host: Host) -> None:
@@ -211,7 +211,7 @@ def test_what_attach_says_is_evidence(host: Host) -> None:
     host.clock.forward(30)
     assert host.run([(0, 1)]).flags == 0, "too late"
     assert [head.flags for head, _ in host.evidence] == [NEW | EXACT, NEW]
-    assert host.starts.status()["evidence"] == 2
+    assert host.starts.status()["learnable"] == 2
 
 
 def test_what_looks_like_a_mount_is_evidence(host: Host) -> None:
@@ -266,7 +266,7 @@ def test_a_folder_that_cannot_be_written(host: Host, caplog: pytest.LogCaptureFi
     assert [each.levelname for each in caplog.records] == ["WARNING"]
     os.unlink(host.folder)
     host.run(MOUNT)
-    assert host.starts.status() == {"running": 0, "begun": 1, "ended": 1, "evidence": 1, "failed": 2}
+    assert host.starts.status() == {"running": 0, "begun": 1, "ended": 1, "learnable": 1, "failed": 2}
 
 
 def test_the_oldest_traces_go(tmp_path: Path) -> None:

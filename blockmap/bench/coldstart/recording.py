@@ -15,6 +15,7 @@ from blockmap.bench.coldstart.overlay import overlay
 from blockmap.bench.coldstart.processes import mounted
 from blockmap.bench.coldstart.serve import BLOCKMAP, served
 from blockmap.control.client import Client
+from blockmap.control.messages import Ready, Resolve
 from blockmap.errors import HostError
 from blockmap.host import mounting
 from blockmap.host.devices import mounts
@@ -50,7 +51,7 @@ def _start(image: str, store: Store, client: Client, command: list[str], work: P
     """The trace of a start with the kernel's read-ahead at 0."""
     work.mkdir()
     with ExitStack() as stack:
-        export = str(client.request("resolve", export=image)["export"])
+        export = client.ask(Resolve(image)).export
         mounting.expect(client, export, exact=True)
         attacher = NbdFuse()
         device = attacher.attach(client.nbd_socket, export, work / "device")
@@ -62,7 +63,7 @@ def _start(image: str, store: Store, client: Client, command: list[str], work: P
         scratch = stack.enter_context(mounted(work / "scratch", "-t", "tmpfs", "blockmap-bench"))
         root = stack.enter_context(overlay(where, scratch))
         _run([*command, str(root)], f"{image} did not start to be recorded", store)
-        trace = client.request("ready", export=export)["trace"]
+        trace = client.ask(Ready(export)).trace
         if trace is None:
             raise HostError(f"the start of {image} was not recorded: see {work.parent}/blockmap.log")
         return str(trace)

@@ -15,6 +15,7 @@ from blockmap.bench.coldstart.images import Prepared
 from blockmap.bench.coldstart.processes import listens, mounted, running, wait_ready
 from blockmap.bench.coldstart.serve import BLOCKMAP, served
 from blockmap.control.client import Client
+from blockmap.control.messages import Resolve
 from blockmap.control.store_log import read_calls
 from blockmap.host import tools
 from blockmap.host.devices.nbdfuse import NbdFuse
@@ -92,7 +93,7 @@ class Blockmap:
     def root(self, place: BenchSite) -> Path:
         socket = socket_of(place) if self._resident else self._serve(place)
         client = Client(socket)
-        export = str(client.request("resolve", export=place.image.name + ("" if self.profile else _UNLEARNT))["export"])
+        export = client.ask(Resolve(place.image.name + ("" if self.profile else _UNLEARNT))).export
         # As `attach` does it.
         where = place.folder / "image"
         where.mkdir()

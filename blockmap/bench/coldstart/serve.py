@@ -22,5 +22,5 @@ def served(store: Store, cache: Path, folder: Path, warm: bool = False) -> Itera
         wait_ready(process, log, lambda: listens(control_socket(socket)))
         if warm:
             client = Client(socket)
-            wait_ready(process, log, lambda: bool(client.request("status")["warm"]))
+            wait_ready(process, log, lambda: client.status()["store_connected"])
         yield socket

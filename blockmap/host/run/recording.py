@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from blockmap.control.client import Client
+from blockmap.control.messages import Ready
 from blockmap.errors import BlockmapError
 from blockmap.host.run.readiness import Readiness
 
@@ -62,6 +63,6 @@ class Recording:
 
     def _end_trace(self) -> None:
         try:
-            self.trace = self._client.request("ready", export=self._export).get("trace")
+            self.trace = self._client.ask(Ready(self._export)).trace
         except BlockmapError as error:
             self._say(f"the trace could not be ended: {error}")

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Protocol
 
 from blockmap.control.client import Client
+from blockmap.control.messages import Config, Resolve
 from blockmap.errors import BlockmapError, HostError, UsageError
 from blockmap.host import tools
 from blockmap.host.attachments import Attachments
@@ -74,8 +75,8 @@ def run(
     tools.need_root("run")
     runc = tools.find("runc")
     supervised = _supervised()
-    export = str(client.request("resolve", export=program.name)["export"])
-    config = str(client.request("config", export=export)["config"]).encode()
+    export = client.ask(Resolve(program.name)).export
+    config = client.ask(Config(export)).config.encode()
     with _Signals() as signals, contextlib.ExitStack() as stack:
         try:
             work = stack.enter_context(_folder(runc, attachments, state.absolute() / "runs"))

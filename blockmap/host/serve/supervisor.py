@@ -177,8 +177,8 @@ class Supervisor:
             if self._idle_seconds is None or self._stop or process.poll():
                 continue
             with contextlib.suppress(HostError):
-                status = client.request("status")
-                counts = int(status["opened"]), int(status["asked"])
+                status = client.status()
+                counts = status["opens"], status["control_requests"]
                 if status["exports"] or status["learn"]["running"] or counts != seen:
                     last_used, seen = time.monotonic(), counts
             if time.monotonic() - last_used >= self._idle_seconds:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from blockmap.control.client import Client
+from blockmap.control.messages import Readings
 from blockmap.errors import BlockmapError, HostError
 from blockmap.host.devices.device import USUAL_READ_AHEAD_KIB, set_read_ahead
 from blockmap.host.warm.warm import plan, warm
@@ -123,8 +124,8 @@ def _let_go(keep: tuple[int, int]) -> None:
 
 def _warm(client: Client, export: str, device: str, pipe: int) -> None:
     try:
-        told = Client(client.nbd_socket, _ANSWER_SECONDS).request("readings", export=export)
-        pieces = plan(told["readings"], told["soon"])
+        told = Client(client.nbd_socket, _ANSWER_SECONDS).ask(Readings(export))
+        pieces = plan(told.readings, told.soon)
         if pieces:
             # Open until the mount is there: the last to close a device drops what its page cache holds.
             warm(pieces, os.open(device, os.O_RDONLY), _Root(pipe))

@@ -1,0 +1,79 @@
+"""The server's end of the control socket: hands each request to whoever registered for its class.
+
+Only root and the server's own user are answered.
+"""
+
+import logging
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from blockmap.control.messages import AnswerT, Request, decode_request, encode_answer, encode_error
+from blockmap.errors import BlockmapError, HostError, UsageError
+
+_MAX_LINE = 1 << 16
+_IDLE_SECONDS = 60
+_log = logging.getLogger("blockmap")
+
+
+class Dispatcher:
+    """Answers requests by a table of handlers, one of each operation; safe to share between threads once all are there."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {}
+        self._lock = threading.Lock()  # guards uses
+        self.uses = 0
+        """Requests by those who use the server, and do not only watch it."""
+
+    def register(self, kind: type[Request[AnswerT]], handler: Callable[[Any], AnswerT]) -> None:
+        """Has `handler` answer the requests of a class; it may raise any BlockmapError, which then crosses to the client."""
+        self._handlers[kind] = handler
+
+    def start(self, listening: socket.socket) -> None:
+        """Answers on a listening Unix socket, each client in a thread of its own."""
+        threading.Thread(target=self._accept, args=(listening,), name="control", daemon=True).start()
+
+    def _accept(self, listening: socket.socket) -> None:
+        listening.setblocking(True)
+        while True:
+            try:
+                client, _ = listening.accept()
+            except OSError as error:
+                _log.error("the control socket failed: %s", error)
+                return
+            threading.Thread(target=self.serve, args=(client,), name="control client", daemon=True).start()
+
+    def serve(self, client: socket.socket) -> None:
+        """Answers one client until it hangs up, says nothing for a minute, or sends a line without an end."""
+        with client:
+            _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if uid not in (0, os.geteuid()):
+                _log.warning("a control client with uid %d was refused", uid)
+                return
+            client.settimeout(_IDLE_SECONDS)
+            try:
+                with client.makefile("rb") as lines:
+                    while line := lines.readline(_MAX_LINE):
+                        client.sendall(self.answer(line))
+                        if not line.endswith(b"\n"):
+                            return
+            except OSError:
+                return
+
+    def answer(self, line: bytes) -> bytes:
+        """Returns the answer to one request, whatever it is."""
+        try:
+            if not line.endswith(b"\n"):
+                raise UsageError(f"a request ends with a newline, and has {_MAX_LINE} bytes at most")
+            request = decode_request(line)
+            with self._lock:
+                self.uses += request.is_use
+            return encode_answer(self._handlers[type(request)](request))
+        except BlockmapError as error:
+            return encode_error(error)
+        except Exception as error:
+            _log.exception("a control request failed")
+            return encode_error(HostError(f"the server failed: {error!r}; see its log"))

@@ -1,0 +1,297 @@
+"""The messages of the control socket: each operation is a request class, with the class of its answer.
+
+Both ends send one JSON object per line. A request has `v` (1), `op` and the fields of its class. An answer has `v` and `ok`;
+with `ok` true the fields of the answer's class, else `error`, a text for people, and `kind`, the class of the error.
+
+Only classes with fields of their own are decorated: each decoration is 0.4 ms that `attach` and `run` wait for.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar
+
+from blockmap import errors
+from blockmap.errors import BlockmapError, HostError, UsageError
+from blockmap.store.observed import Call
+
+VERSION = 1
+
+ERRORS: dict[str, type[BlockmapError]] = {
+    each.__name__: each
+    for each in (
+        errors.UsageError, errors.NotFound, errors.AlreadyExists, errors.NameMoved, errors.FormatError, errors.Corrupt,
+        errors.StoreError, errors.NotAStore, errors.StoreTooNew, errors.StoreRefused, errors.CannotList,
+        errors.StoreReadOnly, errors.StoreUnavailable, errors.ImageError, errors.HostError,
+    )
+}  # fmt: skip
+"""The errors that cross the socket, by `kind`; any other arrives as HostError."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The fields of an answer, as JSON has them."""
+
+    def to_wire(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """Raises KeyError, TypeError or ValueError where a field is missing or makes no sense."""
+        return cls(**{each.name: wire[each.name] for each in fields(cls)})
+
+
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+
+@dataclass(frozen=True)
+class Request(Generic[AnswerT]):
+    """One question; raises UsageError where a field has a wrong type."""
+
+    op: ClassVar[str]
+    answer: ClassVar[type[Answer]]
+    is_use: ClassVar[bool] = True
+    """Whether it is made by somebody who uses the server, and not by one who only watches it."""
+
+    def to_wire(self) -> dict[str, Any]:
+        return {"op": self.op, **vars(self)}
+
+
+@dataclass(frozen=True)
+class _AboutExport(Request[AnswerT]):
+    export: str = ""
+
+    def __post_init__(self) -> None:
+        if type(self.export) is not str:
+            raise UsageError(f"export is a name, not {self.export!r}")
+
+
+class ExportStatus(TypedDict):
+    """An export that is open under one outage policy."""
+
+    export: str
+    connections: int
+    size: int
+    """Bytes."""
+    waiting: int
+    """Reads under way that the hit path did not answer."""
+
+
+class ServerStatus(TypedDict):
+    """What a server is and counts; the parts are as whoever counts them names them."""
+
+    pid: int
+    started: float
+    """Unix time."""
+    seconds: float
+    """Time since then."""
+    control_requests: int
+    """Requests of those who use the server: whoever resolves a name is about to open it."""
+    store: str
+    store_connected: bool
+    """Whether connections to the store are open; true of a store on this host."""
+    exports: list[ExportStatus]
+    opens: int
+    """Opens of exports by clients."""
+    unconfirmed_opens: int
+    """Opens by what the store said last, while it did not answer."""
+    reads: list[dict[str, Any]]
+    hydrations: list[dict[str, Any]]
+    remote: dict[str, Any]
+    fetch: dict[str, Any]
+    cache: dict[str, Any]
+    traces: dict[str, int]
+    learn: dict[str, int]
+
+
+@dataclass(frozen=True)
+class StatusAnswer(Answer):
+    status: ServerStatus
+    """A plain dict, whose keys are the answer's: there are many, and more with each release."""
+
+    def to_wire(self) -> dict[str, Any]:
+        return {**self.status}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        return cls(wire)  # type: ignore[arg-type]
+
+
+class Status(Request[StatusAnswer]):
+    """Asks what the server is and counts."""
+
+    op, answer, is_use = "status", StatusAnswer, False
+
+
+@dataclass(frozen=True)
+class CallsAnswer(Answer):
+    first: int
+    """Number of the first of `calls`; more than was asked for where calls are forgotten."""
+    calls: list[Call]
+    """In the order in which they ended; on the wire each is [op, key, start_s, seconds, bytes, error]."""
+
+    def to_wire(self) -> dict[str, Any]:
+        return {"first": self.first, "calls": [astuple(call) for call in self.calls]}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        return cls(wire["first"], [Call(*call) for call in wire["calls"]])
+
+
+@dataclass(frozen=True)
+class Calls(Request[CallsAnswer]):
+    """Asks for the calls of the store from number `since` on, as many as are given at once."""
+
+    op, answer, is_use = "calls", CallsAnswer, False
+    since: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.since) is not int or self.since < 0:
+            raise UsageError(f"since is the number of a call, not {self.since!r}")
+
+
+@dataclass(frozen=True)
+class TracesAnswer(Answer):
+    traces: list[dict[str, Any]]
+    """Each with path, export, label, started, reads, state, new, exact, ready_ms and profile."""
+
+
+class Traces(Request[TracesAnswer]):
+    """Asks for the traces that run, and the latest."""
+
+    op, answer, is_use = "traces", TracesAnswer, False
+
+
+@dataclass(frozen=True)
+class NamesAnswer(Answer):
+    names: Sequence[Sequence[str]]
+    """Export and description."""
+
+
+class Names(Request[NamesAnswer]):
+    """Asks for the catalogue of the store."""
+
+    op, answer = "names", NamesAnswer
+
+
+@dataclass(frozen=True)
+class ResolveAnswer(Answer):
+    export: str
+
+
+class Resolve(_AboutExport[ResolveAnswer]):
+    """Asks for the name by digest of the version that an export stands for now, with its label."""
+
+    op, answer = "resolve", ResolveAnswer
+
+
+@dataclass(frozen=True)
+class ConfigAnswer(Answer):
+    config: str
+
+
+class Config(_AboutExport[ConfigAnswer]):
+    """Asks for the OCI image configuration of an export, as text."""
+
+    op, answer = "config", ConfigAnswer
+
+
+class EmptyAnswer(Answer):
+    """Says that what was asked for is done, or has begun."""
+
+
+class Hydrate(_AboutExport[EmptyAnswer]):
+    """Begins to bring all of an export into the cache."""
+
+    op, answer = "hydrate", EmptyAnswer
+
+
+@dataclass(frozen=True)
+class ReadingsAnswer(Answer):
+    profile: int
+    """Number of the profile that is replayed; 0 for none, or for one of this host alone."""
+    readings: Sequence[Sequence[object]]
+    """What its starts read, in order: [first block, blocks, path or null, first block in it]."""
+    soon: int
+    """How many of these blocks come within a moment."""
+
+
+class Readings(_AboutExport[ReadingsAnswer]):
+    """Asks what starts of an export read, for the kernel to be warmed with."""
+
+    op, answer = "readings", ReadingsAnswer
+
+
+@dataclass(frozen=True)
+class Expect(_AboutExport[EmptyAnswer]):
+    """Says that a device new to the host is about to be made: the next trace of the export and its label is evidence."""
+
+    op, answer = "expect", EmptyAnswer
+    new: bool = False
+    """Always true, so that a request without it is refused."""
+    exact: bool = False
+    """Whether the kernel reads nothing ahead."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.new is not True or type(self.exact) is not bool:
+            raise UsageError(f"new is true, and exact is true or false, not {self.new!r} and {self.exact!r}")
+
+
+@dataclass(frozen=True)
+class ReadyAnswer(Answer):
+    trace: str | None
+    """The file of the trace that ended so; None where there is none."""
+
+
+class Ready(_AboutExport[ReadyAnswer]):
+    """Says that the program of an export can be used, which ends its trace."""
+
+    op, answer = "ready", ReadyAnswer
+
+
+OPERATIONS: dict[str, type[Request[Any]]] = {
+    each.op: each for each in (Status, Calls, Traces, Names, Resolve, Config, Hydrate, Readings, Expect, Ready)
+}
+
+
+def encode_request(request: Request[Any]) -> bytes:
+    return _line(request.to_wire())
+
+
+def decode_request(line: bytes) -> Request[Any]:
+    """Returns the request that a line holds; UsageError. Fields that its class does not have are ignored."""
+    try:
+        wire = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the request is not JSON: {error}") from error
+    if not isinstance(wire, dict) or wire.get("v") != VERSION:
+        raise UsageError(f"a request is a JSON object with v: {VERSION}, on one line")
+    op = wire.get("op")
+    kind = OPERATIONS.get(op) if isinstance(op, str) else None
+    if kind is None:
+        raise UsageError(f"{op!r} is not an operation of this server: {', '.join(OPERATIONS)} are")
+    return kind(**{each.name: wire[each.name] for each in fields(kind) if each.name in wire})
+
+
+def encode_answer(answer: Answer) -> bytes:
+    return _line({"ok": True, **answer.to_wire()})
+
+
+def encode_error(error: BlockmapError) -> bytes:
+    kind = type(error).__name__
+    return _line({"ok": False, "kind": kind if kind in ERRORS else HostError.__name__, "error": str(error)})
+
+
+def decode_answer(request: Request[AnswerT], line: bytes) -> AnswerT:
+    """Returns the answer to a request, or raises the error that it holds; ValueError, KeyError, TypeError where the line is
+    no answer."""
+    wire = json.loads(line)
+    if not wire.get("ok"):
+        raise ERRORS.get(str(wire.get("kind")), HostError)(wire.get("error"))
+    answer: Any = request.answer.from_wire(wire)
+    return answer  # type: ignore[no-any-return]
+
+
+def _line(wire: dict[str, Any]) -> bytes:
+    return json.dumps({"v": VERSION, **wire}).encode() + b"\n"
