@@ -1,4 +1,4 @@
-"""Learns from what was recorded: starts `blockmap profile build` in a process of its own, one at a time, with little weight.
+"""Learns from what was recorded: starts `blockmap.learn.automatic` in a process of its own, one at a time, with little weight.
 
 That process decides whether there is something to learn, waits so that not every host publishes at once, and asks the store;
 this one only sees to it that it is not in the way of reads, and does not outlive the server.
@@ -35,7 +35,7 @@ class LearnerProcess:
         self,
         store: str,
         cache: Path,
-        program: tuple[str, ...] = (f"{sys.prefix}/bin/python", "-m", "blockmap.cli.main"),
+        program: tuple[str, ...] = (f"{sys.prefix}/bin/python", "-m", "blockmap.learn.automatic"),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -121,8 +121,8 @@ class LearnerProcess:
         # process of many threads.
         guard = _KILLED_WITH_PARENT if shutil.which(_KILLED_WITH_PARENT[0]) else ()
         command = [
-            *guard, *self._program, "profile", "build", f"{head.repo}@sha256:{head.version.hex()}", "--label", head.label,
-            "--store", self._store, "--cache", str(self._cache), "--auto", str(trace),
+            *guard, *self._program, self._store, str(self._cache), f"{head.repo}@sha256:{head.version.hex()}+{head.label}",
+            str(trace),
         ]  # fmt: skip
         with self._lock:
             if self._closed:

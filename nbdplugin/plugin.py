@@ -17,6 +17,7 @@ import nbdkit
 
 from blockmap.errors import BlockmapError, UsageError
 from blockmap.learn.local_files import LocalProfiles
+from blockmap.local.paths import profiles_folder
 from blockmap.server.server import Server
 from blockmap.store.opening import location
 from nbdplugin.background import LearnerProcess
@@ -58,7 +59,7 @@ class Service:
         self.sessions = Sessions(self.server)
         if options.control_fd is not None:
             listening = socket.socket(fileno=options.control_fd)
-            kept = LocalProfiles(options.cache / "profiles")
+            kept = LocalProfiles(profiles_folder(options.cache))
             dispatcher(self.server, self.server.traces, kept, self._status).start(listening)
         if options.metrics_fd is not None:
             MetricsServer(socket.socket(fileno=options.metrics_fd), self._status).start()

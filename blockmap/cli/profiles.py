@@ -1,8 +1,6 @@
 """Commands about profiles: build, show, list; record is its own."""
 
 import json
-import random
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,24 +14,19 @@ from blockmap.errors import BlockmapError, NotFound, UsageError
 from blockmap.format import BLOCK
 from blockmap.format.profile import Profile, ProfileItem
 from blockmap.format.refs import DEFAULT_LABEL, parse_reference
-from blockmap.learn.learner import Learnt, ProfileLearner, Subject, fresh_traces
+from blockmap.learn.learner import Learnt, ProfileLearner, find_subject, fresh_traces
 from blockmap.learn.local_files import LocalProfiles, TraceFolder, load_trace
-from blockmap.local.paths import default_cache
+from blockmap.local.paths import default_cache, profiles_folder, traces_folder
 from blockmap.store.base import Reader
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store
 from blockmap.store.profiles import ProfileReader
-from blockmap.store.repository import Repository
-from blockmap.store.resolver import find_version
 from blockmap.terminal.options import cache_option, need_store, store_option
 from blockmap.terminal.units import size
 
 _UNBOUNDED = 10_000
 """Columns: wider than any table."""
-_MISSED_SHARE = 0.1
-"""A start that missed more of what it read teaches something."""
-_MAX_WAIT_S = 60.0
 
 
 @click.group()
@@ -50,8 +43,6 @@ profile.add_command(record)
 @store_option
 @cache_option
 @click.option("--label", help="Which workload of the image.  [default: default]")
-@click.option("--auto", is_flag=True, hidden=True, help="Build only what is worth it, after a random wait.")
-@click.option("--wait", "wait_s", type=float, hidden=True, help="How long to wait, in seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary for machines.")
 def build(
     name: str,
@@ -59,8 +50,6 @@ def build(
     store: str | None,
     cache: Path | None,
     label: str | None,
-    auto: bool,
-    wait_s: float | None,
     as_json: bool,
 ) -> None:
     """Learn from starts of NAME what its next starts read, and store it for all hosts.
@@ -68,35 +57,24 @@ def build(
     Merges each TRACE (a file, or a name from `blockmap trace list`) with the newest profile; without any, the traces on
     this host that are not in it yet, of starts on a host that had nothing of the image.
     """
-    subject, opened = _subject(name, label, store)
+    reference = parse_reference(name if label is None else f"{name}+{label}")
+    opened, _ = open_store(need_store(store))
+    subject = find_subject(opened, reference)
     where = cache or default_cache()
-    folder = TraceFolder(where / "traces", _warn)
-    learner = ProfileLearner(opened, subject, LocalProfiles(where / "profiles"), _warn)
+    folder = TraceFolder(traces_folder(where), _warn)
     chosen = [load_trace(folder.find(each)) for each in traces]
     if any((trace.head.repo, trace.head.label) != (subject.repo, subject.label) for trace in chosen):
         raise UsageError(f"a trace is not of {subject.repo}+{subject.label}: see `blockmap trace list`")
-    if auto:
-        time.sleep(random.uniform(0, _MAX_WAIT_S) if wait_s is None else wait_s)
-        share = max((learner.missed(trace) for trace in chosen), default=0.0)
-        if share <= _MISSED_SHARE:
-            click.echo(f"{subject.repo}+{subject.label}: nothing to learn, {share:.0%} of the start was not known")
-            return
-    elif not chosen:
+    if not chosen:
         found = [trace for trace in folder.of(subject.repo, subject.label) if trace.head.is_evidence]
         chosen = fresh_traces(opened, found, subject.repo, subject.label)
         if not chosen:
             raise NotFound(
-                f"{where / 'traces'} has no trace of {subject.repo}+{subject.label} that is not in its profile yet: start "
+                f"{traces_folder(where)} has no trace of {subject.repo}+{subject.label} that is not in its profile yet: start "
                 "the image, or name traces"
             )
+    learner = ProfileLearner(opened, subject, LocalProfiles(profiles_folder(where)), _warn)
     _tell(learner.learn(chosen), as_json)
-
-
-def _subject(name: str, label: str | None, store: str | None) -> tuple[Subject, Reader]:
-    reference = parse_reference(name if label is None else f"{name}+{label}")
-    opened, _ = open_store(need_store(store))
-    found = find_version(Repository(opened), reference)
-    return Subject(reference.repo, reference.label or DEFAULT_LABEL, found.name, found.root), opened
 
 
 def _tell(learnt: Learnt, as_json: bool) -> None:
@@ -146,7 +124,7 @@ def show(name: str, store: str | None, cache: Path | None, label: str | None, li
     repo, own = reference.repo, reference.label or DEFAULT_LABEL
     found = ProfileReader(opened).newest(repo, own)
     if found is None:
-        found = LocalProfiles((cache or default_cache()) / "profiles").get(repo, own)
+        found = LocalProfiles(profiles_folder(cache or default_cache())).get(repo, own)
     if found is None:
         raise NotFound(f"there is no profile of {repo}+{own}: `blockmap profile build` makes one of traces")
     bundles = _bundles(opened, found)

@@ -14,7 +14,7 @@ from blockmap.format.trace import EXACT, Trace
 from blockmap.learn.first_touches import first_touches
 from blockmap.learn.local_files import TraceFolder, load_trace
 from blockmap.learn.stored_index import index_of
-from blockmap.local.paths import default_cache
+from blockmap.local.paths import default_cache, traces_folder
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.terminal.options import cache_option, need_store, store_option
@@ -90,7 +90,7 @@ def export(name: str, cache: Path | None, as_csv: bool) -> None:
 
 
 def _folder(cache: Path | None) -> TraceFolder:
-    return TraceFolder((cache or default_cache()) / "traces", lambda text: click.echo(f"blockmap: {text}", err=True))
+    return TraceFolder(traces_folder(cache or default_cache()), lambda text: click.echo(f"blockmap: {text}", err=True))
 
 
 def _about(own: Trace) -> dict[str, object]:

@@ -10,6 +10,7 @@ from blockmap.errors import BlockmapError, Corrupt, NotFound, StoreReadOnly
 from blockmap.format.digest import Digest
 from blockmap.format.entry import root_of
 from blockmap.format.profile import Profile, ProfileItem
+from blockmap.format.refs import DEFAULT_LABEL, Reference
 from blockmap.format.trace import Trace
 from blockmap.format.tree import Root
 from blockmap.learn.block_index import BlockIndex
@@ -23,6 +24,7 @@ from blockmap.store.base import Reader, Writer
 from blockmap.store.names import NameReader
 from blockmap.store.profiles import ProfileLog, ProfileReader
 from blockmap.store.repository import Repository
+from blockmap.store.resolver import find_version
 
 _OTHER_VERSIONS = 4
 """Number of other versions, the last ones named in the repository, that get bundles at once; the rest get theirs at import."""
@@ -36,6 +38,12 @@ class Subject:
     label: str
     version: Digest
     root: Root
+
+
+def find_subject(store: Reader, reference: Reference) -> Subject:
+    """The version that a reference stands for now, and its workload; NotFound, StoreError, Corrupt."""
+    found = find_version(Repository(store), reference)
+    return Subject(reference.repo, reference.label or DEFAULT_LABEL, found.name, found.root)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,8 @@ from blockmap.format import trace as traces
 from blockmap.format.profile import Profile
 from blockmap.format.refs import to_component
 from blockmap.format.trace import Trace
+from blockmap.local.paths import TRACE_SUFFIX
 from blockmap.store.packs import compress, expand
-
-_SUFFIX = ".trace"
 
 
 class TraceFolder:
@@ -24,7 +23,7 @@ class TraceFolder:
 
     def all(self) -> Iterator[tuple[Path, Trace]]:
         """Yields all traces with their paths, the oldest first."""
-        for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+        for path in sorted(self._folder.glob(f"*{TRACE_SUFFIX}")):
             try:
                 yield path, load_trace(path)
             except (FormatError, NotFound) as error:
@@ -38,7 +37,7 @@ class TraceFolder:
 
         Raises UsageError if there is none.
         """
-        for path in (Path(name), self._folder / name, self._folder / f"{name}{_SUFFIX}"):
+        for path in (Path(name), self._folder / name, self._folder / f"{name}{TRACE_SUFFIX}"):
             if path.is_file():
                 return path
         raise UsageError(f"there is no trace {name}, nor in {self._folder}: see `blockmap trace list`")

@@ -2,6 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import Final
+
+TRACE_SUFFIX: Final = ".trace"
+"""How the names of traces end, in `traces_folder`."""
 
 
 def default_socket() -> Path:
@@ -27,3 +31,13 @@ def default_state() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/blockmap")
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "blockmap"
+
+
+def traces_folder(cache: Path) -> Path:
+    """The traces of this host's starts, one file each."""
+    return cache / "traces"
+
+
+def profiles_folder(cache: Path) -> Path:
+    """The profiles of this host alone."""
+    return cache / "profiles"

@@ -10,7 +10,7 @@ import click
 from blockmap import durable
 from blockmap.control.client import Client
 from blockmap.errors import BlockmapError, HostError, UsageError
-from blockmap.local.paths import default_cache, default_socket
+from blockmap.local.paths import default_cache, default_socket, traces_folder
 from blockmap.report import sources
 from blockmap.report.data import ReportedStart, ReportRun, cover, find_pauses
 from blockmap.store.opening import location, open_store
@@ -55,7 +55,7 @@ def report(
     repository = None if url is None else Repository(open_store(url)[0])
     if repository is None:
         _say("without --store, and with no server that answers, the report names no files")
-    folder = (cache or default_cache()) / "traces"
+    folder = traces_folder(cache or default_cache())
     starts = []
     traces = sources.find_traces(words, folder, label, repository)
     for number_of_start, trace in enumerate(traces, 1):

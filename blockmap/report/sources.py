@@ -20,6 +20,7 @@ from blockmap.format.trace import HEAD_BYTES, Trace, TraceHead, decode_head
 from blockmap.learn.local_files import TraceFolder, load_trace
 from blockmap.learn.port_profile import port
 from blockmap.learn.stored_index import index_of
+from blockmap.local.paths import TRACE_SUFFIX
 from blockmap.report import files
 from blockmap.report.data import Image, ReportRun, analyse, expand
 from blockmap.report.files import Numbers
@@ -38,7 +39,7 @@ def find_traces(words: Sequence[str], folder: Path, label: str | None, repositor
     kept = TraceFolder(folder, lambda text: None)
     taken: dict[str, list[Path]] = {}
     for word in words:
-        if word.endswith(".trace") or (folder / f"{word}.trace").is_file():
+        if word.endswith(TRACE_SUFFIX) or (folder / f"{word}{TRACE_SUFFIX}").is_file():
             found.append(_read(kept.find(word)))
             continue
         if word not in taken:
@@ -58,7 +59,7 @@ def _latest(word: str, folder: Path, label: str | None, repository: Repository |
     label = label or reference.label
     version = _version_of(word, reference, repository)
     heads: list[tuple[int, Path]] = []
-    for path in folder.glob("*.trace"):
+    for path in folder.glob(f"*{TRACE_SUFFIX}"):
         with suppress(FormatError, OSError), open(path, "rb") as file:
             head = decode_head(file.read(HEAD_BYTES))
             if head.repo == reference.repo and label in (None, head.label) and version in (None, head.version):

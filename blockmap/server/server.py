@@ -11,6 +11,7 @@ from blockmap.fetch.fetcher import Fetcher
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.refs import parse_reference
 from blockmap.format.trace import TraceHead
+from blockmap.local.paths import traces_folder
 from blockmap.origin.keepalive import ConnectionKeeper
 from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
 from blockmap.origin.ranges import Ranges
@@ -59,7 +60,7 @@ class Server:
         self._listing = Listing(self._store, self._records, ANSWER_SECONDS)
         self._registry = Registry(self._fetcher)
         self._hydrations = Hydrations(self._fetcher)
-        self.traces = TraceManager(cache_directory / "traces", evidence or (lambda head, trace: None))
+        self.traces = TraceManager(traces_folder(cache_directory), evidence or (lambda head, trace: None))
         self._lock = threading.Lock()  # guards what follows; never held across I/O, nor while another lock is taken
         self._outages = {"": DEFAULT, **(outages or {})}
 

@@ -22,10 +22,10 @@ import numpy as np
 
 from blockmap.format import BLOCK
 from blockmap.format.trace import HEAD_BYTES, READ, Reads, TraceHead, encode_head
+from blockmap.local.paths import TRACE_SUFFIX
 from blockmap.volume.reads import LENGTH_BITS, Note
 
 RECORDS: Final = 65_536
-SUFFIX: Final = ".trace"
 _MOMENT = 1 << 62
 """A moment is noted as its microseconds and this."""
 
@@ -150,7 +150,7 @@ def rewrite_head(path: Path, head: TraceHead) -> None:
 
 def make_room(folder: Path, files: int, size: int) -> None:
     """Deletes the oldest traces, so that at most `files`, and `size` bytes, stay; OSError where the folder cannot be read."""
-    found = sorted(folder.glob(f"*{SUFFIX}"), reverse=True)
+    found = sorted(folder.glob(f"*{TRACE_SUFFIX}"), reverse=True)
     kept_bytes = 0
     for number, path in enumerate(found):
         with suppress(FileNotFoundError):
@@ -161,7 +161,7 @@ def make_room(folder: Path, files: int, size: int) -> None:
 
 def _create(folder: Path, started_us: int) -> tuple[Path, int]:
     for number in count():
-        path = folder / f"{started_us:016d}-{number}{SUFFIX}"
+        path = folder / f"{started_us:016d}-{number}{TRACE_SUFFIX}"
         with suppress(FileExistsError):
             return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     raise AssertionError

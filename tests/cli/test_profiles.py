@@ -2,6 +2,8 @@
 
 import json
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from blockmap.errors import BlockmapError, NotFound, StoreReadOnly, UsageError
 from blockmap.filesystem.ext4.reader import Ext4Reader
 from blockmap.format import BLOCK, bundle, trace
 from blockmap.format.trace import NEW, READ, End, TraceHead
+from blockmap.learn.automatic import learn_from_start
 from blockmap.learn.block_index import BlockIndex
 from blockmap.learn.stored_index import index_of
 from blockmap.store.memory import MemoryStore
@@ -69,6 +72,10 @@ class Site:
             raise done.exception
         assert done.exit_code == 0, done.output
         return done.output
+
+    def learn(self, trace: str) -> str:
+        """As a server's process does it, without the wait before."""
+        return learn_from_start(str(self.store), self.cache, "app:1", self.traces / f"{trace}.trace", print)
 
     def bundle_of(self, name: str) -> bundle.BundleHead:
         """The one that the name's hint tells."""
@@ -171,21 +178,37 @@ def test_other_names_get_bundles_when_a_profile_is_built(site: Site) -> None:
 def test_a_server_publishes_only_what_it_learnt(site: Site) -> None:
     reader = ProfileReader(open_store(str(site.store))[0])
     first = site.start(1, [b"usr/file-1", b"usr/file-2"])
-    auto = ("profile", "build", "app:1", "--auto", "--wait", "0")
-    site.call(*auto, first)
+    assert "profile 1 of 2 items" in site.learn(first)
     assert reader.number("app", "default") == 1
-    assert "nothing to learn" in site.call(*auto, first)
+    assert "nothing to learn" in site.learn(first)
     warm = site.start(2, [b"usr/file-7"], flags=0)
-    assert "nothing to learn" in site.call(*auto, warm)
+    assert "nothing to learn" in site.learn(warm)
     replayed = site.start(3, [b"usr/file-1"], profile=1)
-    assert "nothing to learn" in site.call(*auto, replayed)
+    assert "nothing to learn" in site.learn(replayed)
     assert reader.number("app", "default") == 1
     other = site.start(4, [b"usr/file-1", b"usr/file-7"], profile=1)
-    site.call(*auto, other)
+    site.learn(other)
     found = reader.newest("app", "default")
     assert found is not None
     assert (found.n, found.starts) == (2, 1)
     assert {item.path for item in found.items} == {b"usr/file-1", b"usr/file-2", b"usr/file-7"}
+
+
+def test_the_process_of_a_server_says_last_what_came_of_it(site: Site) -> None:
+    trace = site.traces / f"{site.start(1, [b'usr/file-1'])}.trace"
+    at_once = "import random, runpy; random.uniform = lambda low, high: 0; "
+    code = at_once + "runpy.run_module('blockmap.learn.automatic', run_name='__main__')"
+
+    def run(export: str) -> tuple[int, str]:
+        command = [sys.executable, "-c", code, str(site.store), str(site.cache), export, str(trace)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        return done.returncode, done.stdout.splitlines()[-1]
+
+    assert run("app:1+default") == (0, "profile 1 of 1 items from 1 starts, with bundles for 1 versions")
+    assert run("app:1+default") == (0, "nothing to learn, 0% of the start was not known")
+    code_of_failure, said = run("other:1+default")
+    assert code_of_failure == 1
+    assert "other" in said
 
 
 def test_a_damaged_profile_is_followed_by_a_whole_one(site: Site) -> None:

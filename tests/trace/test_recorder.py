@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockmap.format.trace import HEAD_BYTES, READ, End
-from blockmap.trace import recorder as recorders
+from blockmap.local.paths import TRACE_SUFFIX
 from blockmap.trace.recorder import Recorder, make_room, rewrite_head
 from tests.trace.starting import Clock, head, noted, ranges, stored
 from tests.waiting import until
@@ -241,7 +241,7 @@ def test_a_head_that_says_more(tmp_path: Path) -> None:
 
 def test_the_oldest_go_first(tmp_path: Path) -> None:
     for number in range(20):
-        (tmp_path / f"{number:016d}-0{recorders.SUFFIX}").write_bytes(bytes(100))
+        (tmp_path / f"{number:016d}-0{TRACE_SUFFIX}").write_bytes(bytes(100))
     (tmp_path / "notes").write_bytes(bytes(10_000))
 
     def left() -> list[int]:

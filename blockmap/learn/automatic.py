@@ -1,0 +1,60 @@
+"""Learns from one start if that has something to teach; a server runs this in a process of its own:
+
+    python -m blockmap.learn.automatic STORE CACHE EXPORT TRACE
+
+The last line that it prints says what came of it.
+"""
+
+import logging
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from blockmap.errors import BlockmapError
+from blockmap.format.refs import parse_reference
+from blockmap.learn.learner import ProfileLearner, find_subject
+from blockmap.learn.local_files import LocalProfiles, load_trace
+from blockmap.local.paths import profiles_folder
+from blockmap.store.opening import open_store
+
+_log = logging.getLogger("blockmap")
+
+_MISSED_SHARE = 0.1
+"""A start that missed more of what it read teaches something."""
+_MAX_WAIT_S = 60.0
+"""Each process waits for a random time, so that not all hosts publish what they learnt from one event at once."""
+
+
+def learn_from_start(store_url: str, cache: Path, export: str, trace: Path, warn: Callable[[str], None]) -> str:
+    """Merges the trace of a start of `export` with what is known, if that lacked enough of it.
+
+    Returns what came of it, for people; UsageError, NotFound, FormatError, Corrupt, StoreError.
+    """
+    store, _ = open_store(store_url)
+    subject = find_subject(store, parse_reference(export))
+    learner = ProfileLearner(store, subject, LocalProfiles(profiles_folder(cache)), warn)
+    start = load_trace(trace)
+    share = learner.missed(start)
+    if share <= _MISSED_SHARE:
+        return f"nothing to learn, {share:.0%} of the start was not known"
+    learnt = learner.learn([start])
+    profile = learnt.profile
+    about = f"{len(profile.items):,} items from {profile.starts} starts"
+    if learnt.kept is not None:
+        return f"the store cannot be written from here: a profile of {about} stays on this host, in {learnt.kept}"
+    return f"profile {profile.n} of {about}, with bundles for {len(learnt.bundles)} versions"
+
+
+def _main(store_url: str, cache: str, export: str, trace: str) -> None:
+    logging.basicConfig(format="%(message)s")
+    time.sleep(random.uniform(0, _MAX_WAIT_S))
+    try:
+        print(learn_from_start(store_url, Path(cache), export, Path(trace), _log.warning))
+    except BlockmapError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
