@@ -158,7 +158,7 @@ def _hydrations(hydrations: list[dict[str, Any]]) -> Iterator[Metric]:
     )  # fmt: skip
     for each in hydrations:
         export = short_export(each["export"])
-        running.add_metric([export], not each["ended"])
+        running.add_metric([export], each["state"] == "running")
         size.add_metric([export], each["bytes"])
     yield from (running, size)
 

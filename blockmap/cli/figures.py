@@ -92,7 +92,7 @@ def background(status: ServerStatus) -> list[str]:
 
 
 def _hydration(each: dict[str, Any]) -> str:
-    return f"all of {short_export(each['export'])}: {size(each['bytes'])}, {each['ended'] or 'under way'}"
+    return f"all of {short_export(each['export'])}: {size(each['bytes'])}, {each['state']}"
 
 
 def remote(status: ServerStatus) -> Figures:

@@ -4,7 +4,7 @@ import socket
 import time
 from pathlib import Path
 
-from blockmap.control.messages import AnswerT, Request, ServerStatus, Status, decode_answer, encode_request
+from blockmap.control.messages import AnswerT, Operation, ServerStatus, Status, decode_answer, encode_request
 from blockmap.errors import HostError
 from blockmap.local.paths import control_socket
 
@@ -20,7 +20,7 @@ class Client:
         """How long an answer may take."""
         self._path = control_socket(nbd_socket)
 
-    def ask(self, request: Request[AnswerT]) -> AnswerT:
+    def ask(self, request: Operation[AnswerT]) -> AnswerT:
         """Returns the answer; raises the error that the server had, or HostError where none answers."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

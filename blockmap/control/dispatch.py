@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from blockmap.control.messages import AnswerT, Request, decode_request, encode_answer, encode_error
+from blockmap.control.messages import AnswerT, Operation, decode_request, encode_answer, encode_error
 from blockmap.errors import BlockmapError, HostError, UsageError
 
 _MAX_LINE = 1 << 16
@@ -23,12 +23,12 @@ class Dispatcher:
     """Answers requests by a table of handlers, one of each operation; safe to share between threads once all are there."""
 
     def __init__(self) -> None:
-        self._handlers: dict[type[Request[Any]], Callable[[Any], Any]] = {}
+        self._handlers: dict[type[Operation[Any]], Callable[[Any], Any]] = {}
         self._lock = threading.Lock()  # guards uses
         self.uses = 0
         """Requests by those who use the server, and do not only watch it."""
 
-    def register(self, kind: type[Request[AnswerT]], handler: Callable[[Any], AnswerT]) -> None:
+    def register(self, kind: type[Operation[AnswerT]], handler: Callable[[Any], AnswerT]) -> None:
         """Has `handler` answer the requests of a class; it may raise any BlockmapError, which then crosses to the client."""
         self._handlers[kind] = handler
 

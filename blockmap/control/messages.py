@@ -45,7 +45,7 @@ AnswerT = TypeVar("AnswerT", bound=Answer)
 
 
 @dataclass(frozen=True)
-class Request(Generic[AnswerT]):
+class Operation(Generic[AnswerT]):
     """One question; raises UsageError where a field has a wrong type."""
 
     op: ClassVar[str]
@@ -58,7 +58,7 @@ class Request(Generic[AnswerT]):
 
 
 @dataclass(frozen=True)
-class _AboutExport(Request[AnswerT]):
+class _AboutExport(Operation[AnswerT]):
     export: str = ""
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ class StatusAnswer(Answer):
         return cls(wire)  # type: ignore[arg-type]
 
 
-class Status(Request[StatusAnswer]):
+class Status(Operation[StatusAnswer]):
     """Asks what the server is and counts."""
 
     op, answer, is_use = "status", StatusAnswer, False
@@ -139,7 +139,7 @@ class CallsAnswer(Answer):
 
 
 @dataclass(frozen=True)
-class Calls(Request[CallsAnswer]):
+class Calls(Operation[CallsAnswer]):
     """Asks for the calls of the store from number `since` on, as many as are given at once."""
 
     op, answer, is_use = "calls", CallsAnswer, False
@@ -156,7 +156,7 @@ class TracesAnswer(Answer):
     """Each with path, export, label, started, reads, state, new, exact, ready_ms and profile."""
 
 
-class Traces(Request[TracesAnswer]):
+class Traces(Operation[TracesAnswer]):
     """Asks for the traces that run, and the latest."""
 
     op, answer, is_use = "traces", TracesAnswer, False
@@ -168,7 +168,7 @@ class NamesAnswer(Answer):
     """Export and description."""
 
 
-class Names(Request[NamesAnswer]):
+class Names(Operation[NamesAnswer]):
     """Asks for the catalogue of the store."""
 
     op, answer = "names", NamesAnswer
@@ -250,16 +250,16 @@ class Ready(_AboutExport[ReadyAnswer]):
     op, answer = "ready", ReadyAnswer
 
 
-OPERATIONS: dict[str, type[Request[Any]]] = {
+OPERATIONS: dict[str, type[Operation[Any]]] = {
     each.op: each for each in (Status, Calls, Traces, Names, Resolve, Config, Hydrate, Readings, Expect, Ready)
 }
 
 
-def encode_request(request: Request[Any]) -> bytes:
+def encode_request(request: Operation[Any]) -> bytes:
     return _line(request.to_wire())
 
 
-def decode_request(line: bytes) -> Request[Any]:
+def decode_request(line: bytes) -> Operation[Any]:
     """Returns the request that a line holds; UsageError. Fields that its class does not have are ignored."""
     try:
         wire = json.loads(line)
@@ -283,7 +283,7 @@ def encode_error(error: BlockmapError) -> bytes:
     return _line({"ok": False, "kind": kind if kind in ERRORS else HostError.__name__, "error": str(error)})
 
 
-def decode_answer(request: Request[AnswerT], line: bytes) -> AnswerT:
+def decode_answer(request: Operation[AnswerT], line: bytes) -> AnswerT:
     """Returns the answer to a request, or raises the error that it holds; ValueError, KeyError, TypeError where the line is
     no answer."""
     wire = json.loads(line)

@@ -102,7 +102,7 @@ class Hydration:
         self._thread.join()
 
     def status(self) -> dict[str, object]:
-        return {"export": self.name, "bytes": self.done_bytes, "ended": self.ended}
+        return {"export": self.name, "bytes": self.done_bytes, "state": self.ended or "running"}
 
     def _run(self) -> None:
         if self._replay is not None:

@@ -19,14 +19,14 @@ import pytest
 from click.testing import CliRunner
 
 from blockmap.bench.coldstart.command import coldstart, parse_rtts
-from blockmap.bench.coldstart.plan import Step, interleave
-from blockmap.bench.coldstart.prices import Prices
+from blockmap.bench.coldstart.origin_log import LoggedRequest, at_client, parse
+from blockmap.bench.coldstart.prerequisites import PROGRAMS, find_prerequisites, need_image, need_programs
+from blockmap.bench.coldstart.price_list import Prices
 from blockmap.bench.coldstart.processes import calm, listens
 from blockmap.bench.coldstart.report import beside, details, of_starts, row
-from blockmap.bench.coldstart.requests import Request, at_client, parse
-from blockmap.bench.coldstart.runs import TimedStart, split, within
-from blockmap.bench.coldstart.shared import PROGRAMS, find_shared, need_image, need_programs
+from blockmap.bench.coldstart.schedule import Step, interleave
 from blockmap.bench.coldstart.slope import theil_sen
+from blockmap.bench.coldstart.timed_start import TimedStart, split, within
 from blockmap.errors import HostError, UsageError
 from blockmap.host import tools
 from blockmap.server.store_log import serial_steps
@@ -36,8 +36,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LIMIT_S = 600.0
 
 
-def request(start_s: float, end_s: float, sent_bytes: int = 100) -> Request:
-    return Request(start_s, end_s, 1, 206, sent_bytes, "127.0.0.1:9", "GET", "/x")
+def request(start_s: float, end_s: float, sent_bytes: int = 100) -> LoggedRequest:
+    return LoggedRequest(start_s, end_s, 1, 206, sent_bytes, "127.0.0.1:9", "GET", "/x")
 
 
 # --- slope
@@ -103,7 +103,7 @@ def test_every_round_has_every_combination_once_in_an_order_of_its_own() -> None
         expected = [Step(number, image, way, rtt) for image in ("a:1", "b:1") for way in "xy" for rtt in (0, 50)]
         expected += [Step(number, image, "disk", None) for image in ("a:1", "b:1")]
         assert Counter(each) == Counter(expected)
-    orders = {tuple((step.image, step.row, step.rtt_ms) for step in each) for each in rounds}
+    orders = {tuple((step.image, step.way, step.rtt_ms) for step in each) for each in rounds}
     assert len(orders) > 1
     assert steps == [step for each in rounds for step in each]
     assert steps == interleave(["a:1", "b:1"], ["x", "y"], ["disk"], [0, 50], 3)
@@ -145,7 +145,7 @@ def test_requests_before_the_clock_and_after_ready_are_kept_apart() -> None:
 # --- the report
 
 
-def start(ready_s: float | None, requests: list[Request], calls: list[Call] | None = None) -> TimedStart:
+def start(ready_s: float | None, requests: list[LoggedRequest], calls: list[Call] | None = None) -> TimedStart:
     return TimedStart(ready_s, "" if ready_s else "no answer in time", [], requests, calls)
 
 
@@ -193,14 +193,14 @@ def test_a_summary_sets_round_trips_beside_a_peers() -> None:
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="netshape is needed"):
-        find_shared(tmp_path, tmp_path)
+        find_prerequisites(tmp_path, tmp_path)
     (tmp_path / "corpus").mkdir()
     for name in ("netshape", "corpus/run-startup"):
         (tmp_path / name).touch(0o755)
     with pytest.raises(HostError, match="--corpus"):
-        find_shared(tmp_path, None)
+        find_prerequisites(tmp_path, None)
     with pytest.raises(HostError, match="build redis --out"):
-        need_image(find_shared(tmp_path, tmp_path), "redis:1")
+        need_image(find_prerequisites(tmp_path, tmp_path), "redis:1")
 
 
 def test_programs_that_are_missing_are_named_by_their_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

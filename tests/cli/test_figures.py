@@ -40,8 +40,8 @@ def status(hits: int, fetched: int, calls: int = 0, pid: int = 1) -> dict[str, A
             "bundles_failed": 2,
         },
         "hydrations": [
-            {"export": APP, "bytes": 5_000_000, "ended": ""},
-            {"export": OLD, "bytes": 7_000_000, "ended": "complete"},
+            {"export": APP, "bytes": 5_000_000, "state": "running"},
+            {"export": OLD, "bytes": 7_000_000, "state": "complete"},
         ],
         "cache": {"bytes": 10, "cap_bytes": 100, "slots": 5, "evicted": 0},
     }
@@ -64,7 +64,7 @@ def test_exports_with_their_reads() -> None:
 def test_what_is_brought_ahead_is_told_live() -> None:
     text = shown(Snapshot(5.0, status(hits=1, fetched=0)), None)
     assert "3 bundles, 1 under way, 2.1 MB, 4 reads of what they lack, 0 chunks damaged, 2 failed" in text
-    assert "all of app@abababababab: 5.0 MB, under way" in text
+    assert "all of app@abababababab: 5.0 MB, running" in text
     assert "all of old@cdcdcdcdcdcd: 7.0 MB, complete" in text
 
 

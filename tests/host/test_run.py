@@ -80,7 +80,7 @@ def test_what_it_writes_goes_with_it_and_does_not_reach_the_image(running: Host)
 
 def test_an_image_that_runs_is_brought_whole_where_it_is_asked_for(running: Host) -> None:
     assert running.do("run", "--hydrate", "app:1") == "1"
-    until(lambda: [each["ended"] for each in running.client.status()["hydrations"]] == ["complete"])
+    until(lambda: [each["state"] for each in running.client.status()["hydrations"]] == ["complete"])
 
 
 def test_the_hosts_network_and_names_are_its_own(running: Host) -> None:

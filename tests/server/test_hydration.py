@@ -24,7 +24,7 @@ def test_a_volume_that_was_brought_is_read_without_the_store(tmp_path: Path) -> 
         cache.put(leaf.chunks[0], part, 1)  # held in part, and completed
         hydration = Hydration("a@sha256:0", root, fetcher)
         until(lambda: hydration.ended)
-        assert hydration.status() == {"export": "a@sha256:0", "bytes": hydration.done_bytes, "ended": "complete"}
+        assert hydration.status() == {"export": "a@sha256:0", "bytes": hydration.done_bytes, "state": "complete"}
         fetcher.flush()
         store.down = True
         assert read_blocks(view, 0, BLOCKS) == expected(0, BLOCKS)

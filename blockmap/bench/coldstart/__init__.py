@@ -1,7 +1,16 @@
 """`blockmap bench coldstart`: from the request to open an export to a program that is ready, over a slow link.
 
-The far side (`origin`) is an nginx, through which every row's bytes come and whose log counts its requests; a link
-(`link`) lies before it; `rows` are the ways to get an image's files, each measured by `runs` on one clock, in the order
-of `plan`. Needs root, the relay `netshape` and the corpus's `run-startup` from a shared folder that is no part of
-blockmap (`shared`).
+    command              checks the prerequisites (the relay, the corpus, programs), measures in the order of schedule, prints
+    images, recording    make each image in all forms that are compared, and blockmap's profile of it
+    origin               the far side: an nginx before all bytes, over an engine; origin_log has the requests that it saw
+    link                 the slow link before the origin, one for each start
+    ways                 get an image's files: blockmap, a peer or a pull; blockmap_server, overlay and processes help
+    timed_start          one start by one way: empty caches, a link, a clock until the program is ready
+    opening              an open alone, by the same clock
+    report, plot         show all starts: their slope over round trips, and their cost by price_list
+
+    command -> schedule -> timed_start -> ways -> link -> origin
+                  starts, with requests of origin_log -> report
+
+Needs root, the relay `netshape` and the corpus's `run-startup`, which are no part of blockmap.
 """

@@ -13,18 +13,18 @@ from blockmap.bench.coldstart.images import Prepared, prepare
 from blockmap.bench.coldstart.link import Shape
 from blockmap.bench.coldstart.opening import Opening, openings
 from blockmap.bench.coldstart.origin import serving
-from blockmap.bench.coldstart.plan import Step, interleave
-from blockmap.bench.coldstart.prices import Prices
+from blockmap.bench.coldstart.prerequisites import find_prerequisites, need_image, need_programs
+from blockmap.bench.coldstart.price_list import Prices
 from blockmap.bench.coldstart.processes import calm
 from blockmap.bench.coldstart.recording import record
 from blockmap.bench.coldstart.report import CAVEATS, ReadyFigures, against, beside, details, of_openings, of_starts, row
-from blockmap.bench.coldstart.rows import all_rows
-from blockmap.bench.coldstart.runs import Bench, TimedStart, start
-from blockmap.bench.coldstart.shared import find_shared, need_image, need_programs
+from blockmap.bench.coldstart.schedule import Step, interleave
+from blockmap.bench.coldstart.timed_start import Bench, TimedStart, start
+from blockmap.bench.coldstart.ways import all_ways
 from blockmap.errors import UsageError
 from blockmap.host import tools
 
-_ROWS = tuple(all_rows())
+_ROWS = tuple(all_ways())
 _MAX_WORK_PATH = 50
 
 
@@ -99,7 +99,7 @@ def coldstart(
         plots.need_matplotlib()
         if plot.suffix not in (".svg", ".png"):
             raise UsageError(f"--plot {plot}: a name that ends in .svg or .png is expected")
-    found = find_shared(shared, corpus)
+    found = find_prerequisites(shared, corpus)
     tools.need_root("bench coldstart")
     need_programs(engine)
     layouts = {image: need_image(found, image) for image in images}
@@ -118,7 +118,7 @@ def coldstart(
         opened = _openings(bench, prepared, rtts, rounds, idle) if not rows or "resident" in rows else []
     if plot is not None:
         plots.draw(starts, plot)
-    ways = all_rows()
+    ways = all_ways()
     prices = Prices(price_per_1000_requests, price_per_gb)
     figures = [*starts, *opened]
     report: Report = {
@@ -141,19 +141,19 @@ def coldstart(
 def _starts(
     bench: Bench, images: Sequence[Prepared], rows: Sequence[str], rtts: Sequence[float], rounds: int
 ) -> list[ReadyFigures]:
-    by_name, ways = {image.name: image for image in images}, all_rows()
+    by_name, ways = {image.name: image for image in images}, all_ways()
     remote = [name for name in rows if ways[name].remote]
     local = [name for name in rows if not ways[name].remote]
     steps = interleave(list(by_name), remote, local, rtts, rounds)
     found: list[tuple[Step, TimedStart]] = []
     for number, step in enumerate(steps, 1):
-        taken = start(bench, ways[step.row], by_name[step.image], step.rtt_ms)
+        taken = start(bench, ways[step.way], by_name[step.image], step.rtt_ms)
         where = "" if step.rtt_ms is None else f" at {step.rtt_ms:g} ms"
         how = taken.failure if taken.ready_s is None else f"ready after {taken.ready_s:.2f} s"
-        _say(f"{number}/{len(steps)} {step.image} by {ways[step.row].name}{where}: {how}")
+        _say(f"{number}/{len(steps)} {step.image} by {ways[step.way].name}{where}: {how}")
         found.append((step, taken))
     # As the rows were asked for: the steps are shuffled.
-    found.sort(key=lambda each: (list(by_name).index(each[0].image), list(rows).index(each[0].row)))
+    found.sort(key=lambda each: (list(by_name).index(each[0].image), list(rows).index(each[0].way)))
     return of_starts(found, {name: way.name for name, way in ways.items()})
 
 

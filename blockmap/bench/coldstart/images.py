@@ -1,4 +1,4 @@
-"""The same image in every form that a row needs: in a store, in a registry, as a raw and a qcow2 disk, on a local disk."""
+"""The same image in every form that is compared: in a store, in a registry, as a raw and a qcow2 disk, on a local disk."""
 
 import os
 import subprocess
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from blockmap.bench.coldstart.blockmap_server import BLOCKMAP, served
 from blockmap.bench.coldstart.engine import Store, to_write
 from blockmap.bench.coldstart.origin import Origin
-from blockmap.bench.coldstart.serve import BLOCKMAP, served
 from blockmap.errors import HostError
 from blockmap.format.refs import parse_name
 from blockmap.host import tools

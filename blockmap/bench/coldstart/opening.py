@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from blockmap.bench.coldstart.images import Prepared
+from blockmap.bench.coldstart.origin_log import LoggedRequest
 from blockmap.bench.coldstart.processes import calm
-from blockmap.bench.coldstart.requests import Request
-from blockmap.bench.coldstart.rows import BenchSite, Blockmap, calls_of, socket_of
-from blockmap.bench.coldstart.runs import Bench, place_for, split, within
+from blockmap.bench.coldstart.timed_start import Bench, place_for, split, within
+from blockmap.bench.coldstart.ways import BenchSite, Blockmap, calls_of, socket_of
 from blockmap.errors import HostError
 from blockmap.host import tools
 from blockmap.store.observed import Call
@@ -31,9 +31,9 @@ class Opening:
     part: str
     seconds: float
     """With the start of the program that opens it, some 20 ms."""
-    before: list[Request]
+    before: list[LoggedRequest]
     """What was asked of the far side since the server was started: also to keep connections alive."""
-    requests: list[Request]
+    requests: list[LoggedRequest]
     calls: list[Call] | None
     """The same by blockmap's own log."""
 
@@ -69,7 +69,7 @@ def openings(bench: Bench, images: Sequence[Prepared], rtts_ms: Sequence[float],
     return [opening for each in timed for opening in _parts(each, requests)]
 
 
-def _parts(timed: _Timed, requests: Sequence[Request]) -> Iterator[Opening]:
+def _parts(timed: _Timed, requests: Sequence[LoggedRequest]) -> Iterator[Opening]:
     own = [request for request in requests if timed.place.url == f"http://{request.host}"]
     for part, seconds in zip(PARTS, timed.seconds, strict=True):
         before, counted = split(own, timed.wall_s, timed.wall_s + seconds)

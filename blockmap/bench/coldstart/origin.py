@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blockmap.bench.coldstart.engine import BUCKET, seaweedfs
+from blockmap.bench.coldstart.origin_log import LOG_FORMAT, LoggedRequest, parse
 from blockmap.bench.coldstart.processes import answers, free_ports, mounted, running, wait_ready
-from blockmap.bench.coldstart.requests import LOG_FORMAT, Request, parse
 from blockmap.errors import HostError
 from blockmap.host import tools
 
@@ -62,7 +62,7 @@ class Origin:
         """Where the log ends now."""
         return os.path.getsize(self._log)
 
-    def requests_since(self, mark: int) -> list[Request]:
+    def requests_since(self, mark: int) -> list[LoggedRequest]:
         """What was asked since; to be called when the clients have gone. HostError where they do not go."""
         end = time.monotonic() + _SETTLE_SECONDS
         # A request is logged when it ends, at the latest when its connection does.

@@ -10,10 +10,10 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from blockmap.bench.coldstart.blockmap_server import BLOCKMAP, served
 from blockmap.bench.coldstart.engine import Store
 from blockmap.bench.coldstart.overlay import overlay
 from blockmap.bench.coldstart.processes import mounted
-from blockmap.bench.coldstart.serve import BLOCKMAP, served
 from blockmap.control.client import Client
 from blockmap.control.messages import Ready, Resolve
 from blockmap.errors import HostError

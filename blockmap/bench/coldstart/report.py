@@ -6,11 +6,11 @@ from statistics import median
 from typing import Any
 
 from blockmap.bench.coldstart.opening import Opening
-from blockmap.bench.coldstart.plan import Step
-from blockmap.bench.coldstart.prices import Prices
-from blockmap.bench.coldstart.requests import Request, at_client
-from blockmap.bench.coldstart.runs import TimedStart
+from blockmap.bench.coldstart.origin_log import LoggedRequest, at_client
+from blockmap.bench.coldstart.price_list import Prices
+from blockmap.bench.coldstart.schedule import Step
 from blockmap.bench.coldstart.slope import theil_sen
+from blockmap.bench.coldstart.timed_start import TimedStart
 from blockmap.bench.statistics import spread
 from blockmap.server.store_log import serial_steps
 from blockmap.store.observed import Call
@@ -43,19 +43,19 @@ class ReadyFigures:
     way: str
     ready_s: dict[float | None, list[float]]
     """By RTT in milliseconds."""
-    requests: dict[float | None, list[list[Request]]]
+    requests: dict[float | None, list[list[LoggedRequest]]]
     calls: dict[float | None, list[list[Call]]]
     """By blockmap's own log; nothing where there is none."""
-    before: list[list[Request]]
+    before: list[list[LoggedRequest]]
     """What was asked before the clock started, for each start."""
     failures: list[str]
 
 
 def of_starts(starts: Sequence[tuple[Step, TimedStart]], ways: Mapping[str, str]) -> list[ReadyFigures]:
-    """One for each image and row, in the order in which they first came; `ways` are the rows' names for people."""
+    """One for each image and way, in the order in which they first came; `ways` are their names for people."""
     found: dict[tuple[str, str], ReadyFigures] = {}
     for step, start in starts:
-        each = found.setdefault((step.image, step.row), ReadyFigures(step.image, ways[step.row], {}, {}, {}, [], []))
+        each = found.setdefault((step.image, step.way), ReadyFigures(step.image, ways[step.way], {}, {}, {}, [], []))
         each.before.append(start.before)
         if start.ready_s is None:
             each.failures.append(f"{each.way} of {step.image} at {step.rtt_ms} ms: {start.failure}")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from blockmap.bench.coldstart.blockmap_server import BLOCKMAP, served
 from blockmap.bench.coldstart.engine import Store
 from blockmap.bench.coldstart.images import Prepared
 from blockmap.bench.coldstart.processes import listens, mounted, running, wait_ready
-from blockmap.bench.coldstart.serve import BLOCKMAP, served
 from blockmap.control.client import Client
 from blockmap.control.messages import Resolve
 from blockmap.control.store_log import read_calls
@@ -39,10 +39,10 @@ class BenchSite:
     store: Store
     """blockmap's, through the link."""
     stack: contextlib.ExitStack
-    """Takes apart what the row makes."""
+    """Takes apart what the way makes."""
 
 
-class Row(Protocol):
+class Way(Protocol):
     name: str
     """In the table."""
     remote: bool
@@ -172,7 +172,7 @@ class LocalDisk(_Peer):
         return _mount(place, device)
 
 
-def all_rows() -> dict[str, Row]:
+def all_ways() -> dict[str, Way]:
     """By the word that asks for it."""
     return {
         "blockmap": Blockmap(resident=False),

@@ -15,7 +15,7 @@ PROGRAMS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class Prerequisites:
     """Programs and images that a benchmark takes from outside."""
 
     netshape: Path
@@ -24,7 +24,7 @@ class Shared:
     """An OCI layout per name, as the corpus's `build --out` makes them."""
 
 
-def find_shared(folder: Path, images: Path | None) -> Shared:
+def find_prerequisites(folder: Path, images: Path | None) -> Prerequisites:
     """What is there of `netshape`, `corpus/` and the images; HostError names what is missing."""
     netshape, run_startup = folder / "netshape", folder / "corpus" / "run-startup"
     for program in (netshape, run_startup):
@@ -38,16 +38,16 @@ def find_shared(folder: Path, images: Path | None) -> Shared:
             f"where the corpus's images are is not said: build them with {folder}/corpus/build, and name the folder with "
             "--corpus, or set BLOCKMAP_CORPUS"
         )
-    return Shared(netshape.absolute(), run_startup.absolute(), images.absolute())
+    return Prerequisites(netshape.absolute(), run_startup.absolute(), images.absolute())
 
 
-def need_image(shared: Shared, image: str) -> Path:
+def need_image(found: Prerequisites, image: str) -> Path:
     """The layout of NAME:VERSION; HostError where it was not built."""
     repo, _, _ = image.partition(":")
-    layout = shared.images / repo
+    layout = found.images / repo
     if not (layout / "index.json").exists():
         raise HostError(
-            f"{layout} is no image: build it with {shared.run_startup.parent}/build {repo} --out {shared.images}"
+            f"{layout} is no image: build it with {found.run_startup.parent}/build {repo} --out {found.images}"
         )
     return layout
 

@@ -1,4 +1,4 @@
-"""What is measured in which order: every round has each combination once, shuffled, so that no row always goes first."""
+"""What is measured in which order: every round has each combination once, shuffled, so that no way always goes first."""
 
 import random
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ class Step:
 
     round: int
     image: str
-    row: str
+    way: str
     rtt_ms: float | None
-    """None where no link lies between: such a row is measured once a round."""
+    """None where no link lies between: such a way is measured once a round."""
 
 
 def interleave(
@@ -23,8 +23,8 @@ def interleave(
     steps = []
     for number in range(rounds):
         for image in images:
-            found = [Step(number, image, row, rtt) for row in remote for rtt in rtts_ms]
-            found += [Step(number, image, row, None) for row in local]
+            found = [Step(number, image, way, rtt) for way in remote for rtt in rtts_ms]
+            found += [Step(number, image, way, None) for way in local]
             random.Random(f"{number} {image}").shuffle(found)
             steps += found
     return steps

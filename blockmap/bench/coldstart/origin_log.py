@@ -13,7 +13,7 @@ _CLOCK_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class LoggedRequest:
     """One request as the far side saw it; times are Unix time in seconds."""
 
     start_s: float
@@ -28,7 +28,7 @@ class Request:
     target: str
 
 
-def parse(lines: Iterable[str]) -> list[Request]:
+def parse(lines: Iterable[str]) -> list[LoggedRequest]:
     """The requests of a log, in the order in which they began; what was no request (a TLS greeting, say) is left out."""
     found = []
     for line in lines:
@@ -37,7 +37,7 @@ def parse(lines: Iterable[str]) -> list[Request]:
             continue
         end, taken, connection, status, sent, host, method, target = fields
         found.append(
-            Request(
+            LoggedRequest(
                 float(end) - float(taken),
                 float(end),
                 int(connection),
@@ -51,7 +51,7 @@ def parse(lines: Iterable[str]) -> list[Request]:
     return sorted(found, key=lambda request: request.start_s)
 
 
-def at_client(requests: Iterable[Request], rtt_s: float) -> list[Call]:
+def at_client(requests: Iterable[LoggedRequest], rtt_s: float) -> list[Call]:
     """The same as who made them sees them: each begun half a round trip earlier, answered half of one later."""
     return [
         Call(

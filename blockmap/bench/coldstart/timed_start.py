@@ -13,10 +13,10 @@ from blockmap.bench.coldstart.engine import to_read
 from blockmap.bench.coldstart.images import Prepared
 from blockmap.bench.coldstart.link import Shape, shaped
 from blockmap.bench.coldstart.origin import Origin
+from blockmap.bench.coldstart.origin_log import LoggedRequest
 from blockmap.bench.coldstart.overlay import overlay
 from blockmap.bench.coldstart.processes import calm, mounted
-from blockmap.bench.coldstart.requests import Request
-from blockmap.bench.coldstart.rows import BenchSite, Row
+from blockmap.bench.coldstart.ways import BenchSite, Way
 from blockmap.host import tools
 from blockmap.store.observed import Call
 
@@ -40,23 +40,23 @@ class TimedStart:
     ready_s: float | None
     """None where the program did not get ready."""
     failure: str
-    before: list[Request]
+    before: list[LoggedRequest]
     """What was asked of the far side before the clock started."""
-    requests: list[Request]
+    requests: list[LoggedRequest]
     """What was asked from then on until the program was ready."""
     calls: list[Call] | None
     """The same by blockmap's own log."""
 
 
-def start(bench: Bench, row: Row, image: Prepared, rtt_ms: float | None) -> TimedStart:
-    """Starts an image in the way of `row`; HostError where the way does not work, a failed start is a result."""
+def start(bench: Bench, way: Way, image: Prepared, rtt_ms: float | None) -> TimedStart:
+    """Starts an image by a way; HostError where the way does not work, a failed start is a result."""
     mark = bench.origin.mark()
     with place_for(bench, image, rtt_ms) as place:
         scratch = place.stack.enter_context(mounted(place.folder / "scratch", "-t", "tmpfs", "blockmap-bench"))
-        empty_caches(row.programs)
-        row.before(place)
+        empty_caches(way.programs)
+        way.before(place)
         wall, began = time.time(), time.monotonic()
-        root = place.stack.enter_context(overlay(row.root(place), scratch))
+        root = place.stack.enter_context(overlay(way.root(place), scratch))
         command = [
             str(bench.run_startup),
             "--since",
@@ -68,14 +68,16 @@ def start(bench: Bench, row: Row, image: Prepared, rtt_ms: float | None) -> Time
         ]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         seconds = time.monotonic() - began
-        calls = row.calls(place)
+        calls = way.calls(place)
     ready = float(done.stdout) if done.returncode == 0 else None
     seconds = seconds if ready is None else ready
     before, counted = split(bench.origin.requests_since(mark), wall, wall + seconds)
     return TimedStart(ready, done.stderr.strip(), before, counted, within(calls, began, seconds))
 
 
-def split(requests: Sequence[Request], began_s: float, until_s: float) -> tuple[list[Request], list[Request]]:
+def split(
+    requests: Sequence[LoggedRequest], began_s: float, until_s: float
+) -> tuple[list[LoggedRequest], list[LoggedRequest]]:
     """Requests made before the clock started, and those of the start: begun until the program was ready."""
     before = [request for request in requests if request.start_s < began_s]
     return before, [request for request in requests if began_s <= request.start_s < until_s]
