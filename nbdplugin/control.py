@@ -4,28 +4,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from blockmap.control import messages
 from blockmap.control.dispatch import Dispatcher
-from blockmap.control.messages import (
-    Calls,
-    CallsAnswer,
-    Config,
-    ConfigAnswer,
-    EmptyAnswer,
-    Expect,
-    Hydrate,
-    Names,
-    NamesAnswer,
-    Readings,
-    ReadingsAnswer,
-    Ready,
-    ReadyAnswer,
-    Resolve,
-    ResolveAnswer,
-    Status,
-    StatusAnswer,
-    Traces,
-    TracesAnswer,
-)
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.refs import DEFAULT_LABEL
 from blockmap.learn.local_files import LocalProfiles
@@ -43,47 +23,49 @@ def dispatcher(
     """Returns a dispatcher that answers for one server; `status` gives all but what the dispatcher itself counts."""
     made = Dispatcher()
 
-    def start_of(request: Readings | Expect | Ready) -> tuple[str, str]:
+    def start_of(request: messages.Readings | messages.Expect | messages.Ready) -> tuple[str, str]:
         """The export by digest, and the label."""
         pinned, _, label = server.resolve(request.export).partition("+")
         return pinned, label or DEFAULT_LABEL
 
-    def local_readings(request: Readings) -> list[ReadItem]:
+    def local_readings(request: messages.Readings) -> list[ReadItem]:
         """What a profile says that only this host has, of the very version."""
         pinned, label = start_of(request)
         repo, _, digest = pinned.partition("@sha256:")
         own = local.get(repo, label)
         return read_items(own.items) if own is not None and own.version.hex() == digest else []
 
-    def readings(request: Readings) -> ReadingsAnswer:
+    def readings(request: messages.Readings) -> messages.ReadingsAnswer:
         number, found, soon = server.readings(request.export)
         items = found if number else local_readings(request)
         rows = [(each.start, each.blocks, each.path and os.fsdecode(each.path), each.at) for each in items]
-        return ReadingsAnswer(number, rows, soon)
+        return messages.ReadingsAnswer(number, rows, soon)
 
-    def hydrate(request: Hydrate) -> EmptyAnswer:
+    def hydrate(request: messages.Hydrate) -> messages.EmptyAnswer:
         server.hydrate(request.export)
-        return EmptyAnswer()
+        return messages.EmptyAnswer()
 
-    def expect(request: Expect) -> EmptyAnswer:
+    def expect(request: messages.Expect) -> messages.EmptyAnswer:
         traces.expect(*start_of(request), request.exact)
-        return EmptyAnswer()
+        return messages.EmptyAnswer()
 
-    def ready(request: Ready) -> ReadyAnswer:
+    def ready(request: messages.Ready) -> messages.ReadyAnswer:
         trace = traces.ready(*start_of(request))
-        return ReadyAnswer(None if trace is None else str(trace))
+        return messages.ReadyAnswer(None if trace is None else str(trace))
 
-    def config(request: Config) -> ConfigAnswer:
-        return ConfigAnswer(server.config(request.export).decode("utf-8", "replace"))
+    def config(request: messages.Config) -> messages.ConfigAnswer:
+        return messages.ConfigAnswer(server.config(request.export).decode("utf-8", "replace"))
 
-    made.register(Status, lambda _: StatusAnswer({"control_requests": made.uses, **status()}))  # type: ignore[typeddict-item]
-    made.register(Calls, lambda request: CallsAnswer(*server.calls.since(request.since, _CALLS_AT_ONCE)))
-    made.register(Traces, lambda _: TracesAnswer(traces.traces()))
-    made.register(Names, lambda _: NamesAnswer(server.names()))
-    made.register(Resolve, lambda request: ResolveAnswer(server.resolve(request.export)))
-    made.register(Config, config)
-    made.register(Hydrate, hydrate)
-    made.register(Readings, readings)
-    made.register(Expect, expect)
-    made.register(Ready, ready)
+    made.register(messages.Status, lambda _: messages.StatusAnswer({"control_requests": made.uses, **status()}))  # type: ignore[typeddict-item]
+    made.register(
+        messages.Calls, lambda request: messages.CallsAnswer(*server.calls.since(request.since, _CALLS_AT_ONCE))
+    )
+    made.register(messages.Traces, lambda _: messages.TracesAnswer(traces.traces()))
+    made.register(messages.Names, lambda _: messages.NamesAnswer(server.names()))
+    made.register(messages.Resolve, lambda request: messages.ResolveAnswer(server.resolve(request.export)))
+    made.register(messages.Config, config)
+    made.register(messages.Hydrate, hydrate)
+    made.register(messages.Readings, readings)
+    made.register(messages.Expect, expect)
+    made.register(messages.Ready, ready)
     return made
