@@ -20,16 +20,20 @@ from blockmap.format.trace import TraceHead
 _log = logging.getLogger("blockmap")
 
 _NICE = 10
+"""The process's scheduling weight is a tenth of a reader's."""
 _APART_S = 60.0
+"""The least time between two starts of the process for one workload."""
 _MOST_S = 900.0
-"""A store that is away makes it wait; what it was to learn is in other traces too."""
+"""The most time that the process gets: while the store is away it waits, and what it was to learn is in other traces too."""
 _END_S = 5.0
+"""How long the server, when it ends, waits for the thread that killed the process."""
 _WAITING = 64
+"""The most workloads that wait for their turn; what is offered beyond is left out."""
 _KILLED_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
 class LearnerProcess:
-    """Takes traces that are evidence; safe to share between threads."""
+    """Runs the learning process for traces that are offered; safe to share between threads."""
 
     def __init__(
         self,
@@ -51,7 +55,7 @@ class LearnerProcess:
         self._runs = self._failures = 0
 
     def offer(self, head: TraceHead, trace: Path) -> None:
-        """There may be something to learn from a trace; never waits."""
+        """Takes a trace that there may be something to learn from; never waits."""
         key, now = (head.repo, head.label), self._clock()
         with self._lock:
             self._started_at = {each: at for each, at in self._started_at.items() if now - at < _APART_S}
@@ -63,7 +67,7 @@ class LearnerProcess:
                 self._thread.start()
 
     def status(self) -> dict[str, int]:
-        """How many run or wait, and counters."""
+        """Returns how many run or wait, and counters."""
         with self._lock:
             running = len(self._waiting) + (self._thread is not None)
             return {"running": running, "runs": self._runs, "failures": self._failures}

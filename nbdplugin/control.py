@@ -1,4 +1,4 @@
-"""What the server answers to each operation of the control socket."""
+"""Answers the operations of the control socket."""
 
 import os
 from collections.abc import Callable
@@ -24,12 +24,12 @@ def dispatcher(
     made = Dispatcher()
 
     def start_of(request: messages.Readings | messages.Expect | messages.Ready) -> tuple[str, str]:
-        """The export by digest, and the label."""
+        """Returns the export by digest, and the label."""
         pinned, _, label = server.resolve(request.export).partition("+")
         return pinned, label or DEFAULT_LABEL
 
     def local_readings(request: messages.Readings) -> list[ReadItem]:
-        """What a profile says that only this host has, of the very version."""
+        """Returns what a profile of this host alone says, if it is of the same version."""
         pinned, label = start_of(request)
         repo, _, digest = pinned.partition("@sha256:")
         own = local.get(repo, label)

@@ -215,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _IDLE_SECONDS
 
     def do_GET(self) -> None:
-        """The metrics, whatever the path: Prometheus asks for /metrics, a person may not."""
+        """Answers with the metrics, whatever the path: Prometheus asks for /metrics, a person may not."""
         assert isinstance(self.server, MetricsServer)
         encode, kind = choose_encoder(self.headers.get("Accept", ""))
         try:

@@ -95,7 +95,7 @@ def _measure(sources: tuple[str, ...], threshold: int) -> dict[str, Any]:
 
 
 def _stored(sources: tuple[str, ...]) -> dict[str, int]:
-    """Bytes, by kind, of a store that holds all images, and of what a registry holds for them."""
+    """Returns bytes, by kind, of a store that holds all images, and of what a registry holds for them."""
     registry: dict[str, dict[bytes, int]] = {"layers": {}, "documents": {}}
     took = {"chunks": 0, "nodes": 0}
     with tempfile.TemporaryDirectory(prefix="blockmap-bench-") as work:

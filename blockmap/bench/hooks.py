@@ -118,7 +118,7 @@ def hooks_(sources: tuple[str, ...], versions: int, seed: int, as_json: bool) ->
 
 
 def _chunks_of(text: str) -> list[Chunk]:
-    """The chunks of an image in volume order."""
+    """Returns the chunks of an image in volume order."""
     source = open_source(text, platform=None, work=Path("/tmp"))
     if isinstance(source, DiskSource):
         raise UsageError(f"{text} is a disk image: this benchmark takes container images")
@@ -264,7 +264,7 @@ def _lay(chunks: list[Chunk]) -> Iterator[tuple[int, Digest, int]]:
 
 
 def _segments(distinct: dict[Digest, int]) -> Iterator[list[Digest]]:
-    """As an import cuts them."""
+    """Cuts data into chunks as an import does."""
     segment: list[Digest] = []
     size = 0
     for chunk, blocks in distinct.items():

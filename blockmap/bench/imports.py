@@ -151,7 +151,7 @@ def _floor(source: str) -> dict[str, float]:
 
 
 def _new_chunks(source: ImageSource) -> list[bytes]:
-    """What an import into an empty store would compress."""
+    """Returns what an import into an empty store would compress."""
     found: list[bytes] = []
 
     def put(pack: Pack) -> None:

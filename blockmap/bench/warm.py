@@ -107,7 +107,7 @@ def _measure(store: str, name: str, rounds: int, seconds: int) -> Report:
 
 
 def densest_window(store: str, name: str) -> tuple[tuple[int, int], float]:
-    """Offset and length in bytes of the window of 64 MiB that holds most data, and how much of it that is."""
+    """Returns offset and length in bytes of the window of 64 MiB that holds most data, and how much of it that is."""
     opened, _ = open_store(store)
     repository = Repository(opened)
     found = find_version(repository, parse_reference(name))

@@ -1,4 +1,4 @@
-"""What a server's status says in numbers that can be subtracted, so that two of them give a rate."""
+"""Takes numbers out of a server's status that can be subtracted, so that two of them give a rate."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ class Figures:
     bytes: int
     errors: int
     cached: int
-    """Of the reads of data; of calls, none."""
+    """Reads that the cache answered; 0 for calls."""
     fetched: int
     bounds_s: tuple[float, ...]
     latency: tuple[int, ...]
     """Counts in buckets with these upper ends, and one more."""
 
     def since(self, before: "Figures | None") -> "Figures":
-        """What came after `before`, where there was a before."""
+        """Returns what came after `before`; all where that is None."""
         if before is None or not before.latency:
             return self
         return Figures(
@@ -40,7 +40,7 @@ class Figures:
 
     @property
     def hit_ratio(self) -> float | None:
-        """The share of reads that the cache answered, reads of zeros left out; None where there were none."""
+        """Returns the share of reads that the cache answered, reads of zeros left out; None where there were none."""
         data = self.cached + self.fetched
         return self.cached / data if data else None
 
@@ -57,14 +57,14 @@ class Export:
 
     name: str
     size: int | None
-    """Bytes; None where it is not open."""
+    """Size in bytes; None where it is not open."""
     connections: int
     waiting: int
     reads: Figures
 
 
 def exports(status: ServerStatus) -> list[Export]:
-    """All exports, those that are open first."""
+    """Returns all exports, those that are open first."""
     reads = {each["export"]: _reads(each) for each in status["reads"]}
     found = {}
     for each in status["exports"]:
@@ -81,7 +81,7 @@ def exports(status: ServerStatus) -> list[Export]:
 
 
 def background(status: ServerStatus) -> list[str]:
-    """What is brought that no reader waits for, for people: bundles of starts, and images that are brought whole."""
+    """Returns lines about what is fetched that no reader waits for: bundles of starts, and whole images."""
     fetch = status["fetch"]
     bundles = (
         f"{fetch['bundles']:,} bundles, {fetch['bundles_running']:,} under way, {size(fetch['bundle_bytes'])}, "
@@ -96,7 +96,7 @@ def _hydration(each: dict[str, Any]) -> str:
 
 
 def remote(status: ServerStatus) -> Figures:
-    """Calls of the store."""
+    """Returns the calls of the store."""
     sums = status["remote"]
     latency = [op["latency"] for op in sums["ops"].values()]
     return Figures(sums["requests"], sums["bytes"], sums["errors"], 0, 0, *_added(latency))
@@ -115,7 +115,7 @@ def _reads(each: dict[str, Any]) -> Figures:
 
 
 def _added(latencies: Iterable[dict[str, Any]]) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Bounds and sums of histograms, which all have the same bounds."""
+    """Returns bounds and sums of histograms, which all have the same bounds."""
     found = list(latencies)
     if not found:
         return (), ()

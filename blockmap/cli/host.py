@@ -85,5 +85,5 @@ def run(
 
 
 def words(command: tuple[str, ...]) -> list[str]:
-    """What follows NAME is the program's, options and all; the first -- only says so once more."""
+    """Returns the program's arguments: what follows NAME, options and all; the first -- only says so once more."""
     return list(command[1:] if command[:1] == ("--",) else command)

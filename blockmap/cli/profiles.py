@@ -154,7 +154,7 @@ def show(name: str, store: str | None, cache: Path | None, label: str | None, li
 
 
 def _bundles(store: Reader, found: Profile) -> list[tuple[str, list[str], int]]:
-    """The versions of names that have a bundle of the label: digest, names, bytes."""
+    """Returns the versions of names that have a bundle of the label: digest, names, bytes."""
     names = NameReader(store)
     versions: dict[bytes, list[str]] = {}
     rows = []
@@ -175,7 +175,7 @@ def _bundles(store: Reader, found: Profile) -> list[tuple[str, list[str], int]]:
 
 
 def item_rows(items: Sequence[ProfileItem], starts: int) -> list[dict[str, object]]:
-    """Items for machines."""
+    """Returns items for machines."""
     return [
         {
             "time_ms": item.time_ms,
@@ -190,7 +190,7 @@ def item_rows(items: Sequence[ProfileItem], starts: int) -> list[dict[str, objec
 
 
 def item_table(items: Sequence[ProfileItem], starts: int) -> Table:
-    """Items for people."""
+    """Returns a table of items for people."""
     table = Table(box=None, pad_edge=False)
     for title in ("#", "MS", "SIZE", "BLOCKS", "STARTS"):
         table.add_column(title, justify="right", no_wrap=True)

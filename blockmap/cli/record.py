@@ -101,7 +101,7 @@ def _build(wanted: str, store: str, trace: str) -> None:
 
 @contextlib.contextmanager
 def _heard(hear: Callable[[bytes], None]) -> Iterator[None]:
-    """What is written to standard output and standard error, by children too, is heard and passed on."""
+    """Hears what is written to standard output and standard error, by children too, and passes it on."""
     sys.stdout.flush()
     with contextlib.ExitStack() as stack:
         for fd in (1, 2):

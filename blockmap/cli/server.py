@@ -1,4 +1,4 @@
-"""The server that a command talks to."""
+"""Finds the server that a command talks to."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ _IDLE_SECONDS = 60.0
 
 
 def server(store: str | None, cache: Path | None, socket: Path | None) -> Client:
-    """The server that answers, else one that is started for as long as it is needed."""
+    """Returns the server that answers, else one that is started for as long as it is needed."""
     client = Client((socket or default_socket()).absolute())
     try:
         served = client.status()["store"]

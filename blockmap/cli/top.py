@@ -56,7 +56,7 @@ def top(socket: Path | None) -> None:
 
 
 def _look(client: Client, before: Snapshot | None) -> tuple[Snapshot | None, RenderableType]:
-    """What the server says now, and how it is shown."""
+    """Returns what the server says now, and how it is shown."""
     try:
         status = client.status()
     except HostError as error:
@@ -68,7 +68,7 @@ def _look(client: Client, before: Snapshot | None) -> tuple[Snapshot | None, Ren
 
 
 def render(now: Snapshot, before: Snapshot | None) -> RenderableType:
-    """What went on between two samples; with one, since the server's start."""
+    """Renders what went on between two samples; with one, since the server's start."""
     status = now.status
     seconds = max(now.at_s - before.at_s if before else status["seconds"], 1e-3)
     cache = status["cache"]
@@ -111,7 +111,7 @@ def _table(rows: list[tuple[Export, Figures]], seconds: float) -> Table:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[None]:
-    """The terminal gives each key at once, and does not show it."""
+    """Makes the terminal give each key at once, without showing it."""
     old = termios.tcgetattr(sys.stdin)
     try:
         tty.setcbreak(sys.stdin)
@@ -121,7 +121,7 @@ def _keys() -> Iterator[None]:
 
 
 def _quits(seconds: float) -> bool:
-    """Whether q is typed, or the terminal is gone, in so many seconds."""
+    """Returns True if q is typed, or the terminal is gone, within so many seconds."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         if select.select([sys.stdin], [], [], left)[0]:

@@ -51,7 +51,7 @@ class Operation(Generic[AnswerT]):
     op: ClassVar[str]
     answer: ClassVar[type[Answer]]
     is_use: ClassVar[bool] = True
-    """Whether it is made by somebody who uses the server, and not by one who only watches it."""
+    """True if whoever asks uses the server, False for one who only watches it."""
 
     def to_wire(self) -> dict[str, Any]:
         return {"op": self.op, **vars(self)}
@@ -78,7 +78,7 @@ class ExportStatus(TypedDict):
 
 
 class ServerStatus(TypedDict):
-    """What a server is and counts; the parts are as whoever counts them names them."""
+    """What a server is and counts; the keys of each part are given by the code that counts."""
 
     pid: int
     started: float
@@ -89,7 +89,7 @@ class ServerStatus(TypedDict):
     """Requests of those who use the server: whoever resolves a name is about to open it."""
     store: str
     store_connected: bool
-    """Whether connections to the store are open; true of a store on this host."""
+    """True if connections to the store are open, and for a store on this host."""
     exports: list[ExportStatus]
     opens: int
     """Opens of exports by clients."""
@@ -128,7 +128,7 @@ class CallsAnswer(Answer):
     first: int
     """Number of the first of `calls`; more than was asked for where calls are forgotten."""
     calls: list[Call]
-    """In the order in which they ended; on the wire each is [op, key, start_s, seconds, bytes, error]."""
+    """Calls in the order in which they ended; on the wire each is [op, key, start_s, seconds, bytes, error]."""
 
     def to_wire(self) -> dict[str, Any]:
         return {"first": self.first, "calls": [astuple(call) for call in self.calls]}
@@ -211,9 +211,9 @@ class ReadingsAnswer(Answer):
     profile: int
     """Number of the profile that is replayed; 0 for none, or for one of this host alone."""
     readings: Sequence[Sequence[object]]
-    """What its starts read, in order: [first block, blocks, path or null, first block in it]."""
+    """What starts read, in order: [first block, blocks, path or null, first block in it]."""
     soon: int
-    """How many of these blocks come within a moment."""
+    """The number of these blocks that come to the server within a moment."""
 
 
 class Readings(_AboutExport[ReadingsAnswer]):
@@ -230,7 +230,7 @@ class Expect(_AboutExport[EmptyAnswer]):
     new: bool = False
     """Always true, so that a request without it is refused."""
     exact: bool = False
-    """Whether the kernel reads nothing ahead."""
+    """True if the kernel reads nothing ahead."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

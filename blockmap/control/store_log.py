@@ -7,7 +7,7 @@ from blockmap.store.observed import Call
 
 
 def read_calls(client: Client, since: int) -> tuple[list[Call], int]:
-    """The calls from number `since` on (the first of a server is 0), and the number to go on from.
+    """Returns the calls from number `since` on (the first of a server is 0), and the number to go on from.
 
     HostError where some are forgotten, but for `since` 0, which takes what there is.
     """

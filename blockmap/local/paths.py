@@ -1,22 +1,22 @@
-"""Where things are on this host when nobody says otherwise."""
+"""Says where things are on this host when nobody says otherwise."""
 
 import os
 from pathlib import Path
 from typing import Final
 
 TRACE_SUFFIX: Final = ".trace"
-"""How the names of traces end, in `traces_folder`."""
+"""The ending of the names of traces."""
 
 
 def default_socket() -> Path:
-    """The NBD socket."""
+    """Returns the default NBD socket."""
     if os.geteuid() == 0:
         return Path("/run/blockmap/nbd.sock")
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "blockmap/nbd.sock"
 
 
 def control_socket(nbd_socket: Path) -> Path:
-    """The control socket beside an NBD socket."""
+    """Returns the control socket beside an NBD socket."""
     return nbd_socket.with_name(nbd_socket.name + ".ctl")
 
 
@@ -27,17 +27,17 @@ def default_cache() -> Path:
 
 
 def default_state() -> Path:
-    """Attachments, and what containers write."""
+    """Returns the folder for attachments, and for what containers write."""
     if os.geteuid() == 0:
         return Path("/var/lib/blockmap")
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "blockmap"
 
 
 def traces_folder(cache: Path) -> Path:
-    """The traces of this host's starts, one file each."""
+    """Returns the folder of the traces of this host's starts, one file each."""
     return cache / "traces"
 
 
 def profiles_folder(cache: Path) -> Path:
-    """The profiles of this host alone."""
+    """Returns the folder of the profiles of this host alone."""
     return cache / "profiles"

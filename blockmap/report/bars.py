@@ -1,4 +1,4 @@
-"""The plots of a report that are no map: bytes over time, waits by file, coverage."""
+"""Draws the plots of a report that are no map: bytes over time, waits by file, coverage."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ _DASHES = ("solid", "dashed")
 
 
 def draw_growth(starts: Sequence[ReportedStart]) -> Any:
-    """Bytes read for the first time, summed up over time, one line for each start."""
+    """Draws bytes read for the first time, summed up over time, one line for each start."""
     plot = figure(
         height=320,
         tools=TOOLS,
@@ -46,7 +46,7 @@ def draw_growth(starts: Sequence[ReportedStart]) -> Any:
 
 
 def draw_waits(starts: Sequence[ReportedStart]) -> Any:
-    """The files with the longest pauses after a read of them, one plot for each start, on the same axis."""
+    """Draws the files with the longest pauses after a read of them, one plot for each start, on the same axis."""
     plots = []
     sums = [_waits(start) for start in starts]
     longest_ms = max((total for waits in sums for _, _, total in waits), default=1.0)

@@ -1,4 +1,4 @@
-"""The command `blockmap report`."""
+"""Runs the command `blockmap report`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -80,7 +80,7 @@ def _renderer() -> Callable[[Sequence[ReportedStart]], str]:
 
 
 def _served(client: Client) -> str | None:
-    """The store of the server that answers, if one does."""
+    """Returns the store of the server that answers, if one does."""
     try:
         return client.status()["store"]
     except HostError:

@@ -1,4 +1,4 @@
-"""From traces, files, profiles and calls to the numbers that a report shows."""
+"""Makes the numbers that a report shows of traces, files, profiles and calls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ PAUSE_S = 0.002
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What the store knows of the version that a trace read."""
+    """The files of the version that a trace read, as the store knows them."""
 
     files: Files
     packages: Sequence[str]
     """By file number."""
     data_bytes: int | None
-    """Of the whole image; None where it is not known."""
+    """Bytes of the whole image; None where not known."""
     has_owners: bool
-    """Whether the image says which package files belong to."""
+    """True if the image says which package files belong to."""
 
     def titles(self, by: str) -> Sequence[str]:
-        """What each file is called, or belongs to, by file number."""
+        """Returns the title of each file, by file number."""
         if by == "package":
             return self.packages
         return self.files.labels(shown if by == "file" else directory)
@@ -51,7 +51,7 @@ class ReportRun:
     file: Numbers
     """Of the first block."""
     more_files: Numbers
-    """How many further files the read has blocks of."""
+    """The number of further files that the read has blocks of."""
     touched: Numbers
     """Every block read, once, in first-touch order."""
     touched_s: Seconds
@@ -76,7 +76,7 @@ class ReportRun:
 
 
 def analyse(title: str, trace: Trace, image: Image) -> ReportRun:
-    """The reads of a trace by file; reads of a part of a block count as the block."""
+    """Returns the reads of a trace by file; reads of a part of a block count as the block."""
     reads = trace.reads
     offset, length = reads["offset"].astype(np.int64), reads["length"].astype(np.int64)
     start, end = offset // BLOCK, -(-(offset + length) // BLOCK)
@@ -102,11 +102,11 @@ class Pauses:
     """When the last read before each began."""
     length_s: Seconds
     asking_s: Seconds
-    """How much of each some call of the store was under way; zeros where calls are not known."""
+    """The share of each pause in which some call of the store was under way; zeros where calls are not known."""
     file: Numbers
     """Of the last read before."""
     known: bool
-    """Whether calls are known."""
+    """True if calls are known."""
 
 
 def find_pauses(run: ReportRun, calls: Sequence[Call] | None) -> Pauses:
@@ -122,7 +122,7 @@ def find_pauses(run: ReportRun, calls: Sequence[Call] | None) -> Pauses:
 
 
 def _union(calls: Sequence[Call]) -> list[tuple[float, float]]:
-    """The times in which some call was under way."""
+    """Returns the times in which some call was under way."""
     found: list[tuple[float, float]] = []
     for call in sorted(calls, key=lambda call: call.start_s):
         begin, end = call.start_s, call.start_s + call.seconds
@@ -167,7 +167,7 @@ def cover(run: ReportRun, profiled: Numbers) -> Coverage:
 
 
 def bytes_by_file(numbers: Numbers, image: Image) -> Numbers:
-    """Bytes by file number, of one file number per block."""
+    """Returns bytes by file number; takes one file number per block."""
     return np.bincount(numbers, minlength=len(image.files.paths) + 1).astype(np.int64) * BLOCK
 
 
@@ -177,7 +177,7 @@ def expand(ranges: Sequence[tuple[int, int]]) -> Numbers:
 
 
 def biggest_groups(runs: Sequence[ReportRun], by: str, limit: int) -> list[str]:
-    """The titles that most bytes were first read of, over all runs."""
+    """Returns the titles that most bytes were first read of, over all runs."""
     sums: dict[str, int] = {}
     for run in runs:
         titles = run.image.titles(by)
@@ -198,4 +198,4 @@ class ReportedStart:
     """Why they are not known."""
     coverage: Coverage | None
     profile_note: str
-    """Which profile it is compared with, or why with none."""
+    """The profile that the start is compared with, or why with none."""

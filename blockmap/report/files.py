@@ -1,4 +1,4 @@
-"""Which file, directory and package a block of a volume belongs to."""
+"""Says which file, directory and package a block of a volume belongs to."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,14 +34,14 @@ class Files:
     """Of each run's file."""
 
     def find(self, blocks: Numbers) -> Numbers:
-        """The number of the file of each block."""
+        """Returns the number of the file of each block."""
         if not len(self.starts):
             return np.zeros(len(blocks), np.int64)
         at = np.searchsorted(self.starts, blocks, "right") - 1
         return np.where((at >= 0) & (blocks < self.ends[at]), self.numbers[at], 0)
 
     def labels(self, label: Callable[[bytes], str]) -> list[str]:
-        """What `label` says of each path, by file number."""
+        """Returns what `label` says of each path, by file number."""
         return [METADATA, *(label(path) for path in self.paths)]
 
 
@@ -71,7 +71,7 @@ def _escaped(character: str) -> str:
 
 
 def directory(path: bytes) -> str:
-    """The file's directory, at most four deep."""
+    """Returns the file's directory, at most four deep."""
     return shown(b"/".join(path.split(b"/")[:-1][:_DIRECTORY_DEPTH]))
 
 
@@ -90,7 +90,7 @@ def packager(owners: Mapping[bytes, str]) -> Callable[[bytes], str]:
 
 
 def owners(files: Sequence[File], read: Callable[[int, int], bytes]) -> dict[bytes, str]:
-    """The packages of the files that Debian's or Alpine's records in the volume name; `read` takes bytes (offset, length)."""
+    """Returns the packages of files by Debian's or Alpine's records in the volume; `read` takes bytes (offset, length)."""
     found: dict[bytes, str] = {}
     for file in files:
         if file.path.startswith(b"var/lib/dpkg/info/") and file.path.endswith(b".list"):

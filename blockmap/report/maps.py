@@ -23,7 +23,7 @@ from blockmap.report.data import ReportedStart, ReportRun, biggest_groups, lanes
 from blockmap.report.style import COLORS, MARKS, REST_COLOR, SECONDS, TOOLS, legend, mark_ready, shortened
 
 MAX_POINTS: Final = 50_000
-"""In all maps together, so that the page stays below 6 MB."""
+"""The most marks in all maps together, so that the page stays below 6 MB."""
 _LANES = 12
 _LOOK_UP = "return names.get(value);"
 """Dictionaries with numbers as keys arrive as maps."""
@@ -145,7 +145,7 @@ def _timeline(start: ReportedStart, across: Range1d, legend_columns: int) -> Any
 
 
 def _draw_pauses(plot: Any, start: ReportedStart, asking: bool | None) -> LegendItem:
-    """The pauses in which the store was asked for most of the time, the others, or all."""
+    """Returns the pauses in which the store was asked for most of the time, the others, or all."""
     pauses, titles = start.pauses, start.run.image.titles("file")
     mostly = pauses.asking_s >= pauses.length_s / 2
     those = np.ones(len(mostly), bool) if asking is None else mostly == asking

@@ -85,7 +85,7 @@ class _Section:
 
 
 def render(starts: Sequence[ReportedStart]) -> str:
-    """The page of one start or two."""
+    """Returns the page of one start or two."""
     sections = list(_sections(starts))
     flat = [part for section in sections for part in section.drawn]
     data, places = components(flat, wrap_script=True) if flat else ("", ())

@@ -34,7 +34,7 @@ from blockmap.upkeep.verify import usage
 
 
 def find_traces(words: Sequence[str], folder: Path, label: str | None, repository: Repository | None) -> list[Trace]:
-    """The traces that files or names stand for, of a name given n times its n latest, the oldest first; UsageError."""
+    """Returns the traces that files or names stand for, of a name given n times its n latest, the oldest first; UsageError."""
     found: list[Trace] = []
     kept = TraceFolder(folder, lambda text: None)
     taken: dict[str, list[Path]] = {}
@@ -113,7 +113,7 @@ class Profiled:
     profile: Profile
     blocks: Numbers
     replayed: bool
-    """Whether this start replayed it."""
+    """True if this start replayed the profile."""
 
 
 def find_profile(run: ReportRun, repository: Repository, number: int | None) -> Profiled | str:
@@ -149,7 +149,7 @@ def _bundle(repository: Repository, head: TraceHead, n: int) -> bundle.BundleHea
 
 
 def server_calls(client: Client, run: ReportRun) -> list[Call] | str:
-    """What a server asked the store for during a start, in seconds since its open; or why that is not known.
+    """Returns what a server asked the store for during a start, in seconds since its open; or why that is not known.
 
     The log has the monotonic clock, a trace the wall clock: a wall clock that was set in between moves one against the other.
     """

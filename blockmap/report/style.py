@@ -1,4 +1,4 @@
-"""What the plots of a report share.
+"""Holds what the plots of a report share.
 
 Groups differ in the shape of their marks, in hatching or in their row as well as in colour. The colours are near Okabe and
 Ito's, which people tell apart who do not see all of them.
@@ -19,7 +19,7 @@ _LABEL_LENGTH = 40
 
 
 def shortened(text: str, length: int = _LABEL_LENGTH) -> str:
-    """The text, where it is long without the directories of the path that it is, and then without its middle."""
+    """Shortens a text: a path loses its directories, then any text its middle."""
     if len(text) > length and "/" in text:
         text = f"\N{HORIZONTAL ELLIPSIS}/{text.rpartition('/')[2]}"
     if len(text) <= length:

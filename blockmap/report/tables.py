@@ -1,4 +1,4 @@
-"""The tables of a report: sorted by a click on a column's head, searched by a part of the path."""
+"""Draws the tables of a report: sorted by a click on a column's head, searched by a part of the path."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -47,7 +47,7 @@ def draw_files(starts: Sequence[ReportedStart]) -> Any:
 
 
 def _by_file(run: ReportRun) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], float]]:
-    """Bytes of each file, and when the first of them were read."""
+    """Returns the bytes of each file, and when the first of them were read."""
     numbers, first = np.unique(run.touched_file, return_index=True)
     keys = _keys(run.image, numbers.tolist())
     sums = bytes_by_file(run.touched_file, run.image)[numbers].tolist()

@@ -1,4 +1,4 @@
-"""The command: checks all that is needed before anything is built, measures, tells."""
+"""Checks all that is needed before anything is built, measures, and prints."""
 
 import tempfile
 from collections.abc import Sequence

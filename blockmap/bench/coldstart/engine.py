@@ -1,4 +1,4 @@
-"""The engines in which blockmap's store can lie on the far side: a directory behind the web server, or SeaweedFS."""
+"""Runs what holds blockmap's store on the far side: a directory behind the web server, or SeaweedFS."""
 
 import contextlib
 import json
@@ -29,12 +29,12 @@ class Store:
 
 
 def to_read(engine: str, far: str) -> Store:
-    """The store as seen through `far`, http://HOST:PORT."""
+    """Returns the store as seen through `far`, http://HOST:PORT."""
     return _s3(far) if engine == "s3" else Store(f"{far}/{_FOLDER}", os.environ)
 
 
 def to_write(engine: str, far: str, files: Path) -> Store:
-    """The same store on the far side itself, whose files are in a folder."""
+    """Returns the same store on the far side itself, whose files are in a folder."""
     return _s3(far) if engine == "s3" else Store(str(files / _FOLDER), os.environ)
 
 

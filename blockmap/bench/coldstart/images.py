@@ -1,4 +1,4 @@
-"""The same image in every form that is compared: in a store, in a registry, as a raw and a qcow2 disk, on a local disk."""
+"""Makes every form of an image that is compared: in a store, in a registry, as a raw and a qcow2 disk, on a local disk."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ class Prepared:
 
     name: str
     volume: str
-    """Without its ending: .raw and .qcow2 are there."""
+    """Path of the disk without its ending; .raw and .qcow2 exist."""
     local: Path
     """A disk image on this host, for the floor."""
 
@@ -71,7 +71,7 @@ def _local_disk(layout: Path, tag: str, folder: Path) -> Path:
 
 
 def _usage(root: Path) -> tuple[int, int]:
-    """Bytes of files, hard links counted once, and how many files there are."""
+    """Returns the bytes of all files, hard links counted once, and the number of files."""
     size, seen, files = 0, set(), 0
     for directory, _, names in os.walk(root):
         for name in names:

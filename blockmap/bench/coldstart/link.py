@@ -1,4 +1,4 @@
-"""The link between this host and the far side: a netshape process."""
+"""Runs the link between this host and the far side: a netshape process."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _READY = "netshape: ready"
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What every link of a benchmark shares."""
+    """The properties that all links of a benchmark share."""
 
     netshape: Path
     mbit: float

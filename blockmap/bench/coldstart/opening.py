@@ -1,4 +1,4 @@
-"""Opening alone: an export is opened and its superblock read, at once or after the server had nothing to do for a while."""
+"""Times an open alone: an export is opened and its superblock read, at once or after the server had nothing to do for a while."""
 
 import contextlib
 import subprocess
@@ -18,24 +18,24 @@ from blockmap.store.observed import Call
 
 PARTS = ("alone", "+ superblock")
 _COMMANDS = (b"length\n", b"read 1024 1024\n")
-"""Of qemu-io; each answer has a word that no other line has."""
+"""Commands for qemu-io; each answer has a word that no other line has."""
 _ANSWERS = (b"iB", b" ops;")
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What it took to open one export, or to open it and read its superblock."""
+    """The time and requests of opening one export, or of opening it and reading its superblock."""
 
     image: str
     rtt_ms: float
     part: str
     seconds: float
-    """With the start of the program that opens it, some 20 ms."""
+    """The time with the start of the program that opens the export, some 20 ms."""
     before: list[LoggedRequest]
-    """What was asked of the far side since the server was started: also to keep connections alive."""
+    """The requests at the far side since the server was started, those that keep connections alive included."""
     requests: list[LoggedRequest]
     calls: list[Call] | None
-    """The same by blockmap's own log."""
+    """The calls of the store by blockmap's own log."""
 
 
 @dataclass(frozen=True, slots=True)

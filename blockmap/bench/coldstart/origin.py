@@ -1,4 +1,4 @@
-"""The far side: one nginx that serves stores, disk images and a registry, and logs every request.
+"""Runs the far side: one nginx that serves stores, disk images and a registry, and logs every request.
 
 Its files are in memory, so that neither its disk nor the page cache, which is emptied before each start, has a part in
 what is measured.
@@ -63,7 +63,7 @@ class Origin:
         return os.path.getsize(self._log)
 
     def requests_since(self, mark: int) -> list[LoggedRequest]:
-        """What was asked since; to be called when the clients have gone. HostError where they do not go."""
+        """Returns the requests since; to be called when the clients have gone. HostError where they do not go."""
         end = time.monotonic() + _SETTLE_SECONDS
         # A request is logged when it ends, at the latest when its connection does.
         while not self._connections().startswith(_OWN_CONNECTION):

@@ -1,4 +1,4 @@
-"""The far side's log of requests: what one start asked for, and when."""
+"""Reads the far side's log of requests: what one start asked for, and when."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from blockmap.store.observed import Call
 
 LOG_FORMAT = "$msec $request_time $connection $status $bytes_sent $http_host $request_method $request_uri"
-"""Of nginx: when the answer was written (Unix time), seconds since the request came, and what it was."""
+"""The format for nginx: when the answer was written (Unix time), seconds since the request came, and what it was."""
 _FIELDS = 8
 _CLOCK_S = 0.001
-"""How fine nginx's clock is."""
+"""The resolution of nginx's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class LoggedRequest:
     connection: int
     status: int
     sent_bytes: int
-    """With headers."""
+    """Bytes of the answer with its headers."""
     host: str
     """To whom it was addressed, HOST:PORT: the link by which it came."""
     method: str
@@ -29,7 +29,7 @@ class LoggedRequest:
 
 
 def parse(lines: Iterable[str]) -> list[LoggedRequest]:
-    """The requests of a log, in the order in which they began; what was no request (a TLS greeting, say) is left out."""
+    """Returns the requests of a log in the order in which they began; what was no request (a TLS greeting, say) is left out."""
     found = []
     for line in lines:
         fields = line.split(maxsplit=_FIELDS - 1)
@@ -52,7 +52,7 @@ def parse(lines: Iterable[str]) -> list[LoggedRequest]:
 
 
 def at_client(requests: Iterable[LoggedRequest], rtt_s: float) -> list[Call]:
-    """The same as who made them sees them: each begun half a round trip earlier, answered half of one later."""
+    """Returns the requests as their client sees them: each begins half a round trip earlier, and ends half of one later."""
     return [
         Call(
             request.method,

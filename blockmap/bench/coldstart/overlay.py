@@ -1,4 +1,4 @@
-"""An image's files with room to write, as every start has them."""
+"""Puts a writable layer over an image's files, as every start has one."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,7 +9,7 @@ from blockmap.bench.coldstart.processes import mounted
 
 @contextmanager
 def overlay(lower: Path, scratch: Path) -> Iterator[Path]:
-    """The image's files, writable; what is written is kept below `scratch`, which is in memory."""
+    """Gives an image's files, writable; what is written is kept below `scratch`, which is in memory."""
     with ExitStack() as stack:
         for name in ("upper", "work"):
             (scratch / name).mkdir()

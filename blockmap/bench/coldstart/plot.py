@@ -1,4 +1,4 @@
-"""The plot: seconds to ready over round-trip time, one panel for each image."""
+"""Draws seconds to ready over round-trip time, one panel for each image."""
 
 from collections.abc import Sequence
 from pathlib import Path

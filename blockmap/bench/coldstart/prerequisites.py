@@ -1,4 +1,4 @@
-"""Where the relay, the corpus's programs and its images are: none of them is a part of blockmap."""
+"""Finds the relay, the corpus's programs and its images: none of them is a part of blockmap."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ class Prerequisites:
 
 
 def find_prerequisites(folder: Path, images: Path | None) -> Prerequisites:
-    """What is there of `netshape`, `corpus/` and the images; HostError names what is missing."""
+    """Finds `netshape`, `corpus/` and the images; HostError names what is missing."""
     netshape, run_startup = folder / "netshape", folder / "corpus" / "run-startup"
     for program in (netshape, run_startup):
         if not os.access(program, os.X_OK):
@@ -42,7 +42,7 @@ def find_prerequisites(folder: Path, images: Path | None) -> Prerequisites:
 
 
 def need_image(found: Prerequisites, image: str) -> Path:
-    """The layout of NAME:VERSION; HostError where it was not built."""
+    """Returns the layout of NAME:VERSION; HostError where it was not built."""
     repo, _, _ = image.partition(":")
     layout = found.images / repo
     if not (layout / "index.json").exists():

@@ -1,4 +1,4 @@
-"""What starts cost at an object store's price list."""
+"""Says what starts cost by an object store's price list."""
 
 from dataclasses import dataclass
 
@@ -14,5 +14,5 @@ class Prices:
     """For 10^9 bytes sent."""
 
     def of_starts(self, requests: float, sent_bytes: float) -> float:
-        """What 1,000 starts cost, each of so many requests and bytes."""
+        """Returns the cost of 1,000 starts, each of so many requests and bytes."""
         return STARTS * (requests / 1000 * self.per_1000_requests + sent_bytes / 1e9 * self.per_gb)

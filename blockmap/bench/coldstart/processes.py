@@ -16,7 +16,7 @@ _READY_SECONDS = 60.0
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.002
 _ACCEPTING = 0x10000
-"""In the flags of proc_net_unix(5)."""
+"""The flag of a listening socket in proc_net_unix(5)."""
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -89,7 +89,7 @@ def calm() -> Iterator[contextlib.ExitStack]:
 
 
 def answers(port: int) -> bool:
-    """Whether somebody listens at a port of this host."""
+    """Returns True if a process listens at a port of this host."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
     except OSError:
@@ -98,7 +98,7 @@ def answers(port: int) -> bool:
 
 
 def listens(path: Path) -> bool:
-    """Whether a process listens at a Unix socket, which is there a moment earlier; asks the kernel and not the process."""
+    """Returns True if a process listens at a Unix socket, which exists a moment earlier; asks the kernel, not the process."""
     lines = Path("/proc/net/unix").read_text().splitlines()[1:]
     fields = (line.split(maxsplit=7) for line in lines)
     return any(each[-1] == str(path) and int(each[3], 16) & _ACCEPTING for each in fields)
@@ -114,7 +114,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _unmount(where: Path) -> None:
-    """What a program that was killed had open may be in use for a moment."""
+    """Unmounts; a program that was killed may use its files for a moment longer."""
     end = time.monotonic() + _END_SECONDS
     while True:
         try:

@@ -48,7 +48,7 @@ def record(image: str, store: Store, run_startup: Path, timeout_s: float, folder
 
 
 def _start(image: str, store: Store, client: Client, command: list[str], work: Path) -> str:
-    """The trace of a start with the kernel's read-ahead at 0."""
+    """Starts the image with the kernel's read-ahead at 0, and returns the trace."""
     work.mkdir()
     with ExitStack() as stack:
         export = client.ask(Resolve(image)).export

@@ -1,4 +1,4 @@
-"""What the figures of all starts come to: a row for each image and way, figures for machines beside it."""
+"""Sums up the figures of all starts: a row for each image and way, with figures for machines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,12 +42,12 @@ class ReadyFigures:
     image: str
     way: str
     ready_s: dict[float | None, list[float]]
-    """By RTT in milliseconds."""
+    """Seconds by RTT in milliseconds."""
     requests: dict[float | None, list[list[LoggedRequest]]]
     calls: dict[float | None, list[list[Call]]]
-    """By blockmap's own log; nothing where there is none."""
+    """Calls by blockmap's own log; empty where there is none."""
     before: list[list[LoggedRequest]]
-    """What was asked before the clock started, for each start."""
+    """The requests of each start before the clock started."""
     failures: list[str]
 
 
@@ -188,6 +188,6 @@ def _counted(figures: ReadyFigures) -> float | None:
 
 
 def _serial(figures: ReadyFigures, rtt_ms: float) -> list[int]:
-    """Of each start: by blockmap's own log, else by that of the far side."""
+    """Returns the serial steps of each start by blockmap's own log, else by that of the far side."""
     logs = figures.calls.get(rtt_ms) or [at_client(each, rtt_ms / 1000) for each in figures.requests[rtt_ms]]
     return [serial_steps(log) for log in logs]

@@ -1,4 +1,4 @@
-"""What is measured in which order: every round has each combination once, shuffled, so that no way always goes first."""
+"""Orders what is measured: every round has each combination once, shuffled, so that no way always goes first."""
 
 import random
 from collections.abc import Sequence

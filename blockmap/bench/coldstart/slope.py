@@ -1,4 +1,4 @@
-"""The slope of a line through measurements that a few slow ones do not bend."""
+"""Fits a line through measurements, whose slope a few slow ones do not change."""
 
 import math
 from collections import Counter

@@ -23,7 +23,7 @@ from blockmap.store.observed import Call
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all starts share."""
+    """The settings and servers that all starts share."""
 
     work: Path
     origin: Origin
@@ -35,17 +35,17 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class TimedStart:
-    """What one start took."""
+    """The time and requests of one start."""
 
     ready_s: float | None
     """None where the program did not get ready."""
     failure: str
     before: list[LoggedRequest]
-    """What was asked of the far side before the clock started."""
+    """The requests at the far side before the clock started."""
     requests: list[LoggedRequest]
-    """What was asked from then on until the program was ready."""
+    """The requests from then on until the program was ready."""
     calls: list[Call] | None
-    """The same by blockmap's own log."""
+    """The calls of the store by blockmap's own log."""
 
 
 def start(bench: Bench, way: Way, image: Prepared, rtt_ms: float | None) -> TimedStart:
@@ -84,7 +84,7 @@ def split(
 
 
 def within(calls: Sequence[Call] | None, began_s: float, seconds: float) -> list[Call] | None:
-    """The calls that began in so many seconds."""
+    """Returns the calls that began in so many seconds."""
     return None if calls is None else [call for call in calls if began_s <= call.start_s < began_s + seconds]
 
 

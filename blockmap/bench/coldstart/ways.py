@@ -1,4 +1,4 @@
-"""The ways from a request for an image to a directory with its files, which are the rows of the table.
+"""Gets an image's files, in each way that is compared; the ways are the rows of the table.
 
 All that serve NBD are attached in the same way: nbdfuse, a loop device with direct I/O, ext4 mounted read-only.
 """
@@ -29,13 +29,13 @@ _ATTACHING = (("nbdfuse", "--version"), ("fusermount3", "--version"), ("losetup"
 
 @dataclass(frozen=True, slots=True)
 class BenchSite:
-    """What one start has to itself."""
+    """The folder, store and link that one start has to itself."""
 
     image: Prepared
     folder: Path
     """Empty, on disk."""
     url: str
-    """Of the far side, through the link."""
+    """URL of the far side, through the link."""
     store: Store
     """blockmap's, through the link."""
     stack: contextlib.ExitStack
@@ -44,24 +44,24 @@ class BenchSite:
 
 class Way(Protocol):
     name: str
-    """In the table."""
+    """The name in the table."""
     remote: bool
-    """Whether its bytes come over the link."""
+    """True if its bytes come over the link."""
     programs: Sequence[Sequence[str]]
     """Run once before the clock starts: this host has its programs in memory, and nothing of the image."""
 
     def before(self, place: BenchSite) -> None:
-        """What a host has running before anybody asks for the image."""
+        """Starts what a host has running before anybody asks for the image."""
 
     def root(self, place: BenchSite) -> Path:
-        """The image's files, read-only; the clock runs."""
+        """Returns the directory of the image's files, read-only; the clock runs."""
 
     def calls(self, place: BenchSite) -> list[Call] | None:
-        """What its server says that it asked of the store; None where it keeps no such log."""
+        """Returns what its server asked of the store; None where it keeps no such log."""
 
 
 class _Peer:
-    """What the others have in common."""
+    """The defaults of the ways that blockmap is compared with."""
 
     def before(self, place: BenchSite) -> None:
         pass
@@ -108,12 +108,12 @@ class Blockmap:
 
 
 def socket_of(place: BenchSite) -> Path:
-    """Of blockmap's server."""
+    """Returns the NBD socket of blockmap's server."""
     return place.folder / "blockmap.sock"
 
 
 def calls_of(place: BenchSite) -> list[Call]:
-    """All that blockmap's server has asked of the store."""
+    """Returns all that blockmap's server has asked of the store."""
     return read_calls(Client(socket_of(place)), 0)[0]
 
 
@@ -173,7 +173,7 @@ class LocalDisk(_Peer):
 
 
 def all_ways() -> dict[str, Way]:
-    """By the word that asks for it."""
+    """Returns all ways by the word that asks for each."""
     return {
         "blockmap": Blockmap(resident=False),
         "resident": Blockmap(resident=True),
