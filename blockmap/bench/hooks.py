@@ -264,7 +264,7 @@ def _lay(chunks: list[Chunk]) -> Iterator[tuple[int, Digest, int]]:
 
 
 def _segments(distinct: dict[Digest, int]) -> Iterator[list[Digest]]:
-    """Cuts data into chunks as an import does."""
+    """Yields the chunks in the segments that an import makes of them."""
     segment: list[Digest] = []
     size = 0
     for chunk, blocks in distinct.items():

@@ -102,9 +102,9 @@ class Pauses:
     """When the last read before each began."""
     length_s: Seconds
     asking_s: Seconds
-    """The share of each pause in which some call of the store was under way; zeros where calls are not known."""
+    """Seconds of each pause in which some call of the store was under way; zeros where calls are not known."""
     file: Numbers
-    """Of the last read before."""
+    """File number of the last read before each."""
     known: bool
     """True if calls are known."""
 
@@ -193,9 +193,9 @@ class ReportedStart:
     run: ReportRun
     pauses: Pauses
     calls: Sequence[Call]
-    """Of the store, in seconds since the open, by their start; empty where they are not known."""
+    """Calls of the store in seconds since the open, by their start; empty where they are not known."""
     calls_note: str
-    """Why they are not known."""
+    """Why the calls are not known."""
     coverage: Coverage | None
     profile_note: str
     """The profile that the start is compared with, or why with none."""
