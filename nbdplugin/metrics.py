@@ -53,6 +53,7 @@ _COUNTERS = {
         "chunks": "Chunks and nodes that came from packs",
         "damaged": "Chunks and nodes that were damaged on arrival",
         "failed_reads": "Reads that did not get what they needed from the store",
+        "joined_reads": "Reads that waited for a request of another read",
         "retries": "Requests made again because the store did not answer",
         "outages": "Times that the store stopped answering",
         "bundles": "Bundles of starts that were fetched",
