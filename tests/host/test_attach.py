@@ -210,7 +210,7 @@ def test_a_server_that_hangs_holds_up_only_its_own(mounting: Host) -> None:
     mounting.do("detach", where)
     assert mounting.leftovers() == []
     client = Client(socket, 5)
-    supervisor = Path(f"/proc/{client.request('status')['pid']}/stat").read_text().rpartition(")")[2].split()[1]
+    supervisor = Path(f"/proc/{client.status()['pid']}/stat").read_text().rpartition(")")[2].split()[1]
     os.kill(int(supervisor), signal.SIGTERM)
     until(lambda: not client.answers())
 
