@@ -1,3 +1,53 @@
-"""Network block devices with lazy, content-addressed volumes."""
+"""Network block devices with lazy, content-addressed volumes.
+
+A folder is a concern; its `__init__` says what lives there, what it may import, and where its data comes from and goes.
+Imports point down the list in setup.cfg. Six walks through the folders, a line a stop:
+
+    A read that hits
+    nbdplugin.plugin        `pread` calls the connection's `read`, and counts
+    volume.readonly         which extent: the leaf in memory, a bisect; then preadv from the cache's data file into nbdkit's
+                            buffer, and a look at the slot's mark
+
+    A read that misses
+    nbdplugin.plugin        `pread`
+    volume.readonly         `_read_slowly`: the leaf, from memory or by `fetch`; then what has come with a bundle, what the
+                            cache has, what the start's bundle is about to bring
+    fetch.fetcher           `get`: one flight for each chunk, however many wait
+    fetch.flights           who leads it, who follows
+    store.packs             which bytes of which pack; what comes is opened and verified
+    origin.ranges           one range of the store, while the gate of outages lets it through
+    cache.cache             keeps the chunk, after the reader has got it
+
+    An open by name
+    nbdplugin.session       a connection asks the server for an export
+    server.server           which outage policy holds
+    server.opener           what this host knows (origin.records), the name's hint and log (store.names), the record of the
+                            version; begins the bundle (replay.replays), or reads the first run of nodes (fetch.fetcher)
+    server.registry         the volume, shared by all who have it open; the start, one for each version and label
+    trace.manager           the connection's reads belong to the start's trace
+
+    A start with a bundle
+    replay.replay           asks for the head and for what the cache lacks (replay.plan), in ranges that grow (replay.stream)
+    replay.frames           opens and verifies frames as they come (store.packs)
+    cache.staging           has them for readers at once, and gives them to the cache when reads pause
+    volume.start            what the start spares its reads: read-ahead, neighbours, round trips
+    host.warm.warming       brings what the profile lists into the kernel's memory
+
+    An import
+    image.sources           an archive, layout, directory or registry; image.tar reads its layers
+    filesystem.merge        the layers' members become one tree, filesystem.ext4.writer its blocks and cuts
+    publish.publication     the recipe: chunks and packs (publish.chunks), trees (publish.trees), record, name, derived objects
+    publish.dedup_index     what the store has already
+    store.names             creates the next entry of the name's log
+    learn.bundler           bundles of the repository's profiles on the new version
+
+    An attach
+    cli.host                finds a server, or starts one (host.serve.supervisor); asks which version the name stands for
+    control.client          one message of control.messages to control.dispatch, in nbdkit's process
+    host.attachments        the record of devices, and the lock of this one
+    host.devices.nbdfuse    makes the device
+    host.mounting           mounts it, while the kernel's memory is warmed
+"""
 
 __version__ = "0.1.0"
+"""The release, as `blockmap --version` prints it."""

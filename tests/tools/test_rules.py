@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,3 +103,15 @@ def test_a_mount_left_behind_fails_the_session_and_is_ended(tmp_path: Path) -> N
     assert done.returncode == 1
     assert f"mount {tmp_path}/base" in done.stdout
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+
+
+def test_the_walks_through_the_folders_name_modules_that_are_there() -> None:
+    walks = (TESTS.parent / "blockmap/__init__.py").read_text()
+    named = set(re.findall(r"\b([a-z0-9]+(?:\.[a-z0-9_]+)+)\b", walks)) - {"setup.cfg", "0.1.0"}
+    missing = [
+        name
+        for name in named
+        if not any((TESTS.parent / top / f"{name.replace('.', '/')}.py").exists() for top in ("blockmap", "."))
+    ]
+    assert len(named) > 25
+    assert not missing
