@@ -26,7 +26,7 @@ _CLOSED_SHOWN = 10
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def status(socket: Path | None, as_json: bool) -> None:
     """Show what the server does, and what is attached."""
-    answer = Client((socket or default_socket()).absolute()).status()
+    answer = Client((socket or default_socket()).absolute()).full_status()
     if as_json:
         click.echo(json.dumps(answer))
         return

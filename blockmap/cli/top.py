@@ -58,7 +58,7 @@ def top(socket: Path | None) -> None:
 def _look(client: Client, before: Snapshot | None) -> tuple[Snapshot | None, RenderableType]:
     """Returns what the server says now, and how it is shown."""
     try:
-        status = client.status()
+        status = client.full_status()
     except HostError as error:
         return None, Text(f"waiting for the server: {error}")
     now = Snapshot(time.monotonic(), status)

@@ -44,8 +44,18 @@ class Client:
             ) from error
 
     def status(self) -> ServerStatus:
-        """Returns what the server is and counts; HostError."""
+        """Returns what the server is and counts, as far as it says; HostError."""
         return self.ask(Status()).status
+
+    def full_status(self) -> ServerStatus:
+        """Returns all that a server of this release says; HostError where one of another release answers."""
+        status = self.status()
+        if not ServerStatus.__required_keys__ <= status.keys():
+            raise HostError(
+                f"the server at {self.nbd_socket} is of another release, and counts other things: end it when nothing is "
+                "attached (by a signal to `blockmap serve`), and it is started anew when it is needed"
+            )
+        return status
 
     def answers(self) -> bool:
         """Returns True if a server is there."""
