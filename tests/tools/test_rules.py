@@ -30,6 +30,18 @@ def test_no_class_name_stands_twice() -> None:
     assert [name for name, count in names.items() if count > 1 and not name.startswith("_")] == []
 
 
+def test_no_docstring_begins_with_a_fragment() -> None:
+    """Docstrings of modules, classes, functions and attributes are understood without the line above them."""
+    found = []
+    for path, module in product():
+        for node in ast.walk(module):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                words = str(node.value.value).split(maxsplit=1)
+                if words and words[0] in ("Of", "That", "Those"):
+                    found.append(f"{path}:{node.lineno}: {words[0]}")
+    assert not found, "\n".join(found)
+
+
 def test_the_page_of_helpers_names_each_of_them() -> None:
     helpers = {path.relative_to(TESTS).as_posix() for path in TESTS.rglob("*.py") if not path.name.startswith("test_")}
     helpers = {path for path in helpers if Path(path).name not in ("__init__.py", "conftest.py")}
