@@ -1,6 +1,6 @@
 """The record of what is attached where: devices and mounts, in SQLite under the state directory.
 
-It cannot be had again, so it is migrated, and never forgotten. Its lock, a file beside it, is held for a few reads and
+It cannot be rebuilt, so it is migrated, and never thrown away. Its lock, a file beside it, is held for a few reads and
 writes only; it is never held while the lock of a device is waited for, but may be taken while one is held.
 """
 
@@ -58,7 +58,7 @@ class Attached:
 
 
 class AttachmentTable:
-    """Reads and changes the record, on behalf of who holds its lock."""
+    """Reads and changes the record; used only while its lock is held."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -139,7 +139,7 @@ def is_recorded(state: Path) -> bool:
 
 @contextmanager
 def changing(state: Path) -> Iterator[AttachmentTable]:
-    """Holds the lock of the record; what is changed meanwhile is kept as a whole, if nothing raises. HostError."""
+    """Holds the lock of the record; commits all changes made within, or none where something raises. HostError."""
     try:
         state.mkdir(parents=True, exist_ok=True)
         with (
@@ -157,7 +157,7 @@ def changing(state: Path) -> Iterator[AttachmentTable]:
 
 
 def read_attached(state: Path) -> list[Attached]:
-    """Returns all that is noted as mounted, without the lock, and as well from an older file; HostError."""
+    """Returns all that is noted as mounted, without the lock, from a file of an older version too; HostError."""
     try:
         with closing(open_to_read(state / _FILE, _SCHEMA)) as connection:
             return AttachmentTable(connection).attached()

@@ -86,9 +86,9 @@ class Attachments:
         return [each for each in read_attached(self._state) if there.get(each.directory) == each.device]
 
     def clean(self, nbd_socket: Path) -> None:
-        """Takes apart what a server that has gone left at its socket, and what nobody uses; for the server that is next.
+        """Takes apart what a server that has gone left at its socket, and what nobody uses; called by the next server.
 
-        Without root nothing is done, and what fails is said.
+        Does nothing without root; logs what fails.
         """
         if os.geteuid() != 0 or not is_recorded(self._state):
             return
@@ -160,7 +160,7 @@ class Attachments:
             return [folder for folder in folders if not _used(table.device(folder), table.mounts_of(folder), there)]
 
     def _take_apart(self, folders: Iterable[Path], *, probe: bool = False) -> None:
-        """Settles those devices that no other command is at work on; what fails is said."""
+        """Settles those devices that no other command is at work on; logs what fails."""
         for folder in folders:
             with self._table():
                 held = lock.attempt(folder)
@@ -173,7 +173,7 @@ class Attachments:
                     self._say(f"what was attached in {folder} cannot be taken apart: {error}")
 
     def _settle(self, folder: Path, *, probe: bool = False) -> Device | None:
-        """Takes a device apart that nobody uses, or, with `probe`, that cannot answer any more; its lock is held.
+        """Takes apart a device that nobody uses, or, with `probe`, one that does not answer any more; its lock is held.
 
         Returns the device where it stays.
         """
@@ -230,5 +230,5 @@ def _check_free(table: AttachmentTable, where: str, own: Path | None) -> None:
 
 
 def _used(device: Device | None, noted: Iterable[str], there: dict[str, str]) -> list[str]:
-    """Returns those directories where a device is mounted, of those where that is noted."""
+    """Returns the directories noted for a device where it is in fact mounted."""
     return [] if device is None else [directory for directory in noted if there.get(directory) == device.path]

@@ -14,7 +14,7 @@ from blockmap.host.warm import warming
 
 
 def expect(client: Client, export: str, *, exact: bool) -> None:
-    """Tells the server that a device new to this host is about to open `export`, and whether its read-ahead will be 0.
+    """Announces to the server that a new device is about to open `export`, and whether its read-ahead will be 0.
 
     Best effort: without it the start works, and counts for less in what is learnt.
     """
@@ -32,9 +32,9 @@ def mount(
     *,
     exact: bool,
 ) -> None:
-    """Mounts the image on a new device; what starts of it read is brought into memory meanwhile and afterwards.
+    """Mounts the image on a new device, and meanwhile begins to warm the kernel with what its starts read.
 
-    With `exact`, nothing is read but what is asked for, as long as the device is there. `folder` is the device's. HostError.
+    With `exact`, the kernel is not warmed, and never reads ahead. `folder` is the device's. HostError.
     """
     if exact:
         set_read_ahead(device.path, 0)
@@ -64,9 +64,9 @@ def mount_device(attacher: Attacher, device: Device, where: Path | str) -> None:
 
 @contextlib.contextmanager
 def started(attacher: Attacher, client: Client, export: str, folder: Path, where: Path) -> Iterator[Device]:
-    """Mounts an export on a device of its own at `where`, and takes both apart at the end. `folder` is for what it needs.
+    """Mounts an export on a device of its own at `where`, with its files in `folder`; takes both apart at the end.
 
-    What is attached in this way is in no record: it is for who takes it apart. HostError.
+    No record has such a device, so nobody else takes it apart. HostError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     expect(client, export, exact=False)

@@ -1,4 +1,4 @@
-"""Programs of the distribution that blockmap starts."""
+"""Finds and runs programs of the distribution that blockmap needs."""
 
 import os
 import shutil
@@ -19,12 +19,12 @@ _PACKAGES = {
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",
 }
-"""Those that differ from the program's name; the same in Debian 12 and 13."""
+"""Packages that are not named after their program; the same in Debian 12 and 13."""
 SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def find(tool: str) -> str:
-    """The path of a program; HostError names the package that has it."""
+    """Returns the path of a program; HostError names the package that has it."""
     path = _which(tool)
     if path is None:
         raise HostError(f"{tool} is needed and is not installed: apt-get install {_package(tool)}")
@@ -32,12 +32,12 @@ def find(tool: str) -> str:
 
 
 def missing(tools: Iterable[str]) -> list[str]:
-    """The packages, sorted, of those programs that are not installed."""
+    """Returns the packages, sorted, of those programs that are not installed."""
     return sorted({_package(tool) for tool in tools if _which(tool) is None})
 
 
 def run(tool: str, *arguments: str) -> str:
-    """Runs a program to its end; HostError has what it said."""
+    """Runs a program to its end, and returns its output; HostError has what it printed."""
     done = subprocess.run([find(tool), *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"

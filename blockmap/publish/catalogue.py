@@ -1,4 +1,4 @@
-"""What an import can deduplicate against: the versions that names stand for, their trees and hooks, in few round trips."""
+"""Reads what an import can deduplicate against: the versions that names stand for, their trees and hooks, in few round trips."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -34,9 +34,9 @@ class Catalogue:
 
 
 def read_catalogue(store: Writer, names: NameReader, local: LocalCatalogue, warn: Warn) -> Catalogue:
-    """Reads what `local` has not yet, 16 requests at a time; a name or tree that cannot be read is left out, and said.
+    """Reads what `local` lacks, 16 requests at a time; leaves out, and logs, a name or tree that cannot be read.
 
-    Hooks that are missing are made, and stored where the store can be written.
+    Makes missing hooks, and stores them if the store can be written.
     """
     before, now = local.load(), CatalogueSnapshot()
     repository = Repository(store)
@@ -69,7 +69,7 @@ def read_catalogue(store: Writer, names: NameReader, local: LocalCatalogue, warn
 def _complete(
     wanted: Iterable[T], remembered: dict[T, R], fetch: Callable[[T], R], failed: Callable[[T, BlockmapError], None]
 ) -> dict[T, R]:
-    """Returns what is wanted, from memory or fetched; what cannot be fetched is left out."""
+    """Returns what is wanted, from memory or from the store; leaves out what cannot be read."""
     made = {key: remembered[key] for key in wanted if key in remembered}
     missing = [key for key in wanted if key not in remembered]
     for key, value in zip(missing, gather(fetch, missing), strict=True):
@@ -97,7 +97,7 @@ def _trees(
     kept: dict[Digest, bytes],
     warn: Warn,
 ) -> list[StoredTree]:
-    """Returns the trees whose hooks can be had; the hooks' objects go to `kept`."""
+    """Returns the trees whose hooks can be read or made; the hooks' objects go to `kept`."""
     found: dict[Digest, hooks.Hooks] = {}
 
     def take(root: Digest, data: bytes) -> None:

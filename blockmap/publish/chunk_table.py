@@ -71,7 +71,7 @@ class ChunkTable:
 
 
 class ExtentTable:
-    """Where whole chunks lie in a volume, in the order in which they were found; not thread-safe."""
+    """Extents of whole chunks in a volume, in the order in which they were found; not thread-safe."""
 
     def __init__(self) -> None:
         self._start = array("Q")
@@ -85,7 +85,7 @@ class ExtentTable:
         self._chunk.append(chunk)
 
     def spans(self, chunks: ChunkTable) -> Iterator[tuple[int, list[Extent]]]:
-        """Returns the extents of each span that has any, in volume order."""
+        """Yields the extents of each span that has any, in volume order."""
         starts = np.frombuffer(self._start, dtype=np.uint64) if self._start else np.zeros(0, dtype=np.uint64)
         order = np.argsort(starts, kind="stable")
         spans = starts[order] // np.uint64(SPAN)

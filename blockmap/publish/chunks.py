@@ -1,4 +1,4 @@
-"""Blocks become chunks, and chunks that nobody has yet become packs.
+"""Cuts blocks into chunks, and puts the new chunks into packs.
 
     caller: write, cut -> queue -> chunker thread: xxh3, cuts, SHA-256, deduplication
                                      -> pool: zstd, a batch at a time, results taken in order
@@ -33,14 +33,14 @@ _SEGMENT_BYTES = 1 << 20
 _QUEUED_SEGMENTS = 8
 LOOKUP_CHUNKS = 1000
 LOOKUP_BYTES = 32 << 20
-"""What one lookup is about at most: enough neighbours for their hooks to vote, and bounded memory."""
+"""Bytes of chunks that are looked up at once: enough neighbours for their hooks to vote, and bounded memory."""
 _BATCH_BYTES = 1 << 20
 _PACKS_IN_FLIGHT = 2
 
 
 @dataclass(slots=True)
 class Counts:
-    """What went through, for the summary of an import."""
+    """Counts what was written, for the summary of an import."""
 
     blocks: int = 0
     """Blocks that are not zero."""
@@ -54,7 +54,7 @@ class Counts:
     packs: int = 0
 
     def forget_new(self) -> None:
-        """Counts no chunk as new: the packs of those that were are gone again."""
+        """Counts no chunk as new any more, since the packs with the new ones were deleted again."""
         self.new_chunks = self.new_bytes = self.stored_bytes = self.packs = 0
 
 
@@ -67,7 +67,7 @@ class _Segment:
 
 
 class ChunkWriter:
-    """Takes the blocks of one volume (a BlockSink), and stores those chunks that `known` has not.
+    """Takes the blocks of one volume (a BlockSink), and stores those chunks that `known` does not find.
 
     `known` is asked about some 1,000 chunks at a time, which are neighbours, by one thread; it gives placements in order.
     Use as a context manager: leaving it ends all threads. After `finish`, `extents` and `table` are complete.
@@ -195,7 +195,7 @@ class ChunkWriter:
             self._storing.popleft().result()
 
     def _emit(self, block: int, data: bytearray, of: "np.ndarray[tuple[int], np.dtype[np.uint64]]", final: bool) -> int:
-        """Takes the complete chunks off a run that begins at `block`; returns the blocks that are done with."""
+        """Takes the complete chunks off a run that begins at `block`; returns how many blocks they have."""
         stages, table, counts = self._stages, self.table, self.counts
         view = memoryview(data)
         with stages.time("cut"):
@@ -223,7 +223,7 @@ class ChunkWriter:
         return found.done
 
     def _decide(self) -> None:
-        """Gives each chunk that waits the placement that is known, or has it compressed."""
+        """Gives each waiting chunk its known placement, or has it compressed."""
         waiting, self._undecided, self._undecided_bytes = self._undecided, [], 0
         with self._stages.time("deduplicate"):
             placements = self._known([name for _, name, _ in waiting])

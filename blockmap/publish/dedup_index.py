@@ -1,7 +1,7 @@
-"""The chunks that a store has already: hooks say which leaves of its trees to read, and what those say is remembered.
+"""Finds chunks that a store has already: hooks say which leaves of its trees to read, and the leaves' placements are remembered.
 
-What is not found is stored again, which costs room and nothing else; what is found is what a verified leaf says of that
-very chunk. Memory is bounded, whatever the store has: the leaves used last, and 16 bytes per hook.
+A chunk that is not found is stored again, which costs space and nothing else; a placement that is found comes from a
+verified leaf. Memory is bounded, whatever the store has: the leaves used last, and 16 bytes per hook.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ MAX_CHUNKS = 100_000
 """Chunks whose placements are remembered, about 450 bytes each."""
 _MAX_INNER = 256
 _NEIGHBOURS = 8
-"""Leaves read on either side of one that is worth it: a volume goes on as that tree does, and they cost a step less."""
+"""Leaves read on either side of a champion: the volume probably goes on as that tree does, and one request less is waited for."""
 _MOST_LEAVES = 96
-"""Read for one lookup at most: 1.5 MB or so."""
+"""Leaves read for one lookup, at most: 1.5 MB or so."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTree:
     roots: Sequence[Root]
-    """One digest, in the places where versions have it."""
+    """Roots of one digest, in the places where versions have it."""
     hooks: Hooks
 
 
@@ -80,9 +80,9 @@ class RecentLeaves:
 
 
 class DedupIndex:
-    """Finds placements of chunks in the trees of versions that are named; for one thread at a time.
+    """Finds placements of chunks in the trees of versions that names stand for; for one thread at a time.
 
-    A node that cannot be read is said once, and done without.
+    A node that cannot be read is logged once, and left out.
     """
 
     def __init__(self, repository: Repository, trees: Sequence[StoredTree], warn: Callable[[str], None]) -> None:
@@ -98,25 +98,25 @@ class DedupIndex:
         self._said: set[str] = set()
 
     def __len__(self) -> int:
-        """Chunks that are remembered now."""
+        """Returns how many chunks are remembered now."""
         return len(self._recent)
 
     def lookup(self, chunks: Sequence[Digest]) -> list[Placement | None]:
-        """Where each of about 1,000 chunks that are neighbours in a volume is stored; None for what is not found."""
+        """Returns where each of about 1,000 neighbouring chunks of a volume is stored; None for those not found."""
         while self._load(self._table.champions(chunks, [chunk not in self._recent for chunk in chunks])):
             pass  # what failed is not proposed again
         return [self._recent.placement(chunk) for chunk in chunks]
 
     def leaf(self, name: Digest) -> Placement | None:
-        """Where a leaf is stored that was read and found whole; None for any other."""
+        """Returns where a leaf is stored that was read and found whole; None for any other."""
         return self._read.get(name)
 
     def tree(self, name: Digest) -> Root | None:
-        """A tree that is stored whole, as reading all those of its nodes shows that were not read yet; else None."""
+        """Returns a tree that is stored whole, else None; reads all of its nodes that were not read yet."""
         return next((root for root in self._roots.get(name, ()) if self.whole(root)), None)
 
     def whole(self, root: Root) -> bool:
-        """Whether all nodes of a stored tree can be read."""
+        """Returns True if all nodes of a stored tree can be read."""
 
         def unread(level: int, row: list[Spot]) -> list[Spot]:
             return row if level else [spot for spot in row if self._read.get(spot.ref[0]) != spot.ref[1]]
@@ -124,7 +124,7 @@ class DedupIndex:
         return not any(isinstance(found, BlockmapError) for _, found in visit(root, self._nodes, unread))
 
     def _load(self, champions: Sequence[Champion]) -> bool:
-        """Reads leaves and their neighbours; True where a champion failed, so that others may now be better."""
+        """Reads leaves and their neighbours; returns True if a champion failed, so that others may now be better."""
         wanted: dict[NodeRef, None] = {}
         failed = False
         for champion in champions:
@@ -147,7 +147,7 @@ class DedupIndex:
         return failed
 
     def _locate(self, champion: Champion) -> NodeRef:
-        """Where a leaf is stored, in any of the places of its tree; BlockmapError."""
+        """Returns where a leaf is stored, in any of the places of its tree; BlockmapError."""
         error: BlockmapError = Corrupt("the hooks of a tree name a leaf that cannot be read, or that it has not")
         for root in self._trees[champion.tree].roots:
             try:
@@ -181,7 +181,7 @@ class DedupIndex:
         return self._inner[at]
 
     def _nodes(self, refs: Sequence[NodeRef]) -> list[Node | BlockmapError]:
-        """Returns nodes, or why they cannot be read, which is remembered and said; keeps no leaf: there may be thousands."""
+        """Returns nodes, or why they cannot be read, which is remembered and logged; keeps no leaf: there may be thousands."""
         found: dict[NodeRef, Node | BlockmapError] = {ref: self._inner[ref] for ref in refs if ref in self._inner}
         found |= {ref: self._unreadable[ref] for ref in refs if ref in self._unreadable}
         unread = [ref for ref in refs if ref not in found]

@@ -1,7 +1,7 @@
-"""What this host remembers of a store's catalogue: entries, versions and hooks never change, so none is fetched twice.
+"""Remembers a store's catalogue on this host: entries, versions and hooks never change, so none is fetched twice.
 
-One SQLite file per store. It is advice that can be had again: where it is damaged, it is made anew; where it cannot be
-read or written, an import fetches everything.
+One SQLite file per store. It can be rebuilt: a damaged one is made anew; if it cannot be read or written, an import fetches
+everything.
 """
 
 import logging
@@ -59,26 +59,26 @@ class CatalogueSnapshot:
 
 
 class LocalCatalogue:
-    """Keeps a snapshot in a file; without a path, nothing is kept."""
+    """Saves a snapshot in a file; without a path, saves nothing."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._before = CatalogueSnapshot()
 
     def load(self) -> CatalogueSnapshot:
-        """What was saved last; nothing where that cannot be read."""
+        """Returns what was saved last; an empty snapshot where that cannot be read."""
         if self._path is None or not self._path.exists():
             return CatalogueSnapshot()
         try:
             connection, found = database.open_or_forget(self._path, _SCHEMA, _read, self._begin_empty)
             connection.close()
         except (OSError, sqlite3.Error):
-            found = CatalogueSnapshot()  # nothing can be saved either, which is said then
+            found = CatalogueSnapshot()  # nothing can be saved either, which is logged then
         self._before = CatalogueSnapshot(dict(found.entries), dict(found.versions), dict(found.hooks))
         return found
 
     def save(self, now: CatalogueSnapshot) -> None:
-        """Makes the file equal to `now`; where it cannot be written, that is logged."""
+        """Makes the file equal to `now`; logs if it cannot be written."""
         if self._path is None:
             return
         try:
@@ -109,7 +109,7 @@ def _read(connection: sqlite3.Connection) -> CatalogueSnapshot:
 
 
 def _rows(of: CatalogueSnapshot) -> list[dict[tuple[Any, ...], tuple[Any, ...]]]:
-    """The rows of each table, by key."""
+    """Returns the rows of each table, by key."""
     return [
         {(key,): (key, *entry) for key, entry in of.entries.items()},
         {

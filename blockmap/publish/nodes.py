@@ -2,7 +2,7 @@
 
 A pack of nodes begins with the inner nodes from the root down, raw, since digests do not compress; then come the leaves
 in volume order. Leaves beyond the first 16 MiB go into packs of their own, which are stored first. A leaf that is stored
-already is taken over where it would lie behind the run: what an open reads stays in one place.
+already is not stored again if it would lie behind the run: what an open reads stays in one place.
 """
 
 import secrets
@@ -17,7 +17,7 @@ from blockmap.format.version import NodeRun
 from blockmap.store.packs import UNCOMPRESSED, Sealer
 
 RUN_BYTES = 256 << 10
-"""What an open reads at most in one go."""
+"""Bytes that an open reads in one range, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def store_nodes(
 ) -> StoredTrees:
     """Stores the new nodes of `drafts`; `place` has the placements of chunks that the drafts' leaves do not know.
 
-    `stored_leaf` has those of leaves that are in the store already.
+    `stored_leaf` finds placements of leaves that are in the store already.
     """
     inner: dict[Digest, Inner] = {}
     leaves: dict[Digest, Leaf] = {}

@@ -13,7 +13,7 @@ from blockmap.store.packs import pack_key
 from blockmap.store.repository import VERSION_ATTEMPTS
 
 _CREATE_ATTEMPTS = 3
-"""Engines do not repeat a create whose answer was lost, since it may have happened."""
+"""Attempts of a create: engines do not repeat one whose answer was lost, since it may have happened."""
 
 
 def put(store: Writer, key: str, parts: Sequence[Buffer]) -> bool:
@@ -35,7 +35,7 @@ class ObjectWriter:
     def put_pack(self, made: Pack) -> None:
         key = pack_key(made.name)
         self._packs.append(key)
-        put(self._store, key, made.parts)  # random salt is in its name: one that is there already is this one
+        put(self._store, key, made.parts)  # its name has random salt: an existing object is this one
 
     def put_version(self, record: Version, named: Collection[Numbered]) -> int:
         """Stores a version's record; returns its number.

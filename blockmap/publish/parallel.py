@@ -1,4 +1,4 @@
-"""Many requests at once, each of which may fail by itself."""
+"""Makes many requests at once, each of which may fail by itself."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar

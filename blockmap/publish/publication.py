@@ -1,6 +1,6 @@
-"""The one recipe by which a version comes into a store: packs, trees, record, name, and then what is derived.
+"""Publishes a version, in the same steps for all: packs, trees, record, name, and then what is derived.
 
-    chunk_writer   the blocks that are new, cut into chunks; packs of those that the catalogue has not
+    chunk_writer   the new blocks, cut into chunks; packs of those chunks that the catalogue lacks
     assemble       the trees of a whole volume, from all of its chunks; or
     rewrite        the trees of edits over a version, from the chunks of the edits
     publish        the version's record under a number; the name's entry; what is derived
@@ -44,11 +44,11 @@ class Published:
 
 
 Derive = Callable[[Published], object]
-"""Stores what can be made again from a published version, and is found missing harmlessly."""
+"""Stores something that can be derived from a published version at any time, and may be missing."""
 
 
 class Publication:
-    """Publishes one version; a context manager, which takes back what it stored when it is left before the name is moved."""
+    """Publishes one version; a context manager, which deletes what it stored if it is left before the name is moved."""
 
     def __init__(self, store: Pruner, form: Format, names: NameLog, catalogue: Catalogue, warn: Warn) -> None:
         self._store = store
@@ -73,7 +73,7 @@ class Publication:
             self._take_back()
 
     def chunk_writer(self, stages: Stages) -> ChunkWriter:
-        """Returns what takes the volume's blocks, or those of the edits."""
+        """Returns the writer that takes the volume's blocks, or those of the edits."""
         return ChunkWriter(self._objects.put_pack, self._catalogue.known.lookup, self._form.chunker, stages)
 
     def assemble(self, chunks: ChunkWriter, size: int, hidden: list[tuple[int, int]]) -> Trees:
@@ -102,7 +102,7 @@ class Publication:
         return published
 
     def _recheck(self) -> None:
-        """Asks whether what was deduplicated against is still there, before each attempt to move the name.
+        """Checks before each attempt to move the name that what was deduplicated against is still there.
 
         Nothing deletes single objects that names stand for, so the question is whether the store is still the one whose
         catalogue was read: one that was made anew, or is no longer mounted, has none of them.

@@ -1,4 +1,4 @@
-"""Which leaves to read, to learn where chunks are stored: those that the chunks' hooks vote for.
+"""Chooses the leaves to read to learn where chunks are stored: those that the chunks' hooks vote for.
 
 Of trees that share most of their chunks (versions of one image) hooks alone cannot tell which has the few chunks that the
 others lack, so the trees with most votes so far are followed side by side, and single leaves added for what they have not.

@@ -1,4 +1,4 @@
-"""Where an import's processor time goes."""
+"""Measures where an import's processor time goes."""
 
 import threading
 import time

@@ -58,7 +58,7 @@ def draft_whole(chunks: ChunkWriter, size: int, hidden: list[tuple[int, int]]) -
 def draft_rewrite(base: Version, edits: list[Extent], size: int, load: Load) -> TreeDrafts:
     """Drafts the trees of ascending, disjoint `edits` over a version; reads the nodes on the way to them alone.
 
-    So it makes no hooks, which need all leaves: whoever deduplicates against the volume first makes them.
+    It makes no hooks, which need all leaves: the first import that deduplicates against the volume makes them.
     """
     return TreeDrafts(rewrite(base.root, edits, size, load, {}), rewrite(base.extra, [], size, load, {}), [])
 

@@ -1,4 +1,4 @@
-"""One server: what it composes, which exports are open, how they are opened, listed and hydrated, what was asked of the store.
+"""One server: its parts, the exports that are open, how they are opened, listed and hydrated, and the log of store calls.
 
 Imports `volume`, `trace` and what lies below. `nbdplugin` holds one server; requests come from it and from `control`.
 
@@ -25,7 +25,7 @@ object that made them, all of these by `Server.close` or by the plugin's end.
     hydrate                   Hydration, when all has come             brings the rest of a version
     traces                    TraceManager, while a trace runs         writes what was read, ends traces that are over
     learn                     LearnerProcess, while something waits    runs `blockmap profile build`
-    watch                     the plugin, with the process             waits for nbdkit to be told to end
+    watch                     the plugin, with the process             waits for nbdkit's signal to end
     control, control client   Control, with the process                answers the control socket, one thread a client
     metrics (1+32)            MetricsServer, with the process          answers Prometheus
 

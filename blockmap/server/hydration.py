@@ -1,4 +1,4 @@
-"""Brings the rest of a volume into the cache, so that the host can do without the store.
+"""Fetches the rest of a volume into the cache, so that the host can do without the store.
 
 It goes on in volume order, which is that of the packs, while the link has room beside what readers wait for, and at half of
 the link's rate.
@@ -26,13 +26,13 @@ from blockmap.volume.leaves import all_chunks, bring_nodes, load_node
 _log = logging.getLogger(__name__)
 
 _RATE_SHARE = 0.5
-"""The share of the link's rate that it takes."""
+"""The share of the link's rate that a hydration uses."""
 _POLICY = OutagePolicy(3600.0)
 _AT_ONCE_BYTES = 4 << 20
 _REPLAY_SECONDS = 600.0
 _COVERED_SECONDS = 3600.0
 _COVERED_SHARE = 0.5
-"""All of an image is brought if its starts read a larger share of its blocks."""
+"""The whole image is fetched if its starts read a larger share of its blocks."""
 
 
 class Hydrations:
@@ -45,7 +45,7 @@ class Hydrations:
         self._closing = False
 
     def begin(self, found: ResolvedStart) -> None:
-        """Begins to bring all of a version, unless that is under way."""
+        """Begins to fetch all of a version, unless that is under way."""
         resolved = found.resolved
         with self._lock:
             at_work = self._latest.get(resolved.name)
@@ -53,7 +53,7 @@ class Hydrations:
                 self._latest[resolved.name] = Hydration(resolved.pinned, resolved.root, self._fetcher, found.replay)
 
     def follow(self, found: ResolvedStart) -> None:
-        """Begins, when its bundle has come, to bring all of a version most of which its starts read: lazy is to be no
+        """Begins, when its bundle has come, to fetch all of a version most of which its starts read: lazy must not be
         slower than a pull."""
         replay = found.replay
         if replay is not None:
@@ -80,13 +80,13 @@ class Hydrations:
 
 
 class Hydration:
-    """One volume, in a thread of its own that ends by itself."""
+    """Hydrates one volume, in a thread of its own that ends by itself."""
 
     def __init__(self, name: str, root: Root, fetcher: Fetcher, replay: Replay | None = None) -> None:
         """Begins when `replay` has ended, if there is one: what a start reads comes first."""
         self.name = name
         self.done_bytes = 0
-        """The bytes, as stored, of the chunks that are at hand."""
+        """Bytes, as stored, of the chunks that the cache has."""
         self.ended = ""
         """How it ended; empty until then."""
         self._root = root

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 LOCAL_SECONDS = 1.0
 REMOTE_SECONDS = 30.0
-"""A listing may be so old."""
+"""Seconds for which a listing of a remote store is used again."""
 
 Listed = list[tuple[str, str]]
 """Export names, each with a description."""

@@ -3,7 +3,7 @@
 An open by name takes two steps over the network. The first reads the name's hint; the second asks the log to confirm it, and
 at the same time reads the run of nodes that the first reads need. If this host has opened the name before, its own record
 takes the hint's place, and the log alone is asked; if it does not answer in time, the name is opened as this host knows it.
-If there is a bundle, it is asked for in place of the nodes, which it begins with.
+If there is a bundle, it is read in place of the nodes, which it begins with.
 """
 
 import logging
@@ -41,17 +41,17 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 FRESH_SECONDS = 1.0
-"""A name that was confirmed so long ago, or less, is not asked for again; where asking costs nothing, it always is."""
+"""Seconds after its confirmation for which a name is not asked for again; a local store is always asked."""
 ANSWER_SECONDS = 1.0
-"""How long a store has to confirm what this host knows."""
+"""Seconds that a store has to confirm what this host knows."""
 _SILENT_SECONDS = 5.0
-"""A store that did not answer is not waited for again so soon."""
+"""Seconds for which a store that did not answer is not waited for again."""
 _NEVER = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedStart:
-    """What an export stands for, and the bundle that is brought for its start."""
+    """What an export stands for, and the bundle that is replayed for its start."""
 
     resolved: Resolved
     replay: Replay | None
@@ -76,7 +76,7 @@ class _Opening:
     replay: Replay | None = None
 
     def end(self, patient: bool = True) -> ResolvedStart:
-        """Waits for the record of the version, and for the nodes if it is patient; whoever reads waits for those of a bundle."""
+        """Waits for the record of the version, and for the nodes if `patient`; nodes of a bundle are for readers to wait for."""
         version = self.version.result()
         if patient and self.replay is None:
             self.primed.result()
@@ -86,7 +86,7 @@ class _Opening:
 
 
 class Opener:
-    """Finds versions in few steps, and brings what their first reads need; safe to share between threads."""
+    """Finds versions in few steps, and fetches what their first reads need; safe to share between threads."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Opener:
         found = kept or by_digest(self._records, reference, digest)
         replay = self._replay(reference, found.name, self._kept_bundles(found.name), lambda: found.root)
         primed = self._bring(reference, found.version.run, found.root, lambda: found.root, replay)
-        if kept is None and replay is None:  # else the store may be away, or readers wait for what comes
+        if kept is None and replay is None:  # else the store may be away, or the bundle is coming
             primed.result()
         return ResolvedStart(found, replay)
 
@@ -150,7 +150,7 @@ class Opener:
             return opening.end()
 
         def ask() -> tuple[int, Hint | None]:
-            hint = spawn(lambda: self._names.hint(repo, tag))  # it may tell of a bundle that is newer than the entry
+            hint = spawn(lambda: self._names.hint(repo, tag))  # it may refer to a bundle that is newer than the entry
             return self._names.confirm(repo, tag, seen), hint.result()
 
         try:
@@ -252,7 +252,7 @@ class Opener:
         wait_root: Callable[[], Root],
         replay: Replay | None,
     ) -> Future[None]:
-        """Begins to read a run of nodes, unless the cache has the root, if that is known already, or the bundle brings it."""
+        """Begins to read a run of nodes, unless the bundle brings it, or the cache has the root, if that is known already."""
         if root is not None and self._fetcher.has_node(root.digest, root.placement):
             return _done(None)
         if run is None and replay is None:

@@ -1,4 +1,4 @@
-"""Which volumes are open: each version once however many clients it has, each start once for each of its labels."""
+"""Keeps the open volumes: each version once however many clients it has, and one start for each label of it."""
 
 import threading
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from blockmap.volume.volume import Volume
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
-    """What one connection has: the volume that it reads, and the start that it belongs to."""
+    """An open connection's volume, and the start that it belongs to."""
 
     volume: Volume
     start: Start
@@ -26,7 +26,7 @@ class Opened:
 
 
 class Registry:
-    """All that is open in one server; safe to share between threads."""
+    """Holds all that is open in one server; safe to share between threads."""
 
     def __init__(self, fetcher: Fetcher) -> None:
         self._fetcher = fetcher
@@ -36,7 +36,7 @@ class Registry:
         self._opened = 0
 
     def open(self, found: ResolvedStart, policy: OutagePolicy) -> Opened:
-        """Opens a version for a connection, together with those that have it open under the same policy."""
+        """Opens a version for a connection, sharing the volume with others of the same policy, and the start with others of its label."""
         with self._lock:
             self._opened += 1
             number = self._opened
@@ -46,7 +46,7 @@ class Registry:
             return self._open[number]
 
     def note_profile(self, found: ResolvedStart, number: int) -> None:
-        """The kernel is warmed with a profile, for the starts of a version and label that are open."""
+        """Notes the profile with which the kernel is warmed, for the open starts of a version and label."""
         with self._lock:
             for each in self._open.values():
                 if each.start.key == found.key:
@@ -71,7 +71,7 @@ class Registry:
         return ReadOnlyVolume(resolved.pinned, resolved.root, self._fetcher, policy)
 
     def _running(self, found: ResolvedStart) -> Start | None:
-        """Returns the latest start of a version and label, unless another bundle is brought by now."""
+        """Returns the latest start of a version and label, unless another bundle is replayed by now."""
         latest = next((each.start for each in reversed(self._open.values()) if each.start.key == found.key), None)
         return latest if latest is not None and found.replay in (None, latest.replay) else None
 

@@ -1,4 +1,4 @@
-"""Composes all of one server: the store, the cache, what fetches from one into the other, and what is known of exports."""
+"""Composes one server: the store, the cache, the fetcher between them, and the exports."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -79,8 +79,8 @@ class Server:
         return opened
 
     def resolve(self, export: str) -> str:
-        """Returns the export name by digest of the version that `export` stands for now, with its label; it is as patient
-        as `export` is."""
+        """Returns the export name by digest of the version that `export` stands for now, with its label and outage
+        policy."""
         pinned = self._find(export).resolved.pinned
         name, plus, label = export.partition("+")
         with self._lock:
@@ -107,7 +107,7 @@ class Server:
         return replay.number, head.read_items, replay.soon_blocks(head)
 
     def hydrate(self, export: str) -> None:
-        """Begins to bring all of an export into the cache; NotFound, UsageError, StoreError, Corrupt."""
+        """Begins to fetch all of an export into the cache; NotFound, UsageError, StoreError, Corrupt."""
         self._hydrations.begin(self._find(export))
 
     def status(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Logs what was asked of the store: counts calls, remembers the latest, and tells how many were made one after the other."""
+"""Logs what was asked of the store: counts calls, remembers the latest, and derives how many were made one after the other."""
 
 import threading
 from collections import deque

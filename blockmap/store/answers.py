@@ -1,4 +1,4 @@
-"""What obstore's errors mean: the kind, and one line of their pages of text, without what may be secret."""
+"""Translates obstore's errors: into a kind, and one line of their pages of text, without what may be secret."""
 
 import re
 
@@ -34,12 +34,12 @@ _ROLES = re.compile("/latest/api/token|/latest/meta-data|/metadata/identity|/com
 
 
 def is_past_end(error: Exception) -> bool:
-    """Whether a range was refused for beginning at or behind the end of its object."""
+    """Returns True if a range was refused because it begins at or behind the end of its object."""
     return _status(error) == 416 or "Wanted range starting at" in str(error)
 
 
 def explain(error: Exception, url: str, key: str, *, writing: bool = False) -> BlockmapError:
-    """The error to raise when a call for `key` failed; a write whose outcome is unknown gives StoreUnavailable."""
+    """Returns the error to raise when a call for `key` failed: StoreUnavailable for a write whose outcome is unknown."""
     what = f"{url}/{key}" if key else url
     text = str(error)
     if isinstance(error, AlreadyExistsError):
@@ -74,7 +74,7 @@ def explain(error: Exception, url: str, key: str, *, writing: bool = False) -> B
 
 
 def one_line(error: Exception) -> str:
-    """What a person can use of an error's text."""
+    """Returns the part of an error's text that helps a person."""
     text = str(error)
     head, _, debug = text.partition("\n\nDebug source")
     code, message, found = _CODE.search(head), _MESSAGE.search(head), _STATUS.search(head)
@@ -91,7 +91,7 @@ def one_line(error: Exception) -> str:
 
 
 def _cause(debug: str) -> str:
-    """The innermost reason, which only the debugging text has."""
+    """Returns the innermost reason, which only the debugging text has."""
     if "kind: Timeout" in debug:
         return "no answer in time"
     if "InvalidCertificate" in debug:
@@ -109,6 +109,6 @@ def _is_denial(text: str) -> bool:
 
 
 def _status(error: Exception) -> int:
-    """The HTTP status that an error is about; 0 where there was none."""
+    """Returns the HTTP status that an error is about; 0 where there was none."""
     found = _STATUS.search(str(error))
     return int(found[1]) if found else 0

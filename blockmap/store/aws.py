@@ -1,4 +1,4 @@
-"""AWS's files of profiles and credentials, read by botocore where it is installed: obstore does not know them."""
+"""Reads AWS's files of profiles and credentials, with botocore where it is installed: obstore does not know them."""
 
 import importlib
 import os
@@ -46,7 +46,7 @@ class AwsProfile:
 
 
 def profile() -> AwsProfile | None:
-    """The profile that AWS's files and AWS_PROFILE name; None where the environment says enough, or there are no files.
+    """Returns the profile that AWS's files and AWS_PROFILE name; None where the environment suffices, or there are no files.
 
     UsageError where a profile is named that cannot be used.
     """

@@ -1,4 +1,4 @@
-"""The interface of an object store, in steps of power: what only reads is given a Reader.
+"""The interface of an object store, in steps of power: code that only reads gets a Reader.
 
 Keys are paths with "/" between components. Every object is create-only but hints, which are advice. All methods may be
 called from any thread.
@@ -12,18 +12,18 @@ Buffer = bytes | bytearray | memoryview
 
 class Reader(Protocol):
     url: str
-    """Where the store is, for messages: holds no secrets."""
+    """Where the store is, for messages; holds no secrets."""
     local: bool
-    """Whether it is on this host or looks so: no connections to keep."""
+    """True if the store is on this host or looks so: it has no connections to keep."""
 
     def get(self, key: str) -> bytes:
-        """The whole object; NotFound."""
+        """Returns the whole object; NotFound."""
 
     def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:
-        """Exactly the bytes [start, end); NotFound, or Corrupt where the object ends before `end`."""
+        """Returns exactly the bytes [start, end); NotFound, or Corrupt where the object ends before `end`."""
 
     def list(self, prefix: str) -> list[str]:
-        """The keys below `prefix`, which is empty or ends in "/", sorted."""
+        """Returns the keys below `prefix`, which is empty or ends in "/", sorted."""
 
     def exists(self, key: str) -> bool: ...
 
@@ -39,4 +39,4 @@ class Writer(Reader, Protocol):
 
 class Pruner(Writer, Protocol):
     def delete(self, key: str) -> None:
-        """Removes an object; one that is absent is fine."""
+        """Removes an object; an absent one is no error."""

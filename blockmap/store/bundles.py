@@ -1,4 +1,4 @@
-"""Where the bundles of a version are."""
+"""Finds the bundles of a version."""
 
 import logging
 import struct

@@ -1,4 +1,4 @@
-"""Questions to a store that are asked at once, each in a thread that a process which ends does not wait for."""
+"""Runs several calls of a store at once, each in a daemon thread: a process that ends does not wait for them."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ _AT_ONCE = 16
 
 
 def spawn(call: Callable[[], _T]) -> Future[_T]:
-    """Starts a call; whoever is no longer interested lets go of the result."""
+    """Starts a call in a thread of its own; a result that nobody needs any more is simply dropped."""
     future: Future[_T] = Future()
 
     def run() -> None:
@@ -26,7 +26,7 @@ def spawn(call: Callable[[], _T]) -> Future[_T]:
 
 
 def each(call: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
-    """The results of a call for each item, in order, 16 at once; raises what one of them raised."""
+    """Returns the results of a call for each item, in order, 16 at once; raises what one of them raised."""
     wanted = list(items)
     results: dict[int, _R] = {}
     waiting = iter(enumerate(wanted))

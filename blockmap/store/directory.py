@@ -1,4 +1,4 @@
-"""A store in a directory, of a local disk or a network file system."""
+"""Stores objects in a directory, of a local disk or a network file system."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ class DirectoryStore:
         self._settled: set[Path] = set()
         """Directories whose names are known to be durable; adding to a set needs no lock."""
         self._seen = False
-        """Whether a store was here: where it is not any more, its file system is not mounted, or was moved away."""
+        """True once a store was seen here: if it has gone since, its file system is not mounted, or it was moved away."""
 
     def get(self, key: str) -> bytes:
         try:
@@ -103,7 +103,7 @@ class DirectoryStore:
         self._forget(key)
 
     def contents(self) -> Sequence[str]:
-        """The names at the top of the directory; none where it is absent. NotAStore where it is a file."""
+        """Returns the names at the top of the directory; none where it is absent. NotAStore where it is a file."""
         try:
             return sorted(os.listdir(self._root))
         except FileNotFoundError:
@@ -148,7 +148,7 @@ class DirectoryStore:
         if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
             if self._is_gone():
                 with self._lock:
-                    self._open.clear()  # they would answer still
+                    self._open.clear()  # these would still answer
                 return StoreUnavailable(f"the store {self.url} is not there any more: check that it is mounted")
             return NotFound(f"there is no {key} in {self.url}")
         return StoreUnavailable(
@@ -166,7 +166,7 @@ def _unless_absent(error: OSError) -> None:
 
 
 def open_directory(url: str) -> DirectoryStore:
-    """The store in the directory that a path or file:///DIRECTORY names; UsageError."""
+    """Returns the store in the directory that a path or file:///DIRECTORY names; UsageError."""
     scheme, colon, rest = url.partition("://")
     if not colon:
         return DirectoryStore(Path(os.path.abspath(url)))

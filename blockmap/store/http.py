@@ -1,4 +1,4 @@
-"""A store behind a web server, read-only: the files of a directory store, or a cache in front of a bucket."""
+"""Reads a store behind a web server: the files of a directory store, or a cache in front of a bucket."""
 
 from obstore.store import HTTPStore
 
@@ -10,14 +10,14 @@ SCHEMES = ("http", "https")
 
 
 class HttpStore(ObjectReader):
-    """Reads objects by GET and HEAD; a web server says nothing that could be relied on about what else there is."""
+    """Reads objects by GET and HEAD; cannot list, as no web server's listing can be relied on."""
 
     def list(self, prefix: str) -> list[str]:
         raise CannotList(f"{self.url} cannot list what it holds: use the store behind it for this")
 
 
 def open_http(url: str) -> HttpStore:
-    """The store at http(s)://HOST/PATH; makes no call. UsageError."""
+    """Returns the store at http(s)://HOST/PATH; makes no call. UsageError."""
     where = url.rstrip("/")
     try:
         return HttpStore(where, HTTPStore(where, client_options=CLIENT, retry_config=RETRIES))

@@ -15,7 +15,7 @@ Log = TypeVar("Log")
 
 
 def nonce() -> str:
-    """Returns what makes an entry unlike any other."""
+    """Returns random text that makes an entry unlike any other."""
     return secrets.token_hex(16)
 
 
@@ -69,8 +69,8 @@ class DenseLog(LogReader):
     def append(self, n: int, stored: bytes, what: str) -> bytes | None:
         """Creates entry `n`, which must hold a nonce; returns None, or the entry of another who was faster, as stored.
 
-        `what` happens by the entry, in the past tense: for the message of a StoreUnavailable after which nobody knows
-        whether it did.
+        `what` says, in the past tense, what the entry does: for the message of a StoreUnavailable after which nobody knows
+        whether it was created.
         """
         try:
             self._writer.create(self._key(n), [stored])

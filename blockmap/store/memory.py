@@ -1,4 +1,4 @@
-"""A store in memory, for tests."""
+"""Stores objects in memory, for tests."""
 
 import threading
 from collections.abc import Sequence

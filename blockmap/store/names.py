@@ -1,7 +1,7 @@
 """Names as dense logs of entries: moving a name is creating its next entry.
 
 The newest is found from the entry that the name's hint has. A hint is advice: what it says stands only once the log was
-asked for that entry and, at the same time, for the next. Who loses the race for a number is told who won it.
+asked for that entry and, at the same time, for the next. A writer that loses the race for a number learns who won it.
 """
 
 import logging
@@ -143,7 +143,7 @@ class NameReader:
     def catalogue(self) -> dict[tuple[str, str], int]:
         """Returns the number of the newest entry of every name, by repository and tag; removed names are among them.
 
-        Where the engine cannot list it is what the writers say in one object. Corrupt, StoreUnavailable.
+        Where the engine cannot list, it comes from the one object in which writers keep it. Corrupt, StoreUnavailable.
         """
         try:
             return newest_of(self._store.list(keys.NAMES), keys.parse_entry)
@@ -168,7 +168,7 @@ class NameReader:
         return LogReader(self._store, partial(keys.entry, repo, tag))
 
     def _mend(self, repo: str, tag: str, newest: StoredEntry) -> None:
-        """Advice: those who only read leave a hint as it is."""
+        """Does nothing: a hint is advice, and readers leave it as it is."""
 
 
 class NameLog(NameReader):
@@ -187,7 +187,7 @@ class NameLog(NameReader):
         return found
 
     def mend(self, repo: str, tag: str, newest: StoredEntry) -> None:
-        """Rewrites the hint of a name that was found behind, or whose version has a new bundle.
+        """Rewrites the hint of a name, which is out of date, or whose version has a new bundle.
 
         What cannot be written stays as it is.
         """
@@ -219,7 +219,7 @@ class NameLog(NameReader):
                 continue
 
     def append(self, target: NameTarget, expected: Entry | None, draft: EntryDraft) -> Entry:
-        """Creates the entry after `expected` (None: the first); NameMoved, which says who was faster."""
+        """Creates the entry after `expected` (None: the first); NameMoved says who was faster."""
         repo, tag = target.repo, target.tag
         n = expected.n + 1 if expected else 1
         previous = entries.digest(self.entry(repo, tag, n - 1)[1]) if expected else None

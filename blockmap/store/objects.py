@@ -1,6 +1,6 @@
-"""A store in a bucket of an object store: S3 and what is compatible with it, Azure Blob, Google Cloud Storage.
+"""Stores objects in a bucket of S3 and compatible services, Azure Blob, or Google Cloud Storage.
 
-Speaks through obstore's blocking calls, which let other threads run. Its threads start at the first call, and do not
+Uses obstore's blocking calls, which let other threads run. Its threads start at the first call, and do not
 survive a fork: make the first call after it.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SCHEMES = ("s3", "az", "gs")
 
 CLIENT: "ClientConfig" = {
-    # Whether the connection is encrypted is said by the endpoint that the user names.
+    # The endpoint that the user names says whether the connection is encrypted.
     "allow_http": True,
     "connect_timeout": timedelta(seconds=3),
     "read_timeout": timedelta(seconds=10),
@@ -34,7 +34,7 @@ CLIENT: "ClientConfig" = {
     "pool_max_idle_per_host": "64",
 }
 RETRIES: "RetryConfig" = {
-    # What a moment cures. Waiting for a server that is away is the fetcher's business.
+    # Retries for what passes in a moment. Waiting for a server that is away is the fetcher's business.
     "max_retries": 4,
     "retry_timeout": timedelta(seconds=3),
     "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=1), "base": 2},
@@ -113,7 +113,7 @@ class ObjectStore(ObjectReader):
     """Objects of a bucket below a prefix; create-only by a conditional put, durable when a call returns."""
 
     def create(self, key: str, parts: Sequence[Buffer]) -> None:
-        """StoreUnavailable leaves open whether the object was created: the answer may be what was lost."""
+        """Creates an object. StoreUnavailable leaves open whether it was created: only the answer may be lost."""
         self._put(key, b"".join(parts), create=True)
 
     def replace(self, key: str, data: bytes) -> None:
@@ -129,7 +129,7 @@ class ObjectStore(ObjectReader):
             raise answers.explain(error, self.url, key, writing=True) from None
 
     def contents(self) -> Sequence[str]:
-        """Some of the names at the top of the store; nothing where it is empty."""
+        """Returns some of the names at the top of the store; none where it is empty."""
         with self._explained(""):
             page = next(iter(obstore.list(self._engine, chunk_size=_PAGE)), [])
             return sorted({each["path"].partition("/")[0] for each in page})
@@ -142,7 +142,7 @@ class ObjectStore(ObjectReader):
 
 
 def open_objects(url: str) -> ObjectStore:
-    """The store at s3://BUCKET/PREFIX, az://CONTAINER/PREFIX or gs://BUCKET/PREFIX; makes no call. UsageError.
+    """Returns the store at s3://BUCKET/PREFIX, az://CONTAINER/PREFIX or gs://BUCKET/PREFIX; makes no call. UsageError.
 
     Endpoint and credentials are taken from the environment, by obstore and, for AWS's files, by `aws`.
     """
@@ -163,7 +163,7 @@ def open_objects(url: str) -> ObjectStore:
 
 
 def _check_endpoint(name: str, value: str) -> None:
-    """UsageError for what obstore would take, and end in a panic of its own at the first request."""
+    """Raises UsageError for an endpoint that obstore would take, and panic on at the first request."""
     try:
         parts = urlsplit(value)
         well = parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"\s", value)

@@ -1,4 +1,4 @@
-"""Times every call of a store, for whoever counts them."""
+"""Measures every call of a store, and reports each to an observer."""
 
 import time
 from collections.abc import Callable
@@ -17,18 +17,18 @@ class Call:
     op: str
     """The method: get, get_range, list, exists."""
     key: str
-    """What was asked for; of a listing, the prefix."""
+    """The object's key; of a listing, the prefix."""
     start_s: float
-    """By the monotonic clock, which is the same for all processes of a host."""
+    """When the call began, by the monotonic clock, which is the same for all processes of a host."""
     seconds: float
     bytes: int
-    """Of content that came."""
+    """Bytes of content that came."""
     error: str | None
     """The class of the error, None where the call was answered."""
 
 
 class Observed:
-    """Passes calls on to `inner`, and tells `note` of each that has ended; as safe to share as both are."""
+    """Passes calls on to `inner`, and reports each to `note` when it has ended; as safe to share as both are."""
 
     def __init__(
         self, inner: Reader, note: Callable[[Call], None], clock: Callable[[], float] = time.monotonic

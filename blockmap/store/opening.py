@@ -16,14 +16,14 @@ from blockmap.store.directory import open_directory
 
 VERSION = 1
 _NOTHING = (probe.PREFIX, durable.TEMPORARY, "lost+found")
-"""A place is empty where all names begin so: an attempt that was broken off leaves some, a new file system one."""
+"""Names that an empty place may have, by their beginnings: interrupted attempts leave some, a new file system has one."""
 
 
 class StoreLocation(Pruner, Protocol):
     """Where a store is or could be made."""
 
     def contents(self) -> Sequence[str]:
-        """Names at the top: all, or some of very many; none where the place is absent or empty."""
+        """Returns names at the top: all, or some of very many; none where the place is absent or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class Format:
     """What the object `format` says about a store."""
 
     store: str
-    """UUID."""
+    """The store's UUID."""
     chunker: Parameters
     writable: bool
     """False where writing needs a feature that this release does not know."""
 
 
 def open_store(url: str) -> tuple[Reader, Format]:
-    """The store at `url`, to read; UsageError, NotAStore, StoreTooNew, StoreUnavailable."""
+    """Returns the store at `url`, to read; UsageError, NotAStore, StoreTooNew, StoreUnavailable."""
     store = reach(url)
     return store, _format(store)
 
@@ -72,7 +72,7 @@ def create_store(url: str) -> tuple[Pruner, Format]:
 
 
 def open_or_create(url: str) -> tuple[Pruner, Format]:
-    """The store at `url` for a writer, made where nothing is there yet; as both, and StoreReadOnly."""
+    """Returns the store at `url` for a writer, made where nothing is there yet; errors as `open_store` and `create_store`."""
     store = _place(url)
     if not _contents(store):
         try:
@@ -83,13 +83,13 @@ def open_or_create(url: str) -> tuple[Pruner, Format]:
 
 
 def check_unchanged(store: Reader, form: Format) -> None:
-    """Asks whether a store that is written to is still what `form` says; NotAStore, StoreTooNew, StoreReadOnly."""
+    """Checks that a store that is written to is still what `form` says; NotAStore, StoreTooNew, StoreReadOnly."""
     if _writable(store).store != form.store:
         raise NotAStore(f"another store was made at {store.url} meanwhile, which lacks what the old one had: try again")
 
 
 def location(url: str) -> str:
-    """The one form of a store's URL, which means the same in any working directory and holds no secrets; UsageError."""
+    """Returns the one form of a store's URL, which means the same in any working directory and holds no secrets; UsageError."""
     return reach(url).url
 
 
@@ -117,7 +117,7 @@ def parse_format(text: bytes, url: str) -> Format:
 
 
 def reach(url: str) -> Reader:
-    """The store at `url`, which is not asked anything yet; UsageError."""
+    """Returns the store at `url`, without any call yet; UsageError."""
     return http.open_http(url) if _scheme(url) in http.SCHEMES else _place(url)
 
 
@@ -136,7 +136,7 @@ def _place(url: str) -> StoreLocation:
 
 
 def _scheme(url: str) -> str:
-    """What kind of URL it is, "" for a path; UsageError where it may hold secrets, which the message leaves out."""
+    """Returns a URL's scheme, "" for a path; UsageError where it may hold secrets, which the message leaves out."""
     scheme, colon, rest = url.partition("://")
     if not colon:
         return ""

@@ -45,7 +45,7 @@ class Packs:
     def fetch(self, items: Iterable[Wanted]) -> dict[bytes, memoryview | BlockmapError]:
         """Returns what is stored at the places of `items`, by their keys and not verified yet, or why it cannot be read.
 
-        It is read in few ranges, 16 at once.
+        Reads few ranges, 16 at once.
         """
 
         def get(request: Request) -> list[tuple[bytes, memoryview | BlockmapError]]:

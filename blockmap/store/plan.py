@@ -1,4 +1,4 @@
-"""Which ranges of packs bring what is wanted: pure."""
+"""Plans which ranges of packs to read for what is wanted. Pure."""
 
 from collections.abc import Collection
 from hashlib import sha256
@@ -8,9 +8,9 @@ from blockmap.format.digest import Digest
 from blockmap.format.node import Placement
 
 GAP_BYTES = 64 << 10
-"""Bytes of no use that a range takes along to spare a request."""
+"""Unneeded bytes that a range may include to save a request."""
 MAX_REQUEST_BYTES = 2 << 20
-"""Of a range for later: soon enough over for a reader who needs something out of it meanwhile."""
+"""Bytes of a range that is read ahead, at most: a reader that needs a part of it meanwhile waits for all of it."""
 
 
 class Wanted(NamedTuple):
@@ -19,7 +19,7 @@ class Wanted(NamedTuple):
     name: Digest
     place: Placement
     key: bytes
-    """What the cache knows it by."""
+    """The cache's key for it."""
     is_node: bool = False
 
     @property
@@ -29,7 +29,7 @@ class Wanted(NamedTuple):
 
 
 Request = list[Wanted]
-"""Of one pack, ascending: the range from where the first begins to where the last ends."""
+"""Items of one pack, ascending: asks for the range from where the first begins to where the last ends."""
 
 
 def chunk_at(name: Digest, place: Placement) -> Wanted:
@@ -37,13 +37,13 @@ def chunk_at(name: Digest, place: Placement) -> Wanted:
 
 
 def node_at(name: Digest, place: Placement) -> Wanted:
-    """A node is not cached by its name, since the placements in a frame are those of one stored form."""
+    """Returns a node to ask for. Its name is not its key: the placements in a frame are those of one stored form."""
     key = sha256(b"frame" + name + place.pack + place.offset.to_bytes(8, "little")).digest()
     return Wanted(name, place, key, is_node=True)
 
 
 def requests(items: Collection[Wanted], limit_bytes: int, gap_bytes: int = GAP_BYTES) -> list[Request]:
-    """`items` as few ranges, each of at most `limit_bytes` or of one item; packs in the order in which they come."""
+    """Returns `items` as few ranges, each of at most `limit_bytes` or of one item; packs in the order of `items`."""
     packs: dict[Digest, int] = {}
     for item in items:
         packs.setdefault(item.place.pack, len(packs))

@@ -1,4 +1,4 @@
-"""Whether an engine keeps the promises that blockmap depends on."""
+"""Checks that an engine keeps the promises that blockmap depends on."""
 
 import secrets
 import threading
@@ -29,7 +29,7 @@ def check(store: Pruner) -> None:
 
 
 def _one_winner(store: Pruner, key: str) -> bytes:
-    """What the one of several writers at once stored that won."""
+    """Lets several writers create one object at once, and returns what the one that won has stored."""
     contents = [bytes([number]) * _BYTES for number in range(_CREATORS)]
     start = threading.Barrier(_CREATORS)
 

@@ -1,7 +1,7 @@
 """The log of profiles of each repository and label, and the bundles made from them.
 
 Both are create-only. Numbers of profiles are dense from 1, as those of a name's entries; a bundle has the number of its
-profile, and may be missing or be made later. Which bundles are newest is said in the hints of names.
+profile, and may be missing or be made later. The hints of names say which bundles are newest.
 """
 
 import logging

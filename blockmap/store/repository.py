@@ -1,4 +1,4 @@
-"""Verified objects above a dumb store: what does not match its name never gets out.
+"""Reads verified objects from a dumb store: what does not match its name never gets out.
 
 Chunks and nodes are read by placement, which is advice; the bytes that arrive are checked against the digest asked for.
 """
@@ -32,7 +32,7 @@ class Repository:
         return raised(self.packs.nodes([(name, place)])[0])
 
     def version(self, name: Digest, number: int = 1) -> Version:
-        """The record of a version; where it is not at its number, the few others that it may have are asked for at once."""
+        """Returns the record of a version; if it is not at its number, asks for the few others that it may have at once."""
         try:
             return self.version_at(name, number)
         except (NotFound, Corrupt) as error:
@@ -50,7 +50,7 @@ class Repository:
         raise first
 
     def version_at(self, name: Digest, number: int) -> Version:
-        """The record of a version that has this number; NotFound, Corrupt."""
+        """Returns the record of a version with this number; NotFound, Corrupt."""
         try:
             return version.decode(self.store.get(keys.version(name, number)), name)
         except NotFound:
@@ -59,7 +59,7 @@ class Repository:
             raise Corrupt(f"the record of version {name.hex()} is damaged: {error}") from error
 
     def file_map(self, root: Digest) -> list[filemap.File]:
-        """The files of the volume `root`; NotFound where none was stored."""
+        """Returns the files of the volume `root`; NotFound where none was stored."""
         try:
             return list(filemap.decode(self.store.get(keys.filemap(root)), root, expand))
         except FormatError as error:

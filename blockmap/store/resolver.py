@@ -1,4 +1,4 @@
-"""From what a client asks for to a version: names, digests of versions, digests of OCI documents."""
+"""Finds the version that a client asks for by name, by its digest, or by that of an OCI document."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ class Resolved:
     name: Digest
     version: Version
     root: Root
-    """Of the volume, placed where the name's entry says."""
+    """The volume's root, placed where the name's entry says."""
 
     @property
     def pinned(self) -> str:
-        """The export name that will always mean this version."""
+        """Returns the export name that will always mean this version."""
         return f"{self.reference.repo}@sha256:{self.name.hex()}"
 
 
 def find_version(repository: Repository, reference: Reference) -> Resolved:
-    """The version that `reference` stands for now; NotFound, Corrupt, StoreUnavailable."""
+    """Returns the version that `reference` stands for now; NotFound, Corrupt, StoreUnavailable."""
     if reference.digest is not None:
         return by_digest(repository, reference, Digest(reference.digest))
     assert reference.tag is not None
@@ -45,7 +45,7 @@ def find_version(repository: Repository, reference: Reference) -> Resolved:
 
 
 def by_digest(repository: Repository, reference: Reference, name: Digest) -> Resolved:
-    """A version by its digest, or by that of an OCI document; both are asked for at once."""
+    """Returns a version by its digest, or by that of an OCI document; asks for both at once."""
     first = spawn(lambda: repository.version_at(name, 1))
     document = spawn(lambda: _told(repository.store, name))
     with suppress(NotFound, Corrupt):
@@ -62,7 +62,7 @@ def by_digest(repository: Repository, reference: Reference, name: Digest) -> Res
 
 
 def _told(store: Reader, digest: bytes) -> tuple[Digest, int] | None:
-    """The version of an OCI document; None where the store has no such document."""
+    """Returns the version of an OCI document; None where the store has no such document."""
     try:
         return oci.decode(store.get(keys.oci(digest)))
     except NotFound:
@@ -76,7 +76,7 @@ def no_image(reference: Reference, store: Reader) -> NotFound:
 
 
 def check_presence(store: Reader) -> None:
-    """StoreUnavailable where nothing answers for a store any more: what is missing there is not absent then."""
+    """Raises StoreUnavailable where the store itself has gone: an object that is not found there need not be absent."""
     try:
         store.get(keys.FORMAT)
     except NotFound:

@@ -17,7 +17,7 @@ _LEAVES_IN_MEMORY = 64
 
 
 def stored_reader(repository: Repository, root: Root) -> Callable[[int, int], bytes]:
-    """Reads (offset, length) in bytes of a volume from the store; for one thread."""
+    """Returns a function that reads (offset, length) in bytes of a volume from the store; for one thread."""
     spans: OrderedDict[int, tuple[list[Extent], dict[Digest, Placement | None]]] = OrderedDict()
     chunks: OrderedDict[Digest, bytes | memoryview] = OrderedDict()
 

@@ -10,7 +10,7 @@ from blockmap.format.tree import Root, grown, height
 from blockmap.store.packs import NodeRef, raised
 
 LoadNodes = Callable[[Sequence[NodeRef]], Sequence[Node | BlockmapError]]
-"""Gives nodes in order, with the error in place of one that cannot be read; it may raise it as well, which ends the walk."""
+"""Returns nodes in order, with the error in place of one that cannot be read; or raises it, which ends the walk."""
 
 _AT_ONCE = 512
 """Nodes that are loaded at once: leaves are some 14 KB as stored and 25 KB in memory."""
@@ -46,12 +46,12 @@ def visit(root: Root, load: LoadNodes, select: Select | None = None) -> Iterator
 
 
 def nodes(root: Root, load: LoadNodes) -> Iterator[tuple[int, Node]]:
-    """Yields all nodes, each with the number of the first span below it; raises what is wrong with one."""
+    """Yields all nodes, each with the number of the first span below it; raises the error of one that cannot be read."""
     return ((span, raised(found)) for span, found in visit(root, load))
 
 
 def leaves(root: Root, load: LoadNodes, select: Select | None = None) -> Iterator[tuple[int, Leaf]]:
-    """Yields the leaves in volume order, each with the number of its span; raises what is wrong with a node."""
+    """Yields the leaves in volume order, each with the number of its span; raises the error of a node that cannot be read."""
     for span, found in visit(root, load, select):
         node = raised(found)
         if isinstance(node, Leaf):

@@ -1,4 +1,4 @@
-"""Traces: what one start read, and when; recorded while it happens, ended and judged here.
+"""Traces say what one start read, and when: they are recorded, ended and judged here.
 
 Imports `volume` and what lies below. Reads come from connections; traces go to files that `learn` reads.
 """

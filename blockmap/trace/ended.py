@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 _REMEMBERED = 32
 _LATE_NS = 600 * 10**9
-"""A program that is ready so long after its start is one that was started again."""
+"""A program that is ready later than this after its start was started again meanwhile."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,9 +32,9 @@ class EndedTraces:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards what follows
         self._latest: deque[_Ended] = deque(maxlen=_REMEMBERED)
-        """The newest first."""
+        """Traces that ended, the newest first."""
         self._at_ns: dict[str, int] = {}
-        """By export: when its last trace ended."""
+        """When the last trace of each export ended."""
 
     def note_end(self, export: str, began_ns: int, now_ns: int, apart_ns: int) -> bool:
         """Notes that a trace of an export by digest ends; returns True if no other ended within `apart_ns` before it began,
@@ -50,7 +50,7 @@ class EndedTraces:
             self._latest.appendleft(_Ended(key, path, head, reads, began_ns))
 
     def ready(self, key: Key, now_ns: int) -> Path | None:
-        """Has the newest trace of a start say that its program is ready now; returns None if it says something like that
+        """Notes in the newest trace of a start that its program is ready now; returns None if an end is noted in it
         already."""
         with self._lock:
             found = next((each for each in self._latest if each.key == key), None)
@@ -66,7 +66,7 @@ class EndedTraces:
         return found.path
 
     def described(self) -> list[dict[str, object]]:
-        """Returns what a server says of each, the newest first."""
+        """Returns the description of each, the newest first."""
         with self._lock:
             return [
                 {**describe(each.key, each.path, each.head, each.reads), "state": each.head.end.name.lower()}
@@ -75,7 +75,7 @@ class EndedTraces:
 
 
 def describe(key: Key, path: Path, head: TraceHead, reads: int) -> dict[str, object]:
-    """Returns what a server says of a trace."""
+    """Returns the description of a trace in a server's status."""
     return {
         "path": str(path), "export": key[0], "label": key[1], "started": head.started_us / 1e6, "reads": reads,
         "new": head.is_evidence, "exact": bool(head.flags & EXACT), "ready_ms": head.ready_ms, "profile": head.profile,

@@ -1,4 +1,4 @@
-"""Tells from the reads of a start whether they begin as a mount does, and when something was last read for the first time."""
+"""Judges the reads of a start: whether they begin as a mount does, and when something was last read for the first time."""
 
 from typing import Final
 
@@ -10,17 +10,17 @@ from blockmap.format.trace import Reads
 _SUPERBLOCK: Final = 1024, 2048
 _FIRST: Final = 64
 _MAX_BYTES: Final = 128 << 10
-"""What the kernel reads at once; copying programs read more."""
+"""Bytes that the kernel reads at once, at most; copying programs read more."""
 _MIN_READS: Final = 16
-"""A probe (blkid, nbdinfo) reads less; a start that does has nothing to learn."""
+"""Reads of a start: a probe (blkid, nbdinfo) makes fewer, and from a start that does there is nothing to learn."""
 _COPIED: Final = 0.9
 
 _Positions = npt.NDArray[np.int64]
 
 
 def looks_like_mount(reads: Reads) -> bool:
-    """Returns True if the first reads are those of a kernel that mounts a file system, and no copy of the device from its
-    beginning."""
+    """Returns True if the first reads are those of a kernel that mounts a file system, and not of a program that copies
+    the device from its beginning."""
     if len(reads) < _MIN_READS:
         return False
     first = reads[:_FIRST]

@@ -1,8 +1,8 @@
-"""Records starts of exports: each leaves a trace.
+"""Records a trace of each start of an export.
 
 A start that is traced has one version and one label, and all connections that come while it lasts. It begins with the first
-of them; its trace is made at the first read, so that whoever only looks at exports leaves none. It ends as `End` says; from
-then on reads go straight to the volume.
+of them; its trace is made at the first read, so that a client that only lists exports leaves none. It ends for one of the
+reasons in `End`; from then on reads go straight to the volume.
 """
 
 import logging
@@ -120,7 +120,7 @@ class TraceManager:
         return [*reversed(running), *self._ended_traces.described()]
 
     def close(self) -> None:
-        """Cuts the traces that run to what they hold; nothing is recorded any more."""
+        """Ends the traces that run with what they hold; nothing is recorded any more."""
         with self._lock:
             self._closed = True
             running, thread = list(self._running.values()), self._thread
@@ -160,7 +160,7 @@ class TraceManager:
                 self._thread.start()
 
     def _end(self, trace: StartTrace, why: End, ready_ms: int = 0) -> None:
-        """Ends a trace, once, and decides what it is evidence of."""
+        """Ends a trace, once, and decides whether it is evidence."""
         with self._lock:
             if trace.over:
                 return
@@ -196,7 +196,7 @@ class TraceManager:
             self._evidence(head, recorder.path)
 
     def _drop(self, trace: StartTrace) -> None:
-        """Has the connections of a trace read without it; must be called with the lock."""
+        """Makes the connections of a trace read without it; must be called with the lock."""
         trace.over = True
         if self._running.get(trace.key) is trace:
             del self._running[trace.key]

@@ -1,4 +1,4 @@
-"""Writes a trace while it happens. What is in the file survives the server, which may be killed at any moment.
+"""Writes a trace while the start goes on. What is in the file survives the server, which may be killed at any moment.
 
 A read costs one append to a list, of one number that says where and how much; of a read of one block it is the offset, which
 is there already: to make another costs two more percent of a read. The list is drained ten times a second; when
@@ -27,7 +27,7 @@ from blockmap.volume.reads import LENGTH_BITS, Note
 
 RECORDS: Final = 65_536
 _MOMENT = 1 << 62
-"""A moment is noted as its microseconds and this."""
+"""The bit that marks a noted number as a moment, in microseconds."""
 
 _LENGTH = (1 << LENGTH_BITS) - 1
 
@@ -52,7 +52,7 @@ class Recorder:
         """Takes a read that begins, as LENGTH_BITS says."""
         self._lock = threading.Lock()  # guards what follows
         self._count = 0
-        """Reads in the file."""
+        """How many reads the file has."""
         self._drained_ns = clock_ns()
         self._error: OSError | None = None
         self.path, self._fd = _create(folder, head.started_us)
@@ -131,7 +131,7 @@ def _decode(noted: list[int], before_us: int, now_us: int, began_us: int) -> Rea
     found = np.empty(len(own), READ)
     found["offset"] = np.where(one_block, own, ~own >> LENGTH_BITS)
     found["length"] = np.where(one_block, BLOCK, ~own & _LENGTH)
-    # A read's mark follows it, so that it is as late as that. Marks of other threads may be a little out of order.
+    # A read's mark follows it, and gives its time. Marks of other threads may be a little out of order.
     known_at = np.concatenate(([-1], np.flatnonzero(~is_read) - 1, [len(noted)]))
     known_us = np.maximum.accumulate(np.concatenate(([before_us], moments, [max(now_us, before_us)])))
     times = np.interp(np.flatnonzero(is_read), known_at, known_us - began_us)

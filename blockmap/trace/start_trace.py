@@ -1,4 +1,4 @@
-"""One start of an export that is traced, and when it ends."""
+"""Follows one traced start of an export, and decides when it ends."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,20 +21,20 @@ class Limits:
     long_s: float = 60.0
     quiet_s: float = 5.0
     drain_s: float = 0.1
-    """Between writes of what was recorded."""
+    """Seconds between writes of what was recorded."""
     look_s: float = 1.0
-    """Between looks at it."""
+    """Seconds between looks at it."""
     expect_s: float = 30.0
-    """How long it counts that somebody is about to open an export."""
+    """Seconds for which an announced open is expected."""
     apart_s: float = 60.0
-    """A start so soon after the trace of another of its version may find pages in the kernel's cache."""
+    """Seconds after a trace of the same version during which a start may find pages in the kernel's cache."""
     records: int = RECORDS
     files: int = 200
     bytes: int = 64 << 20
 
 
 class Connection(Protocol):
-    """What the reads of a start come through."""
+    """A connection through which a start reads."""
 
     @property
     def volume(self) -> Volume: ...
@@ -59,7 +59,7 @@ class StartTrace:
     head: TraceHead | None = None
     recorder: Recorder | None = None
     seen: int = 0
-    """Reads that were looked at."""
+    """How many reads were looked at."""
     touched: Touched = field(default_factory=Touched)
     touched_s: float = 0.0
     """When something was last read for the first time, or waited for, in seconds since the beginning."""
@@ -83,7 +83,7 @@ class StartTrace:
         )
 
     def bind(self, connection: Connection, begin: Callable[["StartTrace"], None]) -> None:
-        """Has the reads of a connection go where they belong now: by way of `begin`, of the recorder, or to the volume."""
+        """Sends the reads of a connection where they belong now: by way of `begin`, of the recorder, or straight to the volume."""
         reader, start = connection.volume.reader, connection.start
         if self.over:
             connection.read = reader(start)

@@ -1,4 +1,4 @@
-"""What looks at whole versions in the store, past any cache.
+"""Upkeep: examines whole versions in the store, past any cache.
 
-Imports `store` and what lies below. `cli` asks, and prints what was found.
+Imports `store` and what lies below. `cli` calls it, and prints what was found.
 """

@@ -1,4 +1,4 @@
-"""Looks at a whole version in the store, past any cache: how much there is, whether all of it is right."""
+"""Adds up and verifies a whole version in the store, past any cache."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Usage:
     """What a tree holds."""
 
     data_bytes: int
-    """Of the volume, holes left out."""
+    """Bytes of the volume, holes left out."""
     chunks: int
     chunk_bytes: int
-    """Of distinct chunks, before compression."""
+    """Bytes of distinct chunks, before compression."""
     stored_bytes: int
     packs: int
 
@@ -45,7 +45,7 @@ def usage(repository: Repository, root: Root) -> Usage:
 
 
 def check_version(repository: Repository, version: Version) -> Iterator[str]:
-    """Reads every node and chunk of a version, and says what is wrong with it; goes on after damage."""
+    """Reads every node and chunk of a version, and yields what is wrong with it; goes on after damage."""
     seen: set[Digest] = set()
 
     def unseen(level: int, row: list[Spot]) -> list[Spot]:

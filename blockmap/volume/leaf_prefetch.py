@@ -8,7 +8,7 @@ from blockmap.store.walk import LoadNodes, Spot, leaves
 
 _NODES = 64
 _BYTES = 512 << 10
-"""What is loaded of a level at most: the leaves of an image of some 600 MB."""
+"""Bytes loaded of a level at most: the leaves of an image of some 600 MB."""
 
 
 def prefetch_leaves(root: Root, span: int, load: LoadNodes) -> Iterator[tuple[int, Leaf]]:

@@ -1,4 +1,4 @@
-"""Keeps the leaves of one open volume in memory, with what the hit path needs of each, and knows what lies around a chunk."""
+"""Keeps the leaves of one open volume in memory, with what the hit path needs of each, and finds the neighbours of a chunk."""
 
 import threading
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from blockmap.volume.leaf_prefetch import prefetch_leaves
 from blockmap.volume.start import Start
 
 _LEAVES_IN_MEMORY = 4096
-"""64 GiB of address space, some 100 MB; a volume rarely has so many leaves."""
+"""Leaves that are held at most: 64 GiB of address space in some 100 MB; few volumes have more."""
 
 NOWHERE = (0, -1)
 _LEAST_NOT_HOT = 64
@@ -27,7 +27,7 @@ _NEAREST_SHARE = 8
 machine-learning stack moved 63 MB instead of 73, and missed no more."""
 _NEAREST_BYTES = 128 << 10
 _FAIL = OutagePolicy(0.0)
-"""What is read for later does not wait for a store that is away."""
+"""The policy of reads ahead, which do not wait for a store that is away."""
 
 Hot = tuple[list[int], list[int], list[tuple[int, int]]]
 """What the hit path needs of a leaf, per extent: start and end (bytes within the span), and where it is in the cache: (base,
@@ -68,7 +68,7 @@ class Leaves:
         return loaded
 
     def absent_spans(self, span: int, start: Start) -> int:
-        """Returns how many spans from `span` on are zeros for certain, as inner nodes say; 0 if the first is not."""
+        """Returns how many spans from `span` on are all zeros, as inner nodes say; 0 if the first need not be."""
         name, place = self._root.digest, self._root.placement
         for level in range(self._root.level, 0, -1):
             if name == ABSENT:
@@ -102,7 +102,7 @@ class Leaves:
             return self._neighbours.around(own, each_bytes)
 
     def nearest(self, own: Wanted, each_bytes: int) -> list[Wanted]:
-        """Returns the nearest of the chunks around one, for a start most of whose reads come with a bundle."""
+        """Returns the nearest of the chunks around one, for a start most of whose reads a bundle brings."""
         return self.around(own, max(each_bytes // _NEAREST_SHARE, min(each_bytes, _NEAREST_BYTES)))
 
     def _find(self, span: int, start: Start, policy: OutagePolicy) -> tuple[Leaf | None, Hot]:
@@ -110,7 +110,7 @@ class Leaves:
         return self._keep(span, leaf)
 
     def _keep(self, span: int, leaf: Leaf | None) -> tuple[Leaf | None, Hot]:
-        """Returns what is in memory of a span from now on: the leaf, unless another thread was sooner."""
+        """Puts the leaf of a span into memory; returns what is there now, which another thread may have put there first."""
         loaded = (leaf, _heat(leaf))
         near = [] if leaf is None else all_chunks(leaf)
         with self._lock:
@@ -163,7 +163,7 @@ def load_node(fetcher: Fetcher, name: Digest, place: Placement | None, policy: O
 
 
 def bring_nodes(fetcher: Fetcher, refs: Sequence[NodeRef]) -> None:
-    """Brings nodes that nobody waits for yet, in few ranges; never raises."""
+    """Fetches nodes that nobody waits for yet, in few ranges; never raises."""
     fetcher.fetch_now([node_at(name, place) for name, place in refs if place is not None])
 
 

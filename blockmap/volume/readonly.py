@@ -1,4 +1,4 @@
-"""A read-only volume: which bytes of the cache's data file are read.
+"""Reads a version: finds the bytes of a read in the cache's data file, or fetches them.
 
 The hit path of a read is one lookup among the leaves in memory, one bisect, one preadv into the caller's buffer, and a
 look at the slot's mark, which is set before an evicted slot is punched: a slot that is still alive after the read was
@@ -180,7 +180,7 @@ class ReadOnlyVolume:
         return Slow(source, time.perf_counter() - began)
 
     def _around(self, start: Start) -> Around | None:
-        """Returns what finds the chunks that a miss takes along; None if it takes none."""
+        """Returns the function that finds the chunks fetched along with a miss; None if there are to be none."""
         if start.skips_readahead():
             return None
         return self._leaves.nearest if start.is_under_way() else self._leaves.around

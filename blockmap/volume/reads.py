@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from blockmap.volume.histogram import Histogram
 
 MOST = 64
-"""One measured hit stands for at most so many."""
+"""Hits that one measured hit stands for, at most."""
 
 
 class Source(IntEnum):
@@ -25,7 +25,7 @@ class Source(IntEnum):
 
 
 class Slow(NamedTuple):
-    """What a read that left the hit path says of itself."""
+    """The outcome of a read that left the hit path."""
 
     source: Source
     seconds: float
@@ -35,7 +35,7 @@ Read = Callable[[memoryview, int], Slow | None]
 """Fills a buffer with the bytes at an offset; returns None from the hit path."""
 
 LENGTH_BITS: Final = 27
-"""A read of one block is noted as its offset. Any other is noted as its offset, shifted by so many bits, and its length,
+"""A read of one block is noted as its offset. Any other is noted as its offset, shifted by this many bits, and its length,
 which is 64 MiB at most; all bits of that are inverted, which makes it negative."""
 
 Note = Callable[[int], None]

@@ -1,4 +1,4 @@
-"""What a workload that starts brings with it: the label, the bundle that is replayed for it, and what that spares its reads."""
+"""Describes one start of a workload: its label, the bundle that is replayed for it, and what its reads need not fetch."""
 
 from blockmap.format.refs import DEFAULT_LABEL
 from blockmap.format.tree import Root
@@ -20,7 +20,7 @@ class Start:
         """The root of the version's tree."""
         self.label = label
         self.replay = replay
-        """The bundle that is brought for it."""
+        """The bundle that is replayed for it."""
         self.profile = 0
         """The number of the profile that the kernel was warmed with, 0 for none: what the kernel has then is never read
         from the volume. It is set when somebody asks for that profile."""

@@ -1,4 +1,4 @@
-"""What an export is to whoever connects to it, whatever keeps its bytes."""
+"""The interface of a volume: what an export is to its clients, whatever stores its bytes."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -10,8 +10,8 @@ from blockmap.volume.start import Start
 class Volume(Protocol):
     """A volume that is open; safe to share between threads, and between starts.
 
-    Reads and what helps them are told for which start they are, since the volume itself keeps nothing of a start. A volume
-    that is `writable` has `write`, `zero` and `trim` besides, which take an offset and bytes or a count, and `flush`.
+    Methods take the start for which they read, since the volume itself keeps nothing of a start. A volume that is
+    `writable` also has `write`, `zero` and `trim`, which take an offset and bytes or a count, and `flush`.
     All of these raise Corrupt, NotFound and StoreUnavailable, but for `want`.
     """
 

@@ -1,4 +1,4 @@
-"""What a block device that shows an export is to whoever attaches it: its record, and the protocol of its kind."""
+"""Describes a block device that shows an export: its record, and the protocol of each kind."""
 
 import contextlib
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ USUAL_READ_AHEAD_KIB = 128
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device that is attached; what it takes to detach it is in it, so it survives this process."""
+    """A device that is attached. It holds all that detaching needs, so that any later process can do it."""
 
     kind: str
     """Names the attacher that made it."""
     path: str
     """Leads to the block device."""
     state: Mapping[str, Any]
-    """What the kind needs to know of it again; JSON can hold it, and nobody else reads it."""
+    """What the attacher needs to find the device again, as JSON values; nobody else reads it."""
 
 
 class Attacher(Protocol):
@@ -28,13 +28,13 @@ class Attacher(Protocol):
     kind: str
 
     def attach(self, nbd_socket: Path, export: str, directory: Path) -> Device:
-        """Makes a read-only device; `directory` is for what it needs. HostError, and nothing is left then."""
+        """Makes a read-only device, with its files in `directory`. Raises HostError, and leaves nothing then."""
 
     def detach(self, device: Device) -> None:
-        """Takes a device apart; what is gone already is fine."""
+        """Takes a device apart; parts that have gone already are no error."""
 
     def clear(self, directory: Path) -> None:
-        """Takes apart what an `attach` that was killed left of a device in its `directory`."""
+        """Takes apart what a killed `attach` left of a device in its `directory`."""
 
     def is_alive(self, device: Device) -> bool:
         """Returns True if reads of the device can still be answered; waits as long as such a read does."""

@@ -40,7 +40,7 @@ def create(devices: Path) -> DeviceLock:
 def attempt(folder: Path) -> DeviceLock | None:
     """Locks a device without waiting, and makes folder and file where they are absent; returns None where it is locked.
 
-    For who holds the lock of the record, where nobody removes the folder of a device that is on it. OSError.
+    For callers that hold the lock of the record: nobody removes the folder of a recorded device then. OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     fd = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -53,7 +53,7 @@ def attempt(folder: Path) -> DeviceLock | None:
 
 
 def wait(folder: Path) -> DeviceLock | None:
-    """Waits for the lock of a device; returns None where the folder has gone. For who holds no other lock of these."""
+    """Waits for the lock of a device; returns None where the folder has gone. The caller must hold no other of these locks."""
     try:
         fd = os.open(folder / _NAME, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -18,7 +18,7 @@ _NAME_BYTES = 64
 _CONFIG = struct.Struct(f"=II40x12xI{_NAME_BYTES}s176x")
 """struct loop_config of <linux/loop.h>: file, block size, flags, name; the rest zero."""
 _TRIES = 64
-"""Others may take the device that was found free."""
+"""Attempts to get a device: others may take the one that was found free."""
 SECTOR_BYTES = 4096
 """With smaller ones, mounting ext4 changes the block size of the device, which drops all that its page cache holds."""
 SMALL_SECTOR_BYTES = 512
@@ -37,7 +37,7 @@ def attach(file: Path) -> str:
 
 
 def detach(device: str) -> None:
-    """Lets go of the file behind a loop device, at once or when it is no longer used; HostError."""
+    """Detaches a loop device from its file, at once or when it is no longer used; HostError."""
     try:
         _control(device, _CLEAR, 0)
     except OSError as error:
@@ -60,7 +60,7 @@ def showing(file: str) -> list[str]:
         try:
             text = backing.read_text()
         except OSError:
-            continue  # let go of meanwhile
+            continue  # detached meanwhile
         if text.removesuffix("\n") == file:
             found.append(f"/dev/{backing.parts[3]}")
     return found

@@ -1,4 +1,4 @@
-"""What is mounted where, as the kernel tells it: a look at the directories themselves fails where a server has died."""
+"""Mounts, unmounts, and says what is mounted where, by the kernel's table: a directory itself fails once its server has died."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ from blockmap.host import tools
 
 READ_ONLY = 1
 NODEV = 4
-"""Of mount(2)."""
+"""MS_NODEV of mount(2)."""
 
 
 def mount(source: str, where: Path | str, kind: str, flags: int, options: str) -> None:
@@ -24,7 +24,7 @@ def mount(source: str, where: Path | str, kind: str, flags: int, options: str) -
 
 
 def unmount(where: Path | str) -> None:
-    """Unmounts, lazily where it is in use; nothing where nothing is mounted. HostError."""
+    """Unmounts a directory, lazily where it is in use; does nothing where nothing is mounted. HostError."""
     if source(where) is None:
         return
     try:

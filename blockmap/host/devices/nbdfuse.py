@@ -23,7 +23,7 @@ from blockmap.host.devices.device import USUAL_READ_AHEAD_KIB, Device, set_read_
 _READY_SECONDS = 30.0
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.001
-"""nbdfuse needs some ten milliseconds, which every start waits for."""
+"""Seconds between two looks: nbdfuse needs some 10 ms, which every start waits for."""
 _PROBE_BYTES = 4096
 _MOUNT = "fuse"
 """The mount point in the device's folder, which is known even where nothing else is on record."""
@@ -36,7 +36,7 @@ class _Process:
     pid: int
     """0 where it is not known."""
     started: int
-    """When it started, in clock ticks after boot: tells it from a later one with its pid."""
+    """When it started, in clock ticks after boot: a later process may have the same pid."""
     mount: str
     """Where nbdfuse shows the export as a file."""
 
@@ -91,7 +91,7 @@ def _end(behind: _Process) -> None:
     """Takes apart the loop device, the mount and the process, as far as they are there."""
     # By the file behind them, not by the path: an attach that was killed never learnt the path.
     for loop in loops.showing(str(_image(behind))):
-        set_read_ahead(loop, USUAL_READ_AHEAD_KIB)  # the next that gets this loop device knows nothing of us
+        set_read_ahead(loop, USUAL_READ_AHEAD_KIB)  # the next user of this loop device expects the usual
         loops.detach(loop)
     if mounts.source(behind.mount) is not None:
         _unmount(behind.mount)
@@ -131,7 +131,7 @@ def _reads(path: str) -> bool:
 
 
 def _unmount(path: str) -> None:
-    """Unmounts nbdfuse, once the loop device has let go of it."""
+    """Unmounts nbdfuse, once the loop device does not hold it open any more."""
     end = time.monotonic() + _END_SECONDS
     while True:
         try:

@@ -21,7 +21,7 @@ _CAPABILITIES = [
 _DEVICES_CAPABILITY = "CAP_MKNOD"
 """Only where a control group keeps the program from opening what it makes: the host's disks, for one."""
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""What an image without the file gives; what else fails is the reading."""
+"""Errors that mean that the image has no such file; any other means that it could not be read."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOUNTS: list[dict[str, Any]] = [
     {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -59,10 +59,10 @@ def runtime_config(
     terminal: bool,
     supervised: bool,
 ) -> dict[str, Any]:
-    """The config.json of an OCI bundle whose root file system is `root`; ImageError, UsageError.
+    """Returns the config.json of an OCI bundle whose root file system is `root`; ImageError, UsageError.
 
     `command` takes the place of the image's Cmd, `entrypoint` that of its Entrypoint and Cmd (an empty one takes it away),
-    as with docker. `supervised` is whether the container gets control groups.
+    as with docker. With `supervised`, the container gets control groups.
     """
     try:
         own: dict[str, Any] = json.loads(image).get("config") or {}
@@ -116,7 +116,7 @@ def runtime_config(
 
 
 def user_ids(root: Path, user: str) -> tuple[int, int, list[int], str]:
-    """uid, gid, further groups and home of USER[:GROUP], by the image's own files.
+    """Returns uid, gid, further groups and home of USER[:GROUP], by the image's own files.
 
     ImageError where it is unknown, HostError where a file cannot be read.
     """
@@ -159,7 +159,7 @@ def _lines(root: Path, name: str) -> list[str]:
 
 
 def _inside(root: Path, name: str) -> Path:
-    """A file of the image; symlinks are followed inside the root only."""
+    """Returns the path of a file of the image; symlinks are followed inside the root only."""
     at = root
     todo = [part for part in name.split("/") if part][::-1]
     for _ in range(64):

@@ -1,4 +1,4 @@
-"""How one tells that a program can be used: a port answers, a page is there, it has said so, or it has ended."""
+"""Detects that a program is ready: a port answers, a page is there, its output says so, or it has ended."""
 
 import contextlib
 import re
@@ -13,19 +13,19 @@ from blockmap.errors import UsageError
 
 _ASK_SECONDS = 1.0
 _SAID_BYTES = 1 << 20
-"""How much of what the program says is looked at, at most."""
+"""Bytes of the program's output that are searched, at most."""
 
 
 class Readiness(Protocol):
     def holds(self) -> bool:
-        """Whether the program is ready now."""
+        """Returns True if the program is ready now."""
 
     def hear(self, said: bytes) -> None:
-        """Takes in what the program says."""
+        """Takes a piece of the program's output."""
 
 
 def parse_readiness(text: str) -> Readiness:
-    """`tcp:PORT`, `http:URL`, `log:REGEX` or `exit`; UsageError."""
+    """Parses `tcp:PORT`, `http:URL`, `log:REGEX` or `exit`; UsageError."""
     kind, _, rest = text.partition(":")
     if text == "exit":
         return _Asked(lambda: False)

@@ -38,25 +38,25 @@ _LAST_WORDS = (signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is run of which image."""
+    """Which program of which image is run."""
 
     name: str
-    """Of the image."""
+    """The image's name."""
     command: list[str]
-    """In the place of the image's Cmd."""
+    """What replaces the image's Cmd."""
     entrypoint: str | None
-    """In the place of the image's Entrypoint and Cmd."""
+    """What replaces the image's Entrypoint and Cmd."""
     terminal: bool
 
 
 class Observer(Protocol):
-    """Who wants to know what a start reads."""
+    """Observes what a start reads."""
 
     def starts(self, export: str) -> None:
         """The program starts now."""
 
     def ended(self) -> None:
-        """It has ended; the image is still mounted."""
+        """The program has ended; the image is still mounted."""
 
 
 def run(
@@ -116,7 +116,7 @@ class _Signals:
             signal.signal(number, handler)
 
     def start(self, arguments: list[str]) -> subprocess.Popen[bytes]:
-        """Starts what signals are passed on to from now on."""
+        """Starts the process that signals are passed on to from now on."""
         self._starting = True
         # Where no terminal is used, what is typed there must not reach the program twice.
         self._process = process = subprocess.Popen(arguments, start_new_session=not os.isatty(0))
@@ -163,7 +163,7 @@ def _run_container(runc: str, work: Path, supervised: bool, signals: _Signals) -
 
 
 def _status(code: int, log: Path) -> int:
-    """The program's exit status; as with docker, another where runc could not start it, which it logs alone."""
+    """Returns the program's exit status; where runc could not start it, docker's 127 or 126, as runc's log gives the reason."""
     try:
         said = log.read_text(errors="replace")
     except OSError:
@@ -177,7 +177,7 @@ def _status(code: int, log: Path) -> int:
 
 @contextlib.contextmanager
 def _folder(runc: str, attachments: Attachments, runs: Path) -> Iterator[Path]:
-    """A folder of one run's own; taken apart with all that is in it."""
+    """Yields a new folder for one run, and takes it apart with all that is in it."""
     if any(character in str(runs) for character in ",:\\"):
         raise UsageError(f"{runs} cannot be used: overlay mounts have no way to name a path with one of , : \\ in it")
     try:
@@ -261,7 +261,7 @@ def _mount_overlay(lower: Path, scratch: Path, root: Path) -> None:
 
 
 def _supervised() -> bool:
-    """Whether containers can have control groups of their own; HostError where there are none at all."""
+    """Returns True if containers can have control groups of their own; HostError where there are none at all."""
     found = mounts.cgroups()
     if not found:
         raise HostError(
@@ -272,5 +272,5 @@ def _supervised() -> bool:
 
 
 def is_terminal() -> bool:
-    """Whether a person sits there."""
+    """Returns True if standard input and output are a terminal."""
     return os.isatty(0) and os.isatty(1)

@@ -1,1 +1,1 @@
-"""The supervisor of a server: its sockets, its nbdkit, and what restarts it."""
+"""The supervisor of a server: its sockets, its nbdkit, and how that is started again."""

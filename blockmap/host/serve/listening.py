@@ -1,4 +1,4 @@
-"""Sockets on which a server listens, and the lock that says whose they are."""
+"""Opens the sockets on which a server listens, and holds the lock that says whose they are."""
 
 import contextlib
 import fcntl
@@ -32,7 +32,7 @@ def owned(nbd_socket: Path) -> Iterator[None]:
 
 
 def is_owned(nbd_socket: Path) -> bool:
-    """Whether a server holds the lock."""
+    """Returns True if a server holds the lock."""
     try:
         fd = os.open(_lock_of(nbd_socket), os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -90,7 +90,7 @@ def tcp_socket(host: str, port: int, option: str = "--listen") -> Iterator[socke
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT, loopback where the host is left out; UsageError."""
+    """Parses HOST:PORT; returns host, which is loopback where it is left out, and port. UsageError."""
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"{text!r} is not HOST:PORT, for example 127.0.0.1:10809")
@@ -98,7 +98,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 def parse_place(text: str) -> Path | tuple[str, int]:
-    """A path, which has a slash, or HOST:PORT; UsageError."""
+    """Parses a path, which has a slash, or HOST:PORT; UsageError."""
     return Path(text).absolute() if "/" in text else parse_listen(text)
 
 
@@ -111,7 +111,7 @@ def _lock_of(nbd_socket: Path) -> Path:
 
 
 def _make_directory(path: Path) -> None:
-    """Makes a directory that others may enter, whatever the umask: who may connect is the socket's mode to say."""
+    """Makes a directory that others may enter, whatever the umask: the socket's mode says who may connect."""
     if not path.exists():
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Which nbdkit this host has, and how it is started with this Python."""
+"""Says which nbdkit this host has, and how it is started with this Python."""
 
 import os
 import re
@@ -27,7 +27,7 @@ _KEPT = ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DI
 
 
 def version() -> tuple[int, int]:
-    """Major and minor version; HostError where there is none."""
+    """Returns nbdkit's major and minor version; HostError where it is not installed."""
     text = tools.run("nbdkit", "--version")
     found = re.search(r"(\d+)\.(\d+)", text)
     if found is None:
@@ -36,7 +36,7 @@ def version() -> tuple[int, int]:
 
 
 def check_python() -> None:
-    """HostError where nbdkit's Python is not the one of this environment: its packages would not load there."""
+    """Raises HostError where nbdkit's Python is not the one of this environment: its packages would not load there."""
     done = subprocess.run(
         [tools.find("nbdkit"), "python", "--dump-plugin"],
         capture_output=True,
@@ -56,19 +56,19 @@ def check_python() -> None:
 
 
 def environment() -> dict[str, str]:
-    """A clean environment in which nbdkit's Python finds the packages of this one, and the store's engine its settings."""
+    """Returns a clean environment, in which nbdkit's Python finds this one's packages, and the store's engine its settings."""
     kept = {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith(_ENGINES)}
     return {**kept, "PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "PYTHONNOUSERSITE": "1", **_MEMORY}
 
 
 _THREADS = 64
-"""Per connection: reads of what is at hand are answered while fewer than these wait for the store."""
+"""Threads per connection: cached reads are answered while fewer than these wait for the store."""
 
 
 def command(
     store: str, cache: Path, cache_bytes: int | None, outages: Sequence[str], control_fd: int, learn: bool
 ) -> list[str]:
-    """nbdkit in the foreground with the plugin; its sockets come by socket activation."""
+    """Returns the command that runs nbdkit in the foreground with the plugin; its sockets come by socket activation."""
     spec = find_spec("nbdplugin")
     if spec is None or spec.origin is None:
         raise HostError("the package nbdplugin is not installed beside blockmap: install blockmap again")

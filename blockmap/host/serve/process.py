@@ -1,4 +1,4 @@
-"""A child process that gets descriptors by number, and whose messages pass through this process."""
+"""Runs a child process that gets descriptors by number, and whose output passes through this process."""
 
 import contextlib
 import fcntl
@@ -26,7 +26,7 @@ class Process:
         pass_on: Callable[[bytes], None],
     ) -> None:
         self.status: int | None = None
-        """As of subprocess: the exit status, or minus the signal; None while it runs."""
+        """The exit status, or minus the signal, as with subprocess; None while the process runs."""
         # LISTEN_PID has to be the program's own pid, which a shell knows between fork and exec.
         shell = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *arguments]
         reading, writing = os.pipe()
@@ -61,7 +61,7 @@ class Process:
         self._pump.start()
 
     def poll(self) -> bool:
-        """Whether it has ended."""
+        """Returns True if the process has ended."""
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -69,14 +69,14 @@ class Process:
         return self.status is not None
 
     def wait(self, seconds: float) -> bool:
-        """Waits for its end; whether it came in time."""
+        """Waits for the process to end; returns True if it did in time."""
         end = time.monotonic() + seconds
         while not self.poll() and (left := end - time.monotonic()) > 0:
             select.select([self.pidfd], [], [], left)
         return self.poll()
 
     def end(self, seconds: float) -> None:
-        """Asks it to end, makes it after so many seconds, and takes back what it cost."""
+        """Asks the process to end, kills it after a number of seconds, and releases what it used."""
         if not self.poll():
             os.kill(self.pid, signal.SIGTERM)
             if not self.wait(seconds):
@@ -86,7 +86,7 @@ class Process:
         self._pump.join(1)
 
     def cause(self) -> str:
-        """What it said last that explains its end."""
+        """Returns the latest line of its output that explains why it ended."""
         lines = [line for line in self._lines if line.strip()]
         for line in reversed(lines):
             _, mark, text = line.partition(" ERROR ")

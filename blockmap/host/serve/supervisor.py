@@ -40,7 +40,7 @@ _ASK_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
 _AGAIN_SECONDS = 0.05
 _STEADY_SECONDS = 10.0
-"""An nbdkit that lived for so long was no quick death."""
+"""An nbdkit that ran at least this long did not fail at its start."""
 _FIRST_DELAY_SECONDS = 0.2
 _MAX_DELAY_SECONDS = 5.0
 _MAX_FAILED_STARTS = 8
@@ -52,7 +52,7 @@ _LEAVE = struct.pack(">I8sII", 3, b"IHAVEOPT", 2, 0)  # fixed newstyle without z
 
 
 class Supervisor:
-    """Serves a store until it is told to stop, or nobody has used it for `idle_seconds`."""
+    """Serves a store until a signal stops it, or nobody has used it for `idle_seconds`."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Supervisor:
         self._wake, self._woken = -1, -1
 
     def run(self) -> None:
-        """Serves; HostError where it cannot start, or nbdkit fails to start again and again."""
+        """Serves the store; HostError where it cannot start, or nbdkit fails to start again and again."""
         version = nbdkit.version()
         nbdkit.check_python()
         self._warn(version)
@@ -125,7 +125,7 @@ class Supervisor:
             how = _how(process)
             served = served or ready
             failed_starts = 0 if ready else failed_starts + 1
-            # Where nobody was served yet, it says that a setting is wrong, which another attempt does not change.
+            # Where nobody was served yet, a setting is wrong: another attempt would fail as well.
             if (not served and (process.status or 0) > 0) or failed_starts >= _MAX_FAILED_STARTS:
                 raise HostError(f"nbdkit does not start: it ended {how}: {process.cause()}")
             quick_deaths = quick_deaths + 1 if lived < _STEADY_SECONDS else 0
@@ -152,7 +152,7 @@ class Supervisor:
         self._say(f"ready: serving {self._store} on {' and '.join(where)}, nbdkit is process {process.pid}")
 
     def _wait_ready(self, process: Process) -> bool:
-        """Whether nbdkit greets an NBD client. The connection waits in the socket's queue until it does."""
+        """Returns True if nbdkit greets an NBD client. The connection waits in the socket's queue until it does."""
         end = time.monotonic() + _READY_SECONDS
         while not self._stop and not process.poll() and time.monotonic() < end:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, contextlib.suppress(OSError):
@@ -168,7 +168,7 @@ class Supervisor:
         return False
 
     def _watch(self, process: Process) -> None:
-        """Returns when nbdkit has ended, or should."""
+        """Waits until nbdkit has ended, or should."""
         client = Client(self._socket, _ANSWER_SECONDS)
         pause = None if self._idle_seconds is None else min(_ASK_SECONDS, self._idle_seconds / 4)
         last_used, seen = time.monotonic(), (0, 0)

@@ -1,8 +1,8 @@
 """Leaves out of nbdkit's messages what the plugin has said already.
 
 nbdkit prints the Python traceback of whatever a callback raises, in lines that begin with a space, and an empty line behind.
-Where the error is one that blockmap raises on purpose, the plugin has logged it in one line, and counts those that come in
-masses. A traceback of anything else is passed on whole.
+An error that blockmap raises on purpose was logged by the plugin in one line already, or counted where there are many.
+A traceback of anything else is passed on whole.
 """
 
 import re
@@ -12,12 +12,12 @@ _BEGIN = re.compile(rb"nbdkit: .*: error: .*: error: Traceback \(most recent cal
 _ERROR = re.compile(rb" ([A-Za-z_][\w.]*)(?::|$)")
 _ON_PURPOSE = re.compile(rb"blockmap\.errors\.\w+|(?:\w+\.)*RequestFailed")
 _SLEEP = b"nbdkit: error: aborting sleep because of server shut down"
-"""How nbdkit ends the sleep of a thread that waits for its end."""
+"""What nbdkit prints when it ends while a thread of it sleeps."""
 _MOST_LINES = 500
 
 
 class Tidy:
-    """Takes lines one by one, and passes on to `out` what is worth reading."""
+    """Takes lines one by one, and passes on to `out` those worth reading."""
 
     def __init__(self, out: Callable[[bytes], None]) -> None:
         self._out = out

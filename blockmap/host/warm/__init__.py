@@ -1,1 +1,1 @@
-"""What brings the blocks that starts read into the kernel's memory."""
+"""Warming: reads the blocks that starts read into the kernel's page cache."""

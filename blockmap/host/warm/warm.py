@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 BLOCK_BYTES = 4096
 PIECE_BYTES = 128 << 10
-"""What is asked for at once: one request at nbdfuse; who waits for a block of it waits for no more than that."""
+"""Bytes read at once, which nbdfuse takes as one request: whoever waits for a block of it waits for no more than that."""
 _WINDOW_BLOCKS = 1024
 _MOST_BLOCKS = 1 << 40
 _THREADS = 8
-"""nbdfuse answers ten requests at once, FUSE takes twelve: what the program itself asks for still gets through."""
+"""Threads that read: nbdfuse answers ten requests at once and FUSE takes twelve, so that the program's own still get through."""
 
 _OPENAT2 = 437
 _RESOLVE = 0x01 | 0x02 | 0x04 | 0x08
@@ -38,12 +38,12 @@ class WarmRange:
 
 
 def plan(readings: Iterable[Sequence[object]], soon_blocks: int = 0) -> list[WarmRange]:
-    """What to read, about in the order of `readings`: [start block, blocks, path or None, block of the file].
+    """Returns what to read, about in the order of `readings`: [start block, blocks, path or None, block of the file].
 
     Within a window, neighbours are joined, up to PIECE_BYTES: a program touches the pages of a file in no order, and each
     request costs as much as some ten pages. Windows grow, as the program needs the later ones later, but not beyond the
-    `soon_blocks` that come to the server within a moment. What makes no sense is left out: it comes from elsewhere, and
-    only helps.
+    `soon_blocks` that come to the server within a moment. Items that make no sense are left out: the list comes
+    from elsewhere, and is advice.
     """
     pieces: list[WarmRange] = []
     window: dict[str | None, list[tuple[int, int]]] = {}
@@ -61,7 +61,7 @@ def warm(pieces: Sequence[WarmRange], device: int, root: Callable[[], int | None
     """Reads all pieces, in order, several at once, and returns when they are in memory.
 
     `device` is the open block device; `root` waits until the image is mounted, and gives its open root directory, or
-    None where it will not be. A file that is not as expected is passed over; where a read fails, the rest is left: it
+    None where it will not be. A file that is not as expected is passed over; where a read fails, the rest is not read: it
     would only wait for the same store.
     """
     work = _Work(pieces, device, root)
@@ -86,7 +86,7 @@ def open_beneath(root: int, path: str) -> int:
 
 
 class _Work:
-    """The pieces that are left, shared by the threads."""
+    """The pieces that are still to be read, shared by the threads."""
 
     def __init__(self, pieces: Sequence[WarmRange], device: int, root: Callable[[], int | None]) -> None:
         self._lock = threading.Lock()  # guards _left
@@ -133,7 +133,7 @@ def _bring(fd: int, piece: WarmRange, buffer: memoryview) -> None:
 
 
 def _ranges(readings: Iterable[Sequence[object]]) -> Iterator[tuple[str | None, int, int]]:
-    """Path, and half-open range of blocks of the file or device."""
+    """Yields path, and half-open range of blocks of the file or device."""
     for reading in readings:
         if len(reading) != 4:
             continue
@@ -146,7 +146,7 @@ def _ranges(readings: Iterable[Sequence[object]]) -> Iterator[tuple[str | None, 
 
 
 def _joined(window: dict[str | None, list[tuple[int, int]]]) -> list[WarmRange]:
-    """The pieces of a window; files in the order of their first touch."""
+    """Returns the pieces of a window; files in the order of their first touch."""
     pieces = []
     for path, ranges in window.items():
         ranges.sort()

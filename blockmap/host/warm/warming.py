@@ -1,4 +1,4 @@
-"""The process that warms the kernel for a start, beside it, and goes on when the command that began it has ended.
+"""Runs the process that warms the kernel for a start, and goes on when the command that began it has ended.
 
 It holds the lock of the file `warming` in the device's folder while it lives, and its pid is in there: so whoever takes the
 device apart ends it first, and one that was killed holds nothing.
@@ -29,29 +29,29 @@ _ANSWER_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Warming:
-    """One that has begun, as the process that began it holds it."""
+    """A warming process, as the process that started it holds it."""
 
     _mounted: int
-    """A pipe, on which it is told that the image is mounted; its end without that ends the warming."""
+    """The pipe that says that the image is mounted; if it is closed without that, the warming ends."""
 
     def go_on(self, where: Path | str) -> None:
-        """The image is mounted there."""
+        """Says that the image is mounted there."""
         with contextlib.suppress(OSError):
             os.write(self._mounted, os.fsencode(where))
         os.close(self._mounted)
 
     def give_up(self) -> None:
-        """The image will not be mounted."""
+        """Says that the image will not be mounted."""
         os.close(self._mounted)
 
 
 def begin(client: Client, export: str, device: str, folder: Path) -> Warming:
-    """Starts to warm what the server says that starts of `export` read; `device` shows it, its read-ahead is 0 until then."""
+    """Starts to warm what starts of `export` read, as the server says; `device` shows it, with a read-ahead of 0 until then."""
     reading, writing = os.pipe()
     lock = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # Before the first read of the device: what the kernel reads ahead is what no start asked for.
+        # Before the first read of the device: no start asked for what the kernel reads ahead.
         set_read_ahead(device, 0)
         if os.fork() == 0:
             _be(client, export, device, reading, lock)
@@ -62,7 +62,7 @@ def begin(client: Client, export: str, device: str, folder: Path) -> Warming:
 
 
 def end(folder: Path, device: str) -> None:
-    """Ends what warms a device, if it still does, and leaves the usual read-ahead; HostError where it does not end.
+    """Ends the process that warms a device, and sets the usual read-ahead; HostError where it does not end.
 
     Needed before the image can be unmounted. `folder` is the device's.
     """
@@ -97,7 +97,7 @@ def _take(lock: int) -> bool:
 
 
 def _be(client: Client, export: str, device: str, pipe: int, lock: int) -> NoReturn:
-    """The process itself; does not return, and undoes nothing that its parent is about to undo."""
+    """Runs the process itself; does not return, and undoes nothing that its parent is about to undo."""
     try:
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
@@ -111,7 +111,7 @@ def _be(client: Client, export: str, device: str, pipe: int, lock: int) -> NoRet
 
 
 def _let_go(keep: tuple[int, int]) -> None:
-    """Of all that the parent had open: who reads its output waits for its end, and a lock of its is not ours to hold."""
+    """Closes all that the parent had open: readers of its output wait for its end, and its locks are not ours to hold."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
@@ -130,13 +130,13 @@ def _warm(client: Client, export: str, device: str, pipe: int) -> None:
             # Open until the mount is there: the last to close a device drops what its page cache holds.
             warm(pieces, os.open(device, os.O_RDONLY), _Root(pipe))
     except (BlockmapError, OSError, ValueError, KeyError, TypeError):
-        pass  # an answer that cannot be used is as good as none
+        pass  # without a usable answer nothing is warmed
     finally:
         set_read_ahead(device, USUAL_READ_AHEAD_KIB)
 
 
 class _Root:
-    """Waits, in whichever thread needs it first, until the image is mounted; gives its root."""
+    """Waits, in whichever thread needs it first, until the image is mounted; returns its root."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
