@@ -1,7 +1,7 @@
-"""Learns from what was recorded: starts `blockmap.learn.automatic` in a process of its own, one at a time, with little weight.
+"""Learns from recorded traces: runs `blockmap.learn.automatic` in processes of low priority, one at a time.
 
-That process decides whether there is something to learn, waits so that not every host publishes at once, and asks the store;
-this one only sees to it that it is not in the way of reads, and does not outlive the server.
+That process decides whether there is something to learn, waits so that not all hosts publish at once, and asks the store;
+this one only ensures that it does not slow down reads, and does not outlive the server.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ _log = logging.getLogger("blockmap")
 _NICE = 10
 """The process's scheduling weight is a tenth of a reader's."""
 _APART_S = 60.0
-"""The least time between two starts of the process for one workload."""
+"""The least seconds between two starts of the process for one workload."""
 _MOST_S = 900.0
-"""The most time that the process gets: while the store is away it waits, and what it was to learn is in other traces too."""
+"""The most seconds that the process may take: while the store is away it waits, and later traces teach the same."""
 _END_S = 5.0
-"""How long the server, when it ends, waits for the thread that killed the process."""
+"""Seconds that the server, when it ends, waits for the thread that killed the process."""
 _WAITING = 64
-"""The most workloads that wait for their turn; what is offered beyond is left out."""
+"""The most workloads that wait for their turn; further offers are dropped."""
 _KILLED_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
@@ -121,7 +121,7 @@ class LearnerProcess:
             _log.info("%s+%s: %s", head.repo, head.label, last)
 
     def _start(self, head: TraceHead, trace: Path) -> "subprocess.Popen[str] | None":
-        # A request of the kernel's, made by the program itself: between fork and exec nothing of Python's is to run in a
+        # The program itself asks the kernel for this: between fork and exec no Python code may run in a
         # process of many threads.
         guard = _KILLED_WITH_PARENT if shutil.which(_KILLED_WITH_PARENT[0]) else ()
         command = [

@@ -14,7 +14,7 @@ from blockmap.server.server import Server
 from blockmap.trace.manager import TraceManager
 
 _CALLS_AT_ONCE = 2048
-"""Some 300 kB: it is made in one go, in which no read gets on."""
+"""Calls in one answer, some 300 kB: reads make no progress while it is encoded."""
 
 
 def dispatcher(
@@ -29,7 +29,7 @@ def dispatcher(
         return pinned, label or DEFAULT_LABEL
 
     def local_readings(request: messages.Readings) -> list[ReadItem]:
-        """Returns what a profile of this host alone says, if it is of the same version."""
+        """Returns the reading list of a profile of this host alone, if it is of the same version."""
         pinned, label = start_of(request)
         repo, _, digest = pinned.partition("@sha256:")
         own = local.get(repo, label)

@@ -19,7 +19,7 @@ class Failures:
         """By kind: when its window began (seconds), and how many failures it has had since."""
 
     def note(self, kind: str, text: str) -> None:
-        """One failure: `kind` decides what counts as the same."""
+        """Notes one failure; those of one `kind` count as the same."""
         now = self._clock()
         left_out = 0
         with self._lock:

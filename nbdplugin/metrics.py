@@ -20,7 +20,7 @@ from blockmap.format.refs import short_export
 _IDLE_SECONDS = 30
 _NO_POLL_SECONDS = 3600.0
 _CLIENTS_AT_ONCE = 32
-"""This process serves disks: it is not to run out of descriptors because of those who watch."""
+"""Clients that are answered at once: they must not use up the descriptors of a process that serves disks."""
 _log = logging.getLogger("blockmap")
 
 _GAUGES = {
@@ -99,7 +99,7 @@ class StatusCollector(Collector):
 
 
 def _open_exports(exports: list[dict[str, Any]]) -> Iterator[Metric]:
-    # A version may be open more than once, under terms that differ.
+    # A version may be open more than once, under different outage policies.
     connections = GaugeMetricFamily("blockmap_connections", "Open connections", labels=["export"])
     waiting = GaugeMetricFamily(
         "blockmap_reads_waiting", "Reads under way that the hit path did not answer", labels=["export"]
@@ -165,7 +165,7 @@ def _hydrations(hydrations: list[dict[str, Any]]) -> Iterator[Metric]:
 
 
 def _histogram(latency: dict[str, Any]) -> tuple[list[tuple[str, float]], float]:
-    """Cumulative buckets with their upper ends, and the sum."""
+    """Returns cumulative buckets with their upper ends, and the sum."""
     ends = [*map(str, latency["bounds_s"]), "+Inf"]
     return list(zip(ends, accumulate(latency["counts"]), strict=True)), latency["seconds"]
 
@@ -232,4 +232,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Scrapes are not logged."""
+        """Does nothing: scrapes are not logged."""

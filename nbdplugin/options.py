@@ -1,4 +1,4 @@
-"""The parameters of the plugin, as `blockmap serve` passes them: KEY=VALUE, one after the other."""
+"""Parses the parameters of the plugin, as `blockmap serve` passes them: KEY=VALUE, one after the other."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from blockmap.origin.outage_policy import OutagePolicy, parse_option
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a server was told."""
+    """The settings of a server."""
 
     store: str
     cache: Path
@@ -70,4 +70,4 @@ _PARAMETERS: Mapping[str, Callable[[str, str], Any]] = {
     "metrics_fd": _number,
     "learn": _switch,
 }
-"""How the text of each is read."""
+"""How the value of each parameter is parsed."""

@@ -32,12 +32,11 @@ from nbdplugin.threads import here, keep
 API_VERSION = 2
 
 _SWITCH_SECONDS = 2e-3
-"""With Python's 5 ms a background thread that computes cuts reads from 20,000 to 128 a second. Each thread that waits for
-the interpreter wakes up after so long to ask for it: with 64 that read from the store, 0.1 ms cost a fifth of what the
-link gives."""
+"""Seconds after which a thread that waits for the interpreter asks for it. With Python's 5 ms, a background thread that
+computes cuts reads from 20,000 to 128 a second; much less costs throughput when many threads wait."""
 _COLLECT_AFTER = 100_000
-"""Objects made since the garbage collector last looked. There are few cycles here, and with Python's 700 it looks a few
-times a second, at everything that is known of open volumes."""
+"""Objects made between two runs of the garbage collector. There are few cycles here, and with Python's 700 it runs a few
+times a second, through all that is held of open volumes."""
 _MAX_BLOCK_BYTES = 32 << 20
 _MAX_EXPORTS_LISTED = 10_000
 """nbdkit refuses longer lists as a whole; an export that is not listed can be opened all the same."""
@@ -46,7 +45,7 @@ _log = logging.getLogger("blockmap")
 
 
 class RequestFailed(Exception):
-    """What nbdkit is given in place of the error itself: it never lets go of an exception, nor of its frames' data."""
+    """Stands for the error itself: nbdkit never releases an exception, nor the data of its frames."""
 
 
 class Service:
@@ -73,7 +72,7 @@ class Service:
 
 
 class Plugin:
-    """All that lasts from one callback to the next."""
+    """Holds all that lasts from one callback to the next."""
 
     def __init__(self) -> None:
         self.parser = OptionsParser()
@@ -83,7 +82,7 @@ class Plugin:
 
     @property
     def service(self) -> Service:
-        """What there is from `after_fork` on."""
+        """Returns the service, which is there from `after_fork` on."""
         assert self._service is not None
         return self._service
 
@@ -98,7 +97,7 @@ class Plugin:
             self._service.close()
 
     def fail(self, what: str, session: Session, count: int, offset: int, error: BaseException) -> RequestFailed:
-        """Sets the errno that the client gets, and says why. What it returns is to be raised outside of the handler, so that
+        """Sets the errno that the client gets, and logs why. Returns the exception to raise, outside of the handler, so that
         the error, with all that its frames hold, is not its context."""
         nbdkit.set_error(errno.ESHUTDOWN if self._stopping.is_set() else errno.EIO)
         text = f"{what} of {count} bytes at {offset} of {session.volume.name} failed: "
@@ -107,7 +106,7 @@ class Plugin:
         return RequestFailed(text)
 
     def _watch(self) -> None:
-        """Waits until nbdkit is told to end, then hangs up on idle clients: nbdkit waits for them without a limit."""
+        """Waits for nbdkit's signal to end, then hangs up on idle clients: nbdkit waits for them without a limit."""
         libnbdkit = ctypes.CDLL(None)
         while libnbdkit.nbdkit_nanosleep(3600, 0) == 0:
             pass
@@ -132,7 +131,7 @@ def thread_model() -> int:
 
 
 def get_ready() -> None:
-    """The last moment at which an error stops a server that goes into the background; too early for asking the store."""
+    """Checks the options. It is the last callback whose error stops a server in the background, too early to ask the store."""
     location(_plugin.parser.options().store)
 
 
@@ -166,7 +165,7 @@ def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:
 
 
 def default_export(readonly: bool, is_tls: bool) -> str:
-    """What a client gets that asks for no name: the only export, if there is just one."""
+    """Returns the export for a client that names none: the only one, if there is just one."""
     names = _plugin.service.server.names()
     return names[0][0] if len(names) == 1 else ""
 
@@ -196,8 +195,8 @@ def get_size(h: Session) -> int:
 
 
 def block_size(h: Session) -> tuple[int, int, int]:
-    """Least, preferred, most. Any alignment is served, as nbdkit passes any on: 4096 advertised as the least would only
-    make clients that keep to it read around what they want."""
+    """Returns the least, preferred and largest size of a request. Reads of any alignment are served: advertising 4096 as
+    the least would only make clients read around what they want."""
     return 1, 4096, _MAX_BLOCK_BYTES
 
 

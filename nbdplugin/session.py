@@ -14,20 +14,20 @@ from blockmap.volume.reads import Read, Slow, Tally
 
 _EXPORTS_KEPT = 64
 OTHER = "other"
-"""What was read from exports that were closed longest ago, once there are too many to tell one by one."""
+"""The name for reads of the exports closed longest ago, once there are too many to list each."""
 
 
 class Session:
-    """One connection."""
+    """One client's connection."""
 
     __slots__ = ("_tallies", "close", "read", "start", "volume")
 
     def __init__(self, opened: Opened) -> None:
         self.volume, self.start, self.close = opened.volume, opened.start, opened.close
         self.read: Read = self.volume.reader(self.start)
-        """The volume's; by way of the recorder, while a trace runs."""
+        """The volume's reader; it goes through the recorder while a trace runs."""
         self._tallies: dict[int, Tally] = {}
-        """By thread."""
+        """Tallies by thread."""
 
     def tally(self) -> Tally:
         """Returns the tally of the calling thread."""
@@ -55,7 +55,7 @@ class Sessions:
         self._lock = threading.Lock()  # guards what follows
         self._open: set[Session] = set()
         self._closed: dict[str, Tally] = {}
-        """By export, the one closed last at the end."""
+        """Tallies by export, the one closed last at the end."""
 
     def open(self, export: str) -> Session:
         """Opens a connection to what `export` stands for now; NotFound, UsageError, StoreError, Corrupt."""
@@ -77,7 +77,7 @@ class Sessions:
         session.close()
 
     def status(self) -> dict[str, object]:
-        """Returns what the server says, the process, and `reads`: by export, since the start of the server."""
+        """Returns the server's status with that of the process, and `reads`: by export, since the start of the server."""
         totals: dict[str, Tally] = {}
         with self._lock:
             for name, tally in self._closed.items():

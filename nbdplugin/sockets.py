@@ -1,4 +1,4 @@
-"""The sockets of this process that belong to clients: nbdkit does not tell, so the list of descriptors has to."""
+"""Finds the clients' sockets of this process in the list of descriptors, as nbdkit does not name them."""
 
 import contextlib
 import ctypes
@@ -13,14 +13,14 @@ _SOCKADDR_BYTES = 128
 
 
 def hang_up_on_idle() -> None:
-    """Ends what clients can still send; answers that are under way still reach them."""
+    """Shuts down the receiving side of clients' connections; answers that are under way still reach them."""
     for client in _clients():
         with contextlib.suppress(OSError):
             client.shutdown(socket.SHUT_RD)
 
 
 def peer() -> str:
-    """Who is connected, for the log; to be called in a callback, which is where nbdkit knows."""
+    """Returns the client's address for the log; works in callbacks only, where nbdkit knows it."""
     uid_of = _libnbdkit.nbdkit_peer_uid
     uid_of.restype = ctypes.c_int64
     address = ctypes.create_string_buffer(_SOCKADDR_BYTES)
@@ -37,7 +37,7 @@ def peer() -> str:
 
 
 def _clients() -> Iterator[socket.socket]:
-    """Connections that came in: sockets with the address of one that listens. Outgoing ones have other addresses."""
+    """Yields incoming connections: sockets with the address of one that listens. Outgoing ones have other addresses."""
     listening, connected = set(), []
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -63,6 +63,6 @@ def _clients() -> Iterator[socket.socket]:
 
 
 def _address(each: socket.socket) -> tuple[int, object, int]:
-    """Family, host or path, and port."""
+    """Returns a socket's family, host or path, and port."""
     name = each.getsockname()
     return (each.family, name[0], name[1]) if isinstance(name, tuple) else (each.family, name, 0)

@@ -16,7 +16,7 @@ import threading
 from blockmap.volume.reads import Tally
 
 here = threading.local()
-"""Has `tally` in a thread whose state is kept."""
+"""Holds `tally` in a thread whose state is kept."""
 
 _ensure = ctypes.pythonapi.PyGILState_Ensure
 _release = ctypes.pythonapi.PyGILState_Release

@@ -33,7 +33,7 @@ class StagingArea:
         self._bytes = 0
         self._writing = threading.Lock()  # held by whoever writes all that is staged; taken before _changed
         self._touched = False
-        """Whether anything came or was read since the thread last looked."""
+        """True if anything came or was read since the thread last looked."""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="staging", daemon=True)
         self._thread.start()
@@ -60,7 +60,7 @@ class StagingArea:
 
     @property
     def count(self) -> int:
-        """How many chunks are staged."""
+        """Returns how many chunks are staged."""
         return len(self._staged)
 
     def has(self, chunk: bytes, mask: int) -> bool:

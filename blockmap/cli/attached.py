@@ -1,4 +1,4 @@
-"""What is attached on this host, as commands find it."""
+"""Finds what is attached on this host, for commands."""
 
 import os
 from collections.abc import Callable
@@ -16,5 +16,5 @@ def attachments(say: Callable[[str], None] = lambda text: click.echo(f"blockmap:
 
 
 def state() -> Path:
-    """Where this host keeps what is attached, and what containers write: BLOCKMAP_STATE, where it is set."""
+    """Returns the folder for attachments, and for what containers write: BLOCKMAP_STATE, where it is set."""
     return Path(os.environ.get("BLOCKMAP_STATE") or default_state())

@@ -1,4 +1,4 @@
-"""Takes numbers out of a server's status that can be subtracted, so that two of them give a rate."""
+"""Extracts counters from a server's status, which can be subtracted, so that two give a rate."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Figures:
     """Counts in buckets with these upper ends, and one more."""
 
     def since(self, before: "Figures | None") -> "Figures":
-        """Returns what came after `before`; all where that is None."""
+        """Returns the difference from `before`; all of it where that is None."""
         if before is None or not before.latency:
             return self
         return Figures(
@@ -68,7 +68,7 @@ def exports(status: ServerStatus) -> list[Export]:
     reads = {each["export"]: _reads(each) for each in status["reads"]}
     found = {}
     for each in status["exports"]:
-        # A version may be open more than once, under terms that differ.
+        # A version may be open more than once, under different outage policies.
         same = [other for other in status["exports"] if other["export"] == each["export"]]
         found[each["export"]] = Export(
             each["export"],
@@ -81,7 +81,7 @@ def exports(status: ServerStatus) -> list[Export]:
 
 
 def background(status: ServerStatus) -> list[str]:
-    """Returns lines about what is fetched that no reader waits for: bundles of starts, and whole images."""
+    """Returns lines about fetches that no reader waits for: bundles of starts, and whole images."""
     fetch = status["fetch"]
     bundles = (
         f"{fetch['bundles']:,} bundles, {fetch['bundles_running']:,} under way, {size(fetch['bundle_bytes'])}, "

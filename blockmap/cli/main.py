@@ -29,7 +29,7 @@ _COMMANDS = {
     "trace": "blockmap.cli.traces:trace",
     "verify": "blockmap.cli.images:verify",
 }
-"""Where each is; imported when it is asked for, because `attach` and `run` are waited for and need a tenth of it all."""
+"""Where each command is: it is imported when it is run, because `attach` and `run` are waited for, and need a tenth of all."""
 
 
 class _Program(click.Group):

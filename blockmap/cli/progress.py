@@ -1,4 +1,4 @@
-"""An import's progress on a terminal: bytes of the layers, rate and time left."""
+"""Shows an import's progress on a terminal: bytes of the layers, rate and time left."""
 
 import sys
 from types import TracebackType

@@ -59,7 +59,7 @@ def record(
 ) -> None:
     """Run the image NAME until it is ready, stop it, and learn what it read.
 
-    The image must not be attached: what the kernel has in memory already would not be seen.
+    The image must not be attached: reads that the kernel answers from memory would not be seen.
     """
     tools.need_root("record")
     wanted = labelled(name, label)
@@ -101,7 +101,7 @@ def _build(wanted: str, store: str, trace: str) -> None:
 
 @contextlib.contextmanager
 def _heard(hear: Callable[[bytes], None]) -> Iterator[None]:
-    """Hears what is written to standard output and standard error, by children too, and passes it on."""
+    """Reads what is written to standard output and standard error, by children too, and passes it on."""
     sys.stdout.flush()
     with contextlib.ExitStack() as stack:
         for fd in (1, 2):

@@ -1,4 +1,4 @@
-"""`blockmap serve`."""
+"""The command `blockmap serve`."""
 
 from datetime import datetime
 from pathlib import Path

@@ -27,7 +27,7 @@ def server(store: str | None, cache: Path | None, socket: Path | None) -> Client
 
 
 def _check_store(client: Client, served: str, store: str | None) -> None:
-    """HostError where the server that answers serves another store than the one that was asked for."""
+    """Raises HostError where the server that answers serves another store than the one asked for."""
     if not store or served in (store, os.path.abspath(store)):
         return
     from blockmap.store.opening import location  # as above

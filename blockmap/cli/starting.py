@@ -9,7 +9,7 @@ from blockmap.store.opening import location
 
 
 def start(store: str, cache: Path, nbd_socket: Path, idle_seconds: float) -> None:
-    """Starts a server of the store, which ends when nobody has used it for so long; errors as of opening the store."""
+    """Starts a server of the store, which ends when nobody has used it for a while; errors as for opening the store."""
     url = location(store)
     open_served(url, cache, ANSWER_SECONDS)
     spawn(url, cache, nbd_socket, idle_seconds)

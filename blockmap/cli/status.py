@@ -1,4 +1,4 @@
-"""`blockmap status`: what the server did since it started, and what is attached."""
+"""The command `blockmap status`: shows what the server did since it started, and what is attached."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def _tell(answer: ServerStatus) -> None:
     )
     console = Console()
     if not console.is_terminal:
-        console.width = _WIDE  # what a program reads is not cut to fit a window
+        console.width = _WIDE  # output for a program is not cut to fit a window
     table = Table(box=None, pad_edge=False)
     table.add_column("EXPORT", overflow="fold")
     for title in ("SIZE", "CONNECTIONS", "READS", "BYTES", "HITS", "P50", "P99", "WAITING", "ERRORS"):

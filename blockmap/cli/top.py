@@ -1,4 +1,4 @@
-"""`blockmap top`: what the server does now, by the differences between one answer and the next."""
+"""The command `blockmap top`: shows what the server does now, by the difference between two statuses."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ _ANSWER_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A status, and when it was."""
+    """A status, and when it was asked for."""
 
     at_s: float
     status: ServerStatus
@@ -56,19 +56,19 @@ def top(socket: Path | None) -> None:
 
 
 def _look(client: Client, before: Snapshot | None) -> tuple[Snapshot | None, RenderableType]:
-    """Returns what the server says now, and how it is shown."""
+    """Asks the server for its status; returns that, and its rendering."""
     try:
         status = client.full_status()
     except HostError as error:
         return None, Text(f"waiting for the server: {error}")
     now = Snapshot(time.monotonic(), status)
     if before is not None and before.status["pid"] != status["pid"]:
-        before = None  # another process, which began to count anew
+        before = None  # another server process, whose counters begin at 0
     return now, render(now, before)
 
 
 def render(now: Snapshot, before: Snapshot | None) -> RenderableType:
-    """Renders what went on between two samples; with one, since the server's start."""
+    """Renders what the server did between two samples; with one, since its start."""
     status = now.status
     seconds = max(now.at_s - before.at_s if before else status["seconds"], 1e-3)
     cache = status["cache"]
@@ -121,7 +121,7 @@ def _keys() -> Iterator[None]:
 
 
 def _quits(seconds: float) -> bool:
-    """Returns True if q is typed, or the terminal is gone, within so many seconds."""
+    """Returns True if q is typed, or the terminal is gone, within `seconds`."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         if select.select([sys.stdin], [], [], left)[0]:

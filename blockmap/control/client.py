@@ -66,7 +66,7 @@ class Client:
         return True
 
     def wait_ready(self, seconds: float) -> None:
-        """Waits until the server answers; HostError after so many seconds."""
+        """Waits until the server answers; HostError after `seconds`."""
         end = time.monotonic() + seconds
         while not self.answers():
             if time.monotonic() > end:

@@ -1,11 +1,11 @@
 """Fetches chunks and nodes from the store, once each however many readers wait, and puts them into the cache.
 
 A reader that misses leads a flight for what it needs: it asks for that in one small range, while a helper asks for the
-neighbours in another. A range is handed over when all of it has come, so that in one range with them the reader would wait for
-the neighbours too: starts over 20 to 200 ms took 5 to 12 % longer. The price is two or three requests per miss; if the
+neighbours in another. A range is handed over when all of it has come, so that with one range for both the reader would wait
+for the neighbours too, and starts over 20 to 200 ms take 5 to 12 % longer. The price is two or three requests per miss; if the
 neighbours take no time to speak of (a store on a local disk), one range brings all. Whoever wants what is in flight waits for
 it. What arrives damaged is fetched again; what does not arrive is tried again as long as the reader's outage policy says
-(`origin.outage`). What nobody waits for is fetched by a few threads, while the link has room for it (`origin.ranges`).
+(`origin.outage`). A few threads read ahead, while the link has room for it (`origin.ranges`).
 """
 
 import logging
@@ -44,12 +44,12 @@ _DEMAND_THREADS = 16
 _MAX_QUEUED = 16
 """Requests for neighbours that may wait for a thread; beyond them, misses do without."""
 _MAX_WANTED = 4096
-"""Calls of `want`, some 4 MB, that may wait while the store does not answer; further ones are advice that is not taken."""
+"""Calls of `want`, some 4 MB, that may wait while the store does not answer; further ones are dropped."""
 _PATROL_S = 0.5
-"""Seconds after which a reader that waits for another's request sees that its policy's time has ended."""
+"""Seconds after which a reader that waits for another's request checks whether its own policy's time has ended."""
 
 Around = Callable[[Wanted, int], list[Wanted]]
-"""Returns what lies around something in its pack, within so many bytes on each side."""
+"""Returns the items around one in its pack, within a number of bytes on each side."""
 
 
 class Fetcher:
@@ -66,8 +66,8 @@ class Fetcher:
         self.outage = self._ranges.outage
         # Guards what follows; never held across I/O, nor while another lock is taken.
         self._lock = threading.Lock()
-        self._queued = 0  # neighbours that no helper has begun with
-        self._wanted = 0  # calls of `want` that no helper has begun with
+        self._queued = 0  # requests for neighbours that no helper has begun
+        self._wanted = 0  # calls of `want` that no helper has begun
         self._failed = 0
         # Apart from each other, so that no reader waits for what is fetched ahead.
         self._neighbours = ThreadPoolExecutor(_NEIGHBOUR_THREADS, "neighbours")
@@ -96,7 +96,7 @@ class Fetcher:
                 self.outage.failed(attempt, flight.error)
             elif lead and flight.error is not None:
                 raise flight.error
-            # The leader of a whole range failed: this reader's own attempt decides.
+            # The leader of a whole range failed: this reader makes an attempt of its own.
 
     def node(self, wanted: Wanted, policy: OutagePolicy) -> Node:
         """Returns a node, from the cache or the store. Raises Corrupt, NotFound, StoreUnavailable."""
@@ -111,7 +111,7 @@ class Fetcher:
         return nodes.decode(frame, wanted.place.pack, wanted.name)
 
     def want(self, find: Callable[[], Sequence[Wanted]]) -> None:
-        """Fetches what `find` returns in the background, where it is called; what is at hand or in flight is left out. Never
+        """Fetches what `find`, called in the background, returns, but for what is at hand or in flight. Never
         blocks or raises."""
 
         def fetch() -> None:
@@ -146,7 +146,7 @@ class Fetcher:
             self._scout.submit(quietly)
 
     def fetch_now(self, items: Sequence[Wanted]) -> None:
-        """Fetches what nobody waits for, in the calling thread, while the link has room; never raises."""
+        """Reads ahead in the calling thread, while the link has room; never raises."""
         for request in requests(self._flights.missing(items), MAX_REQUEST_BYTES):
             self._fetch_when_idle(request)
 
@@ -161,7 +161,7 @@ class Fetcher:
 
     @property
     def bytes_per_s(self) -> float:
-        """The rate of the link to the store."""
+        """Returns the rate of the link to the store."""
         return self._ranges.bytes_per_s
 
     def ping(self) -> None:
@@ -175,7 +175,7 @@ class Fetcher:
     def prime(self, run: NodeRun, root: Callable[[], Root]) -> None:
         """Reads a run in one range, and caches the nodes of a tree that it holds; `root` returns the root when it is known.
 
-        It may fail in part: a node that is not in it, or damaged, is fetched when it is needed. Raises what reading the range
+        A node that the run lacks, or that is damaged in it, is fetched when it is needed. Raises what reading the range
         raises.
         """
         stored = self._demanded.run(run)

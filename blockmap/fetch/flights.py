@@ -18,7 +18,7 @@ from blockmap.store.plan import Request, Wanted
 _log = logging.getLogger(__name__)
 
 _MAX_LANDED = 128
-"""Chunks that wait to be written to the cache, some 8 MB; whoever delivers one more writes it."""
+"""Chunks that wait to be written to the cache, some 8 MB; the thread that delivers one more writes it itself."""
 
 _Landed = tuple[Wanted, bytes | memoryview]
 

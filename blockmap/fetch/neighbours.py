@@ -1,4 +1,4 @@
-"""Tells which chunks lie close to another in its pack, as far as the nodes seen so far tell. Pure."""
+"""Finds the chunks that lie close to another in its pack, among those of the nodes seen so far. Pure."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable
@@ -35,7 +35,7 @@ class Neighbours:
                 self._packs.pop(pack, None)
 
     def around(self, own: Wanted, each_bytes: int) -> list[Wanted]:
-        """Returns what lies whole within `each_bytes` before and after `own`, ascending, without `own`."""
+        """Returns the chunks that lie whole within `each_bytes` before and after `own`, ascending, without `own`."""
         row = self._packs.get(own.place.pack, [])
         first = bisect_left(row, own.place.offset - each_bytes, key=_offset)
         end = bisect_right(row, own.end + each_bytes, lo=first, key=_end)

@@ -1,4 +1,4 @@
-"""Finds sequential readers, and tells how far to read ahead of them. Pure."""
+"""Detects sequential readers, and says how far to read ahead of them. Pure."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ _STREAMS = 8
 _MIN_SLACK_BYTES = 64 << 10
 _MAX_SLACK_BYTES = 4 << 20
 _SLACK_READS = 4
-"""Reads, of the length of one, by which that one may be early or late: clients send many at once, and some overtake others."""
+"""How early or late a read may be, in reads of its length: clients send many at once, and some overtake others."""
 _STEADY_BYTES = 256 << 10
-"""Bytes in a row that make a stream: fewer are read of programs and libraries, which the kernel maps in windows of 128 KiB."""
+"""Bytes in a row that make a stream: of programs and libraries, mapped in windows of 128 KiB, fewer are read in a row."""
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class _Stream:
 class ReadAhead:
     """Follows the streams of one volume.
 
-    It is told of first touches only, as no others need fetching; a reader that gets to what was read ahead of it touches that
+    Only first touches are noted, as no others need fetching; a reader that reaches what was read ahead of it touches that
     for the first time, and so is seen to go on. Not safe to share: whoever owns it holds a lock.
     """
 

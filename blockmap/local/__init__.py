@@ -1,4 +1,4 @@
-"""Local state: where it lies, and how its SQLite files are opened and migrated.
+"""Local state: where files lie on this host, and how SQLite files are opened and migrated.
 
-Imports `errors` only. Whoever keeps something on this host goes through here.
+Imports `errors` only. Every module that stores something on this host uses it.
 """

@@ -1,7 +1,7 @@
-"""SQLite files of this host: each has a schema with a version, and is opened here.
+"""Opens the SQLite files of this host, each of which has a schema with a version.
 
-Whoever can have again what a file holds opens it with `open_or_forget`; whoever cannot, with `open_database`, which migrates
-a file of an earlier version and raises whatever else is wrong. Connections are in autocommit: `transaction` groups.
+`open_or_forget` is for files that can be rebuilt; `open_database`, for all others, migrates a file of an earlier version, and
+raises whatever else is wrong. Connections are in autocommit; `transaction` groups statements.
 """
 
 import sqlite3
@@ -19,7 +19,7 @@ _WAIT_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """What a file holds, and how one of an earlier version comes to hold it."""
+    """The tables of a file, and how a file of an earlier version gets them."""
 
     version: int
     """`PRAGMA user_version`, at least 1."""
@@ -28,13 +28,13 @@ class Schema:
     migrations: Mapping[int, str] = field(default_factory=dict)
     """Statements that turn a file of the version that is their key into one of the next."""
     wal: bool = False
-    """Whether a new file has a write-ahead log, which readers and a writer of the same moment need."""
+    """True if a new file is to have a write-ahead log, so that readers and a writer do not wait for each other."""
 
 
 def open_database(path: Path | str, schema: Schema) -> sqlite3.Connection:
-    """Opens a file, which is made where it is absent, and migrated where it is older; safe to hand to another thread.
+    """Opens a file; makes an absent one, and migrates an older one. The connection may be handed to another thread.
 
-    sqlite3.Error where it is damaged, or of a version that `schema` has no way from.
+    Raises sqlite3.Error if it is damaged, or of a version that `schema` cannot migrate.
     """
     connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False, isolation_level=None)
     try:
@@ -61,9 +61,9 @@ def open_to_read(path: Path, schema: Schema) -> sqlite3.Connection:
 def open_or_forget(
     path: Path, schema: Schema, read: Callable[[sqlite3.Connection], _T], forgotten: Callable[[Exception], None]
 ) -> tuple[sqlite3.Connection, _T]:
-    """Opens a file, and returns what `read` finds in it; where one of both fails, tells `forgotten` why, and begins anew.
+    """Opens a file, and returns what `read` finds in it; if either fails, passes the error to `forgotten`, and makes a new file.
 
-    OSError, sqlite3.Error where no new file can be made.
+    Raises OSError or sqlite3.Error if no new file can be made.
     """
     try:
         return _open_and_read(path, schema, read)
@@ -76,7 +76,7 @@ def open_or_forget(
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Makes what is written within it happen as a whole, or, where it raises, not at all."""
+    """Commits what is written within it as a whole, or, if something raises, nothing."""
     connection.execute("BEGIN IMMEDIATE")
     with connection:
         yield
@@ -94,7 +94,7 @@ def _open_and_read(
 
 
 def _bring(connection: sqlite3.Connection, schema: Schema) -> None:
-    """Makes a file one of the schema's version, a step at a time, each as a whole."""
+    """Migrates a file to the schema's version, one step per transaction."""
     while (version := _version(connection)) != schema.version:
         if version == 0 and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             if schema.wal:

@@ -1,4 +1,4 @@
-"""Says where things are on this host when nobody says otherwise."""
+"""Says where things are on this host by default."""
 
 import os
 from pathlib import Path

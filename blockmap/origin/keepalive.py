@@ -10,7 +10,7 @@ from blockmap.errors import BlockmapError
 _log = logging.getLogger(__name__)
 
 _CONNECTIONS = 16
-"""Connections that are kept: a bundle is asked for in as many ranges at once, and over a new one it comes a round trip later."""
+"""Connections that are kept: a bundle is read in as many ranges at once, and a new connection would cost a round trip."""
 _EVERY_S = 15.0
 """Seconds between two requests: common servers close a connection after 60 to 75, some load balancers after 20."""
 

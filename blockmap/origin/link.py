@@ -9,15 +9,15 @@ MAX_WINDOW_BYTES = 8 << 20
 """Bytes that a miss may bring along over any link: with 2 MiB, starts over 100 ms need 1.5 to 2 times the round trips."""
 
 _ASSUMED_BYTES_PER_S = 32e6
-"""The rate until a request was long enough to tell: a start has too few requests to begin with small ones."""
+"""The rate until a request was long enough to measure one: a start has too few requests to begin with small ones."""
 _SMALL_BYTES = 64 << 10
-"""Bytes up to which a request tells the round-trip time; a larger one tells the rate."""
+"""Bytes up to which a request measures the round-trip time; a larger one measures the rate."""
 _RTT_S = 60.0
-"""Seconds that the least time counts: while the link is full, every time includes its queue."""
+"""Seconds for which the least time counts: while the link is full, every time includes its queue."""
 _RATES = 16
 """Rates of recent requests that are remembered."""
 _TRANSFERS = 128
-"""Recent transfers among which a rate is shared."""
+"""Recent transfers that may overlap a request, and share its rate."""
 _MIN_TRANSFER_S = 0.2e-3
 
 
@@ -42,8 +42,8 @@ class Link:
 
     @property
     def is_known(self) -> bool:
-        """Whether enough requests have told the rate: the first of many at once tell a part of it, since what has come of the
-        others is not known until they end."""
+        """Returns True if enough requests have measured the rate: the first of many at once measure a part of it, since what
+        has come of the others is not known until they end."""
         return len(self._rates) >= _RATES // 2
 
     @property

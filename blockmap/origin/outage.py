@@ -28,7 +28,7 @@ _MAX_PROBE_PAUSE_S = 2.0
 
 
 class Attempt:
-    """What a reader has gone through to get one thing."""
+    """A reader's requests for one thing so far."""
 
     __slots__ = ("deadline", "failures", "since", "wait_s")
 
@@ -45,7 +45,7 @@ class OutageGate:
     """Lets readers ask the store while it answers; safe to share between threads."""
 
     def __init__(self, probe: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
-        """`probe` asks the store for next to nothing, and raises BlockmapError where it does not answer."""
+        """`probe` makes the smallest request, and raises BlockmapError if the store does not answer."""
         self._probe = probe
         self._clock = clock
         self._changed = threading.Condition()  # guards what follows; never held across I/O
@@ -58,16 +58,16 @@ class OutageGate:
 
     @property
     def away(self) -> bool:
-        """Whether the store does not answer, or nobody may ask it any more."""
+        """Returns True if the store does not answer, or nobody may ask it any more."""
         return self._away is not None or self._stopped
 
     @property
     def stopped(self) -> bool:
-        """Whether nobody may ask the store any more."""
+        """Returns True if nobody may ask the store any more."""
         return self._stopped
 
     def attempt(self, policy: OutagePolicy) -> Attempt:
-        """Returns what `check` and `failed` are to be called with for one read."""
+        """Returns the attempt of one read, which `check` and `failed` take."""
         return Attempt(self._clock(), policy)
 
     def check(self, attempt: Attempt) -> None:
@@ -88,7 +88,7 @@ class OutageGate:
                     self._changed.notify_all()
 
     def failed(self, attempt: Attempt, error: StoreUnavailable) -> None:
-        """Notes that a request failed, and returns when it is time for another. Raises StoreUnavailable if there is to be none."""
+        """Notes that a request failed, and returns when it is time for the next. Raises StoreUnavailable if there is to be none."""
         with self._changed:
             attempt.failures += 1
             if self._away is None and self._answered <= attempt.since:
@@ -103,8 +103,8 @@ class OutageGate:
             self._await(attempt)
 
     def await_return(self, since: float, error: StoreUnavailable, seconds: float) -> bool:
-        """Notes that a request failed which nobody waits for, begun at `since`. Waits while the store is away; returns True if
-        it answers."""
+        """Notes that a request which nobody waits for, begun at `since`, has failed. Waits while the store is away; returns
+        True if it answers."""
         with self._changed:
             if self._away is None and self._answered <= since:
                 self._go_away(error)

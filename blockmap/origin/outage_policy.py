@@ -10,7 +10,7 @@ _OPTION = re.compile(r"(?:(?P<export>.+)=)?(?P<policy>fail|wait=[^=]*)")
 
 @dataclass(frozen=True, slots=True)
 class OutagePolicy:
-    """What a read that needs the store does while the store does not answer."""
+    """Says what a read that needs the store does while the store does not answer."""
 
     wait_s: float
     """Seconds that a read waits for the store to come back; with 0 it fails at once."""
@@ -20,7 +20,7 @@ class OutagePolicy:
 
 
 DEFAULT = OutagePolicy(60.0)
-"""Linux reports a task as hung that is blocked for 120 s, and a request that is under way when the store goes away takes up to
+"""Reads wait 60 s: Linux reports a task as hung after 120 s, and a request that is under way when the store goes away may take
 half a minute of its own. `blockmap attach` sets no timeout of the kernel's."""
 
 

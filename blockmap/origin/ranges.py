@@ -1,6 +1,6 @@
-"""Reads ranges of objects from the store, and learns from them what the link to it is like.
+"""Reads ranges of objects from the store, and measures the link by them.
 
-Demand comes first: what nobody waits for is not asked for while readers have more under way than the link holds.
+Demand comes first: nothing is read ahead while readers have more under way than the link holds.
 """
 
 import threading
@@ -13,14 +13,14 @@ from blockmap.origin.outage import OutageGate
 from blockmap.store.base import Reader
 
 _WORTH_SPLITTING_S = 1e-3
-"""Seconds that a window takes to come from which on a miss is asked for apart from its neighbours."""
+"""Seconds of transfer from which on a miss and its neighbours are read in separate ranges."""
 
 
 class Ranges:
     """Reads from one store; safe to share between threads."""
 
     def __init__(self, store: Reader, link: Link | None = None) -> None:
-        """`link` is what is known of the link beforehand."""
+        """`link` is the estimate to begin with."""
         self.outage = OutageGate(self.ping)
         self._store = store
         # Guards what follows; never held across I/O, nor while another lock is taken.
@@ -32,7 +32,7 @@ class Ranges:
 
     @property
     def has_headroom(self) -> bool:
-        """Whether the link has room beside what readers wait for."""
+        """Returns True if the link has room beside what readers wait for."""
         with self._lock:
             return self._has_room()
 
@@ -58,13 +58,13 @@ class Ranges:
 
     @property
     def bytes_per_s(self) -> float:
-        """The link's rate, as far as it is known."""
+        """Returns the link's rate, as far as it is known."""
         with self._lock:
             return self._link.bytes_per_s
 
     @property
     def held_bytes(self) -> int | None:
-        """Bytes that the link holds; None until its rate is known."""
+        """Returns the bytes that the link holds; None until its rate is known."""
         with self._lock:
             return int(self._link.bytes_per_s * self._link.rtt_s) if self._link.is_known else None
 

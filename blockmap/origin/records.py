@@ -2,7 +2,7 @@
 
 It is an SQLite file in the cache's directory. Names are advice until the store confirms them, or does not answer; records are
 verified by whoever asks for them, as if they came from the store. A file that cannot be used is made anew, or replaced by one
-in memory: what is forgotten is asked for again.
+in memory: lost records are read from the store again.
 """
 
 import logging
@@ -72,16 +72,16 @@ class RecordCache:
         self._change("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", repo, tag, n, entry)
 
     def forget_name(self, repo: str, tag: str) -> None:
-        """Forgets a name that the store does not have any more."""
+        """Deletes a name that the store does not have any more."""
         self._change("DELETE FROM names WHERE store = ? AND repo = ? AND tag = ?", repo, tag)
 
     def meet(self, store: Reader, form: Format) -> None:
-        """Notes what the store says about itself, and forgets all of another that was at this URL before."""
+        """Notes what the store says about itself, and deletes all of another store that was at this URL before."""
         if _parsed(self.record(keys.FORMAT), self._url) == form:
             return
         for table in ("records", "names"):
             self._change(f"DELETE FROM {table} WHERE store = ?")
-        with suppress(BlockmapError):  # asked for again at the next start
+        with suppress(BlockmapError):  # read again at the next start
             self.keep(keys.FORMAT, store.get(keys.FORMAT))
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class RecordCache:
 
 
 class RecordReader:
-    """A store that is asked once for each record that never changes, however often this host starts."""
+    """A store whose unchanging records are each read once, and cached on this host from then on."""
 
     def __init__(self, store: Reader, records: RecordCache) -> None:
         self.url, self.local = store.url, store.local

@@ -57,7 +57,7 @@ class FrameQueue:
 
     @property
     def has_others(self) -> bool:
-        """Whether it holds a frame that nobody wants yet."""
+        """Returns True if it holds a frame that nobody wants yet."""
         return bool(self._others)
 
     def put(self, frame: BundleFrame, stored: memoryview) -> None:

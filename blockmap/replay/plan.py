@@ -59,7 +59,7 @@ class Missing:
 def find_missing(
     head: BundleHead, has_blocks: Callable[[Digest, int], bool], has_node: Callable[[Digest], bool]
 ) -> Missing:
-    """Returns what the host lacks: `has_blocks` tells whether it has the blocks of a mask of a chunk."""
+    """Returns what the host lacks: `has_blocks` says whether it has the blocks of a mask of a chunk."""
     pieces = [piece for piece in head.pieces if not has_blocks(piece.chunk, piece.mask)]
     return Missing(head, [own for own in head.nodes if not has_node(own.node)], pieces)
 

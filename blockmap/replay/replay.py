@@ -1,7 +1,7 @@
 """Replays a bundle: streams what a start is known to read into the cache, in the order in which it reads it.
 
 All of it is asked for at once, in ranges that grow, as far as the link holds them. If the cache is empty, the ranges are
-chosen before the head is there, so that the first data comes with it; else the head tells which frames hold something that
+chosen before the head is there, so that the first data comes with it; else the head says which frames hold something that
 the host lacks (`plan`). A reader whose blocks come soon waits for them; one whose blocks are further down fetches its chunk
 itself. What does not come, or comes damaged, is fetched when it is read.
 """
@@ -170,7 +170,7 @@ class Replay:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is on its way any more."""
+        """Returns True if nothing is on its way any more."""
         return self._ended.is_set()
 
     def wait_end(self, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""Draws the plots of a report that are no map: bytes over time, waits by file, coverage."""
+"""Draws the plots of a report that are not maps: bytes over time, waits by file, coverage."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -100,7 +100,7 @@ def _stack(
 
 
 def _waits(start: ReportedStart) -> list[tuple[str, float, float]]:
-    """File, milliseconds while the store was asked, milliseconds in all: the longest."""
+    """Returns the files with the longest pauses: file, milliseconds while the store was asked, milliseconds in all."""
     pauses = start.pauses
     titles = start.run.image.titles("file")
     total = np.bincount(pauses.file, pauses.length_s) * 1e3
@@ -110,7 +110,7 @@ def _waits(start: ReportedStart) -> list[tuple[str, float, float]]:
 
 
 def _distinct(names: Sequence[str], length: int) -> list[str]:
-    """Names cut to fit, each another."""
+    """Returns names cut to fit, no two of them equal."""
     found: list[str] = []
     for name in names:
         short = shortened(name, length)
@@ -119,7 +119,7 @@ def _distinct(names: Sequence[str], length: int) -> list[str]:
 
 
 def draw_coverage(covered: Sequence[tuple[ReportRun, Coverage]]) -> Any:
-    """One bar for each start: what the profile covered, missed and wasted."""
+    """Draws a bar for each start: what the profile covered, missed and wasted."""
     names = _distinct([run.title for run, _ in covered], 60)
     parts = [
         _BarPart("covered", "covered: in the profile and read", COLORS[2], " "),

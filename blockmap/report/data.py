@@ -1,4 +1,4 @@
-"""Makes the numbers that a report shows of traces, files, profiles and calls."""
+"""Computes the numbers that a report shows from traces, files, profiles and calls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class ReportRun:
     """First block of each read."""
     blocks: Numbers
     file: Numbers
-    """Of the first block."""
+    """The number of the file that each read's first block belongs to."""
     more_files: Numbers
     """The number of further files that the read has blocks of."""
     touched: Numbers
@@ -110,7 +110,7 @@ class Pauses:
 
 
 def find_pauses(run: ReportRun, calls: Sequence[Call] | None) -> Pauses:
-    """Where a start stood still; calls are in seconds since the open. Pauses end with the start."""
+    """Returns the pauses of a start; calls are in seconds since the open. Pauses end with the start."""
     at = np.append(run.time_s, max(run.end_s, float(run.time_s[-1]))) if len(run.time_s) else np.zeros(1)
     length = np.diff(at)
     long = np.flatnonzero((length >= PAUSE_S) & (at[:-1] < run.end_s))
@@ -134,7 +134,7 @@ def _union(calls: Sequence[Call]) -> list[tuple[float, float]]:
 
 
 def lanes(calls: Sequence[Call]) -> list[int]:
-    """A row for each call, so that calls under way together lie in different ones; `calls` by their start."""
+    """Returns a row for each call, so that calls under way together lie in different ones; `calls` are sorted by start."""
     free: list[float] = []
     rows = []
     for call in calls:
@@ -172,12 +172,12 @@ def bytes_by_file(numbers: Numbers, image: Image) -> Numbers:
 
 
 def expand(ranges: Sequence[tuple[int, int]]) -> Numbers:
-    """Every block of ranges (start, blocks)."""
+    """Returns every block of ranges (start, blocks)."""
     return np.concatenate([np.arange(start, start + blocks) for start, blocks in ranges] or [np.zeros(0, np.int64)])
 
 
 def biggest_groups(runs: Sequence[ReportRun], by: str, limit: int) -> list[str]:
-    """Returns the titles that most bytes were first read of, over all runs."""
+    """Returns the groups of which most bytes were read for the first time, over all runs."""
     sums: dict[str, int] = {}
     for run in runs:
         titles = run.image.titles(by)

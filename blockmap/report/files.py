@@ -26,12 +26,12 @@ class Files:
     """The files of a volume, by block; file number 0 stands for all blocks of no file."""
 
     paths: Sequence[bytes]
-    """Of file 1, 2, ..."""
+    """Paths of file 1, 2, ..."""
     starts: Numbers
     """First block of each run, ascending."""
     ends: Numbers
     numbers: Numbers
-    """Of each run's file."""
+    """The number of each run's file."""
 
     def find(self, blocks: Numbers) -> Numbers:
         """Returns the number of the file of each block."""
@@ -46,7 +46,7 @@ class Files:
 
 
 def index(files: Sequence[File]) -> Files:
-    """Files by their blocks; where two paths are one file, the first stands for both."""
+    """Returns files by their blocks; where two paths are one file, the first stands for both."""
     runs = np.array(
         [(start, start + blocks, number) for number, file in enumerate(files, 1) for start, blocks in file.runs],
         np.int64,
@@ -57,7 +57,7 @@ def index(files: Sequence[File]) -> Files:
 
 
 def shown(path: bytes) -> str:
-    r"""A path as text that is harmless on any page: what cannot be printed, and what a plot would take for a formula
+    r"""Returns a path as text that is harmless on any page: what cannot be printed, and what a plot would take for a formula
     (\(...\), $$...$$), becomes \xNN or \uNNNN."""
     text = path.decode("utf-8", "surrogateescape")
     return "/" + "".join(_escaped(c) if c == "\\" or not c.isprintable() else c for c in text).replace("$$", r"$\x24")
@@ -76,7 +76,7 @@ def directory(path: bytes) -> str:
 
 
 def packager(owners: Mapping[bytes, str]) -> Callable[[bytes], str]:
-    """Says the package of a path: the distribution's, else the library in its language's folder, else the directory."""
+    """Returns a function from path to package: the distribution's, else the library in its language's folder, else the folder."""
 
     def package(path: bytes) -> str:
         compiled = _COMPILED.fullmatch(path)

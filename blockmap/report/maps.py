@@ -1,4 +1,4 @@
-"""Time x address of starts, with pauses and the calls of the store below, on one time axis."""
+"""Draws starts as maps of time and address, with pauses and the calls of the store below, on one time axis."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -26,7 +26,7 @@ MAX_POINTS: Final = 50_000
 """The most marks in all maps together, so that the page stays below 6 MB."""
 _LANES = 12
 _LOOK_UP = "return names.get(value);"
-"""Dictionaries with numbers as keys arrive as maps."""
+"""JavaScript that looks a number up: dictionaries with numbers as keys arrive there as maps."""
 _SWITCH = "parts.forEach((list, n) => list.forEach((part) => { part.visible = n === cb_obj.active; }));"
 
 Groups = Mapping[str, Sequence[str]]
@@ -34,7 +34,7 @@ Groups = Mapping[str, Sequence[str]]
 
 
 def draw_maps(starts: Sequence[ReportedStart]) -> Any:
-    """One column for each start, on the same axes, and a switch between colours by package, directory and file."""
+    """Draws a column for each start, on the same axes, and a switch between colours by package, directory and file."""
     runs = [start.run for start in starts]
     end_s = max(max(run.end_s, float(run.time_s.max(initial=0))) for run in runs) or 1.0
     top_mb = max(float((run.start + run.blocks).max(initial=1)) for run in runs) * BLOCK / 1e6
@@ -126,7 +126,7 @@ def _hover(run: ReportRun, file: Any) -> HoverTool:
 
 
 def _timeline(start: ReportedStart, across: Range1d, legend_columns: int) -> Any:
-    """Pauses in the top row, below it what the store was asked for, calls that overlap in rows of their own."""
+    """Draws pauses in the top row, and below it the calls of the store, those that overlap in rows of their own."""
     rows = lanes(start.calls)
     count = min(max(rows, default=-1) + 1, _LANES)
     plot = figure(

@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: figures at the top, then plots and tables, each with a line on what it shows.
+"""Renders one HTML page that needs nothing else: figures at the top, then plots and tables, each with a sentence on what it shows.
 
 All scripts are in the page, and its security policy forbids every request. Text of an image is data to bokeh, which
 escapes it, or is escaped here.
@@ -20,7 +20,7 @@ from blockmap.report.tables import draw_coverage_table, draw_files, draw_waits_t
 from blockmap.terminal.units import duration, share, size
 
 _SCRIPTS: Final = ("bokeh", "bokeh-gl", "bokeh-widgets", "bokeh-tables")
-"""Not MathJax, which is as long as the others together, and which nothing here needs."""
+"""The scripts in the page: without MathJax, which is as long as the others together, and not needed here."""
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "

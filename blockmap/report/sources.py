@@ -54,7 +54,7 @@ def find_traces(words: Sequence[str], folder: Path, label: str | None, repositor
 
 
 def _latest(word: str, folder: Path, label: str | None, repository: Repository | None) -> list[Path]:
-    """Traces of a name, the newest first. A tag or digest that was typed says which version, else any will do."""
+    """Returns traces of a name, the newest first: of any version, unless a tag or digest was typed."""
     reference = parse_reference(word)
     label = label or reference.label
     version = _version_of(word, reference, repository)
@@ -86,7 +86,7 @@ def _read(path: Path) -> Trace:
 
 
 def load_run(trace: Trace, repository: Repository | None, say: Callable[[str], None]) -> ReportRun:
-    """A start with what the store has of its version, as far as it has it."""
+    """Returns a start, with what the store has of its version."""
     head = trace.head
     moment = datetime.fromtimestamp(head.started_us / 1e6).strftime("%Y-%m-%d %H:%M:%S")
     title = f"{head.repo}@{head.version.hex()[:12]}+{head.label}, {moment}"
@@ -117,9 +117,9 @@ class Profiled:
 
 
 def find_profile(run: ReportRun, repository: Repository, number: int | None) -> Profiled | str:
-    """Profile `number` of a start's repository and label, else the one that it replayed, else the newest; or why not.
+    """Returns profile `number` of a start's repository and label, else the one that it replayed, else the newest; or why not.
 
-    On the version of the start: as its bundle says, else carried over.
+    Its blocks are those of the start's version: as the bundle says, else ported.
     """
     head = run.head
     reader = ProfileReader(repository.store)
@@ -151,7 +151,7 @@ def _bundle(repository: Repository, head: TraceHead, n: int) -> bundle.BundleHea
 def server_calls(client: Client, run: ReportRun) -> list[Call] | str:
     """Returns what a server asked the store for during a start, in seconds since its open; or why that is not known.
 
-    The log has the monotonic clock, a trace the wall clock: a wall clock that was set in between moves one against the other.
+    The log has the monotonic clock, a trace the wall clock: if the wall clock was set in between, the two do not match.
     """
     try:
         status = client.status()

@@ -1,7 +1,7 @@
 """Holds what the plots of a report share.
 
 Groups differ in the shape of their marks, in hatching or in their row as well as in colour. The colours are near Okabe and
-Ito's, which people tell apart who do not see all of them.
+Ito's, which colour-blind people can tell apart.
 """
 
 from typing import Any, Final
@@ -29,7 +29,7 @@ def shortened(text: str, length: int = _LABEL_LENGTH) -> str:
 
 
 def legend(items: list[LegendItem], columns: int, visible: bool = True) -> Any:
-    """A legend to lay below a plot; a click hides what it names."""
+    """Returns a legend to lay below a plot; a click hides what it names."""
     return Legend(
         items=items, click_policy="hide", ncols=columns, label_text_font_size=_FONT, border_line_color=None, spacing=5,
         padding=2, visible=visible, location="top_left",
@@ -37,7 +37,7 @@ def legend(items: list[LegendItem], columns: int, visible: bool = True) -> Any:
 
 
 def mark_ready(plot: Any, ready_ms: int, color: str = READY_COLOR) -> None:
-    """A dashed line where the program was ready, if somebody said so."""
+    """Draws a dashed line where the program was ready, if the trace says when."""
     if ready_ms:
         line = Span(location=ready_ms / 1000, dimension="height", line_color=color, line_dash="dashed", line_width=2)
         plot.add_layout(line)

@@ -20,7 +20,7 @@ from blockmap.report.data import Coverage, Image, ReportedStart, ReportRun, byte
 
 MAX_ROWS: Final = 3_000
 _WIDTH, _PACKAGE_WIDTH, _NUMBER_WIDTH = 1330, 220, 115
-"""Pixels. Fixed: columns that bokeh fits to the page come out in any width, now and then the paths' narrower than the numbers'."""
+"""Widths in pixels, fixed: bokeh may fit columns to the page so that paths are narrower than numbers."""
 _SEARCH = """
 const wanted = cb_obj.value_input.toLowerCase();
 const {file, package: owner} = source.data;
@@ -29,7 +29,7 @@ view.filter.booleans = Array.from(file, (text, n) => `${text} ${owner[n]}`.toLow
 
 
 def draw_files(starts: Sequence[ReportedStart]) -> Any:
-    """Files by the bytes that were read of them for the first time; of two starts, side by side."""
+    """Draws files by the bytes that were read of them for the first time; two starts side by side."""
     sums, firsts = zip(*(_by_file(start.run) for start in starts), strict=True)
     keys = list(dict.fromkeys(key for each in sums for key in each))
     kilobytes = [[each.get(key, 0) / 1e3 for key in keys] for each in sums]
@@ -55,7 +55,7 @@ def _by_file(run: ReportRun) -> tuple[dict[tuple[str, str], int], dict[tuple[str
 
 
 def draw_waits_table(start: ReportedStart) -> Any:
-    """Pauses by the file that was read last before them."""
+    """Draws pauses by the file that was read last before them."""
     pauses, image = start.pauses, start.run.image
     files = np.unique(pauses.file)
     count = np.bincount(pauses.file)
@@ -72,7 +72,7 @@ def draw_waits_table(start: ReportedStart) -> Any:
 
 
 def draw_coverage_table(run: ReportRun, coverage: Coverage) -> Any:
-    """Covered, missed and wasted bytes by file."""
+    """Draws covered, missed and wasted bytes by file."""
     image = run.image
     sums = {
         "missed, kB": bytes_by_file(coverage.missed, image),
@@ -96,7 +96,7 @@ def _keys(image: Image, files: Sequence[int]) -> list[tuple[str, str]]:
 
 
 def _table(title: str, numbers: Mapping[str, Sequence[float]], keys: Sequence[tuple[str, str]]) -> Any:
-    """Rows by the first column of numbers, the highest first, with a field to search them."""
+    """Draws rows by the first column of numbers, the highest first, with a field to search them."""
     order = np.argsort(-np.array(next(iter(numbers.values())), float), kind="stable")[:MAX_ROWS]
     source = ColumnDataSource(
         {

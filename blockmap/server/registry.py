@@ -36,7 +36,7 @@ class Registry:
         self._opened = 0
 
     def open(self, found: ResolvedStart, policy: OutagePolicy) -> Opened:
-        """Opens a version for a connection, sharing the volume with others of the same policy, and the start with others of its label."""
+        """Opens a version for a connection; shares the volume with those of its policy, and the start with those of its label."""
         with self._lock:
             self._opened += 1
             number = self._opened

@@ -79,8 +79,8 @@ class Server:
         return opened
 
     def resolve(self, export: str) -> str:
-        """Returns the export name by digest of the version that `export` stands for now, with its label and outage
-        policy."""
+        """Returns the export name by digest of the version that `export` stands for now, with its label; reads of it get the
+        outage policy of `export`."""
         pinned = self._find(export).resolved.pinned
         name, plus, label = export.partition("+")
         with self._lock:

@@ -98,12 +98,12 @@ class ProfileLog(ProfileReader):
                 return signed
 
     def advise(self, repo: str, version: Digest) -> int:
-        """Rewrites the hints of all names of a repository that stand for a version, so that they say its bundles.
+        """Rewrites the hints of all names of a repository that stand for a version, so that they refer to its bundles.
 
         Returns how many names there are.
         """
         log = NameLog(self._writer)
-        told = 0
+        advised = 0
         for (other, tag), n in log.catalogue().items():
             if other != repo:
                 continue
@@ -114,5 +114,5 @@ class ProfileLog(ProfileReader):
                 continue
             if entry.version == version:
                 log.mend(repo, tag, StoredEntry(entry, stored))
-                told += 1
-        return told
+                advised += 1
+        return advised

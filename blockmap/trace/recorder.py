@@ -27,7 +27,7 @@ from blockmap.volume.reads import LENGTH_BITS, Note
 
 RECORDS: Final = 65_536
 _MOMENT = 1 << 62
-"""The bit that marks a noted number as a moment, in microseconds."""
+"""The bit that marks a noted number as a time, in microseconds."""
 
 _LENGTH = (1 << LENGTH_BITS) - 1
 

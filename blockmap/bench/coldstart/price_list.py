@@ -14,5 +14,5 @@ class Prices:
     """For 10^9 bytes sent."""
 
     def of_starts(self, requests: float, sent_bytes: float) -> float:
-        """Returns the cost of 1,000 starts, each of so many requests and bytes."""
+        """Returns the cost of 1,000 starts, given the requests and bytes of one."""
         return STARTS * (requests / 1000 * self.per_1000_requests + sent_bytes / 1e9 * self.per_gb)
