@@ -20,7 +20,7 @@ _CALLS_AT_ONCE = 2048
 def dispatcher(
     server: Server, traces: TraceManager, local: LocalProfiles, status: Callable[[], dict[str, Any]]
 ) -> Dispatcher:
-    """Returns a dispatcher that answers for one server; `status` gives all but what the dispatcher itself counts."""
+    """Returns a dispatcher that answers for one server; `status` returns all but the dispatcher's own counts."""
     made = Dispatcher()
 
     def start_of(request: messages.Readings | messages.Expect | messages.Ready) -> tuple[str, str]:

@@ -4,7 +4,7 @@ nbdkit makes and destroys a thread state around each callback, which costs a map
 GIL, and empties `threading.local`. One more PyGILState_Ensure keeps the state alive; a destructor that runs when the
 thread ends takes it back. C++ thread destructors run before pthread's, so Python's own key is still there then.
 
-What a thread keeps with its state is the tally of what it reads: a worker thread belongs to one connection.
+A thread keeps the tally of its reads with its state: a worker thread belongs to one connection.
 
 Where libc has no __cxa_thread_atexit_impl (it is glibc's), states are not kept, and reads are slower.
 """

@@ -69,7 +69,7 @@ class Fetcher:
         self._queued = 0  # requests for neighbours that no helper has begun
         self._wanted = 0  # calls of `want` that no helper has begun
         self._failed = 0
-        # Apart from each other, so that no reader waits for what is fetched ahead.
+        # Separate pools, so that no reader waits behind reads ahead.
         self._neighbours = ThreadPoolExecutor(_NEIGHBOUR_THREADS, "neighbours")
         self._decoders = ThreadPoolExecutor(2, "decoders")
         self._demands = ThreadPoolExecutor(_DEMAND_THREADS, "demands")
@@ -151,7 +151,7 @@ class Fetcher:
             self._fetch_when_idle(request)
 
     def complete(self, items: Sequence[Wanted]) -> int:
-        """Fetches what is not at hand as a whole, in the calling thread, while the link has room; returns the bytes asked for."""
+        """Fetches what the cache does not have whole, in the calling thread, while the link has room; returns the bytes asked for."""
         came = 0
         for request in requests(self._flights.incomplete(items), MAX_REQUEST_BYTES):
             self._ranges.await_headroom()
@@ -289,7 +289,7 @@ class Fetcher:
             self._fetch(request, complete=True)
 
     def _first_range(self, own: Wanted, request: Request) -> tuple[memoryview, int]:
-        """Returns what a range holds, or its own part alone if the whole cannot be had, and where that begins."""
+        """Returns the bytes of a range, or only those of its own part if the whole cannot be read, and where they begin."""
         try:
             return self._demanded.stored(request), request[0].place.offset
         except (Corrupt, NotFound) as error:
@@ -310,7 +310,7 @@ class Fetcher:
             stored = self._demanded.stored([item])
         raise AssertionError
 
-    # --- what nobody waits for yet
+    # --- reads ahead
 
     def _fetch(self, request: Request, demand: bool = False, complete: bool = False) -> None:
         """Fetches what is neither at hand nor in flight; never raises, nor waits for what others fetch."""

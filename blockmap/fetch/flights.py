@@ -90,7 +90,7 @@ class Flights:
             raise
 
     def land(self, flights: Sequence[tuple[Wanted, Flight]], stored: memoryview, start: int) -> None:
-        """Ends flights with what a range of their pack holds, which begins at `start`; never raises."""
+        """Ends flights with the bytes of a range of their pack, which begins at `start`; never raises."""
         for item, flight in flights:
             at = item.place.offset - start
             try:
@@ -111,7 +111,7 @@ class Flights:
             self._write(item, data)
 
     def finish_cached(self, item: Wanted, flight: Flight, data: bytes) -> None:
-        """Ends a flight with what the cache turned out to have."""
+        """Ends a flight with content that the cache turned out to have."""
         flight.data = data
         with self._lock:
             self._by_key.pop(item.key, None)

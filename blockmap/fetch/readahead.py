@@ -22,7 +22,7 @@ class _Stream:
     position: int
     """Where the next read is expected, bytes."""
     ahead: int
-    """The end of what was asked for, bytes."""
+    """Where the range that was read ahead ends, bytes."""
     window: int = FIRST_WINDOW_BYTES
     read: int = 0
     """Bytes that were read in a row."""

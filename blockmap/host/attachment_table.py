@@ -1,4 +1,4 @@
-"""The record of what is attached where: devices and mounts, in SQLite under the state directory.
+"""Records what is attached where: devices and mounts, in SQLite under the state directory.
 
 It cannot be rebuilt, so it is migrated, and never thrown away. Its lock, a file beside it, is held for a few reads and
 writes only; it is never held while the lock of a device is waited for, but may be taken while one is held.
@@ -109,7 +109,7 @@ class AttachmentTable:
         )
 
     def set_made(self, folder: Path, device: Device) -> None:
-        """Notes what a device has become."""
+        """Notes that a device is made."""
         self._connection.execute(
             "UPDATE devices SET kind = ?, path = ?, state = ? WHERE directory = ?",
             (device.kind, device.path, json.dumps(device.state), str(folder)),
@@ -121,7 +121,7 @@ class AttachmentTable:
         self._connection.execute("DELETE FROM devices WHERE directory = ?", (str(folder),))
 
     def add_mount(self, where: str, folder: Path, name: str) -> None:
-        """Notes that a device is about to be mounted, in place of what was noted there."""
+        """Notes that a device is about to be mounted, replacing what was noted for the directory."""
         self._connection.execute("INSERT OR REPLACE INTO mounts VALUES (?, ?, ?)", (where, str(folder), name))
 
     def drop_mounts(self, directories: Iterable[str]) -> None:

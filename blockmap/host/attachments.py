@@ -3,7 +3,7 @@
 A device belongs to a version of one server, and serves all directories where that version is mounted. Whoever makes, mounts
 or takes apart a device holds its lock, and nobody waits for a server with another lock held: who attaches, detaches or lists
 one device waits for no other. Order of locks: that of a device, then that of the record, under which the lock of another
-device is only tried. Whatever a killed command left is on record, or lies in a folder that nobody locks: the next attach
+device is only tried. A killed command's leftovers are on record, or in a folder that nobody locks: the next attach
 of the same export, any detach, or the next start of the server takes it apart.
 """
 

@@ -16,7 +16,7 @@ from blockmap.host.warm import warming
 def expect(client: Client, export: str, *, exact: bool) -> None:
     """Announces to the server that a new device is about to open `export`, and whether its read-ahead will be 0.
 
-    Best effort: without it the start works, and counts for less in what is learnt.
+    Best effort: without it the start works, and teaches less.
     """
     with contextlib.suppress(BlockmapError):
         client.ask(Expect(export, new=True, exact=exact))

@@ -44,7 +44,7 @@ def lookup_in(repository: Repository, root: Root) -> Lookup | None:
     try:
         return Lookup(stored_reader(repository, root))
     except ImageError as error:
-        _log.info("profiles are carried without the file system's own blocks: %s", error)
+        _log.info("profiles are ported without the file system's own blocks: %s", error)
         return None
 
 
@@ -55,7 +55,7 @@ def port_to(
     try:
         sizes = {file.path: file.size for file in repository.file_map(source)}
     except (NotFound, Corrupt) as error:
-        _log.info("files that changed are carried as they were: %s", error)
+        _log.info("files that changed are ported as they were: %s", error)
         sizes = {}
     return port(items, source, layout, lookup, sizes)
 
@@ -65,9 +65,9 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: BlockIndex, p
     log, repository = ProfileLog(store), Repository(store)
     if log.has_bundle(version, profile.label, profile.n):
         return None
-    carried = profile.root != root.digest
+    ported = profile.root != root.digest
     besides: list[FileRun] = []
-    if carried:
+    if ported:
         lookup = lookup_in(repository, root)
         items = fill_gaps(port_to(repository, lookup, layout, profile.items, profile.root), layout, OF_OTHERS)
         if lookup is not None:
@@ -77,7 +77,7 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: BlockIndex, p
         items = fill_gaps(profile.items, layout)
     if not items:
         return None
-    parts, _ = build_bundle.build_bundle(repository, root, read_items(items), layout.blocks, carried, besides)
+    parts, _ = build_bundle.build_bundle(repository, root, read_items(items), layout.blocks, ported, besides)
     put(store, keys.bundle(version, profile.label, profile.n), parts)
     return BuiltBundle(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
 

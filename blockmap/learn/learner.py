@@ -71,7 +71,7 @@ class ProfileLearner:
         """Merges traces with the known profile, and stores the result. Raises NotFound, Corrupt or StoreUnavailable."""
         subject, layout = self._subject, self._layout(self._subject.root)
         old = self.known()
-        items = self._carried(old) if old is not None else []
+        items = self._ported(old) if old is not None else []
         starts = [start for start in map(self._start, traces) if start is not None]
         if not starts:
             raise NotFound(f"none of {len(traces)} traces can be used: nothing was learnt about {subject.repo}")
@@ -95,7 +95,7 @@ class ProfileLearner:
         if start is None or not start.is_evidence:
             return 0.0
         old = self.known()
-        known = self._carried(old) if old is not None else []
+        known = self._ported(old) if old is not None else []
         new = outside(start.items, [*known, *(start.prefilled or ())])
         # Replayed blocks count as read, since the start may have read them from the kernel's cache.
         total = sum(item.blocks for item in start.items if start.prefilled is None) or new + _blocks(known)
@@ -122,14 +122,14 @@ class ProfileLearner:
             items = self._items(first_touches(trace, self._layout(root)), root.digest)
             prefilled = None
             if head.profile:
-                replayed = self._carried(self._log.get(head.repo, head.label, head.profile))
+                replayed = self._ported(self._log.get(head.repo, head.label, head.profile))
                 prefilled = fill_gaps(replayed, self._layout(self._subject.root))
         except BlockmapError as error:
             self._warn(f"the trace of {head.repo} begun at {head.started_us} is not used: {error}")
             return None
         return Sample(items, head.is_evidence, prefilled)
 
-    def _carried(self, profile: Profile) -> list[ProfileItem]:
+    def _ported(self, profile: Profile) -> list[ProfileItem]:
         return self._items(profile.items, profile.root)
 
     def _items(self, items: Sequence[ProfileItem], root: Digest) -> list[ProfileItem]:

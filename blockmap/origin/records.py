@@ -102,7 +102,7 @@ class RecordCache:
                 done = act(self._connection)
             self._well = True
             return done
-        except Exception as error:  # not all are sqlite3's own: what a damaged file holds may not decode
+        except Exception as error:  # not all are sqlite3's own: text of a damaged file may not decode
             if self._well:  # logged once, until it works again
                 _log.warning("the records that this host has of the store cannot be read or written: %s", error)
             self._well = False
@@ -130,7 +130,7 @@ class RecordReader:
 
 
 def open_served(url: str, directory: Path, answer_seconds: float) -> tuple[Reader, Format]:
-    """Opens the store at `url`; if it does not answer in time, it is taken to be what it was when this host last served it.
+    """Opens the store at `url`; if it does not answer in time, uses its format as this host noted it when it last served it.
 
     Raises what `open_store` raises if this host has never served it.
     """
@@ -174,7 +174,7 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         return database.open_or_forget(path, _SCHEMA, _relax, forgotten)[0]
     except (OSError, sqlite3.Error) as error:
-        _log.warning("%s cannot be made (%s): what is learnt will be forgotten at the end", path, error)
+        _log.warning("%s cannot be made (%s): records are kept in memory only", path, error)
         return database.open_database(":memory:", _SCHEMA)
 
 

@@ -45,7 +45,7 @@ class RecentLeaves:
         """Chunks by leaf, the one used last at the end."""
         self._chunks = 0
         self._places: dict[Digest, tuple[Digest, Placement]] = {}
-        """By chunk: the leaf that was added last of those that have it, and what it says."""
+        """By chunk: the latest leaf that lists it, and its placement there."""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -148,7 +148,7 @@ class DedupIndex:
 
     def _locate(self, champion: Champion) -> NodeRef:
         """Returns where a leaf is stored, in any of the places of its tree; BlockmapError."""
-        error: BlockmapError = Corrupt("the hooks of a tree name a leaf that cannot be read, or that it has not")
+        error: BlockmapError = Corrupt("the hooks of a tree name a leaf that cannot be read, or that the tree lacks")
         for root in self._trees[champion.tree].roots:
             try:
                 at = self._descend(root, champion.span)

@@ -123,7 +123,7 @@ class Publication:
         return replace(trees, run=self._run(trees.root))
 
     def _run(self, root: Root) -> NodeRun | None:
-        """Returns what an open of a tree that is stored already should read first, as a version that has it says."""
+        """Returns the run that an open of an already stored tree should read first, as a version with that tree says."""
         for (name, number), (other, _) in self._catalogue.versions.items():
             if (other.digest, other.placement) == (root.digest, root.placement):
                 with suppress(BlockmapError):
@@ -149,7 +149,7 @@ class Publication:
             if self._attempt is None or not self._stands(*self._attempt):
                 self._objects.withdraw()
         except BlockmapError as error:
-            self._warn(f"what was stored is not taken back, and takes room in the store: {error}")
+            self._warn(f"stored objects could not be deleted again, and take room in the store: {error}")
 
     def _stands(self, target: NameTarget, version: Digest, number: int) -> bool:
         history = self._names.history(target.repo, target.tag)

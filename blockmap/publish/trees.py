@@ -1,4 +1,4 @@
-"""The trees of a volume whose new blocks are all chunked: what it shows, and what upper layers hide."""
+"""Makes the trees of a volume whose new blocks are all chunked: one of what it shows, one of what upper layers hide."""
 
 from bisect import bisect_left
 from collections.abc import Callable

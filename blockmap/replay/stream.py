@@ -45,7 +45,7 @@ class Stream:
         self._changed = threading.Condition()  # guards what follows, and `came`; never held across I/O
         self._under_way_bytes = 0
         self._early_bytes = 0
-        """Bytes that came before it is known what they are: they count as under way until then."""
+        """Bytes that came before the head: as their purpose is unknown, they count as under way until then."""
         self._known = self._stopped = False
 
     def read(self, start: int, end: int) -> memoryview:
@@ -93,7 +93,7 @@ class Stream:
         return self._due[number] - self.came > 2 * self._most_under_way()
 
     def know(self) -> None:
-        """Learns that it is known what the ranges hold, so that those which came early are not under way any more."""
+        """Notes that the ranges' contents are known, so that those which came early are not under way any more."""
         with self._changed:
             self._known = True
 

@@ -100,7 +100,7 @@ def load_run(trace: Trace, repository: Repository | None, say: Callable[[str], N
             data_bytes = usage(repository, root).data_bytes
             owned = files.owners(listed, stored_reader(repository, root))
         except BlockmapError as error:
-            say(f"of {title}, the report lacks what the store does not give: {error}")
+            say(f"the report says less about {title}: {error}")
     numbered = files.index(listed)
     packages = numbered.labels(files.packager(owned))
     return analyse(title, trace, Image(numbered, packages, data_bytes, bool(owned)))
@@ -149,7 +149,7 @@ def _bundle(repository: Repository, head: TraceHead, n: int) -> bundle.BundleHea
 
 
 def server_calls(client: Client, run: ReportRun) -> list[Call] | str:
-    """Returns what a server asked the store for during a start, in seconds since its open; or why that is not known.
+    """Returns what a server asked the store for during a start, in seconds since its open, or the reason why it is unknown.
 
     The log has the monotonic clock, a trace the wall clock: if the wall clock was set in between, the two do not match.
     """

@@ -1,6 +1,6 @@
 """One server: its parts, the exports that are open, how they are opened, listed and hydrated, and the log of store calls.
 
-Imports `volume`, `trace` and what lies below. `nbdplugin` holds one server; requests come from it and from `control`.
+Imports `volume`, `trace` and lower layers. `nbdplugin` holds one server; requests come from it and from `control`.
 
 Threads of a server. `spawn` (store/concurrent.py) makes threads that nobody has to wait for; all others are ended by the
 object that made them, all of these by `Server.close` or by the plugin's end.

@@ -83,7 +83,7 @@ class Hydration:
     """Hydrates one volume, in a thread of its own that ends by itself."""
 
     def __init__(self, name: str, root: Root, fetcher: Fetcher, replay: Replay | None = None) -> None:
-        """Begins when `replay` has ended, if there is one: what a start reads comes first."""
+        """Begins when `replay` has ended, if there is one: the blocks that a start reads come first."""
         self.name = name
         self.done_bytes = 0
         """Bytes, as stored, of the chunks that the cache has."""

@@ -1,7 +1,7 @@
 """Lists the catalogue as clients see it: names that stand for something, refreshed at most every so often.
 
-No open depends on it, so it may be a little old: if the store does not answer in time, it is what was listed before, or else
-the names that this host knows.
+No open depends on it, so it may be a little old: if the store does not answer in time, the last listing serves, or else
+the names that this host has opened.
 """
 
 import logging
@@ -50,7 +50,7 @@ class Listing:
         """The newest entries, which never change."""
 
     def names(self) -> Listed:
-        """Returns the catalogue; StoreError if the store does not answer and nothing is known of it."""
+        """Returns the catalogue; StoreError if the store does not answer, and nothing was listed or opened before."""
         fresh = LOCAL_SECONDS if self._store.local else REMOTE_SECONDS
         with self._lock:
             old = self._listed
@@ -66,7 +66,7 @@ class Listing:
         except (TimeoutError, StoreError) as error:
             if old is None:
                 raise
-            _log.warning("%s cannot be listed, what was known before serves: %s", self._store.url, error or "no answer")
+            _log.warning("%s cannot be listed, the last listing serves: %s", self._store.url, error or "no answer")
             return old
 
     def _update(self) -> Listed:

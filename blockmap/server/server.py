@@ -42,7 +42,7 @@ class Server:
         evidence: Callable[[TraceHead, Path], None] | None = None,
     ) -> None:
         """`outages` has the policies of exports by name, that of all others by the empty name; `evidence` is called with
-        each trace that says what a start needs."""
+        each trace that is evidence of a start's needs."""
         engine, form = open_served(store_url, cache_directory, ANSWER_SECONDS)
         self.calls = CallLog()
         self._store = Observed(engine, self.calls.note)

@@ -1,4 +1,4 @@
-"""Logs what was asked of the store: counts calls, remembers the latest, and derives how many were made one after the other."""
+"""Logs the calls of the store: counts them, remembers the latest, and derives how many were made one after the other."""
 
 import threading
 from collections import deque

@@ -25,7 +25,7 @@ class AwsProfile:
     def __init__(self, session: Any) -> None:
         self._session = session
         self.settings: S3Config = {}
-        """What the profile says and the environment does not."""
+        """Settings of the profile that the environment does not have."""
         values = session.get_scoped_config()
         if (region := values.get("region")) and not any(name in os.environ for name in _REGIONS):
             self.settings["region"] = region

@@ -58,7 +58,7 @@ class DirectoryStore:
             except OSError as error:
                 if error.errno != errno.ESTALE:
                     raise
-                # Over NFS another host may have deleted what this one has open: look at what is there now.
+                # Over NFS another host may have deleted the file that this one has open: look again.
                 self._forget(key)
                 return self._read(key, start, end)
         except OSError as error:

@@ -1,6 +1,6 @@
 """Names as dense logs of entries: moving a name is creating its next entry.
 
-The newest is found from the entry that the name's hint has. A hint is advice: what it says stands only once the log was
+The search for the newest begins at the entry in the name's hint. A hint is advice: it counts only once the log was
 asked for that entry and, at the same time, for the next. A writer that loses the race for a number learns who won it.
 """
 
@@ -58,7 +58,7 @@ class NameTarget:
 
 @dataclass(frozen=True, slots=True)
 class EntryDraft:
-    """What an entry is to say: all but what its log and its writer add."""
+    """The content of an entry, but for the fields that its log and its writer add."""
 
     version: Digest | None
     """None removes the name."""
@@ -92,7 +92,7 @@ class NameReader:
         return found.entry if found else None
 
     def hint(self, repo: str, tag: str) -> Hint | None:
-        """Returns what the hint of a name says, which may be wrong; None where it is absent or damaged."""
+        """Returns the hint of a name, which may be wrong; None where it is absent or damaged."""
         try:
             return hint.decode(self._store.get(keys.name_hint(repo, tag)), repo, tag)
         except NotFound:

@@ -43,7 +43,7 @@ class Packs:
         return memoryview(self._read(pack_key(run.pack), run.start, run.end))
 
     def fetch(self, items: Iterable[Wanted]) -> dict[bytes, memoryview | BlockmapError]:
-        """Returns what is stored at the places of `items`, by their keys and not verified yet, or why it cannot be read.
+        """Returns the stored forms of `items` by their keys, not verified yet, or why they cannot be read.
 
         Reads few ranges, 16 at once.
         """
@@ -87,7 +87,7 @@ class Packs:
         return [found[ref] for ref in refs]
 
     def head(self, name: Digest) -> PackHead:
-        """Returns what a pack says that it holds. Raises Corrupt, NotFound or StoreUnavailable."""
+        """Returns a pack's head, which lists its contents. Raises Corrupt, NotFound or StoreUnavailable."""
         key = pack_key(name)
         try:
             length = pack.head_length(bytes(self._read(key, 0, 32)))
@@ -126,7 +126,7 @@ class Packs:
 
     @staticmethod
     def open_bundle(data: bytes | memoryview) -> BundleHead:
-        """Returns what a bundle says that it holds, from its head, which is all of `data`. Raises FormatError."""
+        """Decodes a bundle's head, which is all of `data`. Raises FormatError."""
         return bundle.decode_head(data, expand)
 
     @staticmethod
@@ -189,7 +189,7 @@ def raised(found: Node | BlockmapError) -> Node: ...  # type: ignore[overload-ov
 @overload
 def raised(found: memoryview | BlockmapError) -> memoryview: ...
 def raised(found: Node | memoryview | BlockmapError) -> Node | memoryview:
-    """Returns what was found, or raises the error that stands in its place."""
+    """Returns an item that was found, or raises the error in its place."""
     if isinstance(found, BlockmapError):
         raise found
     return found

@@ -29,7 +29,7 @@ Select = Callable[[int, list[Spot]], list[Spot]]
 
 
 def visit(root: Root, load: LoadNodes, select: Select | None = None) -> Iterator[tuple[int, Node | BlockmapError]]:
-    """Yields nodes, parents first and each level in volume order, or the error in place of one: what is below it is left out.
+    """Yields nodes, parents first and each level in volume order, or the error in place of one, whose children are left out.
 
     Each comes with the number of the first span below it.
     """

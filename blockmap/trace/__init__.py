@@ -1,4 +1,4 @@
 """Traces say what one start read, and when: they are recorded, ended and judged here.
 
-Imports `volume` and what lies below. Reads come from connections; traces go to files that `learn` reads.
+Imports `volume` and lower layers. Reads come from connections; traces go to files that `learn` reads.
 """

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 class TraceManager:
     """Traces the starts of one server; safe to share between threads.
 
-    `evidence` is called with each trace that says what a start needs, and must not wait for anything.
+    `evidence` is called with each trace that is evidence of a start's needs, and must not wait for anything.
     """
 
     def __init__(

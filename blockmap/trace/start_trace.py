@@ -48,7 +48,7 @@ class Connection(Protocol):
 
 @dataclass(slots=True, eq=False)
 class StartTrace:
-    """A start while it is traced, guarded by the lock of whoever has it; what is looked at belongs to the thread that looks."""
+    """A start while it is traced. Its owner's lock guards it, but for what `look` keeps, which belongs to the thread that looks."""
 
     start: Start
     volume: Volume

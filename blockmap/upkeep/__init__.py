@@ -1,4 +1,4 @@
 """Upkeep: examines whole versions in the store, past any cache.
 
-Imports `store` and what lies below. `cli` calls it, and prints what was found.
+Imports `store` and lower layers. `cli` calls it, and prints what was found.
 """

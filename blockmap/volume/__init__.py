@@ -1,5 +1,5 @@
-"""What an export is: a volume, whose bytes are read for a start, through tree, cache and store.
+"""Volumes, which are what exports show: their bytes are read for a start, through tree, cache and store.
 
-Imports `fetch`, `replay` and what lies below. Requests come from the nbdkit plugin; names and versions come from the store's
+Imports `fetch`, `replay` and lower layers. Requests come from the nbdkit plugin; names and versions come from the store's
 records, chunks and nodes through `fetch`, and a start's bundle through `replay`.
 """

@@ -9,7 +9,7 @@ BOUNDS_S = (
     1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0,
 )
 # fmt: on
-"""Upper ends of the buckets (seconds), from the least that a read takes on; one more bucket has what is longer."""
+"""Upper ends of the buckets (seconds), the first of which is the fastest read; one more bucket has all longer durations."""
 
 
 class Histogram:

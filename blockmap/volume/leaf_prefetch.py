@@ -12,7 +12,7 @@ _BYTES = 512 << 10
 
 
 def prefetch_leaves(root: Root, span: int, load: LoadNodes) -> Iterator[tuple[int, Leaf]]:
-    """Yields the leaves around a span, the nearest first; raises what is wrong with a node."""
+    """Yields the leaves around a span, the nearest first; raises the error of a node that cannot be read."""
 
     def nearest(level: int, row: list[Spot]) -> list[Spot]:
         covered = FANOUT**level

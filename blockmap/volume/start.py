@@ -22,19 +22,19 @@ class Start:
         self.replay = replay
         """The bundle that is replayed for it."""
         self.profile = 0
-        """The number of the profile that the kernel was warmed with, 0 for none: what the kernel has then is never read
-        from the volume. It is set when somebody asks for that profile."""
+        """The number of the profile that the kernel was warmed with, 0 for none: the kernel does not read these
+        blocks again. It is set when somebody asks for that profile."""
 
     @property
     def key(self) -> Key:
         return self.version, self.label
 
     def is_under_way(self) -> bool:
-        """Returns True while most of what is read comes with the bundle, and says nothing about what is read next."""
+        """Returns True while the bundle brings most of what is read, so that a miss is no sign of what is read next."""
         return self.replay is not None and self.replay.is_start()
 
     def skips_readahead(self) -> bool:
-        """Returns True while what was not asked for is not worth fetching."""
+        """Returns True while reading ahead of misses is not worth it."""
         return self.replay is not None and self.replay.skips_readahead()
 
     def await_nodes(self) -> None:

@@ -30,7 +30,7 @@ class Started:
     ready_s: float
     """From the request to the program's ready condition."""
     remote_bytes: int
-    """That the server asked the store for meanwhile, whatever became of them."""
+    """Bytes that the server asked the store for meanwhile, whatever became of them."""
     missed_reads: int
     """Reads of what the bundle did not have."""
     replays: list[dict[str, Any]]

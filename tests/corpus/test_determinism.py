@@ -18,7 +18,7 @@ pytestmark = pytest.mark.long
 
 
 def digests(source: str, store: Path, **environment: str) -> tuple[str, str]:
-    """Of the version and of its root."""
+    """Returns the digests of the version and of its root."""
     command = [sys.executable, "-m", "blockmap.cli.main", "import", source, "image:1", "--store", str(store), "--json"]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -38,7 +38,7 @@ MOST_SECONDS = 1.5
 
 
 def head_of(store: Path, name: str) -> tuple[BundleHead, int]:
-    """Of the newest bundle of a name, and the bundle's length."""
+    """Returns the head of the newest bundle of a name, and the bundle's length."""
     opened, _ = open_or_create(str(store))
     (about,) = newest_bundles(opened, find_version(Repository(opened), parse_reference(name)).name)
     return Packs.open_bundle(opened.get_range(about.key, 0, about.table)), about.length

@@ -127,13 +127,13 @@ def cut_short(store: Path, name: str) -> None:
 
 
 def others(store: Path, name: str) -> None:
-    """Of another version, which the hint does not know."""
+    """Replaces the bundle by one of another version, which the hint does not know."""
     other = next(each for each in NAMES if each != name)
     swap(bundle_of(store, name), bundle_of(store, other).read_bytes())
 
 
 def others_hinted(store: Path, name: str) -> None:
-    """Of another version, and the hint says so."""
+    """Replaces the bundle by one of another version, and makes the hint say so."""
     others(store, name)
     advise(store, name)
 

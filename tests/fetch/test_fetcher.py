@@ -37,7 +37,7 @@ LONG = OutagePolicy(20)
 
 
 def content(number: int, chunks: list[Wanted]) -> bytes:
-    """Of a chunk of the volume."""
+    """Returns the content of a chunk of the volume."""
     at = sum(each.place.raw for each in chunks[:number])
     return bulk(1, BLOCKS * BLOCK)[at : at + chunks[number].place.raw]
 
@@ -283,14 +283,14 @@ def test_patient_readers_wait_until_it_is_back_and_one_probe_asks(
         assert len(asked(store)) == before, "while it is away, readers do not ask"
         with pytest.raises(StoreUnavailable, match="away"):
             get(fetcher, chunks, 20)
-        assert len(asked(store)) == before, "nor do those without patience"
+        assert len(asked(store)) == before, "nor do those whose policy is not to wait"
         store.down = False
         assert [read.result(20) for read in reads] == [content(number, chunks) for number in range(READERS)]
     assert fetcher.status()["outages"] == 1
     assert not fetcher.outage.away
 
 
-def test_patience_ends(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
+def test_waiting_ends_with_an_error(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
     store.down = True
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="no answer"):
@@ -323,7 +323,7 @@ def test_stopping_ends_all_waiting(fetcher: Fetcher, store: Watched, chunks: lis
 
 
 def test_a_failure_among_successes_is_tried_again(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
-    """One request fails while another is answered: no outage, even for a reader without patience."""
+    """One request fails while another is answered: no outage, even for a reader whose policy is not to wait."""
     store.gate.clear()
     refused = threading.Event()
 

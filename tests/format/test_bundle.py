@@ -96,7 +96,7 @@ def test_what_is_put_in_comes_out(data: st.DataObject) -> None:
     assert bundle.measure(lambda start, end: whole[start:end]) == (len(whole), length)
 
 
-def test_it_says_that_it_was_carried() -> None:
+def test_it_says_that_it_was_ported() -> None:
     for ported in (False, True):
         parts, length = bundle.encode(NODES, CHUNKS, READINGS, 1 << 30, SALT, Sealer().seal, compress, (), ported)
         whole = b"".join(parts)

@@ -76,8 +76,8 @@ def test_parameters() -> None:
         ("learn", "off"),
     ):
         parser.add(key, value)
-    patience = {"": OutagePolicy(90), "redis:7": OutagePolicy(0)}
-    assert parser.options() == Options("/s", Path("/c"), patience, cache_bytes=0, control_fd=3, learn=False)
+    outages = {"": OutagePolicy(90), "redis:7": OutagePolicy(0)}
+    assert parser.options() == Options("/s", Path("/c"), outages, cache_bytes=0, control_fd=3, learn=False)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def give_up(gate: OutageGate, policy: OutagePolicy) -> None:
         gate.failed(attempt, AWAY)
 
 
-def test_who_comes_after_patience_has_ended_does_not_wait() -> None:
+def test_a_reader_after_one_that_waited_in_vain_does_not_wait() -> None:
     gate = OutageGate(never)
     give_up(gate, OutagePolicy(0.2))
     began = time.monotonic()
@@ -43,7 +43,7 @@ def test_the_next_outage_is_waited_for_again() -> None:
     gate.stop()
 
 
-def test_more_patience_waits_on() -> None:
+def test_a_reader_with_a_longer_policy_waits_on() -> None:
     gate = OutageGate(never)
     give_up(gate, OutagePolicy(0))
     now = time.monotonic()

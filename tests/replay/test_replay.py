@@ -94,7 +94,7 @@ def test_what_a_bundle_lacks_is_fetched_and_nothing_beside_it(store: MemoryStore
             assert read_blocks(view, block) == expected(block)
 
 
-def test_of_what_a_ported_bundle_lacks_neighbours_come_along(store: MemoryStore, root: Root, tmp_path: Path) -> None:
+def test_what_a_ported_bundle_lacks_is_fetched_with_neighbours(store: MemoryStore, root: Root, tmp_path: Path) -> None:
     about = bundled(store, root, [0, 1], KEY, ported=True)
     with opened(store, root, tmp_path, about) as view:
         assert view.replay.wait_end(60)

@@ -101,15 +101,15 @@ def test_a_profile_of_another_version_is_placed_by_the_bundle_of_this_one(made: 
     path.unlink()
 
 
-def test_a_profile_is_carried_to_a_version_without_a_bundle(made: Made, repository: Repository, tmp_path: Path) -> None:
+def test_a_profile_is_ported_to_a_version_without_a_bundle(made: Made, repository: Repository, tmp_path: Path) -> None:
     name = b"line\nbreak\x1b[31m"
     start, blocks = made.runs()[name]
     item = profile.ProfileItem(start + 1000, 1, OTHER, 0, name, 1, 5, 1)
-    foreign = profile.Profile("evil", "carried", 1, OTHER, OTHER, 1, [item])
-    path = made.store / keys.profile("evil", "carried", 1)
+    foreign = profile.Profile("evil", "ported", 1, OTHER, OTHER, 1, [item])
+    path = made.store / keys.profile("evil", "ported", 1)
     path.parent.mkdir(parents=True)
     path.write_bytes(profile.encode(foreign, compress))
-    found = sources.find_profile(run_of(replace(made.head, label="carried"), repository), repository, None)
+    found = sources.find_profile(run_of(replace(made.head, label="ported"), repository), repository, None)
     assert isinstance(found, sources.Profiled)
     assert (blocks, found.blocks.tolist()) == (2, [start + 1])
 

@@ -103,7 +103,7 @@ def test_impatient_reads_fail_at_once_and_recover_by_themselves(
         assert attached.read(cold, 4096) == good[cold : cold + 4096]
 
 
-def test_patience_ends_with_an_error(idle_server: Server, web: Web, cold: int) -> None:
+def test_waiting_ends_with_an_error(idle_server: Server, web: Web, cold: int) -> None:
     idle_server.start("--store", web.url, "--outage", "wait=0.5")
     with Nbd(idle_server.socket, "small:1") as nbd:
         web.stop()

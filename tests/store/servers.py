@@ -68,7 +68,7 @@ class Server(Protocol):
     """What makes blockmap find it."""
 
     def url(self) -> str:
-        """Of a place where nothing is yet."""
+        """Returns the URL of a place where nothing is yet."""
 
 
 def use(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

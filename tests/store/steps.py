@@ -24,7 +24,7 @@ class Steps:
         self.serial: list[list[str]] = []
         """What each step asked for, sorted."""
         self.bytes = 0
-        """That were read, hints and records included."""
+        """Bytes that were read, hints and records included."""
         self._sizes = list(sizes)
         self._changed = threading.Condition()
         self._asked: list[str] = []

@@ -25,7 +25,7 @@ from tests.image.builder import bulk
 
 SIZE = 200
 contents = st.lists(st.tuples(st.integers(1, 2), st.integers(1, 6) | st.just(30)), min_size=1, max_size=3)
-"""Of a volume: seeds and blocks, with a zero block between."""
+"""Contents of a volume: seeds and blocks, with a zero block between."""
 picks = st.integers(0, 1 << 30)
 
 

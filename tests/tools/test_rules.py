@@ -42,6 +42,18 @@ def test_no_docstring_begins_with_a_fragment() -> None:
     assert not found, "\n".join(found)
 
 
+def test_docstrings_of_predicates_say_what_they_return() -> None:
+    """A function that returns bool "returns True if ..."."""
+    found = [
+        f"{path}:{node.lineno}: {node.name}"
+        for path, module in product()
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef) and node.returns is not None and ast.unparse(node.returns) == "bool"
+        if (ast.get_docstring(node) or "").startswith("Whether")
+    ]
+    assert not found, "\n".join(found)
+
+
 def test_the_page_of_helpers_names_each_of_them() -> None:
     helpers = {path.relative_to(TESTS).as_posix() for path in TESTS.rglob("*.py") if not path.name.startswith("test_")}
     helpers = {path for path in helpers if Path(path).name not in ("__init__.py", "conftest.py")}

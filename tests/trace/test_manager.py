@@ -44,7 +44,7 @@ class Host:
 
     @property
     def newest(self) -> TraceHead:
-        """Of the trace that ended last."""
+        """Returns the head of the trace that ended last."""
         told = next(each for each in self.starts.traces() if each["state"] != "running")
         return stored(Path(str(told["path"]))).head
 

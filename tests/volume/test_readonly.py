@@ -1,4 +1,4 @@
-"""A view against the bytes that it should have, whatever the cache, the store and other threads do."""
+"""A read-only volume against the bytes that it should have, whatever the cache, the store and other threads do."""
 
 import inspect
 import os

@@ -56,6 +56,6 @@ def start_ticks(pid: int) -> int:
 
 
 def set_read_ahead(path: str, kib: int) -> None:
-    """Sets how far the kernel reads ahead on a block device, and in the files of what is mounted from it; best effort."""
+    """Sets how far the kernel reads ahead on a block device, and in the files that are mounted from it; best effort."""
     with contextlib.suppress(OSError):
         Path("/sys/block", Path(path).name, "queue/read_ahead_kb").write_text(str(kib))

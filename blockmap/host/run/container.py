@@ -19,7 +19,7 @@ _CAPABILITIES = [
     "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
 ]  # fmt: skip
 _DEVICES_CAPABILITY = "CAP_MKNOD"
-"""Only where a control group keeps the program from opening what it makes: the host's disks, for one."""
+"""Given only where a control group keeps the program from opening devices that it makes: the host's disks, for one."""
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """Errors that mean that the image has no such file; any other means that it could not be read."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -118,7 +118,7 @@ class _Signals:
     def start(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         """Starts the process that signals are passed on to from now on."""
         self._starting = True
-        # Where no terminal is used, what is typed there must not reach the program twice.
+        # If the program does not use the terminal, a Ctrl-C there must not reach it twice.
         self._process = process = subprocess.Popen(arguments, start_new_session=not os.isatty(0))
         for number in self._waiting:
             self._on(number, None)

@@ -48,7 +48,7 @@ def is_owned(nbd_socket: Path) -> bool:
 
 @contextlib.contextmanager
 def unix_socket(path: Path, mode: int, option: str = "--socket") -> Iterator[socket.socket]:
-    """Listens at a path; what a server that was killed left there is replaced. HostError."""
+    """Listens at a path; replaces a socket that a killed server left there. HostError."""
     if path.exists() and not path.is_socket():
         raise HostError(f"{path} is there and is not a socket: remove it, or name another with {option}")
     if _answers(path):

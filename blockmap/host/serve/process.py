@@ -46,7 +46,7 @@ class Process:
                 shell,
                 dict(environment),
                 file_actions=actions,
-                setsid=True,  # what is typed at the terminal concerns the parent, which decides what to do
+                setsid=True,  # keys such as Ctrl-C signal the parent alone, which decides what to do
                 setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
             )
         except BaseException:

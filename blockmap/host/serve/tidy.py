@@ -1,4 +1,4 @@
-"""Leaves out of nbdkit's messages what the plugin has said already.
+"""Filters nbdkit's messages: leaves out what the plugin has logged already.
 
 nbdkit prints the Python traceback of whatever a callback raises, in lines that begin with a space, and an empty line behind.
 An error that blockmap raises on purpose was logged by the plugin in one line already, or counted where there are many.

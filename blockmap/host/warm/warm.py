@@ -1,4 +1,4 @@
-"""Brings what a start will read into the kernel's page cache, so that no fault of the program pays a trip through NBD.
+"""Reads what a start will need into the kernel's page cache, so that no fault of the program waits for NBD.
 
 ext4 reads its metadata through the page cache of the block device, so reading that device warms it; a file's data has a
 page cache of its own, which only reads through the mounted file system fill.
