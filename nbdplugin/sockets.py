@@ -20,7 +20,7 @@ def hang_up_on_idle() -> None:
 
 
 def peer() -> str:
-    """Returns the client's address for the log; works in callbacks only, where nbdkit knows it."""
+    """Who is connected, for the log; to be called in a callback, which is where nbdkit knows."""
     uid_of = _libnbdkit.nbdkit_peer_uid
     uid_of.restype = ctypes.c_int64
     address = ctypes.create_string_buffer(_SOCKADDR_BYTES)

@@ -57,7 +57,7 @@ def _tell(answer: ServerStatus) -> None:
     )
     console = Console()
     if not console.is_terminal:
-        console.width = _WIDE  # output for a program is not cut to fit a window
+        console.width = _WIDE  # what a program reads is not cut to fit a window
     table = Table(box=None, pad_edge=False)
     table.add_column("EXPORT", overflow="fold")
     for title in ("SIZE", "CONNECTIONS", "READS", "BYTES", "HITS", "P50", "P99", "WAITING", "ERRORS"):

@@ -1,11 +1,11 @@
 """Fetches chunks and nodes from the store, once each however many readers wait, and puts them into the cache.
 
 A reader that misses leads a flight for what it needs: it asks for that in one small range, while a helper asks for the
-neighbours in another. A range is handed over when all of it has come, so that with one range for both the reader would wait
-for the neighbours too, and starts over 20 to 200 ms take 5 to 12 % longer. The price is two or three requests per miss; if the
+neighbours in another. A range is handed over when all of it has come, so that in one range with them the reader would wait for
+the neighbours too: starts over 20 to 200 ms took 5 to 12 % longer. The price is two or three requests per miss; if the
 neighbours take no time to speak of (a store on a local disk), one range brings all. Whoever wants what is in flight waits for
 it. What arrives damaged is fetched again; what does not arrive is tried again as long as the reader's outage policy says
-(`origin.outage`). A few threads read ahead, while the link has room for it (`origin.ranges`).
+(`origin.outage`). What nobody waits for is fetched by a few threads, while the link has room for it (`origin.ranges`).
 """
 
 import logging
@@ -46,7 +46,7 @@ _MAX_QUEUED = 16
 _MAX_WANTED = 4096
 """Calls of `want`, some 4 MB, that may wait while the store does not answer; further ones are dropped."""
 _PATROL_S = 0.5
-"""Seconds after which a reader that waits for another's request checks whether its own policy's time has ended."""
+"""Seconds after which a reader that waits for another's request sees that its policy's time has ended."""
 
 Around = Callable[[Wanted, int], list[Wanted]]
 """Returns the items around one in its pack, within a number of bytes on each side."""
@@ -151,7 +151,7 @@ class Fetcher:
             self._fetch_when_idle(request)
 
     def complete(self, items: Sequence[Wanted]) -> int:
-        """Fetches what the cache does not have whole, in the calling thread, while the link has room; returns the bytes asked for."""
+        """Fetches what the cache lacks, in whole or in part, in this thread while the link has room; returns the bytes asked for."""
         came = 0
         for request in requests(self._flights.incomplete(items), MAX_REQUEST_BYTES):
             self._ranges.await_headroom()

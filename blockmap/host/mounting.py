@@ -14,7 +14,7 @@ from blockmap.host.warm import warming
 
 
 def expect(client: Client, export: str, *, exact: bool) -> None:
-    """Announces to the server that a new device is about to open `export`, and whether its read-ahead will be 0.
+    """Tells the server that a device new to this host is about to open `export`, and whether its read-ahead will be 0.
 
     Best effort: without it the start works, and teaches less.
     """

@@ -28,7 +28,7 @@ _MAX_PROBE_PAUSE_S = 2.0
 
 
 class Attempt:
-    """A reader's requests for one thing so far."""
+    """What a reader has gone through to get one thing."""
 
     __slots__ = ("deadline", "failures", "since", "wait_s")
 

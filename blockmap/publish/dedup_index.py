@@ -82,7 +82,7 @@ class RecentLeaves:
 class DedupIndex:
     """Finds placements of chunks in the trees of versions that names stand for; for one thread at a time.
 
-    A node that cannot be read is logged once, and left out.
+    A node that cannot be read is said once, and done without.
     """
 
     def __init__(self, repository: Repository, trees: Sequence[StoredTree], warn: Callable[[str], None]) -> None:
@@ -181,7 +181,7 @@ class DedupIndex:
         return self._inner[at]
 
     def _nodes(self, refs: Sequence[NodeRef]) -> list[Node | BlockmapError]:
-        """Returns nodes, or why they cannot be read, which is remembered and logged; keeps no leaf: there may be thousands."""
+        """Returns nodes, or why they cannot be read, which is remembered and said; keeps no leaf: there may be thousands."""
         found: dict[NodeRef, Node | BlockmapError] = {ref: self._inner[ref] for ref in refs if ref in self._inner}
         found |= {ref: self._unreadable[ref] for ref in refs if ref in self._unreadable}
         unread = [ref for ref in refs if ref not in found]

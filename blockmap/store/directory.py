@@ -103,7 +103,7 @@ class DirectoryStore:
         self._forget(key)
 
     def contents(self) -> Sequence[str]:
-        """Returns the names at the top of the directory; none where it is absent. NotAStore where it is a file."""
+        """The names at the top of the directory; none where it is absent. NotAStore where it is a file."""
         try:
             return sorted(os.listdir(self._root))
         except FileNotFoundError:

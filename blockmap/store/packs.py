@@ -189,7 +189,7 @@ def raised(found: Node | BlockmapError) -> Node: ...  # type: ignore[overload-ov
 @overload
 def raised(found: memoryview | BlockmapError) -> memoryview: ...
 def raised(found: Node | memoryview | BlockmapError) -> Node | memoryview:
-    """Returns an item that was found, or raises the error in its place."""
+    """Returns what was found, or raises the error that stands in its place."""
     if isinstance(found, BlockmapError):
         raise found
     return found

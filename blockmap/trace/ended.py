@@ -50,8 +50,8 @@ class EndedTraces:
             self._latest.appendleft(_Ended(key, path, head, reads, began_ns))
 
     def ready(self, key: Key, now_ns: int) -> Path | None:
-        """Notes in the newest trace of a start that its program is ready now; returns its file, or None if that cannot be
-        noted any more."""
+        """Has the newest trace of a start say that its program is ready now; returns None if it says something like that
+        already."""
         with self._lock:
             found = next((each for each in self._latest if each.key == key), None)
             if found is None or found.head.ready_ms or found.head.end in (End.OPEN, End.CLOSED):

@@ -45,7 +45,7 @@ def usage(repository: Repository, root: Root) -> Usage:
 
 
 def check_version(repository: Repository, version: Version) -> Iterator[str]:
-    """Reads every node and chunk of a version, and yields what is wrong with it; goes on after damage."""
+    """Reads every node and chunk of a version, and says what is wrong with it; goes on after damage."""
     seen: set[Digest] = set()
 
     def unseen(level: int, row: list[Spot]) -> list[Spot]:

@@ -68,7 +68,7 @@ class Leaves:
         return loaded
 
     def absent_spans(self, span: int, start: Start) -> int:
-        """Returns how many spans from `span` on are all zeros, as inner nodes say; 0 if the first need not be."""
+        """Returns how many spans from `span` on are zeros for certain, as inner nodes say; 0 if the first is not."""
         name, place = self._root.digest, self._root.placement
         for level in range(self._root.level, 0, -1):
             if name == ABSENT:
@@ -84,8 +84,8 @@ class Leaves:
         return 1 if name == ABSENT else 0
 
     def was_not_hot(self, span: int, start: Start) -> None:
-        """Notes that the cache answered a read off the hit path: after some of these, the places of all extents are looked up
-        again, so that chunks that the cache has in part are read as fast as the rest."""
+        """Notes that the cache answered a read off the hit path: after some of these the hit path learns what the cache has
+        now of all extents, so that what is held in part is read as fast as the rest."""
         leaf, (starts, _, _) = self.load(span, start)
         count = self._not_hot[span] = self._not_hot.get(span, 0) + 1
         if leaf is None or count < max(_LEAST_NOT_HOT, len(starts) // 2):

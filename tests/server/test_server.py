@@ -50,7 +50,7 @@ def first_block(opened: Opened) -> bytes:
     return bytes(buf)
 
 
-def test_a_tag_that_moves_leaves_an_open_view_as_it_is(server: Server, store: Pruner) -> None:
+def test_a_tag_that_moves_leaves_an_open_volume_as_it_is(server: Server, store: Pruner) -> None:
     old = volume(store, 1)
     view = server.open("a:1")
     pinned = server.resolve("a:1")

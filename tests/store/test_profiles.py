@@ -131,8 +131,8 @@ def test_a_bundle_holds_what_is_read_and_nothing_else() -> None:
     assert {chunk: mask for chunk, (mask, _) in held.items()} == seen
     stored: set[bytes] = set()
     list(nodes(root, lambda refs: repository.packs.nodes(refs, lambda _, frame: stored.add(frame))))
-    nodes = [bytes(frames[own.frame][own.offset : own.offset + own.length]) for own in head.nodes]
-    assert set(nodes) == stored
+    found = [bytes(frames[own.frame][own.offset : own.offset + own.length]) for own in head.nodes]
+    assert set(found) == stored
     assert head.nodes[0].node == root.digest
 
 

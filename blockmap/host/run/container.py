@@ -19,9 +19,9 @@ _CAPABILITIES = [
     "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
 ]  # fmt: skip
 _DEVICES_CAPABILITY = "CAP_MKNOD"
-"""Given only where a control group keeps the program from opening devices that it makes: the host's disks, for one."""
+"""Only where a control group keeps the program from opening what it makes: the host's disks, for one."""
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""Errors that mean that the image has no such file; any other means that it could not be read."""
+"""What an image without the file gives; what else fails is the reading."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOUNTS: list[dict[str, Any]] = [
     {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -159,7 +159,7 @@ def _lines(root: Path, name: str) -> list[str]:
 
 
 def _inside(root: Path, name: str) -> Path:
-    """Returns the path of a file of the image; symlinks are followed inside the root only."""
+    """A file of the image; symlinks are followed inside the root only."""
     at = root
     todo = [part for part in name.split("/") if part][::-1]
     for _ in range(64):

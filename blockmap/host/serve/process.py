@@ -86,7 +86,7 @@ class Process:
         self._pump.join(1)
 
     def cause(self) -> str:
-        """Returns the latest line of its output that explains why it ended."""
+        """What it said last that explains its end."""
         lines = [line for line in self._lines if line.strip()]
         for line in reversed(lines):
             _, mark, text = line.partition(" ERROR ")

@@ -125,7 +125,7 @@ class Supervisor:
             how = _how(process)
             served = served or ready
             failed_starts = 0 if ready else failed_starts + 1
-            # Where nobody was served yet, a setting is wrong: another attempt would fail as well.
+            # Where nobody was served yet, it says that a setting is wrong, which another attempt does not change.
             if (not served and (process.status or 0) > 0) or failed_starts >= _MAX_FAILED_STARTS:
                 raise HostError(f"nbdkit does not start: it ended {how}: {process.cause()}")
             quick_deaths = quick_deaths + 1 if lived < _STEADY_SECONDS else 0

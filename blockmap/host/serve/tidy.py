@@ -1,8 +1,8 @@
 """Filters nbdkit's messages: leaves out what the plugin has logged already.
 
 nbdkit prints the Python traceback of whatever a callback raises, in lines that begin with a space, and an empty line behind.
-An error that blockmap raises on purpose was logged by the plugin in one line already, or counted where there are many.
-A traceback of anything else is passed on whole.
+Where the error is one that blockmap raises on purpose, the plugin has logged it in one line, and counts those that come in
+masses. A traceback of anything else is passed on whole.
 """
 
 import re
