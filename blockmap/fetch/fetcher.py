@@ -151,7 +151,7 @@ class Fetcher:
             self._fetch_when_idle(request)
 
     def complete(self, items: Sequence[Wanted]) -> int:
-        """Fetches what the cache lacks, in whole or in part, in this thread while the link has room; returns the bytes asked for."""
+        """Fetches what the cache lacks, in whole or in part, while the link has room; returns the bytes asked for."""
         came = 0
         for request in requests(self._flights.incomplete(items), MAX_REQUEST_BYTES):
             self._ranges.await_headroom()
