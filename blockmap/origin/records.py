@@ -81,7 +81,7 @@ class RecordCache:
             return
         for table in ("records", "names"):
             self._change(f"DELETE FROM {table} WHERE store = ?")
-        with suppress(BlockmapError):  # read again at the next start
+        with suppress(BlockmapError):  # asked for again at the next start
             self.keep(keys.FORMAT, store.get(keys.FORMAT))
 
     def close(self) -> None:

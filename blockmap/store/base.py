@@ -17,7 +17,7 @@ class Reader(Protocol):
     """True if the store is on this host or looks so: it has no connections to keep."""
 
     def get(self, key: str) -> bytes:
-        """Returns the whole object; NotFound."""
+        """The whole object; NotFound."""
 
     def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:
         """Returns exactly the bytes [start, end); NotFound, or Corrupt where the object ends before `end`."""
