@@ -140,7 +140,7 @@ def _never(pack: object) -> None:
 
 
 def _versions(images: list[list[Chunk]], count: int, chosen: random.Random) -> Iterator[list[Chunk]]:
-    """The images, then versions each of which changes the last one of some image."""
+    """Yields the images, then versions each of which changes the last one of some image."""
     newest = [list(image) for image in images]
     yield from images
     for _ in range(count):
@@ -209,7 +209,7 @@ class _Run:
         self._publish(laid, places, known)
 
     def _store(self, blocks: int) -> Placement:
-        """A place such as a new chunk would get."""
+        """Returns a place like that of a new chunk."""
         stored = int(blocks * BLOCK * _STORED_SHARE)
         if self.offset + stored > TARGET_BYTES:
             self.offset, self.pack = 0, Digest(self.chosen.randbytes(32))

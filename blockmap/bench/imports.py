@@ -116,7 +116,7 @@ def run_import(source: str, store: str, cache: str) -> dict[str, Any]:
 
 
 def _floor(source: str) -> dict[str, float]:
-    """Processor seconds of each part alone."""
+    """Returns the processor seconds of each part alone."""
     with tempfile.TemporaryDirectory(prefix="blockmap-bench-") as work:
         opened = open_source(source, platform=None, work=Path(work))
         if isinstance(opened, DiskSource):

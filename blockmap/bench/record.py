@@ -107,7 +107,7 @@ class _Server:
         return median(used[0]), median(used[1])
 
     def _check(self, trace: Path, reads: int) -> None:
-        """HostError where a trace does not hold what it should, so that the run does not count."""
+        """Raises HostError where a trace does not hold what it should, so that the run does not count."""
         end = time.monotonic() + 30
         # One that is in no state is being ended: not all that was noted is in its file yet.
         while {each["path"]: each["state"] for each in self._traces()}.get(str(trace), "running") == "running":
@@ -141,12 +141,12 @@ def _compare(server: _Server, depth: int, pairs: int) -> dict[str, Any]:
 
 
 def _cpu_s(pid: int) -> float:
-    """Processor time of a process, with threads that have ended: its clock as of clock_getcpuclockid(3)."""
+    """Returns the processor time of a process, with threads that have ended: its clock as of clock_getcpuclockid(3)."""
     return time.clock_gettime(~pid << 3 | 2)
 
 
 def _append_us(directory: Path) -> float:
-    """Processor time of one append, and of writing it to the file; what the loop takes is taken off."""
+    """Returns the processor time of one append, and of writing it to the file, without that of the loop."""
     zero = Digest(bytes(32))
     head = TraceHead("bench", "default", zero, zero, 1 << 40, 0)
     recorder = Recorder(directory, head, time.monotonic_ns())

@@ -11,10 +11,10 @@ class Spread(NamedTuple):
 
 
 def spread(values: list[float]) -> Spread:
-    """Minimum, median and maximum."""
+    """Returns minimum, median and maximum."""
     return Spread(min(values), median(values), max(values))
 
 
 def ratios(own: list[float], peer: list[float]) -> Spread:
-    """Spread of the ratios of measurements that were made in pairs."""
+    """Returns the spread of the ratios of measurements that were made in pairs."""
     return spread([a / b for a, b in zip(own, peer, strict=True)])

@@ -147,7 +147,7 @@ def _fio(uri: str, options: list[str], window: tuple[int, int], seconds: int) ->
 
 @contextlib.contextmanager
 def _running(command: list[str], ready: Path) -> Iterator[None]:
-    """A server process that is there while the block runs."""
+    """Runs a server process while the block runs."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 30
@@ -167,7 +167,7 @@ def _running(command: list[str], ready: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def served(directory: Path, store: str) -> Iterator[Path]:
-    """A `blockmap serve` with a cache of its own; its socket."""
+    """Runs a `blockmap serve` with a cache of its own; yields its socket."""
     socket = directory / "blockmap.sock"
     program = [sys.executable, "-m", "blockmap.cli.main", "serve", "--socket", str(socket)]
     with _running([*program, "--no-learn", "--store", store, "--cache", str(directory / "cache")], socket):

@@ -115,7 +115,7 @@ class BundleHead:
 
     @property
     def listed_frames(self) -> int:
-        """Number of frames with the blocks of the reading list; the frames behind them hold blocks that starts may read as well."""
+        """Returns the number of frames with the blocks of the reading list; those behind hold what starts may read as well."""
         left = sum(own.blocks for own in self.read_items)
         for piece in self.pieces:
             if left <= 0:
@@ -125,7 +125,7 @@ class BundleHead:
 
     @property
     def end(self) -> int:
-        """Length of the whole bundle in bytes."""
+        """Returns the length of the whole bundle in bytes."""
         return self.frames[-1].end if self.frames else self.length
 
 

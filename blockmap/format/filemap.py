@@ -45,7 +45,7 @@ class File(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Number of blocks that hold data of the file."""
+        """Returns the number of blocks that hold data of the file."""
         return sum(length for _, length in self.runs)
 
 

@@ -41,7 +41,7 @@ class BlockIndex:
 
     @property
     def blocks(self) -> int:
-        """Number of blocks with data."""
+        """Returns the number of blocks with data."""
         return int(self._lengths.sum())
 
     @cached_property
@@ -50,7 +50,7 @@ class BlockIndex:
 
     @cached_property
     def by_chunk(self) -> dict[Digest, list[Extent]]:
-        """The extents that hold blocks of each chunk."""
+        """Returns the extents that hold blocks of each chunk."""
         found: dict[Digest, list[Extent]] = {}
         for extent in self.extents:
             assert extent.chunk is not None

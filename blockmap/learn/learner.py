@@ -41,7 +41,7 @@ class Subject:
 
 
 def find_subject(store: Reader, reference: Reference) -> Subject:
-    """The version that a reference stands for now, and its workload; NotFound, StoreError, Corrupt."""
+    """Returns the version that a reference stands for now, and its workload; NotFound, StoreError, Corrupt."""
     found = find_version(Repository(store), reference)
     return Subject(reference.repo, reference.label or DEFAULT_LABEL, found.name, found.root)
 

@@ -162,7 +162,7 @@ class ChunkWriter:
             raise self._error
 
     def _chunk(self) -> None:
-        """The chunker thread."""
+        """Runs the chunker thread."""
         try:
             self._chunk_all()
         except BaseException as error:

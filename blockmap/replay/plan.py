@@ -38,7 +38,7 @@ class Missing:
 
     @property
     def frames(self) -> list[int]:
-        """The numbers of the frames that bring it, ascending."""
+        """Returns the numbers of the frames that bring it, ascending."""
         return sorted({own.frame for own in self.nodes} | {own.frame for own in self.pieces})
 
     def ranges(self, have: int) -> list[Range]:

@@ -25,7 +25,7 @@ class RangeBuffer:
 
     @property
     def left(self) -> list[int]:
-        """The numbers of the parts that are known, and have not been handed out."""
+        """Returns the numbers of the known parts that have not been handed out."""
         return list(self._parts)
 
     def covering(self, start: int, end: int) -> range:

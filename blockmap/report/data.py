@@ -59,7 +59,7 @@ class ReportRun:
 
     @property
     def end_s(self) -> float:
-        """When it was ready, else the last read."""
+        """Returns when the program was ready, else the time of the last read."""
         return self.head.ready_ms / 1000 or (float(self.time_s[-1]) if len(self.time_s) else 0.0)
 
     @property

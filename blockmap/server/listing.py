@@ -1,4 +1,4 @@
-"""Lists the catalogue as clients see it: names that stand for something, refreshed at most every so often.
+"""Lists the catalogue as clients see it: names that stand for something, read again from a remote store every 30 s at most.
 
 No open depends on it, so it may be a little old: if the store does not answer in time, the last listing serves, or else
 the names that this host has opened.
@@ -66,7 +66,7 @@ class Listing:
         except (TimeoutError, StoreError) as error:
             if old is None:
                 raise
-            _log.warning("%s cannot be listed, the last listing serves: %s", self._store.url, error or "no answer")
+            _log.warning("%s cannot be listed, earlier names are served: %s", self._store.url, error or "no answer")
             return old
 
     def _update(self) -> Listed:

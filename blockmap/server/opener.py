@@ -117,7 +117,7 @@ class Opener:
 
     @property
     def unconfirmed(self) -> int:
-        """The number of opens that were served as this host knew the name, since the store did not answer."""
+        """Returns the number of opens that this host's own record of a name served, since the store did not answer."""
         with self._lock:
             return self._unconfirmed
 

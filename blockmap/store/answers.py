@@ -13,7 +13,7 @@ from obstore.exceptions import (
 from blockmap.errors import AlreadyExists, BlockmapError, NotFound, StoreReadOnly, StoreRefused, StoreUnavailable
 
 ERRORS = (BaseError, OSError, ValueError, NotImplementedError)
-"""What calls of obstore raise: its own errors, and FileNotFoundError and others for some."""
+"""Errors that calls of obstore raise: its own, and FileNotFoundError and others for some."""
 
 _STATUS = re.compile(r"status code: (\d{3})( \w[\w -]*)?")
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>|\(code: (\w{1,100})\)")

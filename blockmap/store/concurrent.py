@@ -12,7 +12,7 @@ _AT_ONCE = 16
 
 
 def spawn(call: Callable[[], _T]) -> Future[_T]:
-    """Starts a call in a thread of its own; a result that nobody needs any more is simply dropped."""
+    """Starts a call in a thread of its own; a caller that does not need the result any more drops it."""
     future: Future[_T] = Future()
 
     def run() -> None:

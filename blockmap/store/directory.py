@@ -160,7 +160,7 @@ class DirectoryStore:
 
 
 def _unless_absent(error: OSError) -> None:
-    """A prefix without objects has no directory, or lost it just now; an object has nothing below it."""
+    """Raises an error unless it means absence: a prefix without objects may have no directory, an object has nothing below it."""
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         raise error
 

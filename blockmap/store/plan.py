@@ -24,7 +24,7 @@ class Wanted(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where it ends, bytes from the beginning of its pack."""
+        """Returns where it ends, in bytes from the beginning of its pack."""
         return self.place.offset + self.place.stored
 
 

@@ -69,7 +69,7 @@ class StartTrace:
         return self.start.key
 
     def begin_head(self, started_us: int) -> TraceHead:
-        """Returns the head of a trace that runs: whether it is evidence is said at its end."""
+        """Returns the head of a trace that runs; its end decides whether it is evidence."""
         start = self.start
         repo, _, digest = start.version.partition("@sha256:")
         return TraceHead(

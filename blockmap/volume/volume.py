@@ -17,19 +17,19 @@ class Volume(Protocol):
 
     @property
     def name(self) -> str:
-        """The name that the volume is known by: of a version, its export name by digest."""
+        """Returns the name of the volume; that of a version is its export name by digest."""
 
     @property
     def size(self) -> int:
-        """The size in bytes."""
+        """Returns the size in bytes."""
 
     @property
     def writable(self) -> bool:
-        """True if clients may write."""
+        """Returns True if clients may write."""
 
     @property
     def waiting(self) -> int:
-        """The number of reads that are under way off the hit path, which all that wait for the store are."""
+        """Returns the number of reads under way off the hit path, among them all that wait for the store."""
 
     def reader(self, start: Start, note: Note | None = None, mark: Callable[[], None] | None = None) -> Read:
         """Returns the function that reads for a start; with `note` and `mark` each read is noted before it is done, and

@@ -107,7 +107,7 @@ def test_what_was_listed_before_serves_while_the_store_is_away(
     faulty.down = True
     clock.seconds = 2.0
     assert shown(listing) == ["a:1"]
-    assert "cannot be listed, the last listing serves: no answer" in caplog.text
+    assert "cannot be listed, earlier names are served: no answer" in caplog.text
     move(store, "2", 2)
     faulty.down = False
     assert shown(listing) == ["a:1", "a:2"]

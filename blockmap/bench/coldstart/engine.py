@@ -48,7 +48,7 @@ def _s3(far: str) -> Store:
 
 @contextlib.contextmanager
 def seaweedfs(work: Path, files: Path) -> Iterator[int]:
-    """A SeaweedFS with the bucket; the port where it speaks S3."""
+    """Runs a SeaweedFS with the bucket; yields the port of its S3 API."""
     ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
     data, settings, log = files / "seaweedfs", work / "s3.json", work / "seaweedfs.log"
     data.mkdir()
@@ -76,7 +76,7 @@ def seaweedfs(work: Path, files: Path) -> Iterator[int]:
 
 
 def _make_bucket(filer_port: int) -> bool:
-    """A bucket is a folder of the filer."""
+    """Makes the bucket, a folder of the filer; returns True if that worked."""
     request = urllib.request.Request(f"http://127.0.0.1:{filer_port}/buckets/{BUCKET}/", method="POST")
     try:
         with urllib.request.urlopen(request, timeout=10):

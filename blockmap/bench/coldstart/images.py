@@ -58,7 +58,7 @@ def _import(source: str, image: str, store: Store) -> None:
 
 
 def _local_disk(layout: Path, tag: str, folder: Path) -> Path:
-    """An ext4 file system with the unpacked image."""
+    """Makes an ext4 file system with the unpacked image."""
     root, disk = folder / "unpacked", folder / "local.img"
     tools.run("umoci", "raw", "unpack", "--image", f"{layout}:{tag}", str(root))
     size, files = _usage(root)

@@ -21,7 +21,7 @@ class Shape:
 
 @contextlib.contextmanager
 def shaped(shape: Shape, rtt_ms: float, to_port: int, folder: Path) -> Iterator[int]:
-    """A port of this host behind which `to_port` lies, so far away."""
+    """Yields a port of this host that leads to `to_port` over a link with this delay and bandwidth."""
     (port,), log = free_ports(1), folder / "netshape.log"
     command = [
         str(shape.netshape), "--listen", f"127.0.0.1:{port}", "--to", f"127.0.0.1:{to_port}",

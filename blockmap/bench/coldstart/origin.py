@@ -59,7 +59,7 @@ class Origin:
         self._log = log
 
     def mark(self) -> int:
-        """Where the log ends now."""
+        """Returns where the log ends now."""
         return os.path.getsize(self._log)
 
     def requests_since(self, mark: int) -> list[LoggedRequest]:

@@ -27,7 +27,7 @@ def running(
     environment: Mapping[str, str] | None = None,
     end: signal.Signals = signal.SIGTERM,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process whose messages go to `log`. In a session of its own: what is typed at the terminal is for the benchmark."""
+    """Runs a process whose output goes to `log`, in a session of its own: a Ctrl-C at the terminal is for the benchmark."""
     with open(log, "ab") as out:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/", env=environment
@@ -66,7 +66,7 @@ def mounted(where: Path, *arguments: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def calm() -> Iterator[contextlib.ExitStack]:
-    """A stack of what is to be taken apart. Signals that would end this process wait until it is."""
+    """Yields an exit stack for cleaning up. Signals that would end this process wait until that is done."""
     came = False
 
     def note(signum: int, frame: FrameType | None) -> None:

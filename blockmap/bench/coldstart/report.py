@@ -52,7 +52,7 @@ class ReadyFigures:
 
 
 def of_starts(starts: Sequence[tuple[Step, TimedStart]], ways: Mapping[str, str]) -> list[ReadyFigures]:
-    """One for each image and way, in the order in which they first came; `ways` are their names for people."""
+    """Returns one for each image and way, in the order in which they first came; `ways` are their names for people."""
     found: dict[tuple[str, str], ReadyFigures] = {}
     for step, start in starts:
         each = found.setdefault((step.image, step.way), ReadyFigures(step.image, ways[step.way], {}, {}, {}, [], []))
@@ -68,7 +68,7 @@ def of_starts(starts: Sequence[tuple[Step, TimedStart]], ways: Mapping[str, str]
 
 
 def of_openings(way: str, openings: Sequence[Opening]) -> list[ReadyFigures]:
-    """One for each image and part."""
+    """Returns one for each image and part."""
     found: dict[tuple[str, str], ReadyFigures] = {}
     for opening in openings:
         each = found.setdefault(
@@ -83,7 +83,7 @@ def of_openings(way: str, openings: Sequence[Opening]) -> list[ReadyFigures]:
 
 
 def row(figures: ReadyFigures, rtts_ms: Sequence[float], prices: Prices) -> dict[str, Any]:
-    """For the table: "-" where there is no figure."""
+    """Returns the row of the table, "-" where there is no figure."""
     result: dict[str, Any] = {"image": figures.image, "way": figures.way}
     for rtt in rtts_ms:
         # Without a link, the time is the same for every link.
@@ -146,7 +146,7 @@ def against(figures: Sequence[ReadyFigures], own: str, floor: str, pull: str, mb
 
 
 def details(figures: ReadyFigures) -> dict[str, Any]:
-    """For machines: every measurement."""
+    """Returns every measurement, for machines."""
     slope = theil_sen(_points(figures))
     return {
         "image": figures.image,
@@ -177,12 +177,12 @@ def details(figures: ReadyFigures) -> dict[str, Any]:
 
 
 def _points(figures: ReadyFigures) -> list[tuple[float, float]]:
-    """RTT and ready, both in seconds: the slope is then a number of round trips."""
+    """Returns pairs of RTT and ready time, both in seconds: their slope is a number of round trips."""
     return [(rtt / 1000, value) for rtt, values in figures.ready_s.items() if rtt is not None for value in values]
 
 
 def _counted(figures: ReadyFigures) -> float | None:
-    """At the longest RTT, where what does not overlap is surely told from what does."""
+    """Returns the steps at the longest RTT, where overlapping calls are most surely distinguished from others."""
     longest = max((rtt for rtt in figures.requests if rtt), default=None)
     return median(_serial(figures, longest)) if longest else None
 

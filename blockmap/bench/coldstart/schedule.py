@@ -19,7 +19,7 @@ class Step:
 def interleave(
     images: Sequence[str], remote: Sequence[str], local: Sequence[str], rtts_ms: Sequence[float], rounds: int
 ) -> list[Step]:
-    """All steps; the same arguments give the same order."""
+    """Returns all steps; the same arguments give the same order."""
     steps = []
     for number in range(rounds):
         for image in images:

@@ -16,7 +16,7 @@ class Slope(NamedTuple):
 
 
 def theil_sen(points: Sequence[tuple[float, float]]) -> Slope | None:
-    """Median slope over all pairs of points (x, y), with its 95 % interval; None where all x are equal.
+    """Returns the median slope over all pairs of points (x, y), with its 95 % interval; None where all x are equal.
 
     Theil 1950 and Sen 1968, section 4: the interval's ends are order statistics of the slopes, from the normal
     approximation of Kendall's statistic with ties.

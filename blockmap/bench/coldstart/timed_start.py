@@ -84,13 +84,13 @@ def split(
 
 
 def within(calls: Sequence[Call] | None, began_s: float, seconds: float) -> list[Call] | None:
-    """Returns the calls that began in so many seconds."""
+    """Returns the calls that began within `seconds` of the beginning."""
     return None if calls is None else [call for call in calls if began_s <= call.start_s < began_s + seconds]
 
 
 @contextmanager
 def place_for(bench: Bench, image: Prepared, rtt_ms: float | None) -> Iterator[BenchSite]:
-    """A folder, and a link to the far side; nothing is left of them or of what was put on their stack."""
+    """Yields a folder, and a link to the far side; removes both at the end, with all that was put on their stack."""
     with calm() as stack:
         folder = Path(tempfile.mkdtemp(prefix="start-", dir=bench.work))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)

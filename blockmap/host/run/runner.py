@@ -53,10 +53,10 @@ class Observer(Protocol):
     """Observes what a start reads."""
 
     def starts(self, export: str) -> None:
-        """The program starts now."""
+        """Is called when the program is about to start."""
 
     def ended(self) -> None:
-        """The program has ended; the image is still mounted."""
+        """Is called when the program has ended, with the image still mounted."""
 
 
 def run(
