@@ -79,7 +79,7 @@ class TraceHead:
 
     @property
     def is_evidence(self) -> bool:
-        """Returns True if blocks that the trace lacks were not needed: the device was new, so the kernel had cached none."""
+        """True if blocks that the trace lacks were not needed: the device was new, so the kernel had none of them cached."""
         return bool(self.flags & NEW)
 
 

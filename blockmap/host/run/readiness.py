@@ -25,7 +25,7 @@ class Readiness(Protocol):
 
 
 def parse_readiness(text: str) -> Readiness:
-    """Parses `tcp:PORT`, `http:URL`, `log:REGEX` or `exit`; UsageError."""
+    """`tcp:PORT`, `http:URL`, `log:REGEX` or `exit`; UsageError."""
     kind, _, rest = text.partition(":")
     if text == "exit":
         return _Asked(lambda: False)

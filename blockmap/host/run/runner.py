@@ -56,7 +56,7 @@ class Observer(Protocol):
         """Is called when the program is about to start."""
 
     def ended(self) -> None:
-        """Is called when the program has ended, with the image still mounted."""
+        """It has ended; the image is still mounted."""
 
 
 def run(
