@@ -69,7 +69,7 @@ class Fetcher:
         self._queued = 0  # requests for neighbours that no helper has begun
         self._wanted = 0  # calls of `want` that no helper has begun
         self._failed = 0
-        # Separate pools, so that no reader waits behind reads ahead.
+        # Apart from each other, so that no reader waits for what is fetched ahead.
         self._neighbours = ThreadPoolExecutor(_NEIGHBOUR_THREADS, "neighbours")
         self._decoders = ThreadPoolExecutor(2, "decoders")
         self._demands = ThreadPoolExecutor(_DEMAND_THREADS, "demands")

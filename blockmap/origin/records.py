@@ -110,7 +110,7 @@ class RecordCache:
 
 
 class RecordReader:
-    """A store whose unchanging records are each read once, and cached on this host from then on."""
+    """A store that is asked once for each record that never changes, however often this host starts."""
 
     def __init__(self, store: Reader, records: RecordCache) -> None:
         self.url, self.local = store.url, store.local

@@ -50,7 +50,7 @@ class Listing:
         """The newest entries, which never change."""
 
     def names(self) -> Listed:
-        """Returns the catalogue; StoreError if the store does not answer, and nothing was listed or opened before."""
+        """Returns the catalogue; StoreError if the store does not answer and nothing is known of it."""
         fresh = LOCAL_SECONDS if self._store.local else REMOTE_SECONDS
         with self._lock:
             old = self._listed

@@ -195,7 +195,7 @@ class Opener:
     def _begin(
         self, reference: Reference, entry: Entry, hinted: bytes | None = None, hint: Hint | None = None
     ) -> _Opening:
-        """Asks for what this host lacks: the record of the version, the bundle or the run of nodes."""
+        """Asks for what is not at hand: the record of the version, the bundle or the run of nodes."""
         name, number = entry.version, entry.number
         if name is None:
             return _Opening(reference, entry, _failed(no_image(reference, self._store)), _done(None))

@@ -47,22 +47,22 @@ def find_version(repository: Repository, reference: Reference) -> Resolved:
 def by_digest(repository: Repository, reference: Reference, name: Digest) -> Resolved:
     """Returns a version by its digest, or by that of an OCI document; asks for both at once."""
     first = spawn(lambda: repository.version_at(name, 1))
-    document = spawn(lambda: _of_document(repository.store, name))
+    document = spawn(lambda: _told(repository.store, name))
     with suppress(NotFound, Corrupt):
         version = first.result()
         return Resolved(reference, name, version, version.root)
-    named = document.result()
+    told = document.result()
     try:
-        version = repository.version(*(named or (name, 1)))
+        version = repository.version(*(told or (name, 1)))
     except NotFound:
-        if named is not None:
+        if told is not None:
             raise
         raise NotFound(f"nothing in {repository.store.url} has the digest of {reference}") from None
-    return Resolved(reference, named[0] if named else name, version, version.root)
+    return Resolved(reference, told[0] if told else name, version, version.root)
 
 
-def _of_document(store: Reader, digest: bytes) -> tuple[Digest, int] | None:
-    """Returns the version of an OCI document; None where the store has no such document."""
+def _told(store: Reader, digest: bytes) -> tuple[Digest, int] | None:
+    """The version of an OCI document; None where the store has no such document."""
     try:
         return oci.decode(store.get(keys.oci(digest)))
     except NotFound:
