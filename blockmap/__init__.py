@@ -37,7 +37,7 @@ Imports point down the list in setup.cfg. Six walks through the folders, a line 
     image.sources           an archive, layout, directory or registry; image.tar reads its layers
     filesystem.merge        the layers' members become one tree, filesystem.ext4.writer its blocks and cuts
     publish.publication     the recipe: chunks and packs (publish.chunks), trees (publish.trees), record, name, derived objects
-    publish.dedup_index     what the store has already
+    publish.dedup_index     what the store has already, and what of it is lost (publish.pack_health)
     store.names             creates the next entry of the name's log
     learn.bundler           bundles of the repository's profiles on the new version
 

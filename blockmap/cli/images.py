@@ -10,16 +10,19 @@ from rich.console import Console
 from rich.table import Table
 
 from blockmap.cli.progress import Watched
-from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound, UsageError
+from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound, StoreError, StoreReadOnly, UsageError
 from blockmap.filesystem.ext4.reader import Ext4Reader
 from blockmap.format import BLOCK
 from blockmap.format.refs import parse_name, parse_reference
+from blockmap.format.version import Version
 from blockmap.image.compare import compare
 from blockmap.image.disk_image import DiskSource
 from blockmap.image.importer import Importer, Summary
+from blockmap.image.layer import chain_ids
 from blockmap.image.sources import open_source
 from blockmap.local.paths import default_cache
 from blockmap.publish.local import LocalCatalogue
+from blockmap.store.base import Reader, Writer
 from blockmap.store.names import NameReader
 from blockmap.store.opening import create_store, open_or_create, open_store
 from blockmap.store.repository import Repository
@@ -27,7 +30,8 @@ from blockmap.store.resolver import find_version
 from blockmap.store.volume_reader import stored_reader
 from blockmap.terminal.options import cache_option, need_store, store_option
 from blockmap.terminal.units import size
-from blockmap.upkeep.verify import check_version, usage
+from blockmap.upkeep.derived import check_derived
+from blockmap.upkeep.verify import Fault, check_version, record_faults, usage
 
 _UNBOUNDED = 10_000
 """Columns: wider than any table."""
@@ -196,21 +200,35 @@ def show(name: str, store: str | None, files: bool) -> None:
 @click.argument("name")
 @store_option
 @click.option("--against", metavar="SOURCE", help="Also compare file by file with this image.")
+@click.option(
+    "--heal", metavar="SOURCE", help="Store again what is damaged or lost, from the image that NAME was made of."
+)
 @click.option("--platform", metavar="OS/ARCH", help="Which image of SOURCE's index.")
-def verify(name: str, store: str | None, against: str | None, platform: str | None) -> None:
-    """Read everything that NAME consists of, and check it against its digests."""
+def verify(name: str, store: str | None, against: str | None, heal: str | None, platform: str | None) -> None:
+    """Read everything that NAME consists of, and check it against its digests.
+
+    Damage is recorded in the store, so that no import relies on what is damaged.
+    """
     opened, _ = open_store(need_store(store))
     repository = Repository(opened)
     found = find_version(repository, parse_reference(name))
-    damaged = 0
-    for problem in check_version(repository, found.version):
-        damaged += 1
-        click.echo(f"blockmap: {problem}", err=True)
-    if damaged:
+    faults = _faults(repository, found.version)
+    if faults:
+        _record(opened, faults)
+    if faults and heal is not None:
+        _heal(opened.url, heal, platform)
+        faults = _faults(repository, found.version)
+        if faults:
+            raise Corrupt(
+                f"{name} is still damaged in {len(faults)} places: {heal} is not the image that it was made of"
+            )
+    if faults:
         raise Corrupt(
-            f"{name} is damaged in {damaged} places: restore these objects from a copy of the store, or import the image "
-            "into another store, since in this one it would share what is damaged"
+            f"{name} is damaged in {len(faults)} places: import the image again, or `blockmap verify {name} --heal SOURCE`, "
+            "which store again what the source has of it"
         )
+    for text in check_derived(opened, found.name, found.version, _chains(found.version.config)):
+        click.echo(f"blockmap: {text}", err=True)
     took = usage(repository, found.version.root)
     click.echo(f"{found.pinned}: {took.chunks:,} chunks, {size(took.data_bytes)} of data, all as their digests say")
     if against is None:
@@ -234,6 +252,42 @@ def verify(name: str, store: str | None, against: str | None, platform: str | No
     except NotFound:
         count = 0
     click.echo(f"the same as {against}, file by file ({count:,} regular files)")
+
+
+def _chains(config: bytes | None) -> list[bytes]:
+    """Returns the chain IDs of an image's layers, as far as its configuration has them."""
+    try:
+        diff_ids = json.loads(config or b"{}")["rootfs"]["diff_ids"]
+        return chain_ids([bytes.fromhex(each.removeprefix("sha256:")) for each in diff_ids])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _faults(repository: Repository, version: Version) -> list[Fault]:
+    faults = []
+    for fault in check_version(repository, version):
+        faults.append(fault)
+        click.echo(f"blockmap: {fault.message}", err=True)
+    return faults
+
+
+def _record(store: Reader, faults: list[Fault]) -> None:
+    try:
+        if not isinstance(store, Writer):
+            raise StoreReadOnly("it is read through a web server")
+        record_faults(store, faults)
+    except StoreError as error:
+        click.echo(f"blockmap: the store keeps no record of this damage: {error}", err=True)
+
+
+def _heal(store: str, source: str, platform: str | None) -> None:
+    with tempfile.TemporaryDirectory(prefix="blockmap-heal-") as work:
+        found = open_source(source, platform=platform, work=Path(work))
+        try:
+            opened, form = open_or_create(store)
+            Importer(opened, form, lambda text: click.echo(f"blockmap: {text}", err=True)).heal(found)
+        finally:
+            found.close()
 
 
 commands = [create, import_, images, show, verify]

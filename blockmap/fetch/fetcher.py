@@ -29,6 +29,7 @@ from blockmap.origin.link import MAX_WINDOW_BYTES
 from blockmap.origin.outage import Attempt
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.origin.ranges import Ranges
+from blockmap.store.pack_logs import MovedLogs
 from blockmap.store.packs import NodeRef, Packs
 from blockmap.store.plan import MAX_REQUEST_BYTES, Request, Wanted, node_at, requests
 from blockmap.store.walk import Spot, visit
@@ -59,7 +60,7 @@ class Fetcher:
         self.cache = cache
         self.staging = StagingArea(cache)
         self._ranges = ranges
-        self._demanded = Packs(partial(ranges.read, demand=True))
+        self._demanded = Packs(partial(ranges.read, demand=True), MovedLogs(ranges.store))
         self._spare = Packs(partial(ranges.read, demand=False))
         self.verifier = Verifier()
         self._flights = Flights(self._demanded, cache, self.staging, self.verifier)
@@ -228,7 +229,14 @@ class Fetcher:
             if data is not None:  # it landed just before
                 self._flights.finish_cached(own, flight, data)
                 return
-            self._fly(flight, wanted, around)
+            try:
+                self._fly(flight, wanted, around)
+            except (Corrupt, NotFound) as error:
+                moved = self._demanded.elsewhere(own)
+                if moved is None:
+                    raise
+                _log.warning("%s; it was stored again, and is read there", error)
+                self._flights.deliver(own, flight, moved)
         except BaseException as error:
             self._flights.fail(own, flight, error)
             with self._lock:

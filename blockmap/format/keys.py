@@ -9,10 +9,12 @@ from blockmap.format.refs import from_component, to_component
 FORMAT = "format"
 NAMES = "names/"
 PROFILES = "profiles/"
+DAMAGED = "damaged/"
 CATALOGUE = "hints/catalogue"
 UNCHANGING = ("versions/", "oci/")
 """Prefixes of the keys of immutable records, which a host may keep for good."""
 
+_DAMAGED = re.compile("damaged/([0-9a-f]{64})/([0-9]{16})")
 _NUMBER = re.compile("[0-9]{16}")
 
 
@@ -92,6 +94,20 @@ def parse_bundle(key: str) -> tuple[str, int] | None:
 def bundle(version: Digest, label: str, number: int) -> str:
     """Returns the key of the bundle of the profile `number` on a version."""
     return f"{bundles(version)}{to_component(label)}/{_number(number)}"
+
+
+def moved(pack: Digest, number: int) -> str:
+    return f"moved/{pack.hex()}/{_number(number)}"
+
+
+def damaged(pack: Digest, number: int) -> str:
+    return f"{DAMAGED}{pack.hex()}/{_number(number)}"
+
+
+def parse_damaged(key: str) -> tuple[Digest, int] | None:
+    """Returns the pack and the number of the damage record at `key`; None if `key` is not that of one."""
+    found = _DAMAGED.fullmatch(key)
+    return (Digest(bytes.fromhex(found[1])), int(found[2])) if found and int(found[2]) else None
 
 
 def layer(chain: bytes, number: int) -> str:

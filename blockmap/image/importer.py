@@ -102,17 +102,7 @@ class Importer:
         with stages.time("known"):
             catalogue = read_catalogue(self._store, names, self._local, self._warn)
         with Publication(self._store, self._form, names, catalogue, self._warn) as publication:
-            with publication.chunk_writer(stages) as chunks:
-                with stages.time("layers"):
-                    if isinstance(source, DiskSource):
-                        laid = write_disk(source, chunks)
-                    else:
-                        laid = write_image(source, chunks, threshold)
-                chunks.finish()
-                if not isinstance(source, DiskSource):
-                    stages.add("decompress", sum(own.cpu_seconds for own in source.layers))
-                with stages.time("tree"):
-                    trees = publication.assemble(chunks, laid.size, laid.hidden)
+            laid, counts, trees = _store_trees(source, publication, stages, threshold)
             version = _version(source, trees, laid.layout)
             derived: list[Derive] = [
                 lambda published: self._put_records(source, laid, version, published),
@@ -125,11 +115,18 @@ class Importer:
             trees.root.digest,
             published.entry.n if published.entry is not None else 0,
             laid.size * BLOCK,
-            chunks.counts,
+            counts,
             trees.stored_bytes,
             time.monotonic() - began,
             stages.seconds(),
         )
+
+    def heal(self, source: ImageSource | DiskSource) -> None:
+        """Stores again what packs of the store have lost of `source`, for all versions that need it; moves no name."""
+        names = NameLog(self._store)
+        catalogue = read_catalogue(self._store, names, self._local, self._warn)
+        with Publication(self._store, self._form, names, catalogue, self._warn) as publication:
+            _store_trees(source, publication, Stages(), THRESHOLD_BLOCKS)
 
     def _put_records(
         self, source: ImageSource | DiskSource, laid: WrittenVolume, version: Version, published: Published
@@ -145,6 +142,24 @@ class Importer:
         for document in (source.index, source.manifest, source.config):
             if document is not None:
                 put(store, keys.oci(hashlib.sha256(document).digest()), [oci.encode(name, number)])
+
+
+def _store_trees(
+    source: ImageSource | DiskSource, publication: Publication, stages: Stages, threshold: int
+) -> tuple[WrittenVolume, Counts, Trees]:
+    """Writes the volume of a source, and stores its trees."""
+    with publication.chunk_writer(stages) as chunks:
+        with stages.time("layers"):
+            if isinstance(source, DiskSource):
+                laid = write_disk(source, chunks)
+            else:
+                laid = write_image(source, chunks, threshold)
+        chunks.finish()
+        if not isinstance(source, DiskSource):
+            stages.add("decompress", sum(own.cpu_seconds for own in source.layers))
+        with stages.time("tree"):
+            trees = publication.assemble(chunks, laid.size, laid.hidden)
+    return laid, chunks.counts, trees
 
 
 def write_image(source: ImageSource, chunks: ChunkWriter, threshold: int) -> WrittenVolume:

@@ -91,7 +91,7 @@ def _chunks(
         batch.append((chunk, mask))
         waiting += places[chunk].raw
         if waiting >= _BATCH_BYTES or number == len(masks) - 1:
-            stored = repository.packs.fetch(chunk_at(name, places[name]) for name, _ in batch)
+            found = repository.packs.chunks([chunk_at(name, places[name]) for name, _ in batch])
             for name, own in batch:
-                yield name, own, repository.packs.open_chunk(name, places[name], raised(stored[name]))
+                yield name, own, raised(found[name])
             batch, waiting = [], 0

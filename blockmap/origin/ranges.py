@@ -22,7 +22,7 @@ class Ranges:
     def __init__(self, store: Reader, link: Link | None = None) -> None:
         """`link` is the estimate to begin with."""
         self.outage = OutageGate(self.ping)
-        self._store = store
+        self.store = store
         # Guards what follows; never held across I/O, nor while another lock is taken.
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
@@ -51,7 +51,7 @@ class Ranges:
     def ping(self) -> None:
         """Asks the store for one byte. Raises StoreUnavailable."""
         start = time.monotonic()
-        self._store.get_range(keys.FORMAT, 0, 1)
+        self.store.get_range(keys.FORMAT, 0, 1)
         with self._lock:
             self._link.note(start, time.monotonic(), 1)
         self.outage.answered()
@@ -81,7 +81,7 @@ class Ranges:
             self._requests += 1
             self._demand_bytes += count * demand
         try:
-            stored = self._store.get_range(key, start, end)
+            stored = self.store.get_range(key, start, end)
         finally:
             with self._lock:
                 if demand:

@@ -116,7 +116,7 @@ class RecordReader:
         self.url, self.local = store.url, store.local
         self._store = store
         self._records = records
-        self.get_range, self.list, self.exists = store.get_range, store.list, store.exists
+        self.get_range, self.list, self.exists, self.size = store.get_range, store.list, store.exists, store.size
 
     def get(self, key: str) -> bytes:
         if not key.startswith(keys.UNCHANGING):

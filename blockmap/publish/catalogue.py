@@ -15,6 +15,7 @@ from blockmap.publish.object_writer import put
 from blockmap.publish.parallel import gather
 from blockmap.store.base import Writer
 from blockmap.store.names import NameReader
+from blockmap.store.pack_logs import read_damage
 from blockmap.store.repository import Repository
 from blockmap.store.walk import leaves
 
@@ -63,7 +64,7 @@ def read_catalogue(store: Writer, names: NameReader, local: LocalCatalogue, warn
                 roots[root.digest].append(root)
     trees = _trees(store, roots, before.hooks, now.hooks, warn)
     local.save(now)
-    return Catalogue(now.versions, DedupIndex(repository, trees, warn))
+    return Catalogue(now.versions, DedupIndex(repository, trees, warn, read_damage(store)))
 
 
 def _complete(

@@ -7,7 +7,7 @@ verified leaf. Memory is bounded, whatever the store has: the leaves used last, 
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockmap.errors import BlockmapError, Corrupt
 from blockmap.format.chunker import SPAN
@@ -15,8 +15,10 @@ from blockmap.format.digest import Digest
 from blockmap.format.hooks import Hooks
 from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
 from blockmap.format.tree import Root, coverage
+from blockmap.publish.pack_health import PackHealth
 from blockmap.publish.sparse import Champion, HookTable
-from blockmap.store.packs import NodeRef
+from blockmap.store.pack_logs import Damage
+from blockmap.store.packs import NodeRef, Packs, raised
 from blockmap.store.repository import Repository
 from blockmap.store.walk import Spot, visit
 
@@ -82,11 +84,18 @@ class RecentLeaves:
 class DedupIndex:
     """Finds placements of chunks in the trees of versions that names stand for; for one thread at a time.
 
-    A node that cannot be read is said once, and done without.
+    A node that cannot be read is said once, and done without. What is found can be relied on, as `health` says.
     """
 
-    def __init__(self, repository: Repository, trees: Sequence[StoredTree], warn: Callable[[str], None]) -> None:
-        self._repository = repository
+    def __init__(
+        self,
+        repository: Repository,
+        trees: Sequence[StoredTree],
+        warn: Callable[[str], None],
+        damage: Damage | None = None,
+    ) -> None:
+        self.health = PackHealth(repository.store, damage or {})
+        self._packs = Packs(repository.store.get_range)
         self._trees = trees
         self._roots = {tree.roots[0].digest: tree.roots for tree in trees}
         self._table = HookTable([tree.hooks for tree in trees])
@@ -108,15 +117,18 @@ class DedupIndex:
         return [self._recent.placement(chunk) for chunk in chunks]
 
     def leaf(self, name: Digest) -> Placement | None:
-        """Returns where a leaf is stored that was read and found whole; None for any other."""
+        """Returns where a leaf is stored that was read; None for any other."""
         return self._read.get(name)
 
     def tree(self, name: Digest) -> Root | None:
         """Returns a tree that is stored whole, else None; reads all of its nodes that were not read yet."""
-        return next((root for root in self._roots.get(name, ()) if self.whole(root)), None)
+        for root in self._roots.get(name, ()):
+            if self.whole(root):
+                return replace(root, placement=self.health.find(name, root.placement))
+        return None
 
     def whole(self, root: Root) -> bool:
-        """Returns True if all nodes of a stored tree can be read."""
+        """Returns True if all nodes of a stored tree can be read; what chunks of it are lost is noted in `health`."""
 
         def unread(level: int, row: list[Spot]) -> list[Spot]:
             return row if level else [spot for spot in row if self._read.get(spot.ref[0]) != spot.ref[1]]
@@ -172,7 +184,7 @@ class DedupIndex:
 
     def _inner_at(self, at: NodeRef) -> Inner:
         if at not in self._inner:
-            node = self._repository.node(*at)
+            node = raised(self._nodes([at])[0])
             if not isinstance(node, Inner):
                 raise Corrupt(f"node {at[0].hex()} is a leaf where an inner node is expected")
             self._inner[at] = node
@@ -181,19 +193,46 @@ class DedupIndex:
         return self._inner[at]
 
     def _nodes(self, refs: Sequence[NodeRef]) -> list[Node | BlockmapError]:
-        """Returns nodes, or why they cannot be read, which is remembered and said; keeps no leaf: there may be thousands."""
+        """Returns nodes, or why they cannot be read, which is remembered and said; keeps no leaf: there may be thousands.
+
+        A leaf has its chunks where they can be relied on; those that are lost have no placement.
+        """
         found: dict[NodeRef, Node | BlockmapError] = {ref: self._inner[ref] for ref in refs if ref in self._inner}
         found |= {ref: self._unreadable[ref] for ref in refs if ref in self._unreadable}
         unread = [ref for ref in refs if ref not in found]
-        for ref, node in zip(unread, self._repository.packs.nodes(unread), strict=True):
-            found[ref] = node
-            name, place = ref
+        places = self.health.find_all([name for name, _ in unread], [place for _, place in unread])
+        for ref, node in zip(unread, self._stored(unread, places), strict=True):
             if isinstance(node, BlockmapError):
                 self._unreadable[ref] = node
                 self._note(node)
+            found[ref] = node
+        return [found[ref] for ref in refs]
+
+    def _stored(self, refs: Sequence[NodeRef], places: Sequence[Placement | None]) -> list[Node | BlockmapError]:
+        """Reads nodes where they are now; one that is damaged there is read from where else it was stored, or noted."""
+        read = self._packs.nodes([(name, place) for (name, _), place in zip(refs, places, strict=True)])
+        self.health.ask(
+            place.pack for node in read if isinstance(node, Leaf) for place in node.placements if place is not None
+        )
+        made: list[Node | BlockmapError] = []
+        for ref, place, node in zip(refs, places, read, strict=True):
+            name, said = ref
+            if isinstance(node, Corrupt) and place is not None:
+                node = self._packs.nodes([(name, place)])[0]  # it may have been damaged on its way
+            if isinstance(node, Corrupt) and place is not None:
+                self.health.note_damaged(name, place.pack)
+                other = self.health.find(name, place)
+                made.append(node if other is None else self._stored([ref], [other])[0])
             elif isinstance(node, Leaf) and place is not None:
                 self._read[name] = place
-        return [found[ref] for ref in refs]
+                made.append(node.with_placements(self.health.find_all(node.chunks, node.placements)))
+            elif place is None and said is not None:
+                made.append(
+                    Corrupt(f"node {name.hex()} is lost: pack {said.pack.hex()} is gone, short or damaged there")
+                )
+            else:
+                made.append(node)
+        return made
 
     def _note(self, error: BlockmapError) -> None:
         text = f"not deduplicating against what cannot be read: {error}"

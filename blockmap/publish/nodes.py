@@ -27,6 +27,8 @@ class StoredTrees:
     run: NodeRun | None
     """None where nothing new was stored."""
     stored_bytes: int
+    places: dict[Digest, Placement]
+    """The placements of the nodes of the drafts, but for those of the trees below them."""
 
 
 def store_nodes(
@@ -82,7 +84,7 @@ def store_nodes(
         flush()
     pack = _seal_first(inner, first, where, salt())
     if pack is None:
-        return StoredTrees([draft.root for draft in drafts], None, stored)
+        return StoredTrees([draft.root for draft in drafts], None, stored, where)
     put(pack)
     names = [*inner, *(frame.digest for frame in first)]
     where.update(zip(names, pack.placements, strict=True))
@@ -90,7 +92,7 @@ def store_nodes(
     ends = [at.offset + at.stored for at in pack.placements]
     end = max((end for end in ends if end - start <= RUN_BYTES), default=start)
     roots = [replace(draft.root, placement=where.get(draft.root.digest, draft.root.placement)) for draft in drafts]
-    return StoredTrees(roots, NodeRun(pack.name, start, end), stored + sum(map(len, pack.parts)))
+    return StoredTrees(roots, NodeRun(pack.name, start, end), stored + sum(map(len, pack.parts)), where)
 
 
 def _collect(draft: Draft, inner: dict[Digest, Inner], leaves: dict[Digest, Leaf]) -> None:

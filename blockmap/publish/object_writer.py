@@ -44,7 +44,7 @@ class ObjectWriter:
         yet fail and take its packs back, is left alone, and the next number used.
         """
         name = record.name
-        for number in range(1, VERSION_ATTEMPTS + 1):
+        for number in range(VERSION_ATTEMPTS, 0, -1):  # the newest says best where the nodes are
             if (name, number) in named:
                 return number
         for number in range(1, VERSION_ATTEMPTS + 1):
@@ -56,8 +56,12 @@ class ObjectWriter:
             f"version {name.hex()} has {VERSION_ATTEMPTS} records that no name stands for: delete versions/{name.hex()}"
         )
 
+    def keep_packs(self) -> None:
+        """Takes none of the packs back that were written until now, whatever becomes of the version."""
+        self._packs.clear()
+
     def withdraw(self) -> None:
-        """Deletes the version and the packs that were written, which no name may stand for."""
+        """Deletes the version and the packs that were written and not kept; no name may stand for it."""
         for key in ([self._version_key] if self._version_key else []) + self._packs:
             self._store.delete(key)
         self._version_key = None

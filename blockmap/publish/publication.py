@@ -13,15 +13,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-from blockmap.errors import BlockmapError
+from blockmap.errors import BlockmapError, Corrupt
 from blockmap.format import keys
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.format.extent import Extent
+from blockmap.format.node import Node
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version
 from blockmap.publish.catalogue import Catalogue, Warn
 from blockmap.publish.chunks import ChunkWriter
+from blockmap.publish.healing import heal
 from blockmap.publish.local import Numbered
 from blockmap.publish.object_writer import ObjectWriter, put
 from blockmap.publish.stages import Stages
@@ -81,8 +83,14 @@ class Publication:
         return self._put_trees(draft_whole(chunks, size, hidden), chunks)
 
     def rewrite(self, base: Version, edits: list[Extent], size: int, chunks: ChunkWriter) -> Trees:
-        """Stores the trees of `edits` over a version: of chunks that `chunks` took, or zeros."""
-        return self._put_trees(draft_rewrite(base, edits, size, self._repository.node), chunks)
+        """Stores the trees of `edits` over a version: of chunks that `chunks` took, or zeros.
+
+        Raises Corrupt where the nodes that change refer to a pack of the base that has lost what they need.
+        """
+        drafts = draft_rewrite(base, edits, size, self._repository.node)
+        for draft in (drafts.volume, drafts.extra):
+            draft.nodes = {name: self._confirmed(node) for name, node in draft.nodes.items()}
+        return self._put_trees(drafts, chunks)
 
     def publish(self, target: NameTarget, version: Version, message: str, derived: Iterable[Derive] = ()) -> Published:
         """Stores the record of a version whose trees are stored, moves the name to it, and makes what is derived."""
@@ -110,17 +118,38 @@ class Publication:
         check_unchanged(self._store, self._form)
 
     def _put_trees(self, drafts: TreeDrafts, chunks: ChunkWriter) -> Trees:
-        """Stores trees; where they are stored already, drops packs of chunks that were not found although these have them."""
-        trees = store_trees(drafts, chunks.table.placement, self._catalogue.known, self._objects.put_pack)
+        """Stores trees; where they are stored already, drops packs of chunks that were not found although these have them.
+
+        What these trees have, and others have in packs that lost it, is found through the logs of those packs from then on.
+        """
+        known = self._catalogue.known
+        trees = store_trees(drafts, chunks.table.placement, known, self._objects.put_pack)
         self._hooks = trees.hooks
+        healed = heal(
+            self._store, known.health, trees.nodes, lambda name: chunks.table.placement(name) or known.leaf(name)
+        )
+        if healed:
+            self._objects.keep_packs()  # logs lead to them
         if not trees.known:
             return trees
         try:
-            self._objects.withdraw()
-            chunks.counts.forget_new()
+            if not healed:
+                self._objects.withdraw()
+                chunks.counts.forget_new()
         except BlockmapError as error:
             self._warn(f"packs that turned out to be of no use take room in the store: {error}")
         return replace(trees, run=self._run(trees.root))
+
+    def _confirmed(self, node: Node) -> Node:
+        """Returns a node with what it refers to where it can be relied on."""
+        places = self._catalogue.known.health.find_all(node.references, node.placements)
+        for name, before, place in zip(node.references, node.placements, places, strict=True):
+            if before is not None and place is None:
+                raise Corrupt(
+                    f"{name.hex()} of the version below is lost with pack {before.pack.hex()}: import that version's image "
+                    "again, which stores it again, then repeat this"
+                )
+        return node.with_placements(places)
 
     def _run(self, root: Root) -> NodeRun | None:
         """Returns the run that an open of an already stored tree should read first, as a version with that tree says."""
@@ -137,7 +166,7 @@ class Publication:
             if other != name or not all(map(self._catalogue.known.whole, roots)):
                 continue
             try:
-                self._repository.version(name, number)
+                self._repository.version_at(name, number)
                 found.add((name, number))
             except BlockmapError as error:
                 self._warn(f"version {name.hex()} is stored again: {error}")

@@ -1,7 +1,7 @@
 """Makes the trees of a volume whose new blocks are all chunked: one of what it shows, one of what upper layers hide."""
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from blockmap.format import hooks
@@ -31,6 +31,8 @@ class Trees:
     """The root and the hooks' object of each tree that holds anything."""
     known: bool
     """True where both trees were stored already."""
+    nodes: Mapping[Digest, Placement]
+    """The placements of the nodes that were drafted; of known trees, those of the roots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,11 @@ def store_trees(
     """Stores the new nodes of drafts whose trees are not both stored already; `place` has the placements of new chunks."""
     own, below = _stored(drafts.volume, known), _stored(drafts.extra, known)
     if own is not None and below is not None:
-        return Trees(own, below, None, 0, drafts.hooks, known=True)
+        tops = {root.digest: root.placement for root in (own, below) if root.placement is not None}
+        return Trees(own, below, None, 0, drafts.hooks, known=True, nodes=tops)
     stored = store_nodes([drafts.volume, drafts.extra], place, put_pack, known.leaf)
-    return Trees(stored.roots[0], stored.roots[1], stored.run, stored.stored_bytes, drafts.hooks, known=False)
+    roots, run, size = stored.roots, stored.run, stored.stored_bytes
+    return Trees(roots[0], roots[1], run, size, drafts.hooks, known=False, nodes=stored.places)
 
 
 def _stored(draft: Draft, known: DedupIndex) -> Root | None:

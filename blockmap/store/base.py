@@ -27,6 +27,9 @@ class Reader(Protocol):
 
     def exists(self, key: str) -> bool: ...
 
+    def size(self, key: str) -> int:
+        """Returns the length of an object in bytes; NotFound."""
+
 
 @runtime_checkable
 class Writer(Reader, Protocol):

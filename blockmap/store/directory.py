@@ -87,6 +87,15 @@ class DirectoryStore:
         except OSError as error:
             raise self._explain(key, error) from error
 
+    def size(self, key: str) -> int:
+        try:
+            found = os.stat(self._path(key))
+        except OSError as error:
+            raise self._explain(key, error) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise NotFound(f"there is no {key} in {self.url}")
+        return found.st_size
+
     def create(self, key: str, parts: Sequence[Buffer]) -> None:
         path = self._path(key)
         if path.parent not in self._settled:

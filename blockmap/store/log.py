@@ -85,3 +85,10 @@ class DenseLog(LogReader):
                 ) from error
             return stands if stands != stored else None
         return None
+
+    def add(self, stored: bytes, what: str) -> int:
+        """Creates the next entry, whatever others add meanwhile, as `append` does; returns its number."""
+        n = self.newest() + 1
+        while self.append(n, stored, what) is not None:
+            n += 1
+        return n

@@ -41,6 +41,9 @@ class MemoryStore:
         with self._lock:
             return key in self._objects
 
+    def size(self, key: str) -> int:
+        return len(self.get(key))
+
     def create(self, key: str, parts: Sequence[Buffer]) -> None:
         keys.check(key)
         data = b"".join(parts)

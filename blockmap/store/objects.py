@@ -86,18 +86,18 @@ class ObjectReader:
 
     def exists(self, key: str) -> bool:
         try:
-            self._size(key)
+            self.size(key)
         except NotFound:
             return False
         return True
 
-    def _size(self, key: str) -> int:
+    def size(self, key: str) -> int:
         keys.check(key)
         with self._explained(key):
             return int(obstore.head(self._engine, key)["size"])
 
     def _check_end(self, key: str, end: int) -> None:
-        size = self._size(key)
+        size = self.size(key)
         if size < end:
             raise Corrupt(f"{self.url}/{key} ends at byte {size}, before byte {end}")
 

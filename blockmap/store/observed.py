@@ -15,7 +15,7 @@ class Call:
     """One call of a store, and how it ended."""
 
     op: str
-    """The method: get, get_range, list, exists."""
+    """The method: get, get_range, list, exists, size."""
     key: str
     """The object's key; of a listing, the prefix."""
     start_s: float
@@ -49,6 +49,9 @@ class Observed:
 
     def exists(self, key: str) -> bool:
         return self._timed("exists", key, lambda: self._inner.exists(key), lambda _: 0)
+
+    def size(self, key: str) -> int:
+        return self._timed("size", key, lambda: self._inner.size(key), lambda _: 0)
 
     def _timed(self, op: str, key: str, act: Callable[[], Result], size: Callable[[Result], int]) -> Result:
         start, count, kind = self._clock(), 0, None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import accumulate
 from typing import Final, overload
 
-from blockmap.errors import BlockmapError, Corrupt, FormatError
+from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound
 from blockmap.format import BLOCK, bundle, codec, keys, node, pack
 from blockmap.format.bundle import BundleHead
 from blockmap.format.chunker import MAX_BLOCKS
@@ -16,7 +16,8 @@ from blockmap.format.node import Node, Placement
 from blockmap.format.pack import PackedFrame, PackHead
 from blockmap.format.version import NodeRun
 from blockmap.store.concurrent import each
-from blockmap.store.plan import MAX_REQUEST_BYTES, Request, Wanted, node_at, requests
+from blockmap.store.pack_logs import MovedLogs
+from blockmap.store.plan import MAX_REQUEST_BYTES, Request, Wanted, chunk_at, node_at, requests
 
 UNCOMPRESSED: Final = codec.RAW
 """The codec of a frame that is its content."""
@@ -26,10 +27,14 @@ NodeRef = tuple[Digest, Placement | None]
 
 
 class Packs:
-    """Reads the packs of one store through `read`, which gives the bytes [start, end) of the object at a key."""
+    """Reads the packs of one store through `read`, which gives the bytes [start, end) of the object at a key.
 
-    def __init__(self, read: Callable[[str, int, int], bytes | memoryview]) -> None:
+    With `moved`, what is lost or damaged where it should be is read from where it was stored again.
+    """
+
+    def __init__(self, read: Callable[[str, int, int], bytes | memoryview], moved: MovedLogs | None = None) -> None:
         self._read = read
+        self.moved = moved
 
     # --- from the store
 
@@ -62,7 +67,40 @@ class Packs:
 
     def chunk(self, name: Digest, place: Placement) -> bytes | memoryview:
         """Returns the content of a chunk. Raises Corrupt, NotFound or StoreUnavailable."""
-        return self.open_chunk(name, place, self.stored([Wanted(name, place, name)]))
+        item = chunk_at(name, place)
+        return raised(self.chunks([item])[item.key])
+
+    def chunks(self, items: Sequence[Wanted]) -> dict[bytes, bytes | memoryview | BlockmapError]:
+        """Returns the contents of chunks by their keys, or why they cannot be read; reads few ranges, 16 at once."""
+        stored = self.fetch(items)
+
+        def opened(item: Wanted) -> bytes | memoryview | BlockmapError:
+            try:
+                return self.open_chunk(item.name, item.place, raised(stored[item.key]))
+            except BlockmapError as error:
+                return error
+
+        found = {item.key: opened(item) for item in items}
+        lost = [item for item in items if isinstance(found[item.key], (Corrupt, NotFound))]
+        moved = each(self.elsewhere, lost)
+        return found | {item.key: data for item, data in zip(lost, moved, strict=True) if data is not None}
+
+    def elsewhere(self, item: Wanted) -> bytes | None:
+        """Returns what could not be read at its place from where it was stored again, or None where it was not.
+
+        That is the content of a chunk, or the frame of a node as it could be at its place. Raises StoreUnavailable.
+        """
+
+        def attempt(place: Placement) -> bytes | None:
+            try:
+                stored = self.stored([item._replace(place=place)])
+                if not item.is_node:
+                    return bytes(self.open_chunk(item.name, place, stored))
+                return node.encode(self.open_node(item.name, place, stored)[0])  # names the packs, its own too
+            except (Corrupt, NotFound):
+                return None
+
+        return None if self.moved is None else self.moved.follow(item.name, item.place.pack, attempt)
 
     def nodes(
         self, refs: Sequence[NodeRef], keep: Callable[[Wanted, bytes], object] | None = None
@@ -76,7 +114,13 @@ class Packs:
             if item is None:
                 return Corrupt(f"nothing says where node {ref[0].hex()} is stored")
             try:
-                made, frame = self.open_node(item.name, item.place, raised(stored[item.key]))
+                try:
+                    made, frame = self.open_node(item.name, item.place, raised(stored[item.key]))
+                except (Corrupt, NotFound):
+                    found = self.elsewhere(item)
+                    if found is None:
+                        raise
+                    made, frame = node.decode(found, item.place.pack, item.name), found
             except BlockmapError as error:
                 return error
             if keep is not None:
@@ -188,7 +232,9 @@ def body_stream() -> codec.BodyStream:
 def raised(found: Node | BlockmapError) -> Node: ...  # type: ignore[overload-overlap]
 @overload
 def raised(found: memoryview | BlockmapError) -> memoryview: ...
-def raised(found: Node | memoryview | BlockmapError) -> Node | memoryview:
+@overload
+def raised(found: bytes | memoryview | BlockmapError) -> bytes | memoryview: ...
+def raised(found: Node | bytes | memoryview | BlockmapError) -> Node | bytes | memoryview:
     """Returns what was found, or raises the error that stands in its place."""
     if isinstance(found, BlockmapError):
         raise found

@@ -12,6 +12,7 @@ from blockmap.format.node import Node, Placement
 from blockmap.format.version import Version
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import each
+from blockmap.store.pack_logs import MovedLogs
 from blockmap.store.packs import Packs, expand, raised
 
 VERSION_ATTEMPTS = 8
@@ -23,7 +24,7 @@ class Repository:
 
     def __init__(self, store: Reader) -> None:
         self.store = store
-        self.packs = Packs(store.get_range)
+        self.packs = Packs(store.get_range, MovedLogs(store))
 
     def chunk(self, name: Digest, place: Placement) -> bytes | memoryview:
         return self.packs.chunk(name, place)

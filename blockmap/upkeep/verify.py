@@ -1,15 +1,18 @@
 """Adds up and verifies a whole version in the store, past any cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from blockmap.errors import BlockmapError
+from blockmap.errors import BlockmapError, Corrupt, NotFound
 from blockmap.format import BLOCK
 from blockmap.format.digest import Digest
-from blockmap.format.node import Leaf
+from blockmap.format.node import Leaf, Node, Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import Version
-from blockmap.store.packs import Packs, raised
+from blockmap.store.base import Writer
+from blockmap.store.concurrent import each
+from blockmap.store.pack_logs import record_damage
+from blockmap.store.packs import NodeRef, Packs
 from blockmap.store.plan import chunk_at
 from blockmap.store.repository import Repository
 from blockmap.store.walk import Spot, leaves, visit
@@ -44,8 +47,27 @@ def usage(repository: Repository, root: Root) -> Usage:
     return Usage(data * BLOCK, len(seen), raw, stored, len(packs))
 
 
-def check_version(repository: Repository, version: Version) -> Iterator[str]:
-    """Reads every node and chunk of a version, and says what is wrong with it; goes on after damage."""
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something of a version that cannot be read, neither where it should be nor where it was stored again."""
+
+    message: str
+    name: Digest | None = None
+    pack: Digest | None = None
+    """The pack that should have the chunk or node `name` and has it not; None where the store did not say so."""
+
+
+class _Unreadable(BlockmapError):
+    """Stands in place of a node."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+def check_version(repository: Repository, version: Version) -> Iterator[Fault]:
+    """Reads every node and chunk of a version, and yields what is wrong with it; goes on after damage."""
+    packs = repository.packs
     seen: set[Digest] = set()
 
     def unseen(level: int, row: list[Spot]) -> list[Spot]:
@@ -53,21 +75,44 @@ def check_version(repository: Repository, version: Version) -> Iterator[str]:
         seen.update(new)
         return list(new.values())
 
+    def load(refs: Sequence[NodeRef]) -> list[Node | BlockmapError]:
+        return [
+            _Unreadable(_fault(found, *ref)) if isinstance(found, BlockmapError) else found
+            for ref, found in zip(refs, packs.nodes(refs), strict=True)
+        ]
+
     for root in (version.root, version.extra):
-        for _, found in visit(root, repository.packs.nodes, unseen):
-            if isinstance(found, BlockmapError):
-                yield str(found)
+        for _, found in visit(root, load, unseen):
+            if isinstance(found, _Unreadable):
+                yield found.fault
+            elif isinstance(found, BlockmapError):
+                yield Fault(str(found))
             elif isinstance(found, Leaf):
-                yield from _check_leaf(repository.packs, found, seen)
+                yield from _check_leaf(packs, found, seen)
 
 
-def _check_leaf(packs: Packs, leaf: Leaf, seen: set[Digest]) -> Iterator[str]:
+def record_faults(store: Writer, faults: Iterable[Fault]) -> None:
+    """Records in the store which parts of packs are damaged or lost, so that nobody relies on them."""
+    damaged: dict[Digest, set[Digest]] = {}
+    for fault in faults:
+        if fault.name is not None and fault.pack is not None:
+            damaged.setdefault(fault.pack, set()).add(fault.name)
+    each(lambda found: record_damage(store, *found), damaged.items())
+
+
+def _check_leaf(packs: Packs, leaf: Leaf, seen: set[Digest]) -> Iterator[Fault]:
     places = zip(leaf.chunks, leaf.placements, strict=True)
     new = [chunk_at(chunk, place) for chunk, place in places if chunk not in seen and place is not None]
     seen.update(leaf.chunks)
-    stored = packs.fetch(new)
+    read = packs.chunks(new)
     for item in new:
-        try:
-            packs.open_chunk(item.name, item.place, raised(stored[item.key]))
-        except BlockmapError as error:
-            yield str(error)
+        found = read[item.key]
+        if isinstance(found, Corrupt):
+            found = packs.chunks([item])[item.key]  # what was damaged on its way is no damage of the store
+        if isinstance(found, BlockmapError):
+            yield _fault(found, item.name, item.place)
+
+
+def _fault(error: BlockmapError, name: Digest, place: Placement | None) -> Fault:
+    is_damage = isinstance(error, (Corrupt, NotFound))
+    return Fault(str(error), name, place.pack if place is not None and is_damage else None)

@@ -17,7 +17,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blockmap.errors import FormatError
-from blockmap.format import bundle, codec, entry, filemap, keys, layer, node, oci, pack, profile, record, trace, version
+from blockmap.format import (
+    bundle,
+    codec,
+    entry,
+    filemap,
+    keys,
+    layer,
+    node,
+    oci,
+    pack,
+    pack_log,
+    profile,
+    record,
+    trace,
+    version,
+)
 from blockmap.format.digest import ABSENT, Digest, DigestKind, digest
 from blockmap.format.extent import Extent
 from blockmap.format.node import Inner, Placement
@@ -134,6 +149,9 @@ TRACE = (
     + np.array([(1, 4096, 0)], trace.READ).tobytes()
 )
 
+DAMAGE = pack_log.encode_damaged(NAME, [CHUNKS[0][0], CHUNKS[1][0]], "00")
+MOVED = pack_log.encode_moved(NAME, {CHUNKS[0][0]: PLACE, CHUNKS[1][0]: PLACES[CHUNKS[1][0]]}, "00")
+
 PARSERS = {
     "leaf": Parser(parse_node, node.encode(LEAF)),
     "inner node": Parser(parse_node, node.encode(INNER)),
@@ -141,6 +159,8 @@ PARSERS = {
     "version": Parser(parse_version, version.encode(VERSION), sealed_text),
     "entry": Parser(parse_entry, entry.encode(ENTRY), sealed_text),
     "oci": Parser(oci.decode, oci.encode(NAME, 1), sealed_text),
+    "damage": Parser(lambda data: pack_log.decode_damaged(data, NAME), DAMAGE, sealed_text),
+    "moved": Parser(lambda data: pack_log.decode_moved(data, NAME), MOVED, sealed_text),
     "record": Parser(record.unseal, record.seal([b"{}", b"[]"]), sealed_text),
     "line": Parser(record.decode, record.encode({"a": [1, None, {"b": "é"}]})),
     "placement": Parser(parse_placement, record.encode(version.encode_placement(PLACE) or {})),
@@ -235,6 +255,8 @@ JSON = st.recursive(
 VALUES = {
     "version": record.decode(version.encode(VERSION).split(b"\n")[0]),
     "entry": record.decode(entry.encode(ENTRY).split(b"\n")[0]),
+    "damage": record.decode(DAMAGE.split(b"\n")[0]),
+    "moved": record.decode(MOVED.split(b"\n")[0]),
     "oci": record.decode(oci.encode(NAME, 1).split(b"\n")[0]),
     "placement": version.encode_placement(PLACE) or {},
 }

@@ -119,6 +119,9 @@ class Full:
     def exists(self, key: str) -> bool:
         return self.inner.exists(key)
 
+    def size(self, key: str) -> int:
+        return self.inner.size(key)
+
     def replace(self, key: str, data: bytes) -> None:
         self.inner.replace(key, data)
 

@@ -39,6 +39,13 @@ def tree(store: MemoryStore, chunks: Sequence[Digest], places: Places, spans: in
     return StoredTree([root], hooks_of(store, root))
 
 
+class MadeUp(MemoryStore):
+    """Has packs of any length, since the places of chunks are made up."""
+
+    def size(self, key: str) -> int:
+        return 1 << 33
+
+
 def hooks_of(store: MemoryStore, root: Root) -> Hooks:
     return sample((span, own.chunks) for span, own in leaves(root, Repository(store).packs.nodes))
 
@@ -52,7 +59,7 @@ def some(seed: int, count: int) -> tuple[list[Digest], Places]:
 @settings(max_examples=40, deadline=None)
 @given(st.data(), st.integers(0, 1 << 32), st.integers(1, 12), st.integers(1, 40))
 def test_what_is_found_is_where_that_very_chunk_is(data: st.DataObject, seed: int, spans: int, each: int) -> None:
-    store = MemoryStore()
+    store = MadeUp()
     chunks, places = some(seed, 2 * spans * each)
     trees = [tree(store, chunks[start:], places, spans, each) for start in (0, spans * each // 2, spans * each)]
     # Hooks are advice: the prefix of any chunk, at any leaf, must never give a chunk another's place.
@@ -69,7 +76,7 @@ def test_what_is_found_is_where_that_very_chunk_is(data: st.DataObject, seed: in
 
 
 def test_a_tree_that_is_asked_for_in_its_order_is_found_whole() -> None:
-    store = MemoryStore()
+    store = MadeUp()
     chunks, places = some(1, 40 * 250)
     known = DedupIndex(Repository(store), [tree(store, chunks, places, 40, 250)], pytest.fail)
     for at in range(0, len(chunks), 1000):
@@ -79,7 +86,7 @@ def test_a_tree_that_is_asked_for_in_its_order_is_found_whole() -> None:
 
 def test_memory_is_bounded_by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blockmap.publish.dedup_index.MAX_CHUNKS", 5000)
-    store = MemoryStore()
+    store = MadeUp()
     chunks, places = some(1, 60 * 250)
     known = DedupIndex(Repository(store), [tree(store, chunks, places, 60, 250)], pytest.fail)
     for at in range(0, len(chunks), 1000):
@@ -110,7 +117,7 @@ def test_what_is_remembered_is_what_a_leaf_said_last(added: list[set[int]], room
 def spoiled(store: MemoryStore, place: Placement) -> MemoryStore:
     """The same store with the bytes at a placement damaged."""
 
-    class Spoiled(MemoryStore):
+    class Spoiled(MadeUp):
         def get_range(self, key: str, start: int, end: int) -> bytes:
             data = bytearray(store.get_range(key, start, end))
             if key == keys.pack(place.pack) and start <= place.offset < end:
@@ -121,7 +128,7 @@ def spoiled(store: MemoryStore, place: Placement) -> MemoryStore:
 
 
 def test_a_damaged_leaf_is_said_once_and_another_tree_serves() -> None:
-    store = MemoryStore()
+    store = MadeUp()
     chunks, places = some(1, 500)
     both = [tree(store, chunks, places, 2, 250), tree(store, chunks, places, 4, 125)]
     root = both[1].roots[0]
@@ -140,7 +147,7 @@ def test_a_damaged_leaf_is_said_once_and_another_tree_serves() -> None:
 
 
 def test_a_tree_is_found_in_its_second_place_where_the_first_is_damaged() -> None:
-    store = MemoryStore()
+    store = MadeUp()
     chunks, places = some(1, 500)
     one, two = (tree(store, chunks, places, 2, 250).roots[0] for _ in range(2))
     assert one.placement != two.placement

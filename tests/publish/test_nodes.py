@@ -58,7 +58,7 @@ def test_every_node_is_read_through_its_placement(spans: int, apart: int) -> Non
     result = stored(store, [made])
     check_whole(store, made, result.roots[0])
     if not spans:
-        assert result == StoredTrees([made.root], None, 0)
+        assert result == StoredTrees([made.root], None, 0, {})
 
 
 @pytest.mark.parametrize("target", [3_000, 20_000, 200_000])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blockmap.errors import NotAStore, StoreError, StoreReadOnly, StoreUnavailable
+from blockmap.errors import Corrupt, NotAStore, StoreError, StoreReadOnly, StoreUnavailable
 from blockmap.format import BLOCK, keys
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT
@@ -23,6 +23,7 @@ from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import create_store, open_store
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
+from blockmap.store.walk import leaves
 from tests.format.trees import check
 from tests.image.builder import bulk
 from tests.store.faulty import Faulty
@@ -265,3 +266,24 @@ def test_a_volume_grows_with_what_it_hides(store: Pruner) -> None:
     assert stored_reader(repository, trees.root)(299 * SPAN * BLOCK, 30 * BLOCK) == bulk(4, 30 * BLOCK)
     assert repository.version(version.name) == version
     assert version.root == Root(trees.root.digest, size, trees.root.placement)
+
+
+def test_edits_beside_what_is_lost_are_refused_until_it_is_stored_again(store: Pruner) -> None:
+    base = publish(store, PIECES)
+    _, leaf = next(iter(leaves(base.root, Repository(store).packs.nodes)))
+    place = leaf.placements[0]
+    assert place is not None
+    store.delete(keys.pack(place.pack))
+    edits = [(10, bulk(9, 30 * BLOCK))]
+    before = store.list("")
+    with pytest.raises(Corrupt, match="is lost with pack"):
+        rewritten(store, base, edits)
+    assert store.list("") == before
+    publish(store, PIECES)
+    trees, _ = rewritten(store, base, edits)
+    packs = {at.pack for _, leaf in leaves(trees.root, Repository(store).packs.nodes) for at in leaf.placements if at}
+    assert place.pack in packs, "leaves that do not change say what they said"
+    _, leaf = next(iter(leaves(trees.root, Repository(store).packs.nodes)))
+    assert place.pack not in {at.pack for at in leaf.placements if at}
+    whole = [(0, PIECES[0][1][: 10 * BLOCK]), *edits, (40, PIECES[0][1][40 * BLOCK :]), *PIECES[1:]]
+    assert stored_reader(Repository(store), trees.root)(0, SIZE * BLOCK) == bytes(model(whole, SIZE))

@@ -75,6 +75,7 @@ class Remote:
 
     def __init__(self, inner: Pruner) -> None:
         self.get, self.get_range, self.list, self.exists = inner.get, inner.get_range, inner.list, inner.exists
+        self.size = inner.size
         self.create, self.replace, self.delete = inner.create, inner.replace, inner.delete
         self.url = inner.url
 

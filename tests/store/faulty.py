@@ -38,6 +38,10 @@ class Faulty:
         self._answer()
         return self.inner.exists(key)
 
+    def size(self, key: str) -> int:
+        self._answer()
+        return self.inner.size(key)
+
     def create(self, key: str, parts: Sequence[Buffer]) -> None:
         hook, self.before_create = self.before_create, None
         if hook is not None:

@@ -45,6 +45,9 @@ class Steps:
     def exists(self, key: str) -> bool:
         return self._step(f"exists {key}", lambda: self.inner.exists(key))
 
+    def size(self, key: str) -> int:
+        return self._step(f"size {key}", lambda: self.inner.size(key))
+
     def create(self, key: str, parts: Sequence[Buffer]) -> None:
         self.inner.create(key, parts)
 

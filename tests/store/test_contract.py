@@ -34,6 +34,7 @@ def test_what_was_created_is_read_back(store: Pruner) -> None:
     assert store.get("packs/ab/one") == b"abcdefghi"
     assert type(store.get("packs/ab/one")) is bytes
     assert store.exists("packs/ab/one")
+    assert store.size("packs/ab/one") == 9
 
 
 @pytest.mark.parametrize("parts", [[], [b""], [b"", b""]])
@@ -84,12 +85,12 @@ def test_creators_of_many_keys_do_not_disturb_each_other(store: Pruner) -> None:
             assert store.get(f"packs/{at:02x}/{number}") == bytes([number, at]) * 500
 
 
-@pytest.mark.parametrize("call", ["get", "get_range"])
+@pytest.mark.parametrize("call", ["get", "get_range", "size"])
 @pytest.mark.parametrize("key", ["absent", "a/absent", "a", "a/b/below-an-object", "x/y/z"])
 def test_what_is_absent_is_not_found(store: Pruner, key: str, call: str) -> None:
     store.create("a/b", [b"data"])
     with pytest.raises(NotFound, match=key):
-        store.get(key) if call == "get" else store.get_range(key, 0, 1)
+        store.get_range(key, 0, 1) if call == "get_range" else getattr(store, call)(key)
     assert not store.exists(key)
 
 

@@ -22,12 +22,14 @@ def test_calls_and_their_answers(store: Pruner) -> None:
     assert observed.list("a/") == ["a/b"]
     assert observed.exists("a/b")
     assert not observed.exists("a/c")
+    assert observed.size("a/b") == 10
     assert noted == [
         Call("get", "a/b", 0.0, 1.0, 10, None),
         Call("get_range", "a/b", 2.0, 1.0, 3, None),
         Call("list", "a/", 4.0, 1.0, 0, None),
         Call("exists", "a/b", 6.0, 1.0, 0, None),
         Call("exists", "a/c", 8.0, 1.0, 0, None),
+        Call("size", "a/b", 10.0, 1.0, 0, None),
     ]
 
 

@@ -82,10 +82,10 @@ def test_a_check_names_every_damaged_place_and_goes_on() -> None:
         assert place is not None
         store.flips.add((keys.pack(place.pack), place.offset + 100))
         expected.add(chunk.hex())
-    problems = list(check_version(repository, version_of(root)))
-    assert {problem.split()[1] for problem in problems} == expected
-    assert len(problems) == len(expected), "a chunk that is used twice is damaged once"
+    faults = list(check_version(repository, version_of(root)))
+    assert {fault.message.split()[1] for fault in faults} == expected
+    assert len(faults) == len(expected), "a chunk that is used twice is damaged once"
     assert root.placement is not None
     store.flips = {(keys.pack(root.placement.pack), root.placement.offset + 20)}
-    (problem,) = check_version(repository, version_of(root))
-    assert problem.startswith(f"node {root.digest.hex()}")
+    (fault,) = check_version(repository, version_of(root))
+    assert fault.message.startswith(f"node {root.digest.hex()}")

@@ -80,6 +80,9 @@ class Watched:
     def exists(self, key: str) -> bool:
         return self.inner.exists(key)
 
+    def size(self, key: str) -> int:
+        return self.inner.size(key)
+
     def create(self, key: str, parts: Sequence[Buffer]) -> None:
         self.inner.create(key, parts)
 
