@@ -32,7 +32,7 @@ Little-endian.
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
@@ -122,6 +122,21 @@ class BundleHead:
                 return piece.frame
             left -= piece.mask.bit_count()
         return len(self.frames)
+
+    def within(self, blocks: int) -> "BundleHead":
+        """Returns the head without what no volume of `blocks` blocks has: what lies outside of it, or is more than all of it."""
+        items, left = [], blocks
+        for own in self.read_items:
+            length = min(own.blocks, blocks - own.start, left)
+            if length > 0:
+                items.append(own._replace(blocks=length))
+                left -= length
+        pieces, left = [], blocks
+        for piece in self.pieces:
+            left -= piece.mask.bit_count()
+            if left >= 0:
+                pieces.append(piece)
+        return replace(self, read_items=items, pieces=pieces, image_blocks=min(self.image_blocks, blocks))
 
     @property
     def end(self) -> int:

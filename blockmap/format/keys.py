@@ -11,8 +11,6 @@ NAMES = "names/"
 PROFILES = "profiles/"
 DAMAGED = "damaged/"
 CATALOGUE = "hints/catalogue"
-UNCHANGING = ("versions/", "oci/")
-"""Prefixes of the keys of immutable records, which a host may keep for good."""
 
 _DAMAGED = re.compile("damaged/([0-9a-f]{64})/([0-9]{16})")
 _NUMBER = re.compile("[0-9]{16}")
@@ -114,5 +112,6 @@ def layer(chain: bytes, number: int) -> str:
     return f"layers/{chain.hex()}/{_number(number)}"
 
 
-def oci(digest: bytes) -> str:
-    return f"oci/{digest.hex()}"
+def oci(digest: bytes, number: int) -> str:
+    """Returns the key of a record of an OCI document; number 0 is the one of older stores, whose key has no number."""
+    return f"oci/{digest.hex()}/{_number(number)}" if number else f"oci/{digest.hex()}"

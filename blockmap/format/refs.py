@@ -44,6 +44,14 @@ def parse_name(text: str) -> tuple[str, str]:
     return reference.repo, reference.tag
 
 
+def is_name(repo: str, tag: str) -> bool:
+    """Returns True if people can type `REPO:TAG`."""
+    try:
+        return parse_name(f"{repo}:{tag}") == (repo, tag)
+    except UsageError:
+        return False
+
+
 def parse_reference(text: str) -> Reference:
     """Parses `REPO[:TAG]` or `REPO@sha256:HEX`, with `+LABEL` or without. Raises UsageError."""
     rest, plus, label = text.partition("+")

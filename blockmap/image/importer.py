@@ -8,13 +8,17 @@ import json
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 
+from blockmap.errors import Corrupt, NotFound, StoreError
 from blockmap.filesystem.ext4.writer import WRITER, Ext4Writer
 from blockmap.filesystem.member import ImageSource
 from blockmap.format import BLOCK, filemap, keys, layer, oci
 from blockmap.format.digest import Digest
 from blockmap.format.filemap import File
+from blockmap.format.oci import DocumentRecord
 from blockmap.format.version import Version, WriterLayout
 from blockmap.image.disk_image import DiskSource
 from blockmap.learn.bundler import put_bundles
@@ -26,9 +30,11 @@ from blockmap.publish.publication import Derive, Publication, Published
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import Trees
 from blockmap.store.base import Pruner
+from blockmap.store.documents import find_document, read_records
 from blockmap.store.names import NameLog, NameTarget
 from blockmap.store.opening import Format
 from blockmap.store.packs import body_stream, compress
+from blockmap.store.repository import Repository
 
 THRESHOLD_BLOCKS = 32
 """Files from this size on are cut at their edges.
@@ -139,9 +145,27 @@ class Importer:
         for own, headers in zip(source.layers, laid.headers, strict=True):
             record = layer.LayerRecord(own.chain, name, number, headers.raw, bytes(headers.packed))
             put(store, keys.layer(own.chain, 1), [layer.encode(record)])
-        for document in (source.index, source.manifest, source.config):
-            if document is not None:
-                put(store, keys.oci(hashlib.sha256(document).digest()), [oci.encode(name, number)])
+        self._put_document(source.index, DocumentRecord(name, number, source.index), version)
+        for document in (source.manifest, source.config):
+            self._put_document(document, DocumentRecord(name, number), version)
+
+    def _put_document(self, document: bytes | None, record: DocumentRecord, version: Version) -> None:
+        """Stores what leads from a document's digest to the version, unless the store's newest record for it is right."""
+        if document is None:
+            return
+        store, digest = self._store, hashlib.sha256(document).digest()
+        if not record.fits(digest, version):
+            return  # an index of indexes, from which nobody could tell that the manifest belongs to it
+        records = read_records(store, digest)
+        try:
+            if find_document(Repository(store), digest, records) is not None:
+                return
+        except (NotFound, Corrupt) as error:
+            self._warn(f"what leads from sha256:{digest.hex()} to its image is written anew: {error}")
+            with suppress(StoreError):  # in a directory, a file without a number stands where numbers are to be
+                store.delete(keys.oci(digest, 0))
+        newest = max(records, default=0)
+        next(n for n in count(newest + 1) if put(store, keys.oci(digest, n), [oci.encode(record)]))
 
 
 def _store_trees(

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from blockmap.errors import BlockmapError, FormatError, NotAStore, StoreError, StoreUnavailable
-from blockmap.format import keys, record
+from blockmap.errors import BlockmapError, NotAStore, StoreError, StoreUnavailable
+from blockmap.format import keys
 from blockmap.local import database
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
@@ -64,12 +64,17 @@ class RecordCache:
 
     def names(self) -> list[tuple[str, str, int, bytes]]:
         """Returns every name that was opened here, sorted: repository, tag, number and stored form of the entry."""
-        query = "SELECT repo, tag, n, entry FROM names WHERE store = ? AND typeof(entry) = 'blob' ORDER BY repo, tag"
-        return self._run(lambda db: db.execute(query, (self._url,)).fetchall(), [])
+        query = "SELECT repo, tag, n, entry FROM names WHERE store = ? ORDER BY repo, tag"
+        rows: list[tuple[Any, ...]] = self._run(lambda db: db.execute(query, (self._url,)).fetchall(), [])
+        return [row for row in rows if tuple(map(type, row)) == (str, str, int, bytes)]
 
     def confirm(self, repo: str, tag: str, n: int, entry: bytes) -> None:
         """Notes what a name stands for, as the store has confirmed."""
         self._change("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", repo, tag, n, entry)
+
+    def forget(self, key: str) -> None:
+        """Forgets an object that was held, but did not work."""
+        self._change("DELETE FROM records WHERE store = ? AND key = ?", key)
 
     def forget_name(self, repo: str, tag: str) -> None:
         """Deletes a name that the store does not have any more."""
@@ -109,26 +114,6 @@ class RecordCache:
             return otherwise
 
 
-class RecordReader:
-    """A store that is asked once for each record that never changes, however often this host starts."""
-
-    def __init__(self, store: Reader, records: RecordCache) -> None:
-        self.url, self.local = store.url, store.local
-        self._store = store
-        self._records = records
-        self.get_range, self.list, self.exists, self.size = store.get_range, store.list, store.exists, store.size
-
-    def get(self, key: str) -> bytes:
-        if not key.startswith(keys.UNCHANGING):
-            return self._store.get(key)
-        data = self._records.record(key)
-        if data is None or not _is_whole(data):
-            data = self._store.get(key)
-            if _is_whole(data):
-                self._records.keep(key, data)
-        return data
-
-
 def open_served(url: str, directory: Path, answer_seconds: float) -> tuple[Reader, Format]:
     """Opens the store at `url`; if it does not answer in time, uses its format as this host noted it when it last served it.
 
@@ -157,14 +142,6 @@ def _parsed(text: object, url: str) -> Format | None:
         with suppress(StoreError):
             return parse_format(text, url)
     return None
-
-
-def _is_whole(data: bytes) -> bool:
-    try:
-        record.unseal(data)
-    except FormatError:
-        return False
-    return True
 
 
 def _open(path: Path) -> sqlite3.Connection:

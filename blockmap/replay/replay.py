@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from blockmap.cache.cache import Cache
 from blockmap.cache.staging import StagingArea
 from blockmap.cache.verifier import Verifier
+from blockmap.errors import Corrupt, NotFound
 from blockmap.format import BLOCK
 from blockmap.format.bundle import BundleHead
 from blockmap.format.hint import BundleRef
@@ -59,8 +60,11 @@ class Replay:
         staging: StagingArea,
         room: threading.Semaphore,
         verifier: Verifier,
+        judge: Callable[[bool], object],
     ) -> None:
-        """`root` returns the volume's, and may take its time; `room` limits the requests of all replays."""
+        """`root` returns the volume's, and may take its time; `room` limits the requests of all replays; `judge` is told
+        whether the head was verified, unless it does not come."""
+        self.ref = ref
         self.key = ref.key
         self.number = int(ref.key.rpartition("/")[2])
         """The number of the profile that the bundle was made of."""
@@ -74,7 +78,7 @@ class Replay:
         """Reads of blocks that were far down, which did not wait."""
         self.missed_reads = 0
         """Reads of blocks that the bundle does not bring."""
-        self._ref, self._root = ref, root
+        self._root, self._judge = root, judge
         self._ranges, self._cache, self._staging = ranges, cache, staging
         self._began = time.monotonic()
         self._stalled_at = -1
@@ -204,15 +208,15 @@ class Replay:
 
     def _run(self) -> None:
         try:
-            head = head_cache.load(self._cache, self._ref)
+            head = head_cache.load(self._cache, self.ref, self._root)
             if head is None and self._cache.status()["slots"] + self._staging.count <= _EMPTY_SLOTS:
-                self._choose(all_ranges(self._ref))
+                self._choose(all_ranges(self.ref))
                 self._stream.ask()
                 return
             have = None
             if head is None:
-                have = self._stream.read(*head_range(self._ref))
-                head = head_cache.store(self._cache, self._ref, have)
+                have = self._stream.read(*head_range(self.ref))
+                head = head_cache.store(self._cache, self.ref, self._root(), have)
             missing = self._find_missing(head)
             self._choose(missing.ranges(0 if have is None else len(have)))
             self._enter(missing)
@@ -230,6 +234,7 @@ class Replay:
 
     def _enter(self, missing: Missing) -> None:
         """Learns which frames come, after which readers may wait for them."""
+        self._judge(True)
         self._decoder.begin(missing.head)
         plan = ReplayPlan(missing, self._buffer)
         with self._lock:
@@ -243,7 +248,7 @@ class Replay:
     def _take(self, number: int, data: memoryview) -> None:
         """Takes a range that has come."""
         if self.head is None and number == 0:
-            self._enter(self._find_missing(head_cache.store(self._cache, self._ref, data)))
+            self._enter(self._find_missing(head_cache.store(self._cache, self.ref, self._root(), data)))
         with self._lock:
             if self._ended.is_set():
                 return
@@ -262,6 +267,8 @@ class Replay:
 
     def _fail(self, error: Exception) -> None:
         why = str(error) or repr(error)
+        if self.head is None and isinstance(error, (Corrupt, NotFound)):
+            self._judge(False)
         if self._end(why):
             _log.warning("the start is slower than it could be, its bundle %s does not come: %s", self.key, why)
 

@@ -30,15 +30,17 @@ class Replays:
         self._before: Counter[str] = Counter()
         """Sums of the replays that are forgotten."""
 
-    def begin(self, ref: BundleRef, root: Callable[[], Root]) -> Replay:
+    def begin(
+        self, ref: BundleRef, root: Callable[[], Root], judge: Callable[[bool], object] = lambda good: None
+    ) -> Replay:
         """Returns the replay of a bundle: the one that is under way or ended just now, else a new one. `root` returns the
-        volume's, and may take its time."""
+        volume's, and may take its time; `judge` is told whether the head was verified."""
         gone = []
         with self._lock:
             found = self._latest.get(ref.key)
-            if found is None or not found.is_recent():
+            if found is None or found.ref != ref or not found.is_recent():
                 gone = [each for each in [self._latest.pop(ref.key, None)] if each is not None]
-                found = Replay(ref, root, self._ranges, self._cache, self._staging, self._room, self._verifier)
+                found = Replay(ref, root, self._ranges, self._cache, self._staging, self._room, self._verifier, judge)
                 self._latest[ref.key] = found
                 while len(self._latest) > _MAX_REPLAYS:
                     gone.append(self._latest.pop(next(iter(self._latest))))

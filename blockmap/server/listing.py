@@ -11,10 +11,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
-from blockmap.errors import Corrupt, FormatError, NotFound, StoreError
+from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound
 from blockmap.format import entry as entries
 from blockmap.format import keys
 from blockmap.format.entry import Entry
+from blockmap.format.refs import is_name
 from blockmap.origin.records import RecordCache
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import each, spawn
@@ -50,7 +51,7 @@ class Listing:
         """The newest entries, which never change."""
 
     def names(self) -> Listed:
-        """Returns the catalogue; StoreError if the store does not answer and nothing is known of it."""
+        """Returns the catalogue; StoreError or Corrupt if the store does not answer, or not well, and nothing is known of it."""
         fresh = LOCAL_SECONDS if self._store.local else REMOTE_SECONDS
         with self._lock:
             old = self._listed
@@ -63,7 +64,7 @@ class Listing:
             old = self._kept() or None
         try:
             return refresh.result(None if old is None else self._answer_seconds)
-        except (TimeoutError, StoreError) as error:
+        except (TimeoutError, BlockmapError) as error:
             if old is None:
                 raise
             _log.warning("%s cannot be listed, earlier names are served: %s", self._store.url, error or "no answer")
@@ -72,7 +73,7 @@ class Listing:
     def _update(self) -> Listed:
         asked_at = self._clock()
         numbers = self._names.catalogue()
-        names = sorted(numbers)
+        names = sorted(filter(lambda name: is_name(*name), numbers))
         if not names:
             check_presence(self._store)
         found = each(lambda name: self._entry(*name, numbers[name]), names)
@@ -97,7 +98,7 @@ class Listing:
         """Returns the names that this host has opened."""
         found = {}
         for repo, tag, n, stored in self._known.names():
-            with suppress(FormatError):
+            with suppress(FormatError):  # advice, as all that this host has noted
                 found[repo, tag] = entries.decode(stored, keys.entry(repo, tag, n))
         return _described(found)
 

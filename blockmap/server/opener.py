@@ -15,23 +15,25 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from blockmap.errors import BlockmapError, FormatError, StoreError, StoreUnavailable
+from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreError, StoreUnavailable
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.format import entry as entries
 from blockmap.format import keys, oci
 from blockmap.format import version as versions
-from blockmap.format.digest import Digest
+from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.entry import Entry, root_of
 from blockmap.format.hint import BundleRef, Hint, decode_bundles, encode_bundles
 from blockmap.format.refs import DEFAULT_LABEL, Reference
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version
-from blockmap.origin.records import RecordCache, RecordReader
+from blockmap.origin.outage_policy import OutagePolicy
+from blockmap.origin.records import RecordCache
 from blockmap.replay.replay import Replay
 from blockmap.replay.replays import Replays
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
 from blockmap.store.names import NameLog, NameReader, StoredEntry
+from blockmap.store.plan import node_at
 from blockmap.store.repository import VERSION_ATTEMPTS, Repository
 from blockmap.store.resolver import Resolved, by_digest, check_presence, no_image
 from blockmap.volume.start import Key
@@ -47,6 +49,7 @@ ANSWER_SECONDS = 1.0
 _SILENT_SECONDS = 5.0
 """Seconds for which a store that did not answer is not waited for again."""
 _NEVER = float("-inf")
+_AT_ONCE = OutagePolicy(0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ class Opener:
         self._clock = clock
         self._answer_seconds = answer_seconds
         self._names = NameReader(store)
-        self._records = Repository(RecordReader(store, known))
+        self._repository = Repository(store)
         self._lock = threading.Lock()  # guards what follows; never held across I/O, nor while another lock is taken
         self._confirmed: dict[tuple[str, str], float] = {}
         """When each name was last confirmed."""
@@ -131,7 +134,16 @@ class Opener:
 
     def _by_digest(self, reference: Reference, digest: Digest) -> ResolvedStart:
         kept = self._kept_digest(reference, digest)
-        found = kept or by_digest(self._records, reference, digest)
+        if kept is not None and not self._works(kept):
+            _log.warning("what this host knew of %s does not work, and is forgotten", reference)
+            for number in range(1, VERSION_ATTEMPTS + 1):
+                self._known.forget(keys.version(kept.name, number))
+            kept = None
+        found = kept or by_digest(self._repository, reference, digest)
+        if kept is None:
+            self._known.keep(keys.version(found.name, 1), versions.encode(found.version))
+        if found.document is not None:
+            self._known.keep(keys.oci(digest, 0), found.document)
         replay = self._replay(reference, found.name, self._kept_bundles(found.name), lambda: found.root)
         primed = self._bring(reference, found.version.run, found.root, lambda: found.root, replay)
         if kept is None and replay is None:  # else the store may be away, or the bundle is coming
@@ -176,10 +188,11 @@ class Opener:
         if hint is not None and hint.entry.n >= low:
             believed = StoredEntry(hint.entry, hint.stored)
             asked = spawn(lambda: self._names.confirm(repo, tag, believed))
-            opening = self._begin(reference, hint.entry, hint.version, hint)
+            opening = self._begin(reference, hint.entry, hint)
             stands = asked.result()
             if stands == hint.entry.n:
                 self._note(repo, tag, believed)
+                self._keep_record(hint)
                 return opening.end()
             low = max(low, stands)
         seen = self._names.search(repo, tag, low)
@@ -192,22 +205,18 @@ class Opener:
             spawn(lambda: mend.mend(repo, tag, seen))
         return self._begin(reference, seen.entry).end()
 
-    def _begin(
-        self, reference: Reference, entry: Entry, hinted: bytes | None = None, hint: Hint | None = None
-    ) -> _Opening:
+    def _begin(self, reference: Reference, entry: Entry, hint: Hint | None = None) -> _Opening:
         """Asks for what is not at hand: the record of the version, the bundle or the run of nodes."""
         name, number = entry.version, entry.number
         if name is None:
             return _Opening(reference, entry, _failed(no_image(reference, self._store)), _done(None))
-        record = self._at_hand(name, number) or self._from_hint(name, number, hinted)
-        version = _done(record) if record is not None else spawn(lambda: self._records.version(name, number))
+        record = self._at_hand(name, number) or (None if hint is None else self._from_hint(hint))
+        version = _done(record) if record is not None else spawn(lambda: self._from_store(name, number))
         root = root_of(entry, record) if record is not None else None
 
         def wait_root() -> Root:
             return root_of(entry, version.result())
 
-        if hint is not None:
-            self._keep_bundles(name, hint.bundles)
         bundles = self._kept_bundles(name) if hint is None else hint.bundles
         replay = self._replay(reference, name, bundles, wait_root)
         primed = self._bring(reference, entry.run, root, wait_root, replay)
@@ -218,20 +227,17 @@ class Opener:
         name = opening.entry.version
         if name is None or hint is None or hint.entry != opening.entry:
             return opening
-        if hint.bundles != self._kept_bundles(name):
-            self._keep_bundles(name, hint.bundles)
-        about = _choose(hint.bundles, opening.reference, name)
-        if about is None or (opening.replay is not None and opening.replay.key == about.key):
-            return opening
         entry = opening.entry
-        replay = self._replays.begin(about, lambda: root_of(entry, opening.version.result()))
-        return replace(opening, replay=replay)
+        replay = self._replay(opening.reference, name, hint.bundles, lambda: root_of(entry, opening.version.result()))
+        return opening if replay is None else replace(opening, replay=replay)
 
     def _replay(
         self, reference: Reference, name: Digest, bundles: Sequence[BundleRef], root: Callable[[], Root]
     ) -> Replay | None:
         about = _choose(bundles, reference, name)
-        return None if about is None else self._replays.begin(about, root)
+        if about is None:
+            return None
+        return self._replays.begin(about, root, lambda good: self._judge(name, about, good))
 
     def _kept_bundles(self, name: Digest) -> tuple[BundleRef, ...]:
         """Returns the bundles of a version that a hint referred to before."""
@@ -240,9 +246,12 @@ class Opener:
             return () if data is None else decode_bundles(data)
         return ()
 
-    def _keep_bundles(self, name: Digest, bundles: Sequence[BundleRef]) -> None:
-        if bundles:
-            self._known.keep(keys.bundles(name), encode_bundles(bundles))
+    def _judge(self, name: Digest, about: BundleRef, good: bool) -> None:
+        """Keeps the reference to a bundle whose head was verified; forgets one that turned out wrong."""
+        kept = self._kept_bundles(name)
+        if good != (about in kept):
+            others = [each for each in kept if each.label != about.label]
+            self._known.keep(keys.bundles(name), encode_bundles([*others, about] if good else others))
 
     def _bring(
         self,
@@ -287,15 +296,16 @@ class Opener:
 
     def _kept_digest(self, reference: Reference, digest: Digest) -> Resolved | None:
         """Returns a version that this host has the record of."""
-        wanted = [(digest, number) for number in range(1, VERSION_ATTEMPTS + 1)]
-        told = self._known.record(keys.oci(digest))
+        told = self._known.record(keys.oci(digest, 0))
+        document = None
         if told is not None:
             with suppress(FormatError):
-                wanted.append(oci.decode(told))
-        for name, number in wanted:
-            record = self._at_hand(name, number)
-            if record is not None:
-                return Resolved(reference, name, record, record.root)
+                document = oci.decode(told)
+        for name in (digest, *([] if document is None else [document.version])):
+            for number in range(1, VERSION_ATTEMPTS + 1):
+                record = self._at_hand(name, number)
+                if record is not None and (name == digest or (document is not None and document.fits(digest, record))):
+                    return Resolved(reference, name, record, record.root)
         return None
 
     def _at_hand(self, name: Digest, number: int) -> Version | None:
@@ -305,16 +315,48 @@ class Opener:
                 return versions.decode(data, name)
         return None
 
-    def _from_hint(self, name: Digest, number: int, data: bytes | None) -> Version | None:
-        if data is None:
+    def _from_store(self, name: Digest, number: int) -> Version:
+        """Returns the record of a version, and keeps it; NotFound, Corrupt, StoreUnavailable."""
+        record = self._repository.version(name, number)
+        self._known.keep(keys.version(name, number), versions.encode(record))
+        return record
+
+    def _from_hint(self, hint: Hint) -> Version | None:
+        """Returns the record of the entry's version, placed where the entry says: what the hint says of that is advice."""
+        entry = hint.entry
+        if hint.version is None or entry.version is None:
             return None
         try:
-            record = versions.decode(data, name)
+            record = versions.decode(hint.version, entry.version)
         except FormatError as error:
-            _log.warning("the hint's record of version %s is not used: %s", name.hex(), error)
+            _log.warning("the hint's record of version %s is not used: %s", entry.version.hex(), error)
             return None
-        self._known.keep(keys.version(name, number), data)
-        return record
+        if entry.root is None and record.root.digest != ABSENT:
+            return None
+        root, extra = replace(record.root, placement=entry.root), replace(record.extra, placement=None)
+        return replace(record, root=root, extra=extra, run=entry.run)
+
+    def _keep_record(self, hint: Hint) -> None:
+        """Keeps the record of a version that came with a hint whose entry the log has confirmed."""
+        name, number, record = hint.entry.version, hint.entry.number, self._from_hint(hint)
+        if name is not None and record is not None and self._at_hand(name, number) is None:
+            self._known.keep(keys.version(name, number), versions.encode(record))
+
+    def _works(self, kept: Resolved) -> bool:
+        """Returns False if the store says that the root of a version is not where this host's record has it."""
+        root = kept.root
+        if root.digest == ABSENT or self._fetcher.has_node(root.digest, root.placement):
+            return True
+        if root.placement is None:
+            return False
+        wanted = node_at(root.digest, root.placement)
+        try:
+            self._ask(lambda: self._fetcher.node(wanted, _AT_ONCE))
+        except (Corrupt, NotFound):
+            return False
+        except StoreError:
+            pass
+        return True
 
     def _note(self, repo: str, tag: str, seen: StoredEntry) -> None:
         """Notes that the log has just confirmed an entry."""
@@ -346,9 +388,13 @@ class Opener:
 
 
 def _choose(bundles: Sequence[BundleRef], reference: Reference, name: Digest) -> BundleRef | None:
-    """Returns the bundle of a version for the label that was asked for."""
+    """Returns the bundle of a version for the label that was asked for, if its key is one of such a bundle."""
     label = reference.label or DEFAULT_LABEL
-    return next((each for each in bundles if each.label == label and each.key.startswith(keys.bundles(name))), None)
+    for each in bundles:
+        found = keys.parse_bundle(each.key)
+        if found is not None and (each.label, each.key) == (label, keys.bundle(name, label, found[1])):
+            return each
+    return None
 
 
 def _done(value: _T) -> Future[_T]:

@@ -3,8 +3,8 @@
 from contextlib import suppress
 from dataclasses import dataclass
 
-from blockmap.errors import Corrupt, FormatError, NotFound, StoreUnavailable
-from blockmap.format import keys, oci
+from blockmap.errors import Corrupt, NotFound, StoreUnavailable
+from blockmap.format import keys
 from blockmap.format.digest import Digest
 from blockmap.format.entry import root_of
 from blockmap.format.refs import Reference
@@ -12,6 +12,7 @@ from blockmap.format.tree import Root
 from blockmap.format.version import Version
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
+from blockmap.store.documents import find_document, read_records
 from blockmap.store.names import NameReader
 from blockmap.store.repository import Repository
 
@@ -25,6 +26,8 @@ class Resolved:
     version: Version
     root: Root
     """The volume's root, placed where the name's entry says."""
+    document: bytes | None = None
+    """The record, as stored, that leads to the version if the digest of an OCI document was asked for."""
 
     @property
     def pinned(self) -> str:
@@ -47,28 +50,18 @@ def find_version(repository: Repository, reference: Reference) -> Resolved:
 def by_digest(repository: Repository, reference: Reference, name: Digest) -> Resolved:
     """Returns a version by its digest, or by that of an OCI document; asks for both at once."""
     first = spawn(lambda: repository.version_at(name, 1))
-    document = spawn(lambda: _told(repository.store, name))
+    records = spawn(lambda: read_records(repository.store, name))
     with suppress(NotFound, Corrupt):
         version = first.result()
         return Resolved(reference, name, version, version.root)
-    told = document.result()
+    found = find_document(repository, name, records.result())
+    if found is not None:
+        return Resolved(reference, found.record.version, found.version, found.version.root, found.stored)
     try:
-        version = repository.version(*(told or (name, 1)))
+        version = repository.version(name)
     except NotFound:
-        if told is not None:
-            raise
         raise NotFound(f"nothing in {repository.store.url} has the digest of {reference}") from None
-    return Resolved(reference, told[0] if told else name, version, version.root)
-
-
-def _told(store: Reader, digest: bytes) -> tuple[Digest, int] | None:
-    """The version of an OCI document; None where the store has no such document."""
-    try:
-        return oci.decode(store.get(keys.oci(digest)))
-    except NotFound:
-        return None
-    except FormatError as error:
-        raise Corrupt(f"the record of digest {digest.hex()} is damaged: {error}") from error
+    return Resolved(reference, name, version, version.root)
 
 
 def no_image(reference: Reference, store: Reader) -> NotFound:

@@ -158,7 +158,7 @@ PARSERS = {
     "pack": Parser(parse_pack, b"".join(pack.seal(pack.PackKind.CHUNKS, FRAMES, bytes(16)).parts)),
     "version": Parser(parse_version, version.encode(VERSION), sealed_text),
     "entry": Parser(parse_entry, entry.encode(ENTRY), sealed_text),
-    "oci": Parser(oci.decode, oci.encode(NAME, 1), sealed_text),
+    "oci": Parser(oci.decode, oci.encode(oci.DocumentRecord(NAME, 1, b"{}")), sealed_text),
     "damage": Parser(lambda data: pack_log.decode_damaged(data, NAME), DAMAGE, sealed_text),
     "moved": Parser(lambda data: pack_log.decode_moved(data, NAME), MOVED, sealed_text),
     "record": Parser(record.unseal, record.seal([b"{}", b"[]"]), sealed_text),
@@ -257,7 +257,7 @@ VALUES = {
     "entry": record.decode(entry.encode(ENTRY).split(b"\n")[0]),
     "damage": record.decode(DAMAGE.split(b"\n")[0]),
     "moved": record.decode(MOVED.split(b"\n")[0]),
-    "oci": record.decode(oci.encode(NAME, 1).split(b"\n")[0]),
+    "oci": record.decode(oci.encode(oci.DocumentRecord(NAME, 1, b"{}")).split(b"\n")[0]),
     "placement": version.encode_placement(PLACE) or {},
 }
 

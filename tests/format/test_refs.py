@@ -178,8 +178,9 @@ def test_keys_are_where_the_format_puts_them() -> None:
     assert keys.name_hint("host:5000/a/b", "7") == "hints/names/host=5000~a~b/7"
     assert keys.filemap(name) == f"filemaps/{text}"
     assert keys.layer(name, 1) == f"layers/{text}/0000000000000001"
-    assert keys.oci(name) == f"oci/{text}"
-    for key in (keys.FORMAT, keys.pack(name), keys.entry("a", "b", 1), keys.oci(name)):
+    assert keys.oci(name, 1) == f"oci/{text}/0000000000000001"
+    assert keys.oci(name, 0) == f"oci/{text}"
+    for key in (keys.FORMAT, keys.pack(name), keys.entry("a", "b", 1), keys.oci(name, 1)):
         keys.check(key)
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from blockmap.errors import NotAStore, NotFound, StoreTooNew
+from blockmap.errors import NotAStore, StoreTooNew
 from blockmap.format import keys, record
 from blockmap.format.digest import Digest
-from blockmap.origin.records import RecordCache, RecordReader, open_served
-from blockmap.store.memory import MemoryStore
+from blockmap.origin.records import RecordCache, open_served
 from blockmap.store.opening import create_store
 
 RECORD = record.seal([b"{}"])
@@ -39,7 +38,8 @@ def test_what_is_kept_is_there_after_a_restart(records: RecordCache, tmp_path: P
     assert other.name("a", "1") == (4, b"new")
     assert other.names() == [("a", "1", 4, b"new")]
     other.forget_name("a", "1")
-    assert other.name("a", "1") is None
+    other.forget(KEY)
+    assert (other.name("a", "1"), other.record(KEY)) == (None, None)
     other.close()
 
 
@@ -63,28 +63,6 @@ def test_the_oldest_records_are_forgotten_at_the_start(
     kept = [number for number in range(1, 6) if other.record(keys.version(Digest(b"\1" * 32), number))]
     assert kept == [1, 4, 5]
     other.close()
-
-
-def test_only_whole_records_that_never_change_are_kept(records: RecordCache) -> None:
-    store = MemoryStore()
-    reader = RecordReader(store, records)
-    entry, damaged = keys.entry("a", "1", 1), keys.version(Digest(b"\2" * 32), 1)
-    for key, data in ((KEY, RECORD), (entry, RECORD), (damaged, RECORD[:-3])):
-        store.create(key, [data])
-        assert reader.get(key) == data
-        store.delete(key)
-    assert reader.get(KEY) == RECORD
-    for key in (entry, damaged):
-        with pytest.raises(NotFound):
-            reader.get(key)
-
-
-def test_a_damaged_record_is_asked_for_again(records: RecordCache) -> None:
-    store = MemoryStore()
-    store.create(KEY, [RECORD])
-    records.keep(KEY, RECORD[:-3])
-    assert RecordReader(store, records).get(KEY) == RECORD
-    assert records.record(KEY) == RECORD
 
 
 @pytest.mark.parametrize("sabotage", ["format", "directory"])

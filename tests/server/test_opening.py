@@ -19,6 +19,7 @@ from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
 from blockmap.format.node import Placement
+from blockmap.format.oci import DocumentRecord
 from blockmap.format.refs import parse_reference
 from blockmap.format.tree import build
 from blockmap.format.version import NodeRun, Version
@@ -217,12 +218,13 @@ def test_a_name_that_moved_is_found_by_its_hint(store: Pruner, host: Hosts, move
 def test_a_digest_takes_two_steps_and_asks_for_no_name(store: Pruner, host: Hosts) -> None:
     made = volume(store, 1)
     assert made.root.placement is not None
-    steps = Steps(store, 2)
+    steps = Steps(store, 3)
     here = host(steps)
     export = f"a@sha256:{made.name.hex()}"
     found = here.find(export)
     nodes = f"range {keys.pack(made.root.placement.pack)}"
-    assert steps.serial == [sorted([f"get {keys.oci(made.name)}", f"get {keys.version(made.name, 1)}"]), [nodes]]
+    documents = [f"get {keys.oci(made.name, 1)}", f"exists {keys.oci(made.name, 2)}"]
+    assert steps.serial == [sorted([*documents, f"get {keys.version(made.name, 1)}"]), [nodes]]
     assert here.first(found) == block(1)
     assert len(steps.serial) == 4, "only the two chunks are fetched"
     here = host(steps := Steps(store))
@@ -231,10 +233,11 @@ def test_a_digest_takes_two_steps_and_asks_for_no_name(store: Pruner, host: Host
 
 
 def test_the_digest_of_a_document_takes_one_more(store: Pruner, host: Hosts) -> None:
-    made = volume(store, 1)
+    made = replace(volume(store, 1), manifest=b"manifest")
+    ObjectWriter(store).put_version(made, set())
     document = Digest(hashlib.sha256(b"manifest").digest())
-    store.create(keys.oci(document), [oci.encode(made.name, 1)])
-    steps = Steps(store, 2, 1, 1)
+    store.create(keys.oci(document, 1), [oci.encode(DocumentRecord(made.name, 1))])
+    steps = Steps(store, 3, 1, 1)
     found = host(steps).find(f"a@sha256:{document.hex()}")
     assert (found.name, len(steps.serial)) == (made.name, 3)
     steps = Steps(store)
@@ -248,7 +251,7 @@ def test_a_version_whose_first_record_was_condemned(store: Pruner, host: Hosts, 
     data = store.get(keys.version(made.name, 1))
     store.delete(keys.version(made.name, 1))
     store.create(keys.version(made.name, number), [data])
-    steps = Steps(store, 2, 1, 7)
+    steps = Steps(store, 3, 1, 1, 7)
     assert host(steps).find(f"a@sha256:{made.name.hex()}").name == made.name
     steps = Steps(store)
     assert host(steps).find(f"a@sha256:{made.name.hex()}").name == made.name

@@ -9,6 +9,8 @@ import pytest
 
 from blockmap.errors import Corrupt, NotFound, UsageError
 from blockmap.format import BLOCK, keys, oci
+from blockmap.format.digest import Digest
+from blockmap.format.oci import DocumentRecord
 from blockmap.server.registry import Opened
 from blockmap.server.server import Server
 from blockmap.store.base import Pruner
@@ -128,6 +130,6 @@ def test_a_disk_has_no_configuration(server: Server, store: Pruner) -> None:
 def test_a_damaged_record_of_a_digest(server: Server, store: Pruner) -> None:
     volume(store, 1)
     digest = bytes(range(32))
-    store.create(keys.oci(digest), [oci.encode(b"\1" * 32, 1)[:-1]])  # type: ignore[arg-type]
+    store.create(keys.oci(digest, 1), [oci.encode(DocumentRecord(Digest(b"\1" * 32), 1))[:-1]])
     with pytest.raises(Corrupt, match="the record of digest"):
         server.open(f"a@sha256:{digest.hex()}")
