@@ -300,7 +300,7 @@ def test_documents_lead_to_the_version(tmp_path: Path) -> None:
         assert document is not None
         digest = hashlib.sha256(document).hexdigest()
         assert (image / "blobs" / "sha256" / digest).read_bytes() == document
-        assert repository.store.exists(f"oci/{digest}")
+        assert repository.store.exists(f"oci/{digest}/{1:016d}")
 
 
 # --- disk images

@@ -89,7 +89,9 @@ def test_a_digest_is_opened_with_the_bundle_that_its_name_told_of(store: Pruner,
     about = learn(store, made)
     here = host(store)
     assert here.start(f"a@sha256:{made.name.hex()}").replay is None, "no hint has been read yet"
-    assert here.start().replay is not None
+    replay = here.start().replay
+    assert replay is not None
+    assert replay.wait_head(10) is not None
     here = host(store)
     found = here.find(f"a@sha256:{made.name.hex()}")
     assert begun(here) == [about.key]

@@ -101,7 +101,7 @@ def test_a_wrong_record_hides_none_below_it(store: Pruner) -> None:
 
 def test_the_highest_that_is_right_is_believed(store: Pruner) -> None:
     later = Version(GOOD.root, GOOD.extra, WriterLayout(1, 0), manifest=GOOD.manifest)
-    ObjectWriter(store).put_version(later, set())  # type: ignore[arg-type]
+    ObjectWriter(store).put_version(later, set())
     for number, own in ((1, GOOD), (2, later), (3, OTHER)):
         lead(store, GOOD.manifest, number, own)
     assert found(store, GOOD.manifest) == later.name
