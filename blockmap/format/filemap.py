@@ -68,13 +68,18 @@ def encode(root: Digest, files: Iterable[File], compress: Callable[[bytes], byte
 
 def decode(data: bytes, root: Digest, expand: Callable[[memoryview, int], bytes]) -> Iterator[File]:
     """Parses the file map of the volume `root`. Raises FormatError."""
+    return _files(body(data, root, expand))
+
+
+def body(data: bytes, root: Digest, expand: Callable[[memoryview, int], bytes]) -> bytes:
+    """Returns all that the file map of the volume `root` says, uncompressed and not parsed. Raises FormatError."""
     end = len(data) - DIGEST_BYTES
     if end < _HEAD.size or sha256(memoryview(data)[:end]).digest() != data[end:]:
         raise FormatError("the file map is damaged: its last 32 bytes are not the SHA-256 of the rest")
     magic, version, zero, name, raw = _HEAD.unpack_from(data)
     if (magic, version, zero, name) != (MAGIC, FORMAT, bytes(3), root) or raw > MAX_BODY:
         raise FormatError(f"the object is not the file map of {root.hex()} in a format known to this release")
-    return _files(expand(memoryview(data)[_HEAD.size : end], raw))
+    return expand(memoryview(data)[_HEAD.size : end], raw)
 
 
 def _files(body: bytes) -> Iterator[File]:

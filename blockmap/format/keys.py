@@ -51,8 +51,9 @@ def name_hint(repo: str, tag: str) -> str:
     return f"hints/names/{to_component(repo)}/{tag}"
 
 
-def filemap(root: Digest) -> str:
-    return f"filemaps/{root.hex()}"
+def filemap(root: Digest, number: int) -> str:
+    """Returns the key of a file map; number 0 is the one of older stores, whose key has no number."""
+    return _numbered(f"filemaps/{root.hex()}", number)
 
 
 def hooks(root: Digest) -> str:
@@ -114,4 +115,8 @@ def layer(chain: bytes, number: int) -> str:
 
 def oci(digest: bytes, number: int) -> str:
     """Returns the key of a record of an OCI document; number 0 is the one of older stores, whose key has no number."""
-    return f"oci/{digest.hex()}/{_number(number)}" if number else f"oci/{digest.hex()}"
+    return _numbered(f"oci/{digest.hex()}", number)
+
+
+def _numbered(key: str, number: int) -> str:
+    return f"{key}/{_number(number)}" if number else key

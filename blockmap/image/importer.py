@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
-from blockmap.errors import Corrupt, NotFound, StoreError
+from blockmap.errors import Corrupt, ImageError, NotFound, StoreError
 from blockmap.filesystem.ext4.writer import WRITER, Ext4Writer
 from blockmap.filesystem.member import ImageSource
 from blockmap.format import BLOCK, filemap, keys, layer, oci
@@ -21,6 +22,8 @@ from blockmap.format.filemap import File
 from blockmap.format.oci import DocumentRecord
 from blockmap.format.version import Version, WriterLayout
 from blockmap.image.disk_image import DiskSource
+from blockmap.image.layer import chain_ids
+from blockmap.image.oci import config_diff_ids
 from blockmap.learn.bundler import put_bundles
 from blockmap.publish.catalogue import read_catalogue
 from blockmap.publish.chunks import ChunkWriter, Counts
@@ -30,10 +33,12 @@ from blockmap.publish.publication import Derive, Publication, Published
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import Trees
 from blockmap.store.base import Pruner
-from blockmap.store.documents import find_document, read_records
+from blockmap.store.concurrent import each
+from blockmap.store.documents import check_document
 from blockmap.store.names import NameLog, NameTarget
+from blockmap.store.numbered import newest_right, read_numbers
 from blockmap.store.opening import Format
-from blockmap.store.packs import body_stream, compress
+from blockmap.store.packs import body_stream, compress, expand, expand_stream
 from blockmap.store.repository import Repository
 
 THRESHOLD_BLOCKS = 32
@@ -141,31 +146,79 @@ class Importer:
         if isinstance(source, DiskSource):
             return
         store, name, number = self._store, published.version, published.number
-        put(store, keys.filemap(version.root.digest), [filemap.encode(version.root.digest, laid.files, compress)])
+        root, repository = version.root.digest, Repository(store)
+        files = filemap.encode(root, laid.files, compress)
+        said = filemap.body(files, root, expand)
+        puts: list[Callable[[], None]] = [
+            lambda: self._put_derived(
+                partial(keys.filemap, root), lambda data: filemap.body(data, root, expand) == said, files
+            )
+        ]
         for own, headers in zip(source.layers, laid.headers, strict=True):
             record = layer.LayerRecord(own.chain, name, number, headers.raw, bytes(headers.packed))
-            put(store, keys.layer(own.chain, 1), [layer.encode(record)])
-        self._put_document(source.index, DocumentRecord(name, number, source.index), version)
-        for document in (source.manifest, source.config):
-            self._put_document(document, DocumentRecord(name, number), version)
+            puts.append(partial(self._put_layer, repository, record))
+        for document in (source.index, source.manifest, source.config):
+            leads = DocumentRecord(name, number, document if document is source.index else None)
+            puts.append(partial(self._put_document, repository, document, leads, version))
+        each(lambda put_one: put_one(), puts)
 
-    def _put_document(self, document: bytes | None, record: DocumentRecord, version: Version) -> None:
-        """Stores what leads from a document's digest to the version, unless the store's newest record for it is right."""
+    def _put_layer(self, repository: Repository, record: layer.LayerRecord) -> None:
+        """Stores the headers of a layer, unless they are there, with a version that has the layer."""
+
+        def is_right(data: bytes) -> bool:
+            found = layer.decode(data, record.chain)
+            if found.version != record.version:
+                _check_layer(repository.version(found.version, found.number), record.chain)
+            same = found.packed == record.packed
+            return same or found.headers(expand_stream) == record.headers(expand_stream)
+
+        self._put_derived(partial(keys.layer, record.chain), is_right, layer.encode(record))
+
+    def _put_document(
+        self, repository: Repository, document: bytes | None, record: DocumentRecord, version: Version
+    ) -> None:
+        """Stores what leads from a document's digest to the version, unless it leads to one with that document already."""
         if document is None:
             return
-        store, digest = self._store, hashlib.sha256(document).digest()
+        digest = hashlib.sha256(document).digest()
         if not record.fits(digest, version):
             return  # an index of indexes, from which nobody could tell that the manifest belongs to it
-        records = read_records(store, digest)
+
+        def is_right(data: bytes) -> bool:
+            check_document(repository, digest, data)
+            return True
+
+        self._put_derived(partial(keys.oci, digest), is_right, oci.encode(record))
+
+    def _put_derived(self, key: Callable[[int], str], is_right: Callable[[bytes], bool], data: bytes) -> None:
+        """Stores an object that is derived, under the next number, unless the newest that reads well is right.
+
+        `is_right` raises NotFound, Corrupt, FormatError for one that does not read well.
+        """
+        store = self._store
+        numbered = read_numbers(store, key)
         try:
-            if find_document(Repository(store), digest, records) is not None:
-                return
-        except (NotFound, Corrupt) as error:
-            self._warn(f"what leads from sha256:{digest.hex()} to its image is written anew: {error}")
+            right = newest_right(store, key, is_right, numbered)
+        except (NotFound, Corrupt):
+            right = False
+        if right:
+            return
+        newest = max(numbered, default=0)
+        if right is not None:
+            self._warn(f"{key(newest)} is damaged or wrong, and superseded")
             with suppress(StoreError):  # in a directory, a file without a number stands where numbers are to be
-                store.delete(keys.oci(digest, 0))
-        newest = max(records, default=0)
-        next(n for n in count(newest + 1) if put(store, keys.oci(digest, n), [oci.encode(record)]))
+                store.delete(key(0))
+        next(n for n in count(newest + 1) if put(store, key(n), [data]))
+
+
+def _check_layer(version: Version, chain: bytes) -> None:
+    """Raises Corrupt for a version whose configuration does not list the stack of layers `chain`."""
+    try:
+        if version.config is not None and chain in chain_ids(config_diff_ids(version.config)):
+            return
+    except ImageError:
+        pass
+    raise Corrupt(f"version {version.name.hex()} has no such stack of layers")
 
 
 def _store_trees(

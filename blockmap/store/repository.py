@@ -4,6 +4,7 @@ Chunks and nodes are read by placement, which is advice; the bytes that arrive a
 """
 
 from contextlib import suppress
+from functools import partial
 
 from blockmap.errors import Corrupt, FormatError, NotFound
 from blockmap.format import filemap, keys, version
@@ -12,6 +13,7 @@ from blockmap.format.node import Node, Placement
 from blockmap.format.version import Version
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import each
+from blockmap.store.numbered import newest_right, read_numbers
 from blockmap.store.pack_logs import MovedLogs
 from blockmap.store.packs import Packs, expand, raised
 
@@ -60,8 +62,10 @@ class Repository:
             raise Corrupt(f"the record of version {name.hex()} is damaged: {error}") from error
 
     def file_map(self, root: Digest) -> list[filemap.File]:
-        """Returns the files of the volume `root`; NotFound where none was stored."""
-        try:
-            return list(filemap.decode(self.store.get(keys.filemap(root)), root, expand))
-        except FormatError as error:
-            raise Corrupt(f"the file map of volume {root.hex()} is damaged: {error}") from error
+        """Returns the files of the volume `root`; NotFound where none was stored, Corrupt where all that was is damaged."""
+        key = partial(keys.filemap, root)
+        numbered = read_numbers(self.store, key)
+        found = newest_right(self.store, key, lambda data: list(filemap.decode(data, root, expand)), numbered)
+        if found is None:
+            raise NotFound(f"there is no file map of volume {root.hex()} in {self.store.url}")
+        return found

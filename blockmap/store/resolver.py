@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from blockmap.errors import Corrupt, NotFound, StoreUnavailable
 from blockmap.format import keys
@@ -12,8 +13,9 @@ from blockmap.format.tree import Root
 from blockmap.format.version import Version
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
-from blockmap.store.documents import find_document, read_records
+from blockmap.store.documents import find_document
 from blockmap.store.names import NameReader
+from blockmap.store.numbered import read_numbers
 from blockmap.store.repository import Repository
 
 
@@ -50,11 +52,11 @@ def find_version(repository: Repository, reference: Reference) -> Resolved:
 def by_digest(repository: Repository, reference: Reference, name: Digest) -> Resolved:
     """Returns a version by its digest, or by that of an OCI document; asks for both at once."""
     first = spawn(lambda: repository.version_at(name, 1))
-    records = spawn(lambda: read_records(repository.store, name))
+    numbered = spawn(lambda: read_numbers(repository.store, partial(keys.oci, name)))
     with suppress(NotFound, Corrupt):
         version = first.result()
         return Resolved(reference, name, version, version.root)
-    found = find_document(repository, name, records.result())
+    found = find_document(repository, name, numbered.result())
     if found is not None:
         return Resolved(reference, found.record.version, found.version, found.version.root, found.stored)
     try:

@@ -5,21 +5,24 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from blockmap.errors import ImageError, StoreUnavailable
-from blockmap.format import BLOCK, hooks, keys, layer
+from blockmap.format import BLOCK, filemap, hooks, keys, layer
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.tree import Root
 from blockmap.format.version import Version
 from blockmap.image.importer import Importer, Summary
+from blockmap.image.layer import chain_ids
+from blockmap.image.oci import config_diff_ids
 from blockmap.image.sources import open_source
 from blockmap.publish.local import LocalCatalogue
 from blockmap.store.names import NameReader
 from blockmap.store.opening import create_store, open_store
-from blockmap.store.packs import expand_stream
+from blockmap.store.packs import compress, expand_stream
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
 from blockmap.store.walk import leaves
@@ -303,6 +306,53 @@ def test_documents_lead_to_the_version(tmp_path: Path) -> None:
         assert repository.store.exists(f"oci/{digest}/{1:016d}")
 
 
+@pytest.mark.parametrize("lie", ["damaged", "wrong"])
+@pytest.mark.parametrize("kind", ["file map", "first layer", "second layer"])
+def test_what_is_derived_and_wrong_is_superseded(tmp_path: Path, kind: str, lie: str) -> None:
+    image = f"oci:{layout(tmp_path / 'i', [archive(BASE), archive(TINY)])}"
+    store = create_store(str(tmp_path / "store"))[0]
+    repository, summary = Repository(store), import_image(store, image, "a:1", tmp_path)
+    other = import_image(store, f"oci:{layout(tmp_path / 'o', [archive(TINY)])}", "b:1", tmp_path)
+    key: Callable[[int], str]
+    if kind == "file map":
+        key = partial(keys.filemap, Digest(summary.root))
+        wrong = filemap.encode(summary.root, [filemap.File(b"etc/hostname", 5, [(7, 1)])], compress)
+    else:
+        diff_ids = config_diff_ids(repository.version(summary.version).config or b"")
+        chain = chain_ids(diff_ids)[0 if kind == "first layer" else 1]
+        key = partial(keys.layer, chain)
+        wrong = layer.encode(layer.decode(store.get(key(1)), chain)._replace(version=other.version))
+    before = store.get(key(1))
+    store.delete(key(1))
+    store.create(key(1), [wrong if lie == "wrong" else before[:-1]])
+    warnings: list[str] = []
+    import_image(store, image, "a:1", tmp_path, warnings)
+    assert (store.get(key(2)), len(warnings)) == (before, 1)
+    assert "superseded" in warnings[0]
+    assert {file.path for file in repository.file_map(summary.root)} >= {b"bin/program", b"usr/file-1"}
+    import_image(store, image, "a:1", tmp_path, warnings)
+    assert not store.exists(key(3))
+    store.delete(key(1))
+    store.delete(key(2))
+    if kind == "file map":  # as earlier releases stored it
+        (tmp_path / "store" / key(0)).rmdir()
+        store.create(key(0), [before])
+        import_image(store, image, "a:1", tmp_path, warnings)
+        assert len(repository.file_map(summary.root)) == len([own for own in BASE + TINY if own.kind == b"0"]) + 1
+    assert len(warnings) == 1
+
+
+def test_layers_in_common_are_stored_once(tmp_path: Path) -> None:
+    store = create_store(str(tmp_path / "store"))[0]
+    import_image(store, f"oci:{layout(tmp_path / 'base', [archive(BASE)])}", "base:1", tmp_path)
+    warnings: list[str] = []
+    import_image(
+        store, f"oci:{layout(tmp_path / 'both', [archive(BASE), archive(TINY)])}", "both:1", tmp_path, warnings
+    )
+    assert len(store.list("layers/")) == 2
+    assert not warnings
+
+
 # --- disk images
 
 
@@ -451,7 +501,7 @@ def test_what_follows_the_name_is_made_up_for_by_the_next_import(tmp_path: Path)
     assert "imported again" in warnings[0]
     again = import_image(store, f"oci:{image}", "a:1", tmp_path)
     assert again.number == 0
-    assert [key for key in listing(store) if key.startswith("filemaps/")] == [keys.filemap(Digest(first.root))]
+    assert [key for key in listing(store) if key.startswith("filemaps/")] == [keys.filemap(Digest(first.root), 1)]
 
 
 class Undeletable(Full):

@@ -216,7 +216,7 @@ def test_an_import_supersedes_what_is_wrong(tmp_path: Path, number: int, what: s
     warnings: list[str] = []
     import_image(store, f"oci:{image}", "a:1", tmp_path, warnings)
     assert len(warnings) == (1 if what == "unchecked" else 3)
-    assert all("is written anew" in each for each in warnings)
+    assert all("and superseded" in each for each in warnings)
     for document in documents:
         assert found(store, document) == summary.version
 

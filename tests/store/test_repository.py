@@ -81,7 +81,7 @@ def test_nodes_come_back(store: Pruner) -> None:
 def test_file_maps_come_back(store: Pruner) -> None:
     with pytest.raises(NotFound):
         Repository(store).file_map(ROOT)
-    assert put(store, keys.filemap(ROOT), [filemap.encode(ROOT, FILES, compress)])
+    assert put(store, keys.filemap(ROOT, 1), [filemap.encode(ROOT, FILES, compress)])
     assert Repository(store).file_map(ROOT) == FILES
 
 
@@ -178,7 +178,7 @@ def every_object(store: Pruner) -> dict[str, list[Callable[[], object]]]:
     objects.put_pack(chunks)
     objects.put_pack(nodes)
     objects.put_version(RECORD, set())
-    put(store, keys.filemap(ROOT), [filemap.encode(ROOT, FILES, compress)])
+    put(store, keys.filemap(ROOT, 1), [filemap.encode(ROOT, FILES, compress)])
     read = Repository(store)
     return {
         keys.pack(chunks.name): [
@@ -196,7 +196,7 @@ def every_object(store: Pruner) -> dict[str, list[Callable[[], object]]]:
             ),
         ],
         keys.version(RECORD.name, 1): [lambda: read.version(RECORD.name)],
-        keys.filemap(ROOT): [lambda: read.file_map(ROOT)],
+        keys.filemap(ROOT, 1): [lambda: read.file_map(ROOT)],
     }
 
 
