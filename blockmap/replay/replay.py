@@ -243,7 +243,7 @@ class Replay:
             self._plan, self.head = plan, plan.head
             self._decode(plan, self._buffer.expect(plan.parts))
         self._head_known.set()
-        self._stream.know()
+        self._stream.know(max((frame.last_range for frame in plan.frames.values()), default=0))
 
     def _take(self, number: int, data: memoryview) -> None:
         """Takes a range that has come."""

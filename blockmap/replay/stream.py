@@ -47,6 +47,7 @@ class Stream:
         self._early_bytes = 0
         """Bytes that came before the head: as their purpose is unknown, they count as under way until then."""
         self._known = self._stopped = False
+        self._last: int | None = None
 
     def read(self, start: int, end: int) -> memoryview:
         """Returns the bytes [start, end) of the object; after a failure it tries again, once the store is back if it is away.
@@ -84,6 +85,8 @@ class Stream:
                     if self._stopped:
                         return
                     self._changed.wait()
+                if self._last is not None and number > self._last:
+                    return
                 self._under_way_bytes += end - start
             self._room.acquire()
             spawn(partial(self._fetch, number, start, end))
@@ -92,10 +95,11 @@ class Stream:
         """Returns True if a range is not among those that come next."""
         return self._due[number] - self.came > 2 * self._most_under_way()
 
-    def know(self) -> None:
-        """Notes that the ranges' contents are known, so that those which came early are not under way any more."""
+    def know(self, last: int) -> None:
+        """Notes that the ranges' contents are known, so that those which came early are not under way any more, and that
+        nobody needs a range after the one with the number `last`."""
         with self._changed:
-            self._known = True
+            self._known, self._last = True, last
 
     def stop(self) -> None:
         """Ends the requests: no more are made."""

@@ -8,16 +8,23 @@ from blockmap.format import bundle, keys
 from blockmap.format.digest import Digest
 from blockmap.format.hint import BundleRef
 from blockmap.store.base import Reader
-from blockmap.store.log import newest_of
 
 _log = logging.getLogger(__name__)
+
+_TRIED = 4
+"""Bundles of a label that are looked at, the newest first: one that is none hides no other."""
 
 
 def newest_bundles(store: Reader, version: Digest) -> tuple[BundleRef, ...]:
     """Returns the newest bundle of each label, by label; CannotList, StoreUnavailable."""
-    newest = newest_of(store.list(keys.bundles(version)), keys.parse_bundle)
-    found = (_measured(store, label, keys.bundle(version, label, n)) for label, n in sorted(newest.items()))
-    return tuple(each for each in found if each is not None)
+    numbers: dict[str, list[int]] = {}
+    for label, n in filter(None, map(keys.parse_bundle, store.list(keys.bundles(version)))):
+        numbers.setdefault(label, []).append(n)
+    found = []
+    for label, own in sorted(numbers.items()):
+        tried = (_measured(store, label, keys.bundle(version, label, n)) for n in sorted(own, reverse=True)[:_TRIED])
+        found += [each for each in tried if each is not None][:1]
+    return tuple(found)
 
 
 def _measured(store: Reader, label: str, key: str) -> BundleRef | None:

@@ -97,7 +97,7 @@ class NameReader:
             return hint.decode(self._store.get(keys.name_hint(repo, tag)), repo, tag)
         except NotFound:
             return None
-        except (StoreError, FormatError) as error:
+        except BlockmapError as error:
             _log.warning("the hint of %s:%s is not used: %s", repo, tag, error)
             return None
 

@@ -11,22 +11,26 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blockmap.errors import CannotList, Corrupt
-from blockmap.format import BLOCK, bundle, catalogue, hint, keys, record
+from blockmap.format import BLOCK, bundle, catalogue, hint, keys, oci, record
 from blockmap.format import entry as entries
 from blockmap.format import version as versions
 from blockmap.format.digest import Digest
 from blockmap.format.hint import BundleRef, encode_bundles
 from blockmap.format.node import Placement
+from blockmap.format.oci import DocumentRecord
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.version import Version
 from blockmap.origin.records import RecordCache
+from blockmap.publish.object_writer import ObjectWriter
 from blockmap.server.listing import Listing
 from blockmap.server.server import Server
 from blockmap.store.base import Pruner
+from blockmap.store.bundles import newest_bundles
 from blockmap.store.memory import MemoryStore
 from blockmap.store.opening import create_store, parse_format
 from blockmap.store.packs import Sealer, compress
@@ -34,6 +38,7 @@ from blockmap.store.profiles import ProfileLog
 from blockmap.store.repository import Repository
 from blockmap.store.walk import nodes
 from tests.format.test_parsers import JSON, changed
+from tests.image.builder import bulk
 from tests.server.test_opening import HINT, Host, block, volume
 from tests.volume.bundled import bundled
 
@@ -291,6 +296,14 @@ def test_a_record_that_no_entry_confirmed_is_not_kept(tmp_path: Path) -> None:
     assert kept_by(tmp_path, keys.version(other.name, 1)) is None
 
 
+def nodes_of(store: MemoryStore, own: Version) -> list[tuple[Digest, bytes]]:
+    """Returns names and stored forms of all nodes of a version."""
+    frames: list[tuple[Digest, bytes]] = []
+    packs = Repository(store).packs
+    list(nodes(own.root, lambda refs: packs.nodes(refs, lambda item, frame: frames.append((item.name, frame)))))
+    return frames
+
+
 def test_lists_of_a_bundle_are_cut_to_the_volume(tmp_path: Path) -> None:
     _, own, _ = made()
     store = stored()
@@ -304,13 +317,7 @@ def test_lists_of_a_bundle_are_cut_to_the_volume(tmp_path: Path) -> None:
         ReadItem(1, (1 << 32) - 1, None, 0),
         ReadItem(1, 5, None, 0),
     ]
-    frames: list[tuple[Digest, bytes]] = []
-    list(
-        nodes(
-            own.root,
-            lambda refs: Repository(store).packs.nodes(refs, lambda item, frame: frames.append((item.name, frame))),
-        )
-    )
+    frames = nodes_of(store, own)
     parts, table = bundle.encode(frames, [], outside, 1 << 50, bytes(16), Sealer().seal, compress)
     key = keys.bundle(own.name, "default", 2)
     store.create(key, parts)
@@ -328,6 +335,86 @@ def test_lists_of_a_bundle_are_cut_to_the_volume(tmp_path: Path) -> None:
         ReadItem(1, size - 3, None, 0),
     ]
     assert head.image_blocks == size
+
+
+def test_bytes_of_a_bundle_that_nothing_refers_to_are_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockmap.replay.stream._UNKNOWN_LINK_BYTES", 1 << 20)
+    monkeypatch.setattr("blockmap.replay.stream._MIN_UNDER_WAY_BYTES", 1 << 20)
+    _, own, _ = made()
+    store = stored()
+    surplus = [(Digest(bytes([at]) * 32), (1 << 64) - 1, bulk(at, 64 * BLOCK)) for at in range(200)]
+    monkeypatch.setattr(
+        "blockmap.format.bundle.BundleHead.within", lambda head, _: replace(head, pieces=head.pieces[:1])
+    )
+    parts, table = bundle.encode(nodes_of(store, own), surplus, [], 1, bytes(16), Sealer().seal, compress)
+    key = keys.bundle(own.name, "default", 2)
+    store.create(key, parts)
+    about = BundleRef("default", key, sum(map(len, parts)), table)
+    store.replace(HINT, hint.encode(replace(told(store), bundles=(about,))))
+    with living(tmp_path, store) as here:
+        replay = here.start().replay
+        assert replay is not None
+        assert replay.wait_end(10)
+        assert not replay.failed
+    assert about.length > 50 << 20
+    assert replay.bytes < 8 << 20
+
+
+class Torn:
+    """A store whose hints are longer than anybody accepts."""
+
+    local = True
+
+    def __init__(self, inner: MemoryStore) -> None:
+        self.inner, self.url = inner, inner.url
+        self.get_range, self.list, self.exists = inner.get_range, inner.list, inner.exists
+        self.create, self.replace, self.delete = inner.create, inner.replace, inner.delete
+
+    def get(self, key: str) -> bytes:
+        if key.startswith("hints/"):
+            raise Corrupt(f"{key} is too long")
+        return self.inner.get(key)
+
+
+def test_a_hint_that_cannot_be_read(tmp_path: Path) -> None:
+    store = Torn(stored())
+    opens(tmp_path, store)
+    opens(tmp_path, store)
+
+
+def test_what_is_no_bundle_hides_no_bundle_of_its_label() -> None:
+    _, own, about = made()
+    store = stored()
+    store.create(keys.bundle(own.name, "default", 10**16 - 1), [b"none"])
+    assert newest_bundles(store, own.name) == (about,)
+
+
+@quiet
+@given(st.data())
+def test_any_record_of_a_document(data: st.DataObject) -> None:
+    """What this host has noted of a digest is checked as what the store says is."""
+    store = stored()
+    right, wrong = (replace(made()[1], manifest=text) for text in (b"right", b"wrong"))
+    for each in (right, wrong):
+        ObjectWriter(store).put_version(each, set())
+    digest = sha256(b"right").digest()
+    store.create(keys.oci(digest, 1), [oci.encode(DocumentRecord(right.name, 1))])
+    lies = [oci.encode(DocumentRecord(own, 1, index)) for own in (right.name, wrong.name) for index in (None, b"right")]
+    with tempfile.TemporaryDirectory() as directory:
+        known = RecordCache(Path(directory), store.url)
+        known.keep(
+            keys.oci(digest, 0), data.draw(st.sampled_from(lies).flatmap(lambda lie: st.just(lie) | changed(lie)))
+        )
+        for each in (right, wrong):
+            known.keep(keys.version(each.name, 1), misplaced(each, data.draw(PLACES)))
+        known.close()
+        for _ in range(2):
+            with living(Path(directory), store) as here:
+                found = here.find(f"a@sha256:{digest.hex()}")
+                assert found.name == right.name
+                assert here.first(found) == block(1)
 
 
 # --- the catalogue
