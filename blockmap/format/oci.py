@@ -14,6 +14,7 @@ from hashlib import sha256
 from blockmap.errors import FormatError
 from blockmap.format import record
 from blockmap.format.digest import Digest, from_hex
+from blockmap.format.entry import MAX_NUMBER
 from blockmap.format.version import Version
 
 FORMAT = 1
@@ -53,7 +54,7 @@ def decode(data: bytes) -> DocumentRecord:
         raise FormatError(f"the record of an OCI document has {len(lines)} lines where 1 is expected")
     value = record.decode(lines[0])
     try:
-        if value["format"] != FORMAT or type(value["number"]) is not int or value["number"] < 1:
+        if value["format"] != FORMAT or type(value["number"]) is not int or not 1 <= value["number"] <= MAX_NUMBER:
             raise FormatError("the object says nothing about a version in a format known to this release")
         index = value.get("index")
         document = None if index is None else base64.b64decode(index, validate=True)

@@ -145,15 +145,14 @@ class Importer:
         """Stores the volume's file map, the layers' headers, and what leads from OCI digests to the version."""
         if isinstance(source, DiskSource):
             return
-        store, name, number = self._store, published.version, published.number
-        root, repository = version.root.digest, Repository(store)
+        name, number = published.version, published.number
+        root, repository = version.root.digest, Repository(self._store)
         files = filemap.encode(root, laid.files, compress)
-        said = filemap.body(files, root, expand)
-        puts: list[Callable[[], None]] = [
-            lambda: self._put_derived(
-                partial(keys.filemap, root), lambda data: filemap.body(data, root, expand) == said, files
-            )
-        ]
+
+        def lists_them(data: bytes) -> bool:
+            return data == files or filemap.body(data, root, expand) == filemap.body(files, root, expand)
+
+        puts = [partial(self._put_derived, partial(keys.filemap, root), lists_them, files)]
         for own, headers in zip(source.layers, laid.headers, strict=True):
             record = layer.LayerRecord(own.chain, name, number, headers.raw, bytes(headers.packed))
             puts.append(partial(self._put_layer, repository, record))

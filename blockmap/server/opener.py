@@ -11,18 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreError, StoreUnavailable
 from blockmap.fetch.fetcher import Fetcher
-from blockmap.format import entry as entries
-from blockmap.format import keys, oci
-from blockmap.format import version as versions
+from blockmap.format import keys
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.entry import Entry, root_of
-from blockmap.format.hint import BundleRef, Hint, decode_bundles, encode_bundles
+from blockmap.format.hint import BundleRef, Hint
 from blockmap.format.refs import DEFAULT_LABEL, Reference
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version
@@ -30,11 +27,12 @@ from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.origin.records import RecordCache
 from blockmap.replay.replay import Replay
 from blockmap.replay.replays import Replays
+from blockmap.server.known import KnownImages, hinted_version
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
 from blockmap.store.names import NameLog, NameReader, StoredEntry
 from blockmap.store.plan import node_at
-from blockmap.store.repository import VERSION_ATTEMPTS, Repository
+from blockmap.store.repository import Repository
 from blockmap.store.resolver import Resolved, by_digest, check_presence, no_image
 from blockmap.volume.start import Key
 
@@ -103,7 +101,7 @@ class Opener:
     ) -> None:
         """`mend` rewrites hints that are out of date."""
         self._store = store
-        self._known = known
+        self._known = KnownImages(known)
         self._fetcher = fetcher
         self._replays = replays
         self._mend = mend
@@ -129,22 +127,22 @@ class Opener:
         if reference.digest is not None:
             return self._by_digest(reference, Digest(reference.digest))
         assert reference.tag is not None
-        seen = self._kept(reference.repo, reference.tag)
+        seen = self._known.entry(reference.repo, reference.tag)
         return self._look(reference, 0) if seen is None else self._again(reference, seen)
 
     def _by_digest(self, reference: Reference, digest: Digest) -> ResolvedStart:
-        kept = self._kept_digest(reference, digest)
-        if kept is not None and not self._works(kept):
+        known = self._known.by_digest(digest)
+        kept = None if known is None else Resolved(reference, *known, known[1].root)
+        if kept is not None and not self._works(kept.root):
             _log.warning("what this host knew of %s does not work, and is forgotten", reference)
-            for number in range(1, VERSION_ATTEMPTS + 1):
-                self._known.forget(keys.version(kept.name, number))
+            self._known.forget_version(kept.name)
             kept = None
         found = kept or by_digest(self._repository, reference, digest)
         if kept is None:
-            self._known.keep(keys.version(found.name, 1), versions.encode(found.version))
+            self._known.keep_version(found.name, 1, found.version)
         if found.document is not None:
-            self._known.keep(keys.oci(digest, 0), found.document)
-        replay = self._replay(reference, found.name, self._kept_bundles(found.name), lambda: found.root)
+            self._known.keep_document(digest, found.document)
+        replay = self._replay(reference, found.name, self._known.bundles(found.name), lambda: found.root)
         primed = self._bring(reference, found.version.run, found.root, lambda: found.root, replay)
         if kept is None and replay is None:  # else the store may be away, or the bundle is coming
             primed.result()
@@ -192,7 +190,7 @@ class Opener:
             stands = asked.result()
             if stands == hint.entry.n:
                 self._note(repo, tag, believed)
-                self._keep_record(hint)
+                self._known.keep_hinted(hint)
                 return opening.end()
             low = max(low, stands)
         seen = self._names.search(repo, tag, low)
@@ -210,24 +208,26 @@ class Opener:
         name, number = entry.version, entry.number
         if name is None:
             return _Opening(reference, entry, _failed(no_image(reference, self._store)), _done(None))
-        record = self._at_hand(name, number) or (None if hint is None else self._from_hint(hint))
+        record = self._known.version(name, number) or (None if hint is None else hinted_version(hint))
         version = _done(record) if record is not None else spawn(lambda: self._from_store(name, number))
         root = root_of(entry, record) if record is not None else None
 
         def wait_root() -> Root:
             return root_of(entry, version.result())
 
-        bundles = self._kept_bundles(name) if hint is None else hint.bundles
+        bundles = self._known.bundles(name) if hint is None else hint.bundles
         replay = self._replay(reference, name, bundles, wait_root)
         primed = self._bring(reference, entry.run, root, wait_root, replay)
         return _Opening(reference, entry, version, primed, replay)
 
     def _with_bundles(self, opening: _Opening, hint: Hint | None) -> _Opening:
-        """Returns an open by what this host knew, with the bundle that the name's hint refers to now."""
-        name = opening.entry.version
-        if name is None or hint is None or hint.entry != opening.entry:
+        """Returns an open by what this host knew, with the bundle that the name's hint refers to now, if it is another."""
+        entry, name = opening.entry, opening.entry.version
+        if name is None or hint is None or hint.entry != entry:
             return opening
-        entry = opening.entry
+        about = _choose(hint.bundles, opening.reference, name)
+        if about is None or (opening.replay is not None and opening.replay.key == about.key):
+            return opening
         replay = self._replay(opening.reference, name, hint.bundles, lambda: root_of(entry, opening.version.result()))
         return opening if replay is None else replace(opening, replay=replay)
 
@@ -237,21 +237,7 @@ class Opener:
         about = _choose(bundles, reference, name)
         if about is None:
             return None
-        return self._replays.begin(about, root, lambda good: self._judge(name, about, good))
-
-    def _kept_bundles(self, name: Digest) -> tuple[BundleRef, ...]:
-        """Returns the bundles of a version that a hint referred to before."""
-        data = self._known.record(keys.bundles(name))
-        with suppress(FormatError):
-            return () if data is None else decode_bundles(data)
-        return ()
-
-    def _judge(self, name: Digest, about: BundleRef, good: bool) -> None:
-        """Keeps the reference to a bundle whose head was verified; forgets one that turned out wrong."""
-        kept = self._kept_bundles(name)
-        if good != (about in kept):
-            others = [each for each in kept if each.label != about.label]
-            self._known.keep(keys.bundles(name), encode_bundles([*others, about] if good else others))
+        return self._replays.begin(about, root, lambda good: self._known.judge_bundle(name, about, good))
 
     def _bring(
         self,
@@ -281,70 +267,14 @@ class Opener:
 
         return spawn(prime)
 
-    def _kept(self, repo: str, tag: str) -> StoredEntry | None:
-        """Returns what a name stood for when this host last asked."""
-        found = self._known.name(repo, tag)
-        if found is None:
-            return None
-        n, stored = found
-        try:
-            return StoredEntry(entries.decode(stored, keys.entry(repo, tag, n)), stored)
-        except FormatError as error:
-            _log.warning("what this host knew of %s:%s is damaged, and forgotten: %s", repo, tag, error)
-            self._known.forget_name(repo, tag)
-            return None
-
-    def _kept_digest(self, reference: Reference, digest: Digest) -> Resolved | None:
-        """Returns a version that this host has the record of."""
-        told = self._known.record(keys.oci(digest, 0))
-        document = None
-        if told is not None:
-            with suppress(FormatError):
-                document = oci.decode(told)
-        for name in (digest, *([] if document is None else [document.version])):
-            for number in range(1, VERSION_ATTEMPTS + 1):
-                record = self._at_hand(name, number)
-                if record is not None and (name == digest or (document is not None and document.fits(digest, record))):
-                    return Resolved(reference, name, record, record.root)
-        return None
-
-    def _at_hand(self, name: Digest, number: int) -> Version | None:
-        data = self._known.record(keys.version(name, number))
-        if data is not None:
-            with suppress(FormatError):
-                return versions.decode(data, name)
-        return None
-
     def _from_store(self, name: Digest, number: int) -> Version:
         """Returns the record of a version, and keeps it; NotFound, Corrupt, StoreUnavailable."""
         record = self._repository.version(name, number)
-        self._known.keep(keys.version(name, number), versions.encode(record))
+        self._known.keep_version(name, number, record)
         return record
 
-    def _from_hint(self, hint: Hint) -> Version | None:
-        """Returns the record of the entry's version, placed where the entry says: what the hint says of that is advice."""
-        entry = hint.entry
-        if hint.version is None or entry.version is None:
-            return None
-        try:
-            record = versions.decode(hint.version, entry.version)
-        except FormatError as error:
-            _log.warning("the hint's record of version %s is not used: %s", entry.version.hex(), error)
-            return None
-        if entry.root is None and record.root.digest != ABSENT:
-            return None
-        root, extra = replace(record.root, placement=entry.root), replace(record.extra, placement=None)
-        return replace(record, root=root, extra=extra, run=entry.run)
-
-    def _keep_record(self, hint: Hint) -> None:
-        """Keeps the record of a version that came with a hint whose entry the log has confirmed."""
-        name, number, record = hint.entry.version, hint.entry.number, self._from_hint(hint)
-        if name is not None and record is not None and self._at_hand(name, number) is None:
-            self._known.keep(keys.version(name, number), versions.encode(record))
-
-    def _works(self, kept: Resolved) -> bool:
-        """Returns False if the store says that the root of a version is not where this host's record has it."""
-        root = kept.root
+    def _works(self, root: Root) -> bool:
+        """Returns False if the store says that a root is not where this host's record of its version has it."""
         if root.digest == ABSENT or self._fetcher.has_node(root.digest, root.placement):
             return True
         if root.placement is None:
@@ -352,7 +282,7 @@ class Opener:
         wanted = node_at(root.digest, root.placement)
         try:
             self._ask(lambda: self._fetcher.node(wanted, _AT_ONCE))
-        except (Corrupt, NotFound):
+        except (Corrupt, FormatError, NotFound):
             return False
         except StoreError:
             pass
@@ -362,7 +292,7 @@ class Opener:
         """Notes that the log has just confirmed an entry."""
         with self._lock:
             self._confirmed[repo, tag] = self._clock()
-        self._known.confirm(repo, tag, seen.entry.n, seen.stored)
+        self._known.confirm(repo, tag, seen)
 
     def _ask(self, question: Callable[[], _T]) -> _T:
         """Returns the store's answer if it comes in time; StoreUnavailable."""

@@ -20,11 +20,13 @@ def newest_bundles(store: Reader, version: Digest) -> tuple[BundleRef, ...]:
     numbers: dict[str, list[int]] = {}
     for label, n in filter(None, map(keys.parse_bundle, store.list(keys.bundles(version)))):
         numbers.setdefault(label, []).append(n)
-    found = []
-    for label, own in sorted(numbers.items()):
-        tried = (_measured(store, label, keys.bundle(version, label, n)) for n in sorted(own, reverse=True)[:_TRIED])
-        found += [each for each in tried if each is not None][:1]
-    return tuple(found)
+    found = (_newest(store, version, *each) for each in sorted(numbers.items()))
+    return tuple(each for each in found if each is not None)
+
+
+def _newest(store: Reader, version: Digest, label: str, numbers: list[int]) -> BundleRef | None:
+    tried = (_measured(store, label, keys.bundle(version, label, n)) for n in sorted(numbers, reverse=True)[:_TRIED])
+    return next((each for each in tried if each is not None), None)
 
 
 def _measured(store: Reader, label: str, key: str) -> BundleRef | None:

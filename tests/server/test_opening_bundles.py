@@ -64,6 +64,21 @@ def test_a_bundle_that_a_later_hint_tells_of_is_brought_at_the_next_open(store: 
     assert found.replay.number == 2
 
 
+def test_a_hint_that_lies_later_does_not_displace_a_bundle_that_was_verified(store: Pruner, host: Hosts) -> None:
+    made = volume(store, 1)
+    about = learn(store, made)
+    here = host(store)
+    first = here.start().replay
+    assert first is not None
+    assert first.wait_head(10) is not None
+    tell(store, replace(about, length=about.length + 1))
+    here.seconds += 10
+    second = here.start().replay
+    assert second is first
+    assert first.wait_end(10)
+    assert not first.failed
+
+
 @pytest.mark.parametrize("export", ["a:1", "digest"])
 def test_a_host_that_has_all_does_without_the_store(store: Pruner, host: Hosts, export: str) -> None:
     made = volume(store, 1)

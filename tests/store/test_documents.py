@@ -151,7 +151,7 @@ def test_any_record_opens_the_right_version_or_none(data: st.DataObject) -> None
         right = oci.encode(
             DocumentRecord(
                 data.draw(st.sampled_from([GOOD.name, OTHER.name, digest(b"")])),
-                data.draw(st.sampled_from([1, 2, 10**16])),
+                data.draw(st.sampled_from([1, 2, 10**16 - 1])),
                 data.draw(st.sampled_from([None, listed, index(OTHER.manifest), b""])),
             )
         )
