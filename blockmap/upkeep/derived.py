@@ -3,14 +3,17 @@
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 
 from blockmap.errors import CannotList, Corrupt, FormatError, NotFound
-from blockmap.format import BLOCK, bundle, filemap, hooks, keys, layer, node, oci
+from blockmap.format import BLOCK, bundle, filemap, hooks, keys, layer, node
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.tree import Root
 from blockmap.format.version import Version
 from blockmap.store.base import Reader
+from blockmap.store.documents import check_document
+from blockmap.store.numbered import Key, newest_right, read_numbers
 from blockmap.store.packs import Packs, expand, expand_stream
 from blockmap.store.repository import Repository
 from blockmap.store.walk import leaves
@@ -24,11 +27,20 @@ def check_derived(store: Reader, name: Digest, version: Version, chains: Sequenc
     An object that is missing is not wrong: the next import of the image makes it.
     """
     root = version.root.digest
-    checks: list[tuple[str, _Check]] = [(keys.filemap(root), lambda data: list(filemap.decode(data, root, expand)))]
-    checks += [(keys.hooks(own.digest), _hooks(store, own)) for own in (version.root, version.extra)]
-    checks += [(keys.layer(chain, 1), _layer(chain)) for chain in chains]
     documents = [document for document in (version.manifest, version.config) if document is not None]
-    checks += [(keys.oci(sha256(document).digest()), oci.decode) for document in documents]
+    numbered: list[tuple[Key, _Check]] = [
+        (partial(keys.filemap, root), lambda data: list(filemap.decode(data, root, expand))),
+        *((partial(keys.layer, chain), _layer(chain)) for chain in chains),
+        *(_document(Repository(store), sha256(document).digest()) for document in documents),
+    ]
+    for key_of, check in numbered:
+        try:
+            newest_right(store, key_of, check, read_numbers(store, key_of))
+        except (NotFound, Corrupt) as error:
+            yield str(error)
+    checks: list[tuple[str, _Check]] = [
+        (keys.hooks(own.digest), _hooks(store, own)) for own in (version.root, version.extra)
+    ]
     with suppress(CannotList):
         checks += [(key, _bundle) for key in store.list(keys.bundles(name))]
     for key, check in checks:
@@ -53,6 +65,10 @@ def _hooks(store: Reader, root: Root) -> _Check:
 
 def _layer(chain: bytes) -> _Check:
     return lambda data: layer.decode(data, chain).headers(expand_stream)
+
+
+def _document(repository: Repository, digest: bytes) -> tuple[Key, _Check]:
+    return partial(keys.oci, digest), lambda data: check_document(repository, digest, data)
 
 
 def _bundle(data: bytes) -> None:
