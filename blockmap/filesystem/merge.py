@@ -1,11 +1,20 @@
 """Layers merged into one tree of inodes, as a container engine would unpack them, without unpacking anything.
 
-Members are added in the order of the archive. A whiteout acts on the members of lower layers, wherever in its layer it
-stands. Parents may lead through symlinks, which are followed inside the root; missing parents are made.
+The rules, which `image.compare` follows as well (OCI image-spec, layer.md, and what engines make of it):
+
+1. Members take effect in the order of the archive. A member's parents may lead through symlinks, which are followed inside
+   the root; missing parents are made.
+2. A whiteout or opaque mark hides what lower layers have at its path, and nothing of its own layer, wherever it stands.
+   The path is looked up in the tree that the lower layers left: through their symlinks, unless this layer replaced them,
+   and not through this layer's own. A whiteout makes nothing, and one of nothing does nothing.
+3. A hard link's target is looked up in the tree as it stands, then in the one that the lower layers left. It remains a
+   link to that file, whatever hides or replaces the target.
+4. What aufs kept in its branches (names that begin with `.wh..wh.`) is no part of the image. The files in its directory of
+   pseudo-links become files where links of the same layer lead to them.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from blockmap.errors import ImageError
 from blockmap.filesystem.member import Member, MemberKind
@@ -17,6 +26,9 @@ MAX_TARGET = 4095
 MAX_PATH = 4095
 """Bytes of a path that a system call takes; bounds the cost of archives with ever deeper directories."""
 _MAX_SYMLINKS = 40
+_AUFS = re.compile(rb"(?:^|/)\.wh\.\.wh\.(?!\.opq$)")
+"""Matches paths that are aufs's own, or below one."""
+_BELOW_WHITEOUT = re.compile(rb"(?:^|/)\.wh\.[^/]*/")
 _NO_NAME = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)|\0")
 """Matches paths with a component that is empty, "." or "..", or with a zero byte."""
 
@@ -73,12 +85,21 @@ class Tree:
         """Inodes that the present layer added, in order; some may be removed again."""
         self.touched: dict[Inode, None] = {}
         """Directories whose children or attributes the present layer changed."""
+        self._below: dict[tuple[Inode, bytes], Inode | None] = {}
+        """What lower layers have at the names that the present layer changed."""
+        self._released: list[Inode] = []
+        """Directories that the present layer removed."""
+        self._aufs: dict[bytes, Inode] = {}
+        """Files of the present layer's directory of pseudo-links, by path."""
         self._parents: dict[bytes, Inode] = {}  # directories by path as written; emptied when a path may lead elsewhere
 
     def begin_layer(self) -> None:
         self.layer += 1
         self.made = []
         self.touched = {}
+        for gone in self._released:
+            gone.children, gone.layers = {}, {}
+        self._below, self._aufs, self._released = {}, {}, []
 
     def add(self, member: Member) -> Inode | None:
         """Adds one member, and returns the inode that its contents belong to. Raises ImageError for an impossible member."""
@@ -90,10 +111,15 @@ class Tree:
             return None
         _check_path(member.path, member.path)
         above, _, name = member.path.rpartition(b"/")
+        if b".wh." in member.path:
+            if _AUFS.search(member.path):
+                return self._keep_aufs(member)
+            if name.startswith(WHITEOUT):
+                self._whiteout(above, name, member.path)
+                return None
+            if _BELOW_WHITEOUT.search(member.path):
+                raise ImageError(f"{_text(member.path)}: is below a whiteout, which is no directory: the layer is damaged")
         parent = self._directory(above, member.path)
-        if name.startswith(WHITEOUT):
-            self._whiteout(parent, name, member.path)
-            return None
         _check_name(name, member.path)
         if member.kind is MemberKind.HARDLINK:
             self._link(parent, name, member)
@@ -102,7 +128,7 @@ class Tree:
         self.touched[parent] = None
         if old is not None and old.kind is MemberKind.DIR and member.kind is MemberKind.DIR:
             old.describe(member)
-            parent.layers[name] = self.layer
+            self._declare(parent, name)
             self.touched[old] = None
             return None
         if member.kind is MemberKind.SYMLINK and (not 0 < len(member.target) <= MAX_TARGET or b"\0" in member.target):
@@ -138,16 +164,17 @@ class Tree:
     def _put(self, parent: Inode, name: bytes, inode: Inode) -> None:
         """Gives an inode a name, and replaces the one that has the name."""
         old = parent.children.get(name)
+        self._declare(parent, name)
         inode.links += 1
         if old is not None:
             self._release(old)
         if inode.kind is MemberKind.SYMLINK or (old is not None and old.kind in (MemberKind.DIR, MemberKind.SYMLINK)):
             self._parents.clear()
         parent.children[name] = inode
-        parent.layers[name] = self.layer
         self.touched[parent] = None
 
     def _remove(self, parent: Inode, name: bytes) -> None:
+        self._declare(parent, name)
         inode = parent.children.pop(name)
         del parent.layers[name]
         self.touched[parent] = None
@@ -156,24 +183,27 @@ class Tree:
         self._release(inode)
 
     def _release(self, inode: Inode) -> None:
-        """Takes a name away from an inode, and with the last name removes everything below it."""
+        """Takes a name away from an inode; what is below a directory loses its own, and can still be linked to."""
         waiting = [inode]
         while waiting:
             gone = waiting.pop()
             gone.links -= 1
             if gone.kind is MemberKind.DIR:
+                self._released.append(gone)
                 waiting.extend(gone.children.values())
-                gone.children, gone.layers = {}, {}
 
-    def _whiteout(self, parent: Inode, name: bytes, path: bytes) -> None:
+    def _whiteout(self, above: bytes, name: bytes, path: bytes) -> None:
+        hidden = name[len(WHITEOUT) :]
+        if name != OPAQUE:
+            if hidden in (b"", b".", b".."):
+                raise ImageError(f"{_text(path)}: a whiteout must name what it removes")
+            _check_name(hidden, path)
+        parent = self._look_up(above, self._lower_child, follow=True)
+        if parent is None or parent.kind is not MemberKind.DIR or not parent.links:
+            return
         if name == OPAQUE:
             self._prune(parent, list(parent.children))
-            return
-        hidden = name[len(WHITEOUT) :]
-        if hidden in (b"", b".", b".."):
-            raise ImageError(f"{_text(path)}: a whiteout must name what it removes")
-        _check_name(hidden, path)
-        if hidden in parent.children:
+        elif hidden in parent.children:
             self._prune(parent, [hidden])
 
     def _prune(self, directory: Inode, names: list[bytes]) -> None:
@@ -190,23 +220,77 @@ class Tree:
                 continue
             elif inode.children:
                 inode.reset()
-                parent.layers[name] = self.layer
+                self._declare(parent, name)
                 self.touched[inode] = None
             else:
                 self._remove(parent, name)
 
     def _link(self, parent: Inode, name: bytes, member: Member) -> None:
         _check_path(member.target, member.path)
-        above, _, last = member.target.rpartition(b"/")
-        target = self._directory(above, member.path).children.get(last)
+        if _AUFS.search(member.target):
+            target = self._aufs.get(member.target)
+        else:
+            target = self._look_up(member.target, self._child, follow=False)
+            target = target or self._look_up(member.target, self._lower_child, follow=False)
         if target is None:
             raise ImageError(f"{_text(member.path)}: is a hard link to {_text(member.target)}, which does not exist")
         if target.kind is MemberKind.DIR:
             raise ImageError(f"{_text(member.path)}: is a hard link to the directory {_text(member.target)}")
         if parent.children.get(name) is target:
-            parent.layers[name] = self.layer
+            self._declare(parent, name)
             return
         self._put(parent, name, target)
+
+    def _keep_aufs(self, member: Member) -> Inode | None:
+        """Keeps a file of aufs without a name, for the links that lead to it."""
+        if member.kind is not MemberKind.FILE:
+            return None
+        inode = self._aufs[member.path] = Inode(member.kind)
+        inode.describe(member)
+        self.made.append(inode)
+        return inode
+
+    def _declare(self, parent: Inode, name: bytes) -> None:
+        """Notes that the present layer has something at a name, and what lower layers have there."""
+        if parent.layers.get(name, self.layer) != self.layer:
+            self._below[parent, name] = parent.children[name]
+        parent.layers[name] = self.layer
+
+    @staticmethod
+    def _child(directory: Inode, name: bytes) -> Inode | None:
+        return directory.children.get(name)
+
+    def _lower_child(self, directory: Inode, name: bytes) -> Inode | None:
+        """Returns what lower layers have at a name."""
+        if directory.layers.get(name) == self.layer or name not in directory.children:
+            return self._below.get((directory, name))
+        return directory.children[name]
+
+    def _look_up(self, path: bytes, child: Callable[[Inode, bytes], Inode | None], follow: bool) -> Inode | None:
+        """Returns the inode at a path, None if there is none; a symlink at its end is followed only with `follow`."""
+        at = self.root
+        todo = path.split(b"/")[::-1] if path else []
+        followed = 0
+        while todo:
+            part = todo.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                at = at.parent
+                continue
+            below = child(at, part)
+            if below is None:
+                return None
+            if below.kind is not MemberKind.SYMLINK or not (todo or follow):
+                at = below
+                continue
+            followed += 1
+            if followed > _MAX_SYMLINKS or at.children.get(part) is not below:
+                return None
+            if below.target.startswith(b"/"):
+                at = self.root
+            todo.extend(below.target.split(b"/")[::-1])
+        return at
 
     def _directory(self, path: bytes, of: bytes) -> Inode:
         """Returns the directory at `path`, and makes it if it is missing; `of` is the member that needs it."""

@@ -83,7 +83,7 @@ def test_equals_the_model(stack: list[list[Member]]) -> None:
     tree, model = Tree(), Model()
     for layer in stack:
         tree.begin_layer()
-        model.own = set()
+        model.begin()
         for member in layer:
             try:
                 model.add(member)
@@ -137,7 +137,12 @@ LOWER = [entry(b"d", uid=7), file(b"d/lower"), entry(b"d/sub", uid=7), file(b"d/
         ([hardlink(b"kept", b"d/sub/deep"), file(b".wh.d")], [b"", b"f", b"kept"]),
         ([entry(b"d/sub", uid=3), file(b".wh.d")], [b"", b"d", b"d/sub", b"f"]),
         ([file(b"f"), file(b".wh.f")], [b"", b"d", b"d/lower", b"d/sub", b"d/sub/deep", b"f"]),
-        ([file(b".wh.none"), file(b"made/.wh.none")], [b"", b"d", b"d/lower", b"d/sub", b"d/sub/deep", b"f", b"made"]),
+        ([file(b".wh.none"), file(b"made/.wh.none")], [b"", b"d", b"d/lower", b"d/sub", b"d/sub/deep", b"f"]),
+        ([file(b"no/.wh..wh..opq"), file(b"f/.wh.none")], [b"", b"d", b"d/lower", b"d/sub", b"d/sub/deep", b"f"]),
+        ([file(b".wh.d"), hardlink(b"kept", b"d/sub/deep")], [b"", b"f", b"kept"]),
+        ([hardlink(b"g", b"f"), file(b".wh.f")], [b"", b"d", b"d/lower", b"d/sub", b"d/sub/deep", b"g"]),
+        ([file(b".wh.f"), hardlink(b"g", b"f")], [b"", b"d", b"d/lower", b"d/sub", b"d/sub/deep", b"g"]),
+        ([file(b"d"), hardlink(b"kept", b"d/lower")], [b"", b"d", b"f", b"kept"]),
         ([file(b"new"), file(b".wh..wh..opq")], [b"", b"new"]),
         ([file(b"d")], [b"", b"d", b"f"]),
         ([entry(b"f")], [b"", b"d", b"d/lower", b"d/sub", b"d/sub/deep", b"f"]),
@@ -147,6 +152,52 @@ def test_whiteouts_act_on_lower_layers_wherever_they_stand(upper: Layer, left: l
     tree = merge([LOWER, upper])
     assert [path for path, _ in tree.walk()] == left
     check(tree, unpacked([LOWER, upper]))
+
+
+@pytest.mark.parametrize("whiteout", [b"link/.wh.bar", b"link/.wh..wh..opq", b"link/sub/.wh.deep", b"new/.wh.bar"])
+def test_whiteouts_do_not_reach_through_symlinks_of_their_own_layer(whiteout: bytes) -> None:
+    lower = [entry(b"link"), file(b"link/bar"), entry(b"vdir"), file(b"vdir/bar"), entry(b"vdir/sub"), file(b"vdir/sub/deep")]
+    upper = [symlink(b"link", b"vdir"), symlink(b"new", b"vdir"), file(whiteout)]
+    tree = merge([lower, upper])
+    left = [b"", b"link", b"new", b"vdir", b"vdir/bar", b"vdir/sub", b"vdir/sub/deep"]
+    assert [path for path, _ in tree.walk()] == left
+    check(tree, unpacked([lower, upper]))
+
+
+@pytest.mark.parametrize(
+    ("upper", "left"),
+    [
+        ([file(b"l/.wh.x")], [b"", b"l", b"vdir"]),
+        ([file(b"l/.wh..wh..opq")], [b"", b"l", b"vdir"]),
+        ([entry(b"l"), file(b"l/.wh..wh..opq")], [b"", b"l", b"vdir", b"vdir/x"]),
+        ([entry(b"l"), file(b"l/.wh.x"), file(b"l/n")], [b"", b"l", b"l/n", b"vdir", b"vdir/x"]),
+    ],
+)
+def test_whiteouts_follow_lower_symlinks_that_their_layer_leaves_in_place(upper: Layer, left: list[bytes]) -> None:
+    lower = [entry(b"vdir"), file(b"vdir/x"), symlink(b"l", b"vdir")]
+    tree = merge([lower, upper])
+    assert [path for path, _ in tree.walk()] == left
+    check(tree, unpacked([lower, upper]))
+
+
+def test_what_aufs_kept_is_no_file_and_its_pseudo_links_become_files() -> None:
+    layer = [
+        file(b".wh..wh.aufs"),
+        entry(b".wh..wh.plnk"),
+        file(b".wh..wh.plnk/12.34", b"linked", uid=7),
+        file(b".wh..wh.plnk/unused", b"x"),
+        entry(b".wh..wh.orph"),
+        file(b"d/.wh..wh.orph/y"),
+        hardlink(b"bin", b".wh..wh.plnk/12.34"),
+        hardlink(b"same", b".wh..wh.plnk/12.34"),
+    ]
+    tree = merge([layer])
+    found = dict(tree.walk())
+    assert set(found) == {b"", b"bin", b"same"}
+    assert (found[b"bin"].uid, found[b"bin"].size, found[b"bin"].links) == (7, 6, 2)
+    check(tree, unpacked([layer]))
+    with pytest.raises(ImageError, match="does not exist"):
+        merge([layer, [hardlink(b"later", b".wh..wh.plnk/12.34")]])
 
 
 def test_a_directory_that_only_its_new_contents_keep_loses_its_attributes() -> None:
@@ -207,7 +258,7 @@ def test_deeper_than_pythons_stack() -> None:
         ([entry(b"d"), hardlink(b"h", b"d")], "h.*directory"),
         ([hardlink(b"h", b"")], "h"),
         ([file(b"f"), file(b"f/g")], "f/g.*not a directory"),
-        ([file(b"f"), hardlink(b"h", b"f/g")], "h.*not a directory"),
+        ([file(b"f"), hardlink(b"h", b"f/g")], "h.*does not exist"),
         ([symlink(b"s", b"s"), file(b"s/f")], "s/f.*symlinks"),
         ([symlink(b"p", b"q"), symlink(b"q", b"p"), file(b"p/f")], "p/f.*symlinks"),
         ([symlink(b"s", b"")], "s.*target"),
@@ -219,6 +270,7 @@ def test_deeper_than_pythons_stack() -> None:
         ([file(b".wh." + b"n" * 256)], "256"),
         ([file(b"d/.wh.")], r"d/\.wh\."),
         ([file(b".wh...")], r"\.wh"),
+        ([file(b"d/.wh.x/y")], r"d/\.wh\.x/y.*below a whiteout"),
         ([file(b"/".join([b"d"] * 3000))], "5999"),
         ([file(b"")], "root"),
     ],

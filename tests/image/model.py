@@ -47,10 +47,16 @@ class Model:
 
     def __init__(self) -> None:
         self.paths: dict[bytes, Thing] = {b"": self._directory(b"")}
+        self.begin()
+
+    def begin(self) -> None:
+        """Begins a layer."""
         self.own: set[bytes] = set()
+        self.below = dict(self.paths)
+        self.pseudo: dict[bytes, Thing] = {}
 
     def layer(self, members: Members) -> None:
-        self.own = set()
+        self.begin()
         for member, contents in members:
             state = sha256()
             for piece in contents:
@@ -64,19 +70,31 @@ class Model:
             self.paths[b""] = Thing(member, b"")
             return
         above, _, name = member.path.rpartition(b"/")
-        parent = self._follow(above)
-        path = parent + b"/" + name if parent else name
-        if name == b".wh..wh..opq":
-            self._hide(parent, below_only=True)
-        elif name.startswith(b".wh."):
+        parts = member.path.split(b"/")
+        if any(part.startswith(b".wh..wh.") for part in parts) and name != b".wh..wh..opq":
+            self.pseudo[member.path] = Thing(member, content)
+            return
+        if name.startswith(b".wh."):
             hidden = name[4:]
             if hidden in (b"", b".", b".."):
                 raise ImageError("whiteout")
-            self._hide(parent + b"/" + hidden if parent else hidden)
-        elif member.kind is MemberKind.HARDLINK:
-            above, _, name = member.target.rpartition(b"/")
-            at = self._follow(above)
-            target = self.paths.get(at + b"/" + name if at else name)
+            where = self._find(above + b"/x", lower=True)  # whether x exists does not matter
+            if where is not None:
+                parent = where[:-1].removesuffix(b"/")
+                if name == b".wh..wh..opq":
+                    self._hide(parent, below_only=True)
+                else:
+                    self._hide(parent + b"/" + hidden if parent else hidden)
+            return
+        if any(part.startswith(b".wh.") for part in parts):
+            raise ImageError("below a whiteout")
+        parent = self._follow(above)
+        path = parent + b"/" + name if parent else name
+        if member.kind is MemberKind.HARDLINK:
+            target = self.pseudo.get(member.target)
+            for lower, paths in ((False, self.paths), (True, self.below)):
+                at = self._find(member.target, lower)
+                target = target or (None if at is None else paths.get(at))
             if target is None or target.member.kind is MemberKind.DIR:
                 raise ImageError("hard link")
             self._put(path, target)
@@ -119,6 +137,33 @@ class Model:
         elif path in self.paths:
             self.paths[path] = self._directory(path)
             self.own.add(path)
+
+    def _find(self, path: bytes, lower: bool) -> bytes | None:
+        """Returns the path with the symlinks of its directories followed, in the present tree or in that of the lower layers."""
+        paths = self.below if lower else self.paths
+        *todo, name = [part for part in path.split(b"/") if part]
+        at: list[bytes] = []
+        links = 0
+        while todo:
+            part = todo.pop(0)
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                at = at[:-1]
+                continue
+            here = b"/".join([*at, part])
+            thing = paths.get(here)
+            if thing is not None and thing.member.kind is MemberKind.SYMLINK:
+                links += 1
+                if links > 40 or self.paths.get(here) is not thing:
+                    return None
+                target = thing.member.target
+                at, todo = [] if target.startswith(b"/") else at, target.split(b"/") + todo
+            elif thing is None or thing.member.kind is not MemberKind.DIR:
+                return None
+            else:
+                at.append(part)
+        return b"/".join([*at, name])
 
     def _below(self, path: bytes) -> list[bytes]:
         prefix = path + b"/" if path else b""
