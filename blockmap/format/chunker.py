@@ -66,7 +66,7 @@ def zero_blocks(data: bytes | bytearray | memoryview, of: Hashes) -> list[int]:
     """Returns the numbers of the all-zero blocks of `data`, ascending, given the hashes of all blocks."""
     view = memoryview(data)
     found = np.flatnonzero(of == _ZERO_HASH).tolist()
-    return [at for at in found if view[at * BLOCK : (at + 1) * BLOCK] == _ZEROS]
+    return [at for at in found if bytes(view[at * BLOCK : (at + 1) * BLOCK]) == _ZEROS]  # a view compares byte by byte
 
 
 def split(of: Hashes, zeros: list[int], block: int, final: bool, parameters: Parameters) -> Split:

@@ -31,6 +31,8 @@ from blockmap.store.packs import Sealer
 
 _SEGMENT_BYTES = 1 << 20
 _QUEUED_SEGMENTS = 8
+_ZEROS_BYTES = 1 << 16
+"""Smaller pieces are not worth a look of their own."""
 LOOKUP_CHUNKS = 1000
 LOOKUP_BYTES = 32 << 20
 """Bytes of chunks that are looked up at once: enough neighbours for their hooks to vote, and bounded memory."""
@@ -122,7 +124,9 @@ class ChunkWriter:
         self._storers.shutdown(wait=True, cancel_futures=True)
 
     def write(self, block: int, data: bytes | bytearray | memoryview) -> None:
-        """Takes whole blocks; see `BlockSink`."""
+        """Takes whole blocks; see `BlockSink`. Zeros are in no chunk, and cut: pieces of zeros only need no further look."""
+        if len(data) >= _ZEROS_BYTES and not np.frombuffer(data, dtype=np.uint64).any():
+            return  # the next write begins a new run
         if block != self._pending_block + len(self._pending) // BLOCK:
             self.cut()
         if not self._pending:
