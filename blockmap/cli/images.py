@@ -33,6 +33,8 @@ from blockmap.terminal.units import size
 from blockmap.upkeep.derived import check_derived
 from blockmap.upkeep.verify import Fault, check_version, record_faults, usage
 
+_MAX_SIZE_GIB = 64
+"""Twice the largest images of machine learning; a blob of 64 MB can unpack to as much."""
 _UNBOUNDED = 10_000
 """Columns: wider than any table."""
 
@@ -46,12 +48,23 @@ def create(url: str | None, store: str | None) -> None:
     click.echo(f"made store {form.store} in {made.url}")
 
 
+max_size_option = click.option(
+    "--max-size",
+    metavar="GIB",
+    type=click.FloatRange(min=0, min_open=True),
+    default=_MAX_SIZE_GIB,
+    show_default=True,
+    help="What the image may unpack to, in GiB.",
+)
+
+
 @click.command("import")
 @click.argument("source")
 @click.argument("name")
 @store_option
 @cache_option
 @click.option("--platform", metavar="OS/ARCH", help="Which image of an index; this host's by default.")
+@max_size_option
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary for machines.")
 def import_(
@@ -60,22 +73,23 @@ def import_(
     store: str | None,
     cache: Path | None,
     platform: str | None,
+    max_size: float,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Import the image SOURCE under NAME (REPO[:TAG]).
 
-    SOURCE is oci:DIR[:TAG], docker-archive:FILE[:REF], docker-daemon:REF, docker://REF, a directory, or a disk image
-    (raw or qcow2).
+    SOURCE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], docker-daemon:REF, docker://REF, a directory,
+    or a disk image (raw or qcow2). FILE may be - for standard input, and compressed.
     """
     repo, tag = parse_name(name)
     where = need_store(store)
     with tempfile.TemporaryDirectory(prefix="blockmap-import-") as work:
-        found = open_source(source, platform=platform, work=Path(work))
+        found = open_source(source, platform=platform, work=Path(work), warn=_warn, most=int(max_size * (1 << 30)))
         try:
             opened, form = open_or_create(where)
             local = LocalCatalogue((cache or default_cache()) / f"hooks-{form.store}.db")
-            importer = Importer(opened, form, lambda text: click.echo(f"blockmap: {text}", err=True), local)
+            importer = Importer(opened, form, _warn, local)
             with Watched(found, f"{repo}:{tag}", quiet or as_json):
                 summary = importer.run(found, repo, tag)
         finally:
@@ -84,6 +98,10 @@ def import_(
         click.echo(json.dumps(_machine(summary)))
     else:
         _tell(summary)
+
+
+def _warn(text: str) -> None:
+    click.echo(f"blockmap: {text}", err=True)
 
 
 def _machine(summary: Summary) -> dict[str, object]:
@@ -204,7 +222,10 @@ def show(name: str, store: str | None, files: bool) -> None:
     "--heal", metavar="SOURCE", help="Store again what is damaged or lost, from the image that NAME was made of."
 )
 @click.option("--platform", metavar="OS/ARCH", help="Which image of SOURCE's index.")
-def verify(name: str, store: str | None, against: str | None, heal: str | None, platform: str | None) -> None:
+@max_size_option
+def verify(
+    name: str, store: str | None, against: str | None, heal: str | None, platform: str | None, max_size: float
+) -> None:
     """Read everything that NAME consists of, and check it against its digests.
 
     Damage is recorded in the store, so that no import relies on what is damaged.
@@ -216,7 +237,7 @@ def verify(name: str, store: str | None, against: str | None, heal: str | None, 
     if faults:
         _record(opened, faults)
     if faults and heal is not None:
-        _heal(opened.url, heal, platform)
+        _heal(opened.url, heal, platform, max_size)
         faults = _faults(repository, found.version)
         if faults:
             raise Corrupt(
@@ -234,7 +255,7 @@ def verify(name: str, store: str | None, against: str | None, heal: str | None, 
     if against is None:
         return
     with tempfile.TemporaryDirectory(prefix="blockmap-verify-") as work:
-        source = open_source(against, platform=platform, work=Path(work))
+        source = open_source(against, platform=platform, work=Path(work), most=int(max_size * (1 << 30)))
         try:
             if isinstance(source, DiskSource):
                 raise UsageError(
@@ -280,12 +301,12 @@ def _record(store: Reader, faults: list[Fault]) -> None:
         click.echo(f"blockmap: the store keeps no record of this damage: {error}", err=True)
 
 
-def _heal(store: str, source: str, platform: str | None) -> None:
+def _heal(store: str, source: str, platform: str | None, max_size: float) -> None:
     with tempfile.TemporaryDirectory(prefix="blockmap-heal-") as work:
-        found = open_source(source, platform=platform, work=Path(work))
+        found = open_source(source, platform=platform, work=Path(work), warn=_warn, most=int(max_size * (1 << 30)))
         try:
             opened, form = open_or_create(store)
-            Importer(opened, form, lambda text: click.echo(f"blockmap: {text}", err=True)).heal(found)
+            Importer(opened, form, _warn).heal(found)
         finally:
             found.close()
 

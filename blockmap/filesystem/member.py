@@ -63,6 +63,9 @@ class Layer(Protocol):
         Raises ImageError if the layer is damaged, hostile or unsupported, at the end also for a digest that does not match.
         """
 
+    def second_reading(self) -> Members:
+        """Yields the members as another reader finds them, which shares as little as possible with `members`."""
+
 
 class ImageSource(Protocol):
     """An image to import: its documents byte for byte, and its layers from the bottom up."""

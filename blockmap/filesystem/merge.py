@@ -14,23 +14,22 @@ The rules, which `image.compare` follows as well (OCI image-spec, layer.md, and 
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, cast
 
 from blockmap.errors import ImageError
 from blockmap.filesystem.member import Member, MemberKind
+from blockmap.filesystem.paths import MAX_PATH, MAX_TARGET, check_name, check_path, show
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
-MAX_NAME = 255
-MAX_TARGET = 4095
-MAX_PATH = 4095
-"""Bytes of a path that a system call takes; bounds the cost of archives with ever deeper directories."""
 _MAX_SYMLINKS = 40
-_AUFS = re.compile(rb"(?:^|/)\.wh\.\.wh\.(?!\.opq$)")
+_AUFS = re.compile(rb"(?:^|/)\.wh\.\.wh\.(?!\.opq\Z)")
 """Matches paths that are aufs's own, or below one."""
 _BELOW_WHITEOUT = re.compile(rb"(?:^|/)\.wh\.[^/]*/")
-_NO_NAME = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)|\0")
-"""Matches paths with a component that is empty, "." or "..", or with a zero byte."""
+_NOTHING: Mapping[bytes, Any] = MappingProxyType({})
+"""Stands for the dictionaries of inodes that need none: images have millions of them."""
 
 
 class Inode:
@@ -49,12 +48,13 @@ class Inode:
         self.size = 0
         self.target = b""
         self.major = self.minor = 0
-        self.xattrs: dict[bytes, bytes] = {}
+        self.xattrs: Mapping[bytes, bytes] = _NOTHING
         self.links = 0
         """Number of its names; 0 if it was removed."""
-        self.children: dict[bytes, Inode] = {}
+        directory = kind is MemberKind.DIR
+        self.children: dict[bytes, Inode] = {} if directory else cast(Any, _NOTHING)
         """Children of a directory, in order of insertion."""
-        self.layers: dict[bytes, int] = {}
+        self.layers: dict[bytes, int] = {} if directory else cast(Any, _NOTHING)
         """The layer that added each child of a directory, or last declared it."""
         self.parent: Inode = self
         """The parent of a directory; the root is its own."""
@@ -67,11 +67,11 @@ class Inode:
         self.mtime_s, self.mtime_ns = member.mtime_s, member.mtime_ns
         self.size, self.target = member.size, member.target
         self.major, self.minor = member.major, member.minor
-        self.xattrs = dict(member.xattrs)
+        self.xattrs = member.xattrs or _NOTHING
 
     def reset(self) -> None:
         """Sets the attributes to those of a directory that no member describes."""
-        self.mode, self.uid, self.gid, self.mtime_s, self.mtime_ns, self.xattrs = 0o755, 0, 0, 0, 0, {}
+        self.mode, self.uid, self.gid, self.mtime_s, self.mtime_ns, self.xattrs = 0o755, 0, 0, 0, 0, _NOTHING
 
 
 class Tree:
@@ -109,7 +109,7 @@ class Tree:
             self.root.describe(member)
             self.touched[self.root] = None
             return None
-        _check_path(member.path, member.path)
+        check_path(member.path, member.path)
         above, _, name = member.path.rpartition(b"/")
         if b".wh." in member.path:
             if _AUFS.search(member.path):
@@ -118,9 +118,11 @@ class Tree:
                 self._whiteout(above, name, member.path)
                 return None
             if _BELOW_WHITEOUT.search(member.path):
-                raise ImageError(f"{_text(member.path)}: is below a whiteout, which is no directory: the layer is damaged")
+                raise ImageError(
+                    f"{show(member.path)}: is below a whiteout, which is no directory: the layer is damaged"
+                )
         parent = self._directory(above, member.path)
-        _check_name(name, member.path)
+        check_name(name, member.path)
         if member.kind is MemberKind.HARDLINK:
             self._link(parent, name, member)
             return None
@@ -133,8 +135,8 @@ class Tree:
             return None
         if member.kind is MemberKind.SYMLINK and (not 0 < len(member.target) <= MAX_TARGET or b"\0" in member.target):
             raise ImageError(
-                f"{_text(member.path)}: a symlink's target has 1 to {MAX_TARGET} bytes that are not zero, this has "
-                f"{len(member.target)}: {_text(member.target[:80])}"
+                f"{show(member.path)}: a symlink's target has 1 to {MAX_TARGET} bytes that are not zero, this has "
+                f"{len(member.target)}: {show(member.target[:80])}"
             )
         inode = self.make(parent, name, member.kind)
         inode.describe(member)
@@ -146,7 +148,7 @@ class Tree:
         while waiting:
             path, inode = waiting.pop()
             if len(path) > MAX_PATH:
-                raise ImageError(f"{_text(path[:80])}...: its path has {len(path)} bytes, {MAX_PATH} are allowed")
+                raise ImageError(f"{show(path[:80])}...: its path has {len(path)} bytes, {MAX_PATH} are allowed")
             yield path, inode
             if inode.children:
                 prefix = path + b"/" if path else b""
@@ -196,8 +198,8 @@ class Tree:
         hidden = name[len(WHITEOUT) :]
         if name != OPAQUE:
             if hidden in (b"", b".", b".."):
-                raise ImageError(f"{_text(path)}: a whiteout must name what it removes")
-            _check_name(hidden, path)
+                raise ImageError(f"{show(path)}: a whiteout must name what it removes")
+            check_name(hidden, path)
         parent = self._look_up(above, self._lower_child, follow=True)
         if parent is None or parent.kind is not MemberKind.DIR or not parent.links:
             return
@@ -226,16 +228,16 @@ class Tree:
                 self._remove(parent, name)
 
     def _link(self, parent: Inode, name: bytes, member: Member) -> None:
-        _check_path(member.target, member.path)
+        check_path(member.target, member.path)
         if _AUFS.search(member.target):
             target = self._aufs.get(member.target)
         else:
             target = self._look_up(member.target, self._child, follow=False)
             target = target or self._look_up(member.target, self._lower_child, follow=False)
         if target is None:
-            raise ImageError(f"{_text(member.path)}: is a hard link to {_text(member.target)}, which does not exist")
+            raise ImageError(f"{show(member.path)}: is a hard link to {show(member.target)}, which does not exist")
         if target.kind is MemberKind.DIR:
-            raise ImageError(f"{_text(member.path)}: is a hard link to the directory {_text(member.target)}")
+            raise ImageError(f"{show(member.path)}: is a hard link to the directory {show(member.target)}")
         if parent.children.get(name) is target:
             self._declare(parent, name)
             return
@@ -313,35 +315,17 @@ class Tree:
                 continue
             below = at.children.get(part)
             if below is None:
-                _check_name(part, of)
+                check_name(part, of)
                 below = self.make(at, part, MemberKind.DIR)
             if below.kind is MemberKind.SYMLINK:
                 followed += 1
                 if followed > _MAX_SYMLINKS:
-                    raise ImageError(f"{_text(of)}: its path leads through more than {_MAX_SYMLINKS} symlinks")
+                    raise ImageError(f"{show(of)}: its path leads through more than {_MAX_SYMLINKS} symlinks")
                 if below.target.startswith(b"/"):
                     at = self.root
                 todo.extend(below.target.split(b"/")[::-1])
                 continue
             if below.kind is not MemberKind.DIR:
-                raise ImageError(f"{_text(of)}: {_text(part)} on its path is a {below.kind.value}, not a directory")
+                raise ImageError(f"{show(of)}: {show(part)} on its path is a {below.kind.value}, not a directory")
             at = below
         return at
-
-
-def _check_path(path: bytes, of: bytes) -> None:
-    if len(path) > MAX_PATH:
-        raise ImageError(f"{_text(of[:80])}...: its path has {len(path)} bytes, {MAX_PATH} are allowed")
-    if _NO_NAME.search(path):
-        raise ImageError(
-            f"{_text(of)}: {_text(path)} is refused as a path: it climbs with '..', or holds '.', an empty name or a zero byte"
-        )
-
-
-def _check_name(name: bytes, of: bytes) -> None:
-    if len(name) > MAX_NAME:
-        raise ImageError(f"{_text(of)}: {_text(name)} is a name of {len(name)} bytes, ext4 allows {MAX_NAME}")
-
-
-def _text(path: bytes) -> str:
-    return repr(path.decode("utf-8", "backslashreplace"))

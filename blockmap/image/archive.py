@@ -1,28 +1,36 @@
-"""Images as `docker save` writes them: a tar archive with manifest.json, a configuration, and archives of layers."""
+"""Images in archives: what `docker save` writes (a tar with manifest.json, a configuration, and archives of layers), and OCI
+layouts in a tar. Either may be compressed, or come from standard input."""
 
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-
-from isal import igzip, igzip_lib
+from typing import Any, BinaryIO
 
 from blockmap.errors import ImageError, UsageError
-from blockmap.filesystem.member import Layer
+from blockmap.filesystem.member import Layer, MemberKind
+from blockmap.image import tar
+from blockmap.image.compression import DAMAGED, decompressor, reason
 from blockmap.image.layer import BlobLayer, chain_ids
-from blockmap.image.oci import config_diff_ids
+from blockmap.image.oci import OciImage, config_diff_ids, open_layout
+from blockmap.image.platforms import Platform
+from blockmap.image.tolerance import UnpackPolicy
 
+STANDARD_INPUT = Path("-")
 _MAX_DOCUMENT = 8 << 20
-_MAX_SYMLINKS = 8
+_MAX_LINKS = 8
+_MAX_MEMBERS = 100_000
+"""Members of a docker archive, which has three or four for each layer."""
+_PIECE_BYTES = 1 << 20
 # tarfile raises errors of its own parsing for a forged header.
-_DAMAGED = (
-    OSError, EOFError, tarfile.TarError, ValueError, OverflowError, RecursionError,
-    cast(type[Exception], igzip_lib.IsalError),
-)  # fmt: skip
+_NO_TAR = (OSError, EOFError, tarfile.TarError, ValueError, OverflowError, RecursionError)
+_LAYOUT = re.compile(rb"oci-layout|index\.json|blobs/sha256/[0-9a-f]{64}")
 
 
 class DockerArchive:
@@ -31,9 +39,10 @@ class DockerArchive:
     manifest: bytes | None = None
     index: bytes | None = None
 
-    def __init__(self, path: Path, reference: str | None, work: Path) -> None:
-        self._name = path
+    def __init__(self, path: Path, reference: str | None, work: Path, policy: UnpackPolicy | None = None) -> None:
+        self._name = _called(path)
         self._path = path
+        self._policy = policy or UnpackPolicy()
         self._copy: Path | None = None
         try:
             self._unpack(work)
@@ -47,26 +56,33 @@ class DockerArchive:
             self._copy.unlink(missing_ok=True)
 
     def _unpack(self, work: Path) -> None:
-        """Makes a plain copy of a gzipped archive: layers are read in the order of the manifest, which may be any."""
-        try:
-            with open(self._name, "rb") as file:
-                if file.read(2) != b"\x1f\x8b":
-                    return
+        """Makes a plain copy unless it is one: layers are read in the order of the manifest, which may be any."""
+        file = _open(self._path)
+        with file:
+            opened = _decompressed(file, self._name)
+            if opened is file and self._path != STANDARD_INPUT:
+                return
             descriptor, name = tempfile.mkstemp(prefix="docker-archive-", dir=work)
             self._path = self._copy = Path(name)
-            with open(descriptor, "wb") as out, igzip.open(self._name, "rb") as packed:  # type: ignore[no-untyped-call]
-                shutil.copyfileobj(packed, out, 1 << 20)
-        except _DAMAGED as error:
-            raise ImageError(f"cannot read {self._name}: {error}") from error
+            with open(descriptor, "wb") as out:
+                for piece in _pieces(opened, self._name):
+                    self._policy.check(out.tell() + len(piece))
+                    out.write(piece)
 
     def _open_image(self, reference: str | None) -> None:
         try:
-            with tarfile.open(self._path, "r:") as archive:
-                self._members = {os.path.normpath(member.name): member for member in archive}
-        except _DAMAGED as error:
+            self._members: dict[str, tarfile.TarInfo] = {}
+            with _BoundedFile(self._path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+                while (member := archive.next()) is not None and len(self._members) <= _MAX_MEMBERS:
+                    self._members[os.path.normpath(member.name)] = member
+                    archive.members.clear()  # type: ignore[attr-defined] # it would keep all
+        except _NO_TAR as error:
             raise ImageError(f"{self._name} is not a docker archive, or is truncated: {error}") from error
+        if len(self._members) > _MAX_MEMBERS:
+            raise ImageError(f"{self._name} is not a docker archive: it has more than {_MAX_MEMBERS:,} members")
         if "manifest.json" not in self._members:
-            raise ImageError(f"{self._name} is not a docker archive: it has no manifest.json")
+            layout = f": say oci-archive:{self._name}" if "oci-layout" in self._members else ""
+            raise ImageError(f"{self._name} is not a docker archive, it has no manifest.json{layout}")
         described = self._choose(reference)
         config, names = described.get("Config"), described.get("Layers") or []
         if not isinstance(config, str) or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
@@ -80,9 +96,8 @@ class DockerArchive:
         self.layers: list[Layer] = []
         for name, diff_id, chain in zip(names, diff_ids, chain_ids(diff_ids), strict=True):
             member = self._find(name)
-            self.layers.append(
-                BlobLayer(name, lambda member=member: self._open(member), member.size, None, diff_id, chain)  # type: ignore[misc]
-            )
+            opened = partial(self._open, member)
+            self.layers.append(BlobLayer(name, opened, member.size, None, diff_id, chain, self._policy))
 
     def _choose(self, reference: str | None) -> dict[str, Any]:
         try:
@@ -107,16 +122,21 @@ class DockerArchive:
 
     def _find(self, name: str) -> tarfile.TarInfo:
         at = name
-        for _ in range(_MAX_SYMLINKS):
+        for _ in range(_MAX_LINKS):
             member = self._members.get(os.path.normpath(at))
             if member is None:
                 raise ImageError(f"{self._name} lacks {name}: it is truncated or damaged, get it again")
             if member.isfile() and not member.issparse():
                 return member
-            if not member.issym():
+            if member.issparse():
+                raise ImageError(f"{self._name}: {name} is a sparse member: make the archive without --sparse")
+            if member.islnk():
+                at = member.linkname  # from the root of the archive
+            elif member.issym():
+                at = os.path.join(os.path.dirname(member.name), member.linkname)
+            else:
                 raise ImageError(f"{self._name}: {name} is not an ordinary file: the archive is damaged")
-            at = os.path.join(os.path.dirname(member.name), member.linkname)
-        raise ImageError(f"{self._name}: {name} leads through more than {_MAX_SYMLINKS} symlinks")
+        raise ImageError(f"{self._name}: {name} leads through more than {_MAX_LINKS} links")
 
     def _read(self, name: str) -> bytes:
         member = self._find(name)
@@ -134,6 +154,80 @@ class DockerArchive:
         return io.BufferedReader(_ArchivePart(self._path, member.offset_data, member.size))
 
 
+def open_oci_archive(
+    path: Path, tag: str | None, platform: Platform, work: Path, policy: UnpackPolicy | None = None
+) -> OciImage:
+    """Opens an image of an OCI layout in a tar, which is unpacked below `work` until the image is closed."""
+    policy = policy or UnpackPolicy()
+    name = _called(path)
+    directory = Path(tempfile.mkdtemp(prefix="oci-archive-", dir=work))
+    try:
+        _unpack_layout(path, directory, policy)
+        if not (directory / "oci-layout").is_file():
+            raise ImageError(
+                f"{name} is not an OCI layout in a tar, it has no file oci-layout: what docker save wrote is docker-archive:{name}"
+            )
+        return open_layout(
+            directory,
+            tag,
+            platform,
+            policy,
+            f"oci-archive:{name}",
+            lambda: shutil.rmtree(directory, ignore_errors=True),
+        )
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def _unpack_layout(path: Path, directory: Path, policy: UnpackPolicy) -> None:
+    """Unpacks those files of a tar that belong to an OCI layout."""
+    (directory / "blobs" / "sha256").mkdir(parents=True)
+    taken = 0
+    with _open(path) as file:
+        pieces = _pieces(_decompressed(file, _called(path)), _called(path))
+        for member, contents in tar.members(pieces, lambda data: None):
+            if not _LAYOUT.fullmatch(member.path):
+                continue
+            target = directory / member.path.decode()
+            first = directory / member.target.decode() if _LAYOUT.fullmatch(member.target) else target
+            target.unlink(missing_ok=True)
+            taken += member.size
+            policy.check(taken)
+            if member.kind is MemberKind.FILE:
+                with open(target, "wb") as out:
+                    out.writelines(contents)
+            elif member.kind is MemberKind.HARDLINK and first.is_file():
+                os.link(first, target)
+
+
+def _called(path: Path) -> str:
+    return "standard input" if path == STANDARD_INPUT else str(path)
+
+
+def _open(path: Path) -> io.BufferedReader:
+    try:
+        return open(0, "rb", closefd=False) if path == STANDARD_INPUT else open(path, "rb")
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _decompressed(file: io.BufferedReader, name: str) -> Any:
+    """Returns a file decompressed; the file itself if it is not compressed."""
+    try:
+        return decompressor(file)
+    except (*DAMAGED, ImageError) as error:
+        raise ImageError(f"cannot read {name}: {reason(error)}") from error
+
+
+def _pieces(opened: Any, name: str) -> Iterator[bytes]:
+    try:
+        while piece := opened.read(_PIECE_BYTES):
+            yield piece
+    except DAMAGED as error:
+        raise ImageError(f"cannot read {name}: {reason(error)}") from error
+
+
 def _tags(image: dict[str, Any]) -> list[str]:
     tags = image.get("RepoTags") or []
     return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
@@ -143,6 +237,15 @@ def _full(reference: str) -> str:
     """Returns a reference with docker's defaults filled in, so that `redis` finds `docker.io/library/redis:latest`."""
     name = reference.removeprefix("docker.io/").removeprefix("library/")
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+class _BoundedFile(io.FileIO):
+    """A file of which tarfile reads no header that is longer than any document."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_DOCUMENT:
+            raise ValueError(f"a header of {size} bytes")
+        return super().read(size)
 
 
 class _ArchivePart(io.RawIOBase):

@@ -1,7 +1,7 @@
 """Compares a volume with the image that it was made from, file by file.
 
-The expected files are worked out by a merge of its own: paths in a dict, whiteouts of a layer first. It
-shares only the rules with the importer's merge (OCI image-spec, layer.md).
+The expected files are worked out by another reader of archives and another merge, of paths in a dict, which shares only the
+rules with the importer's (filesystem/merge.py states them).
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,8 @@ from blockmap.errors import ImageError
 from blockmap.filesystem.ext4.reader import DirectoryEntry, Ext4Reader
 from blockmap.filesystem.member import ImageSource, Layer, Member, MemberKind
 
-_WHITEOUT, _OPAQUE = b".wh.", b".wh..wh..opq"
+_WHITEOUT, _OPAQUE, _AUFS = b".wh.", b".wh..wh..opq", b".wh..wh."
+_MAX_SYMLINKS = 40
 _MADE_BY_EXT4 = b"lost+found"
 
 
@@ -68,98 +69,127 @@ def compare(volume: Ext4Reader, source: ImageSource) -> list[Difference]:
 
 def unpacked(source: ImageSource) -> _Unpacked:
     """Returns the files that the layers of an image unpack to, by path."""
-    tree: dict[bytes, _Object] = {b"": _Object(Member(b"", MemberKind.DIR, 0o755))}
+    merged = _Merged()
     for layer in source.layers:
-        tree = _apply(tree, layer)
-    return tree
+        merged.apply(layer)
+    return merged.tree
 
 
-def _apply(below: _Unpacked, layer: Layer) -> _Unpacked:
-    members: list[_Object] = []
-    for member, contents in layer.members(lambda data: None):
-        state = sha256()
-        for piece in contents:
-            state.update(piece)
-        members.append(_Object(member, state.digest() if member.kind is MemberKind.FILE else b""))
-    tree = dict(below)
-    for thing in members:
-        above, _, name = thing.member.path.rpartition(b"/")
-        if name == _OPAQUE:
-            where = _follow(tree, above)
-            _remove(tree, where, keep=True)
-        elif name.startswith(_WHITEOUT):
-            where = _follow(tree, above)
-            _remove(tree, _join(where, name[len(_WHITEOUT) :]), keep=False)
-    for thing in members:
-        above, _, name = thing.member.path.rpartition(b"/")
-        if name.startswith(_WHITEOUT):
-            continue
-        if not thing.member.path:
-            tree[b""] = thing
-            continue
-        parent = _follow(tree, above)
-        _make_parents(tree, parent)
-        path = _join(parent, name)
-        member = thing.member
+class _Merged:
+    """The merged layers."""
+
+    def __init__(self) -> None:
+        self.tree: _Unpacked = {b"": _directory(b"")}
+        self._below: _Unpacked = {}  # the tree that the lower layers left
+        self._own: set[bytes] = set()  # paths that the present layer has
+
+    def apply(self, layer: Layer) -> None:
+        self._below, self._own = dict(self.tree), set()
+        aufs: _Unpacked = {}
+        for member, contents in layer.second_reading():
+            state = sha256()
+            for piece in contents:
+                state.update(piece)
+            thing = _Object(member, state.digest() if member.kind is MemberKind.FILE else b"")
+            above, _, name = member.path.rpartition(b"/")
+            if name != _OPAQUE and any(part.startswith(_AUFS) for part in member.path.split(b"/")):
+                aufs[member.path] = thing
+            elif name.startswith(_WHITEOUT):
+                self._hide(above, name)
+            elif not member.path:
+                self.tree[b""] = thing
+            else:
+                parent = self._follow(self.tree, above, make=True)
+                if parent is None:
+                    raise ImageError(f"{member.path!r} is below something that is no directory")
+                self._add(parent, name, thing, aufs)
+
+    def _add(self, parent: bytes, name: bytes, thing: _Object, aufs: _Unpacked) -> None:
+        path, member = _join(parent, name), thing.member
         if member.kind is MemberKind.HARDLINK:
-            target_above, _, target_name = member.target.rpartition(b"/")
-            target = tree.get(_join(_follow(tree, target_above), target_name))
-            if target is None:
-                raise ImageError(f"{path!r} is a hard link to {member.target!r}, which does not exist")
-            _remove(tree, path, keep=False)
-            tree[path] = target
-            continue
-        old = tree.get(path)
-        if not (old is not None and old.member.kind is MemberKind.DIR and member.kind is MemberKind.DIR):
-            _remove(tree, path, keep=False)
-        tree[path] = thing
-    return tree
+            above, _, last = member.target.rpartition(b"/")
+            found = aufs.get(member.target)
+            for tree in (self.tree, self._below):
+                where = self._follow(tree, above)
+                found = found or (None if where is None else tree.get(_join(where, last)))
+            if found is None or found.member.kind is MemberKind.DIR:
+                raise ImageError(
+                    f"{path!r} is a hard link to {member.target!r}, which does not exist or is a directory"
+                )
+            thing = found
+        old = self.tree.get(path)
+        if old is not None and not (old.member.kind is MemberKind.DIR and thing.member.kind is MemberKind.DIR):
+            for gone in [path, *_inside(self.tree, path)]:
+                del self.tree[gone]
+                self._own.discard(gone)
+        self.tree[path] = thing
+        self._own.add(path)
+
+    def _hide(self, above: bytes, name: bytes) -> None:
+        """Removes what lower layers have at a whiteout; directories that hold something of this layer lose their attributes."""
+        parent = self._follow(self._below, above)
+        if parent is None:
+            return
+        paths = _inside(self.tree, parent)
+        if name != _OPAQUE:
+            hidden = _join(parent, name[len(_WHITEOUT) :])
+            paths = [hidden, *_inside(self.tree, hidden)] if hidden in self.tree else []
+        kept: set[bytes] = set()
+        for path in sorted(paths, reverse=True):  # what is below a directory comes before it
+            if path not in self._own:
+                if path not in kept:
+                    del self.tree[path]
+                    continue
+                self.tree[path] = _directory(path)
+                self._own.add(path)
+            kept.add(path.rpartition(b"/")[0])
+
+    def _follow(self, tree: _Unpacked, path: bytes, make: bool = False) -> bytes | None:
+        """Returns the path of a directory in a tree, with symlinks followed inside the root; None if it cannot be there.
+
+        Symlinks of lower layers are followed only where they still are.
+        """
+        at: list[bytes] = []
+        todo = path.split(b"/")[::-1]
+        followed = 0
+        while todo:
+            part = todo.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                at = at[:-1]
+                continue
+            here = b"/".join([*at, part])
+            there = tree.get(here)
+            if there is None and make:
+                there = tree[here] = _directory(here)
+                self._own.add(here)
+            if there is None:
+                return None
+            if there.member.kind is MemberKind.SYMLINK:
+                followed += 1
+                if followed > _MAX_SYMLINKS or self.tree.get(here) is not there:
+                    return None
+                target = there.member.target
+                at = [] if target.startswith(b"/") else at
+                todo.extend(target.split(b"/")[::-1])
+            elif there.member.kind is MemberKind.DIR:
+                at.append(part)
+            else:
+                return None
+        return b"/".join(at)
 
 
-def _remove(tree: _Unpacked, path: bytes, keep: bool) -> None:
-    """Removes everything below a path, and the path itself unless `keep`."""
-    old = tree.get(path)
-    if old is None:
-        return
-    if old.member.kind is MemberKind.DIR:
-        prefix = path + b"/" if path else b""
-        for below in [each for each in tree if each.startswith(prefix) and each != path]:
-            del tree[below]
-    if not keep:
-        del tree[path]
+def _directory(path: bytes) -> _Object:
+    return _Object(Member(path, MemberKind.DIR, 0o755))
 
 
-def _follow(tree: _Unpacked, path: bytes) -> bytes:
-    """Returns a directory's path with symlinks followed inside the root."""
-    at: list[bytes] = []
-    todo = [part for part in path.split(b"/") if part][::-1]
-    followed = 0
-    while todo:
-        part = todo.pop()
-        if part in (b"", b"."):
-            continue
-        if part == b"..":
-            at = at[:-1]
-            continue
-        there = tree.get(b"/".join([*at, part]))
-        if there is not None and there.member.kind is MemberKind.SYMLINK:
-            followed += 1
-            if followed > 40:
-                raise ImageError(f"{path!r} leads through too many symlinks")
-            target = there.member.target
-            at = [] if target.startswith(b"/") else at
-            todo.extend(target.split(b"/")[::-1])
-            continue
-        at = [*at, part]
-    return b"/".join(at)
-
-
-def _make_parents(tree: _Unpacked, path: bytes) -> None:
-    parts = path.split(b"/") if path else []
-    for count in range(1, len(parts) + 1):
-        above = b"/".join(parts[:count])
-        if above not in tree:
-            tree[above] = _Object(Member(above, MemberKind.DIR, 0o755))
+def _inside(tree: _Unpacked, path: bytes) -> list[bytes]:
+    """Returns all paths below a directory."""
+    if path in tree and tree[path].member.kind is not MemberKind.DIR:
+        return []
+    prefix = path + b"/" if path else b""
+    return [each for each in tree if each.startswith(prefix) and each != path]
 
 
 def _join(above: bytes, name: bytes) -> bytes:

@@ -1,4 +1,8 @@
-"""Reads a plain directory as an image of one layer: the archive that a canonical tar of it would be."""
+"""Reads a plain directory as an image of one layer: the archive that a canonical tar of it would be.
+
+Holes are not read. Those of 1 MiB or more are not in the archive either, which has such files as sparse members (GNU's version
+1.0): the digest of the archive depends on where files have large holes.
+"""
 
 import errno
 import heapq
@@ -8,12 +12,19 @@ import stat
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO
 
 from blockmap.errors import ImageError
 from blockmap.filesystem.member import Layer, Member, MemberKind, Members
 from blockmap.image.pax import BLOCK, header
 from blockmap.image.platforms import parse_platform
+from blockmap.image.sparse import Segments, encode_map, zeros
+from blockmap.image.tolerance import Oddities, Warn, fit
 
+_HOLE_BYTES = 1 << 20
+"""Smaller holes are zeros of the archive: hashing those is cheap, and they come and go as files are copied."""
+_MAX_SEGMENTS = 20_000
+"""Segments of a sparse member: a longer map would be refused when it is read."""
 _PIECE_BYTES = 1 << 20
 _KINDS = {
     stat.S_IFREG: MemberKind.FILE, stat.S_IFDIR: MemberKind.DIR, stat.S_IFLNK: MemberKind.SYMLINK, stat.S_IFCHR: MemberKind.CHAR,
@@ -33,12 +44,10 @@ class Directory:
     manifest: bytes | None = None
     index: bytes | None = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, warn: Warn = lambda text: None) -> None:
         self.config = _configuration([])
         """The image configuration; it has the layer's diff_id once all members have been read."""
-        self.notes: list[str] = []
-        """Messages for people about files that were left out."""
-        self.layers: list[Layer] = [DirectoryLayer(path, self._finished, self.notes.append)]
+        self.layers: list[Layer] = [DirectoryLayer(path, self._finished, warn)]
 
     def close(self) -> None:
         """Does nothing, since nothing is open between members."""
@@ -50,7 +59,7 @@ class Directory:
 class DirectoryLayer:
     """The files below a directory, entries sorted by the bytes of their paths."""
 
-    def __init__(self, path: Path, finished: Callable[[bytes], None], note: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, finished: Callable[[bytes], None], warn: Warn) -> None:
         self.size = 0
         self.chain = bytes(32)
         """SHA-256 of the directory as a tar archive, which is the diff_id; known when all members have been read."""
@@ -58,7 +67,7 @@ class DirectoryLayer:
         self.cpu_seconds = 0.0
         self._root = os.fsencode(path)
         self._finished = finished
-        self._note = note
+        self._warn = warn
 
     def members(self, headers: Callable[[bytes], None]) -> Members:
         """Yields the members; the first name of a file, in order, is the file, and its other names are hard links."""
@@ -68,11 +77,12 @@ class DirectoryLayer:
             state.update(data)
             headers(data)
 
+        odd = Oddities(os.fsdecode(self._root), self._warn)
         seen: dict[tuple[int, int], bytes] = {}
         for path, status in self._walk():
             kind = _KINDS.get(stat.S_IFMT(status.st_mode))
             if kind is None:
-                self._note(f"{os.fsdecode(self._full(path))} is a socket: left out, the program that listens makes it")
+                self._warn(f"{os.fsdecode(self._full(path))} is a socket: left out, the program that listens makes it")
                 continue
             if os.path.basename(path).startswith(_WHITEOUT):
                 raise ImageError(
@@ -80,16 +90,29 @@ class DirectoryLayer:
                     "rename or remove it"
                 )
             member = self._member(path, status, kind, seen)
-            put(header(member))
-            contents = self._contents(member, status, state.update)
-            yield member, contents
+            data = self._data(member, status)
+            segments = _segments(data, member.size)
+            if segments is None:
+                stored, hole = member.size, member.size + 1
+                put(header(member))
+            else:
+                encoded, hole = encode_map(segments), _HOLE_BYTES
+                stored = len(encoded) + sum(length for _, length in segments)
+                put(header(member, stored) + encoded)
+            contents = self._contents(member, status, data, hole, state.update)
+            yield fit(member, odd), contents
             for _ in contents:
                 pass
-            if padding := -member.size % BLOCK:
+            if padding := -stored % BLOCK:
                 put(bytes(padding))
         put(bytes(2 * BLOCK))
         self.chain = state.digest()
         self._finished(self.chain)
+        odd.tell()
+
+    def second_reading(self) -> Members:
+        """Yields the members again, by the same reader: there is no archive that another one could read."""
+        return self.members(lambda data: None)
 
     def _full(self, path: bytes) -> bytes:
         return os.path.join(self._root, path) if path else self._root
@@ -127,24 +150,73 @@ class DirectoryLayer:
         size = status.st_size if kind is MemberKind.FILE else 0
         return Member(path, kind, mode, uid, gid, seconds, nanoseconds, size, target, major, minor, xattrs)
 
-    def _contents(self, member: Member, status: os.stat_result, digest: Callable[[bytes], None]) -> Iterator[bytes]:
+    def _data(self, member: Member, status: os.stat_result) -> Segments:
+        """Returns the segments of a file that are no holes."""
+        if member.kind is not MemberKind.FILE or status.st_blocks * 512 >= member.size:
+            return [(0, member.size)] if member.size else []
+        full = self._full(member.path)
+        found: Segments = []
+        try:
+            with _open(full) as file:
+                at = 0
+                while at < member.size:
+                    start = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                    at = min(os.lseek(file.fileno(), start, os.SEEK_HOLE), member.size)
+                    found.append((start, at - start))
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # no data up to the end
+                raise _unreadable(full, error) from error
+        return found
+
+    def _contents(
+        self, member: Member, status: os.stat_result, data: Segments, hole: int, digest: Callable[[bytes], None]
+    ) -> Iterator[bytes]:
+        """Yields a file's content; the archive, and so its digest, has that without holes of at least `hole` bytes."""
         if member.kind is not MemberKind.FILE:
             return
         full = self._full(member.path)
-        left = member.size
+        at = 0
         try:
-            # The file may have been replaced since: no link is followed, and no fifo waited for.
-            with open(os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-                while left and (data := file.read(min(left, _PIECE_BYTES))):
-                    left -= len(data)
-                    digest(data)
-                    self.progress(len(data))
-                    yield data
+            with _open(full) as file:
+                for start, length in [*data, (member.size, 0)]:
+                    for piece in zeros(start - at):
+                        if start - at < hole:
+                            digest(piece)
+                        yield piece
+                    at = start
+                    file.seek(start)
+                    while at < start + length and (piece := file.read(min(start + length - at, _PIECE_BYTES))):
+                        at += len(piece)
+                        digest(piece)
+                        self.progress(len(piece))
+                        yield piece
+                    if at < start + length:
+                        break
                 now = os.fstat(file.fileno())
         except OSError as error:
             raise _unreadable(full, error) from error
-        if left or _identity(now) != _identity(status):
+        if at != member.size or _identity(now) != _identity(status):
             raise ImageError(f"{os.fsdecode(full)} changed while it was read: import a directory that nobody writes to")
+
+
+def _open(full: bytes) -> BinaryIO:
+    """Opens a file, which may have been replaced since: no link is followed, and no fifo waited for."""
+    return open(os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+
+
+def _segments(data: Segments, size: int) -> Segments | None:
+    """Returns the segments that the archive has of a file, None if it has the file whole."""
+    found: Segments = []
+    at = 0
+    for start, length in [*data, (size, 0)]:
+        if start - at >= _HOLE_BYTES or not found:
+            begin = start if start - at >= _HOLE_BYTES else at
+            found.append((begin, start + length - begin))
+        else:
+            found[-1] = (found[-1][0], start + length - found[-1][0])
+        at = start + length
+    found = [segment for segment in found if segment[1]]
+    return None if found == [(0, size)] or not size or len(found) > _MAX_SEGMENTS else found
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

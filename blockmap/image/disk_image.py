@@ -103,7 +103,7 @@ def _probe(path: Path) -> str:
     if any(head.startswith(magic, at) for at, magic in _ARCHIVES):
         raise UsageError(
             f"{path} is an archive, not a disk image: say docker-archive:{path} for what docker save wrote, "
-            "or unpack it and import the directory or the disk image"
+            f"oci-archive:{path} for an OCI layout, or unpack it and import the directory or the disk image"
         )
     if head.startswith(_QCOW2):
         _check_qcow2(head, path)

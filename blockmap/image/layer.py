@@ -1,11 +1,13 @@
 """Layers in blobs: archives, compressed or not, with their expected digests."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from typing import BinaryIO
 
 from blockmap.filesystem.member import Members
 from blockmap.image import compression, tar
+from blockmap.image.tarfile_reader import tarfile_members
+from blockmap.image.tolerance import Oddities, UnpackPolicy, tolerated
 
 
 class BlobLayer:
@@ -19,6 +21,7 @@ class BlobLayer:
         digest: bytes | None,
         diff_id: bytes,
         chain: bytes,
+        policy: UnpackPolicy,
     ) -> None:
         self.chain = chain
         self.size = size
@@ -26,10 +29,19 @@ class BlobLayer:
         """Called with the stored bytes read since the last call, from a thread of its own."""
         self.cpu_seconds = 0.0
         self._name, self._open, self._digest, self._diff_id = name, open_blob, digest, diff_id
+        self._policy = policy
 
     def members(self, headers: Callable[[bytes], None]) -> Members:
+        odd = Oddities(self._name, self._policy.warn)
+        return tolerated(tar.members(self._archive(), headers, odd.add), odd, self._policy)
+
+    def second_reading(self) -> Members:
+        odd = Oddities(self._name, self._policy.warn)
+        return tolerated(tarfile_members(self._archive()), odd, self._policy)
+
+    def _archive(self) -> Iterator[bytes]:
         pieces = compression.archive(self._open, self._name, self._digest, self._diff_id, self.progress, self._took)
-        return tar.members(pieces, headers)
+        return self._policy.counted(pieces)
 
     def stored(self) -> bytes:
         """Reads the blob without decompressing it."""

@@ -16,17 +16,13 @@ from blockmap.errors import FormatError, ImageError, UsageError
 from blockmap.filesystem.member import Layer
 from blockmap.format.digest import from_hex
 from blockmap.image.layer import BlobLayer, chain_ids
+from blockmap.image.media_types import INDEXES, LAYERS, MANIFESTS, refuse_artifacts
 from blockmap.image.platforms import Platform
+from blockmap.image.tolerance import UnpackPolicy, Warn
 
-_INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
-_MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
-_LAYERS = frozenset(
-    base + suffix
-    for base in ("application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar")
-    for suffix in ("", "+gzip", "+zstd", ".gzip", ".zstd")
-)
 _MAX_DOCUMENT = 8 << 20
 _REF_NAME = "org.opencontainers.image.ref.name"
+_REFERENCE_TYPE = "vnd.docker.reference.type"
 _MAX_DEPTH = 4
 
 BlobPath = Callable[[str], Path]
@@ -44,62 +40,101 @@ class Descriptor:
     """Size in bytes; None if it is not stated, since the digest proves the content anyway."""
     platform: dict[str, Any] | None
     tag: str | None
+    attestation: bool
+    """Whether it is what buildx states about an image, which stands among the images of an index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Where the documents come from that descriptors describe."""
+
+    read: Callable[[Descriptor], bytes]
+    config: Callable[[Descriptor], bytes]
+    """Returns the configuration of the image whose manifest is described."""
+
+    def platform(self, descriptor: Descriptor) -> dict[str, Any]:
+        """Returns the platform in the configuration of an image; empty if it is not here, as those of other platforms may be."""
+        try:
+            return parse(self.config(descriptor), "the configuration")
+        except ImageError:
+            return {}
 
 
 class OciImage:
     """An image whose documents and layers are files (an ImageSource)."""
 
-    def __init__(self, blob: BlobPath, manifest: bytes, index: bytes | None, close: Callable[[], None]) -> None:
+    def __init__(
+        self, blob: BlobPath, manifest: bytes, index: bytes | None, policy: UnpackPolicy, close: Callable[[], None]
+    ) -> None:
         document = parse(manifest, "the manifest")
+        config = describe(document.get("config"))
+        layers = describe_all(document.get("layers"))
+        refuse_artifacts(document.get("artifactType"), config.media, [layer.media for layer in layers])
         self.manifest: bytes | None = manifest
         self.index = index
         self._close = close
-        self.config = read_blob(blob, describe(document.get("config")))
-        layers = describe_all(document.get("layers"))
+        self.config = read_blob(blob, config)
         diff_ids = config_diff_ids(self.config)
         if len(diff_ids) != len(layers):
             raise ImageError(
                 f"the image has {len(layers)} layers, but its configuration lists {len(diff_ids)}: it is damaged"
             )
         self.layers: list[Layer] = [
-            _layer(blob, descriptor, *ids)
-            for descriptor, *ids in zip(layers, diff_ids, chain_ids(diff_ids), strict=True)
+            _layer(blob, descriptor, diff_id, chain, policy)
+            for descriptor, diff_id, chain in zip(layers, diff_ids, chain_ids(diff_ids), strict=True)
         ]
 
     def close(self) -> None:
         self._close()
 
 
-def open_layout(directory: Path, tag: str | None, platform: Platform) -> OciImage:
-    """Opens the image `tag` of an OCI image layout, or its only image. Raises UsageError if there is a choice."""
+def open_layout(
+    directory: Path,
+    tag: str | None,
+    platform: Platform,
+    policy: UnpackPolicy | None = None,
+    name: str | None = None,
+    close: Callable[[], None] = lambda: None,
+) -> OciImage:
+    """Opens the image `tag` of an OCI image layout, or its only image. Raises UsageError if there is a choice.
+
+    `name` is what a person calls the layout, if it is not the directory.
+    """
+    policy = policy or UnpackPolicy()
+    called = name or str(directory)
     if not (directory / "oci-layout").is_file():
-        raise ImageError(f"{directory} is not an OCI image layout: it has no file oci-layout")
-    top = parse(_read(directory / "index.json"), f"{directory}/index.json")
+        raise ImageError(f"{called} is not an OCI image layout: it has no file oci-layout")
+    top = parse(_read(directory / "index.json"), f"{called}/index.json")
     everything = describe_all(top.get("manifests"))
     if not everything:
-        raise ImageError(f"{directory} holds no image: its index.json lists none")
+        raise ImageError(f"{called} holds no image: its index.json lists none")
     found = [descriptor for descriptor in everything if tag is None or descriptor.tag == tag]
-    if len(found) > 1 and all(d.platform is not None and d.tag == found[0].tag for d in found):
-        found = [choose(found, platform)]
-    if len(found) != 1:
-        tags = sorted({descriptor.tag for descriptor in everything if descriptor.tag})
-        has = f"the tags {', '.join(tags)}" if tags else f"{len(everything)} images, none with a tag"
-        asked = "the choice is not clear" if tag is None else f"{len(found) or 'none'} of its images is called {tag!r}"
-        raise UsageError(f"{directory} has {has}, and {asked}: name one as oci:DIR:TAG")
 
     def blob(digest: str) -> Path:
         return directory / "blobs" / "sha256" / digest_hex(digest)
 
-    manifest, index = select(read_blob(blob, found[0]), found[0].media, lambda below: read_blob(blob, below), platform)
-    return OciImage(blob, manifest, index, lambda: None)
+    def read(descriptor: Descriptor) -> bytes:
+        return read_blob(blob, descriptor)
+
+    def config(descriptor: Descriptor) -> bytes:
+        return read(describe(parse(read(descriptor), "the manifest").get("config")))
+
+    documents = Documents(read, config)
+    if len(found) > 1 and len({d.tag for d in found}) == 1 and (found[0].tag or any(d.platform for d in found)):
+        found = [choose(found, documents, platform, policy.warn)]
+    if len(found) != 1:
+        tags = sorted({descriptor.tag for descriptor in everything if descriptor.tag})
+        has = f"the tags {', '.join(tags)}" if tags else f"{len(everything)} images, none with a tag"
+        asked = "the choice is not clear" if tag is None else f"{len(found) or 'none'} of its images is called {tag!r}"
+        raise UsageError(f"{called} has {has}, and {asked}: name one as {name or 'oci:DIR'}:TAG")
+    manifest, index = select(read(found[0]), found[0].media, documents, platform, policy.warn)
+    return OciImage(blob, manifest, index, policy, close)
 
 
-def select(
-    top: bytes, media: str, read: Callable[[Descriptor], bytes], platform: Platform
-) -> tuple[bytes, bytes | None]:
+def select(top: bytes, media: str, documents: Documents, platform: Platform, warn: Warn) -> tuple[bytes, bytes | None]:
     """Returns the manifest for a platform, and `top` if that is an index; None if it is the manifest itself.
 
-    `media` is the media type of `top`, "" if it is not known; `read` returns the document of a descriptor.
+    `media` is the media type of `top`, "" if it is not known.
     """
     data = top
     for depth in range(_MAX_DEPTH):
@@ -112,34 +147,47 @@ def select(
         media = media or own or ""
         if "manifests" in document and ("layers" in document or "config" in document):
             raise ImageError("the manifest is an index and an image at once: refused, since it can be read in two ways")
-        if media in _MANIFESTS or (not media and "layers" in document and "config" in document):
+        if media in MANIFESTS or (not media and "layers" in document and "config" in document):
             return data, top if depth else None
-        if media not in _INDEXES and (media or "manifests" not in document):
+        if media not in INDEXES and (media or "manifests" not in document):
             raise ImageError(
                 f"the manifest is of the type {media!r}, which is not supported: OCI and docker v2 schema 2 are"
             )
-        descriptor = choose(describe_all(document.get("manifests")), platform)
-        data, media = read(descriptor), descriptor.media
+        descriptor = choose(describe_all(document.get("manifests")), documents, platform, warn)
+        data, media = documents.read(descriptor), descriptor.media
     raise ImageError(f"the image's indexes are nested more than {_MAX_DEPTH - 1} deep")
 
 
-def choose(descriptors: list[Descriptor], platform: Platform) -> Descriptor:
-    """Returns the descriptor of an index that fits a platform. Raises ImageError with a list of all if none does."""
-    if len(descriptors) == 1 and descriptors[0].platform is None:
-        return descriptors[0]
-    for descriptor in descriptors:
+def choose(descriptors: list[Descriptor], documents: Documents, platform: Platform, warn: Warn) -> Descriptor:
+    """Returns the descriptor of an index that fits a platform. Raises ImageError with a list of all if none does.
+
+    Platforms are optional: for an image without one its configuration counts.
+    """
+    images = [descriptor for descriptor in descriptors if not descriptor.attestation]
+    if len(images) == 1 and images[0].platform is None:
+        return images[0]
+    for descriptor in images:
         if platform.fits(descriptor.platform or {}):
             return descriptor
-    for descriptor in descriptors:
-        if descriptor.media in _INDEXES and descriptor.platform is None:
+    offered = [descriptor.platform for descriptor in images if descriptor.platform]
+    for descriptor in images:
+        if descriptor.platform is None and descriptor.media not in INDEXES:
+            found = documents.platform(descriptor)
+            if platform.fits(found):
+                warn(
+                    f"the index does not say for which platforms its images are: {descriptor.digest} is for {platform}"
+                )
+                return descriptor
+            offered.append(found)
+    for descriptor in images:
+        if descriptor.media in INDEXES and descriptor.platform is None:
             return descriptor
-    offered = []
-    for own in (descriptor.platform or {} for descriptor in descriptors):
-        offered.append(
-            "/".join(str(own[key]) for key in ("os", "architecture", "variant") if own.get(key)) or "unknown"
-        )
+    names = {
+        "/".join(str(own[key]) for key in ("os", "architecture", "variant") if own.get(key)) or "unknown"
+        for own in offered
+    }
     raise ImageError(
-        f"the image is not made for {platform}: choose one of {', '.join(sorted(set(offered))) or 'none'} with --platform"
+        f"the image is not made for {platform}: choose one of {', '.join(sorted(names)) or 'none'} with --platform"
     )
 
 
@@ -149,7 +197,8 @@ def describe(value: object) -> Descriptor:
         raise ImageError(f"the image is damaged: {str(value)[:80]!r} stands where a descriptor is expected")
     media, size, platform = value.get("mediaType") or "", value.get("size"), value.get("platform")
     annotations = value.get("annotations") or {}
-    tag = annotations.get(_REF_NAME) if isinstance(annotations, dict) else None
+    annotations = annotations if isinstance(annotations, dict) else {}
+    tag = annotations.get(_REF_NAME)
     digest = value.get("digest")
     digest_hex(digest)
     if not isinstance(media, str) or not (size is None or (isinstance(size, int) and size >= 0)):
@@ -162,6 +211,7 @@ def describe(value: object) -> Descriptor:
         size,
         platform if isinstance(platform, dict) else None,
         tag if isinstance(tag, str) else None,
+        annotations.get(_REFERENCE_TYPE) == "attestation-manifest",
     )
 
 
@@ -215,15 +265,15 @@ def digest_hex(text: object) -> str:
     raise ImageError(f"{str(text)[:140]!r} is not a SHA-256 digest: others are not supported")
 
 
-def _layer(blob: BlobPath, descriptor: Descriptor, diff_id: bytes, chain: bytes) -> BlobLayer:
+def _layer(blob: BlobPath, descriptor: Descriptor, diff_id: bytes, chain: bytes, policy: UnpackPolicy) -> BlobLayer:
     digest = descriptor.digest
-    if descriptor.media not in _LAYERS:
+    if descriptor.media not in LAYERS:
         if "foreign" in descriptor.media or "nondistributable" in descriptor.media:
             why = "a foreign layer, whose content is kept elsewhere and may not be copied"
         elif "encrypted" in descriptor.media:
             why = "encrypted: decrypt the image first, with skopeo copy --decryption-key"
         else:
-            why = "not supported: plain, gzip and zstd tar archives are"
+            why = "not supported: tar archives are, plain or compressed with gzip, zstd, xz or bzip2"
         raise ImageError(f"layer {digest} is of the type {descriptor.media!r}, which is {why}")
     path = blob(digest)
     try:
@@ -234,7 +284,7 @@ def _layer(blob: BlobPath, descriptor: Descriptor, diff_id: bytes, chain: bytes)
         raise ImageError(
             f"layer {digest} has {size} bytes where {descriptor.size} are expected: it is truncated, get it again"
         )
-    return BlobLayer(digest, lambda: open(path, "rb"), size, bytes.fromhex(digest_hex(digest)), diff_id, chain)
+    return BlobLayer(digest, lambda: open(path, "rb"), size, bytes.fromhex(digest_hex(digest)), diff_id, chain, policy)
 
 
 def _read(path: Path) -> bytes:

@@ -9,19 +9,27 @@ version 8, user and group names 64, device numbers 8 and 8, prefix 155, zeros 12
 import base64
 import binascii
 import struct
+from dataclasses import replace
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from blockmap.errors import ImageError
+from blockmap.filesystem.ext4.xattr import is_known
 from blockmap.filesystem.member import Member, MemberKind
+from blockmap.filesystem.paths import show
 
 BLOCK = 512
 HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s64s8s8s155s12x")
 _XATTR = b"SCHILY.xattr."
 _LIBARCHIVE = b"LIBARCHIVE.xattr."
-_SPARSE = b"GNU.sparse."
-_ACL = b"SCHILY.acl."
+SPARSE = b"GNU.sparse."
+ACL = b"SCHILY.acl."
+"""Prefixes of records about sparse files, and of ACLs as text."""
 _USED = frozenset((b"path", b"linkpath", b"size", b"mtime", b"uid", b"gid"))
-_USED_PREFIXES = (_XATTR, _LIBARCHIVE, _SPARSE, _ACL)
+_USED_PREFIXES = (_XATTR, _LIBARCHIVE, SPARSE, ACL)
+_SEGMENT = (SPARSE + b"offset", SPARSE + b"numbytes")
+"""Records that come once for each segment of a sparse file of version 0.0, in turns."""
+_TIME_DIGITS = 100
+"""Digits of a time, which may be out of any range."""
 _TYPES = {
     MemberKind.FILE: b"0", MemberKind.HARDLINK: b"1", MemberKind.SYMLINK: b"2", MemberKind.CHAR: b"3",
     MemberKind.BLOCK: b"4", MemberKind.DIR: b"5",
@@ -32,6 +40,7 @@ _TYPES = {
 def records(data: bytes) -> dict[bytes, bytes]:
     """Parses the records of a pax header (length, space, key, =, value, newline), and returns those in use."""
     found = {}
+    segments: list[bytes] = []
     at = 0
     while at < len(data):
         space = data.find(b" ", at, at + 20)
@@ -40,25 +49,16 @@ def records(data: bytes) -> dict[bytes, bytes]:
         key, equals, value = data[space + 1 : end - 1].partition(b"=")
         if end <= space + 1 or end > len(data) or data[end - 1 : end] != b"\n" or not equals:
             raise ImageError("a pax header is damaged: get the archive again")
-        if key in _USED or key.startswith(_USED_PREFIXES):
+        if key in _SEGMENT:
+            if key != _SEGMENT[len(segments) % 2]:
+                raise ImageError("a sparse member's map is damaged: get the archive again")
+            segments.append(value)
+        elif key in _USED or key.startswith(_USED_PREFIXES):
             found[key] = value
         at = end
+    if segments:
+        found[SPARSE + b"map"] = b",".join(segments)
     return found
-
-
-def check_supported(extended: dict[bytes, bytes], path: bytes) -> None:
-    """Raises ImageError for members that need more than content and attributes, such as sparse files."""
-    for key in extended:
-        if key.startswith(_SPARSE):
-            real = extended.get(b"GNU.sparse.name") or extended.get(b"path") or path
-            raise ImageError(
-                f"{show(real)}: the member is sparse (GNU.sparse), which is not supported: make the image without --sparse"
-            )
-        if key.startswith(_ACL):
-            raise ImageError(
-                f"{show(extended.get(b'path') or path)}: has an ACL as text, which is not supported: "
-                "archive it with --xattrs instead"
-            )
 
 
 def xattrs_of(extended: dict[bytes, bytes], path: bytes) -> dict[bytes, bytes]:
@@ -68,10 +68,13 @@ def xattrs_of(extended: dict[bytes, bytes], path: bytes) -> dict[bytes, bytes]:
         if key.startswith(_XATTR):
             found[key[len(_XATTR) :]] = value
         elif key.startswith(_LIBARCHIVE):
+            name = unquote_to_bytes(key[len(_LIBARCHIVE) :])
             try:
                 padded = value + b"=" * (-len(value) % 4)
-                found.setdefault(unquote_to_bytes(key[len(_LIBARCHIVE) :]), base64.b64decode(padded, validate=True))
+                found.setdefault(name, base64.b64decode(padded, validate=is_known(name)))
             except binascii.Error as error:
+                if not is_known(name):
+                    continue
                 raise ImageError(
                     f"{show(path)}: an extended attribute is not base64: the archive is damaged"
                 ) from error
@@ -97,9 +100,9 @@ def number(field: bytes, what: str) -> int:
     return int(text, 8)
 
 
-def decimal(text: bytes) -> int:
+def decimal(text: bytes, digits: int = 20) -> int:
     """Parses the number in a pax record."""
-    if not text.removeprefix(b"-").isdigit() or len(text) > 20:
+    if not text.removeprefix(b"-").isdigit() or len(text) > digits:
         raise ImageError(f"a pax header has {text[:40]!r} where a number is expected: the archive is damaged")
     return int(text)
 
@@ -107,7 +110,7 @@ def decimal(text: bytes) -> int:
 def time_of(text: bytes) -> tuple[int, int]:
     """Parses a time into seconds and the nanoseconds after them; a fraction of a negative time counts away from zero."""
     whole, _, fraction = text.partition(b".")
-    seconds = decimal(whole)
+    seconds = decimal(whole, _TIME_DIGITS)
     if fraction and not fraction.isdigit():
         raise ImageError(f"a pax header has the time {text[:40]!r}: the archive is damaged")
     nanoseconds = int(fraction[:9].ljust(9, b"0"))
@@ -131,15 +134,17 @@ def text_of(field: bytes) -> bytes:
     return field.split(b"\0", 1)[0]
 
 
-def show(path: bytes) -> str:
-    """Returns a path in a form for messages."""
-    return repr(path.decode("utf-8", "backslashreplace"))
+def header(member: Member, stored: int | None = None) -> bytes:
+    """Returns the headers of a member: a pax header for values that ustar cannot hold, then a ustar header.
 
-
-def header(member: Member) -> bytes:
-    """Returns the headers of a member: a pax header for values that ustar cannot hold, then a ustar header."""
+    `stored` is the size in the archive of a sparse member, whose map stands before its content (version 1.0).
+    """
     path = (member.path or b".") + (b"/" if member.kind is MemberKind.DIR else b"")
     extended: dict[bytes, bytes] = {}
+    if stored is not None:
+        described = {b"major": b"1", b"minor": b"0", b"name": path, b"realsize": b"%d" % member.size}
+        extended = {SPARSE + key: value for key, value in described.items()}
+        member = replace(member, size=stored)
     if len(path) > 100:
         extended[b"path"] = path
     if len(member.target) > 100:

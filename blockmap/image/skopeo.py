@@ -12,25 +12,27 @@ from hashlib import sha256
 from pathlib import Path
 
 from blockmap.errors import HostError, ImageError
-from blockmap.image.oci import Descriptor, OciImage, check, digest_hex, select
+from blockmap.image.oci import Descriptor, Documents, OciImage, check, digest_hex, select
 from blockmap.image.platforms import Platform
+from blockmap.image.tolerance import UnpackPolicy, Warn
 
 _REGISTRY = "docker://"
 _MESSAGE = re.compile(r'\bmsg="((?:[^"\\]|\\.)*)"')
 
 
-def open_remote(reference: str, platform: Platform, work: Path) -> OciImage:
+def open_remote(reference: str, platform: Platform, work: Path, policy: UnpackPolicy | None = None) -> OciImage:
     """Copies an image unchanged into a directory below `work`, and opens it; closing the image removes the copy.
 
     Raises HostError without skopeo, ImageError if it fails or nothing fits the platform.
     """
     if shutil.which("skopeo") is None:
         raise HostError(f"skopeo is needed to read {reference} and is not installed: apt-get install skopeo")
+    policy = policy or UnpackPolicy()
     directory = Path(tempfile.mkdtemp(prefix="image-", dir=work))
     try:
         manifest, index, exact = None, None, reference
         if reference.startswith(_REGISTRY):
-            manifest, index = _look_up(reference, platform, work)
+            manifest, index = _look_up(reference, platform, work, policy.warn)
             exact = _by_digest(reference, "sha256:" + sha256(manifest).hexdigest())
         _skopeo(work, "copy", "--quiet", exact, f"dir:{directory}", about=reference)
 
@@ -40,13 +42,13 @@ def open_remote(reference: str, platform: Platform, work: Path) -> OciImage:
         copied = (directory / "manifest.json").read_bytes()
         if manifest is not None and copied != manifest:
             raise ImageError(f"{reference} changed while it was copied: try again")
-        return OciImage(blob, copied, index, lambda: shutil.rmtree(directory, ignore_errors=True))
+        return OciImage(blob, copied, index, policy, lambda: shutil.rmtree(directory, ignore_errors=True))
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
 
 
-def _look_up(reference: str, platform: Platform, work: Path) -> tuple[bytes, bytes | None]:
+def _look_up(reference: str, platform: Platform, work: Path, warn: Warn) -> tuple[bytes, bytes | None]:
     """Returns the manifest for a platform, and the index that lists it, which skopeo's own choice would not copy."""
 
     def read(descriptor: Descriptor) -> bytes:
@@ -55,7 +57,12 @@ def _look_up(reference: str, platform: Platform, work: Path) -> tuple[bytes, byt
         check(data, descriptor)
         return data
 
-    return select(_skopeo(work, "inspect", "--raw", reference, about=reference), "", read, platform)
+    def config(descriptor: Descriptor) -> bytes:
+        exact = _by_digest(reference, descriptor.digest)
+        return _skopeo(work, "inspect", "--raw", "--config", exact, about=reference)
+
+    top = _skopeo(work, "inspect", "--raw", reference, about=reference)
+    return select(top, "", Documents(read, config), platform, warn)
 
 
 def _by_digest(reference: str, digest: str) -> str:

@@ -9,18 +9,21 @@ a header of another kind states, and a trailing slash makes a directory of type 
 """
 
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 
 from blockmap.errors import ImageError
 from blockmap.filesystem.member import Member, MemberKind, Members
+from blockmap.filesystem.paths import MAX_PATH, show
+from blockmap.image import sparse
 from blockmap.image.pax import (  # fmt: skip
+    ACL,
     BLOCK,
     HEADER,
+    SPARSE,
     check_sum,
-    check_supported,
     decimal,
     number,
     records,
-    show,
     text_of,
     time_of,
     xattrs_of,
@@ -28,7 +31,10 @@ from blockmap.image.pax import (  # fmt: skip
 
 _MAX_EXTENDED = 1 << 20
 """Bytes of all extended headers of a member, or of the whole archive; an archive with more is refused as hostile."""
+_MAX_LONG = MAX_PATH + 1 + BLOCK
+"""Bytes of a path or target in a header of its own, with zeros behind it."""
 _KINDS = {
+    b"S": MemberKind.FILE,
     b"0": MemberKind.FILE, b"\0": MemberKind.FILE, b"7": MemberKind.FILE, b"1": MemberKind.HARDLINK,
     b"2": MemberKind.SYMLINK, b"3": MemberKind.CHAR,
     b"4": MemberKind.BLOCK, b"5": MemberKind.DIR, b"6": MemberKind.FIFO,
@@ -36,32 +42,41 @@ _KINDS = {
 _ZEROS = bytes(BLOCK)
 
 
-def members(pieces: Iterator[bytes], headers: Callable[[bytes], None]) -> Members:
+Odd = Callable[[bytes, str], None]
+"""Takes the path of a member, and what is odd about it."""
+
+
+def members(pieces: Iterator[bytes], headers: Callable[[bytes], None], odd: Odd = lambda path, what: None) -> Members:
     """Yields the members of an archive that comes in pieces. Raises ImageError if it is damaged or unsupported.
 
     `pieces` is closed with this iterator, and at once on an error, since a thread may wait behind it.
     """
     try:
-        yield from _members(_TarStream(pieces), headers)
+        yield from _members(_TarStream(pieces, headers), odd)
     finally:
         if isinstance(pieces, Generator):
             pieces.close()
 
 
-def _members(stream: "_TarStream", headers: Callable[[bytes], None]) -> Members:
+def _members(stream: "_TarStream", odd: Odd) -> Members:
     everywhere: dict[bytes, bytes] = {}
     everywhere_bytes = 0
     extended: dict[bytes, bytes] = {}
     extended_bytes = 0
+    path = b""
     while True:
-        block = stream.take(BLOCK)
-        headers(block)
+        block = stream.header()
         if len(block) < BLOCK or block == _ZEROS:
             if block.strip(b"\0"):
                 raise ImageError("the archive ends in the middle of a header: it is truncated, get it again")
             if extended_bytes:
                 raise ImageError("the archive ends between the headers of a member: it is truncated, get it again")
-            stream.drain(headers)
+            if block and stream.header().strip(b"\0"):
+                raise ImageError(
+                    f"{show(path)}: a lone block of zeros stands behind it, and more follows, where two end an archive: damaged"
+                )
+            if stream.drain():
+                odd(path, "is the last member, and there is more behind the end of the archive: ignored, as engines do")
             return
         fields = HEADER.unpack(block)
         check_sum(block, fields[6])
@@ -70,39 +85,73 @@ def _members(stream: "_TarStream", headers: Callable[[bytes], None]) -> Members:
             raise ImageError(f"{show(text_of(fields[0]))}: its size is negative: the archive is damaged")
         if kind == b"g":
             everywhere_bytes += BLOCK + size
-            everywhere.update(records(_extension(stream, size, everywhere_bytes, headers)))
+            everywhere.update(records(stream.extension(size, everywhere_bytes)))
             continue
         if kind in (b"x", b"L", b"K"):
             extended_bytes += BLOCK + size
-            data = _extension(stream, size, extended_bytes, headers)
+            if kind != b"x" and size > _MAX_LONG:
+                raise ImageError(f"a header holds a path or target of {size} bytes: {MAX_PATH} are allowed")
+            data = stream.extension(size, extended_bytes)
             if kind == b"x":
                 extended.update(records(data))
             else:
                 extended[b"path" if kind == b"L" else b"linkpath"] = data.rstrip(b"\0")
             continue
-        member = _member(fields, size, {**everywhere, **extended} if everywhere or extended else {})
+        own = {**everywhere, **extended} if everywhere or extended else {}
+        member = _member(fields, size, own, odd)
+        path, stored = member.path, member.size
+        segments = None
+        if kind == b"S" or (own and member.kind is MemberKind.FILE):
+            member, stored, segments = _sparse(stream, block, member, own)
         extended = {}
         extended_bytes = 0
-        left = stream.begin(member.size)
-        yield member, left
+        left = stream.begin(stored)
+        yield member, left if segments is None else sparse.expand(left, member.size, segments)
         stream.finish()
-        if padding := -member.size % BLOCK:
+        if padding := -stored % BLOCK:
             # Fewer may come: umoci leaves out the padding of the last content. A truncated layer has another digest.
-            headers(stream.take(padding))
+            stream.header(padding)
+
+
+def _sparse(
+    stream: "_TarStream", block: bytes, member: Member, extended: dict[bytes, bytes]
+) -> tuple[Member, int, sparse.Segments | None]:
+    """Returns a member with the size that it has when it is expanded, the bytes that are stored, and where they belong."""
+    taken = 0
+
+    def more() -> bytes:
+        nonlocal taken
+        taken += BLOCK
+        return stream.extension(BLOCK, taken)
+
+    try:
+        if block[156:157] == b"S":
+            found, stored = sparse.old_map(block, more), member.size
+        else:
+            read = sparse.pax_map(extended, more)
+            if read is None:
+                return member, member.size, None
+            found, stored = read, member.size - taken
+        size, segments = found
+        sparse.check(size, stored, segments)
+    except ImageError as error:
+        raise ImageError(f"{show(member.path)}: {error}") from error
+    return replace(member, size=size), stored, segments
 
 
 class _TarStream:
-    """Reads bytes from an iterator of pieces."""
+    """Reads bytes from an iterator of pieces, and passes those on that are not content."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
+    def __init__(self, pieces: Iterator[bytes], headers: Callable[[bytes], None]) -> None:
         self._pieces = pieces
+        self._headers = headers
         self._piece: bytes = b""
         self._at = 0
         self._left = 0  # bytes of content left of the present member
         self._member = 0  # number of the present member: an old iterator must not take the next one's content
 
-    def take(self, count: int) -> bytes:
-        """Takes the next `count` bytes, fewer only at the end."""
+    def header(self, count: int = BLOCK) -> bytes:
+        """Takes the next `count` bytes, which are not content; fewer only at the end."""
         end = self._at + count
         data = self._piece[self._at : end]
         self._at = min(end, len(self._piece))
@@ -112,7 +161,19 @@ class _TarStream:
             more = self._piece[: count - len(data)]
             self._at = len(more)
             data += more
+        self._headers(data)
         return data
+
+    def extension(self, size: int, total: int) -> bytes:
+        """Takes an extended header, unless all of its member take too much with it. Raises ImageError."""
+        if total > _MAX_EXTENDED:
+            raise ImageError(
+                f"extended headers of {total} bytes: {_MAX_EXTENDED} at most are read; the archive is damaged"
+            )
+        data = self.header(size + -size % BLOCK)
+        if len(data) < size + -size % BLOCK:
+            raise ImageError("the archive ends in the middle of a header: it is truncated, get it again")
+        return data[:size]
 
     def begin(self, size: int) -> Iterator[bytes]:
         self._left = size
@@ -124,11 +185,16 @@ class _TarStream:
         for _ in self._contents(self._member):
             pass
 
-    def drain(self, headers: Callable[[bytes], None]) -> None:
-        headers(self._piece[self._at :])
-        while self._more():
-            headers(self._piece)
+    def drain(self) -> bool:
+        """Reads the rest; returns True if any of it is not zero."""
+        rest = self._piece[self._at :]
+        found = False
+        while rest:
+            self._headers(rest)
+            found = found or rest.count(0) < len(rest)
+            rest = self._piece if self._more() else b""
         self._at = len(self._piece)
+        return found
 
     def _contents(self, number: int) -> Iterator[bytes]:
         while self._left and number == self._member:
@@ -145,7 +211,7 @@ class _TarStream:
         return bool(self._piece)
 
 
-def _member(fields: tuple[bytes, ...], size: int, extended: dict[bytes, bytes]) -> Member:
+def _member(fields: tuple[bytes, ...], size: int, extended: dict[bytes, bytes], odd: Odd) -> Member:
     name, mode, uid, gid, _, mtime, _, kind_byte, link, magic, _, major, minor, prefix = fields
     path = text_of(name)
     if magic == b"ustar\x0000" and prefix[0]:
@@ -156,9 +222,8 @@ def _member(fields: tuple[bytes, ...], size: int, extended: dict[bytes, bytes]) 
     user, group = number(uid, "user"), number(gid, "group")
     xattrs: dict[bytes, bytes] = {}
     if extended:
-        check_supported(extended, path)
         # An empty value cancels a global one, so that the header's own field counts.
-        path = extended.get(b"path") or path
+        path = extended.get(SPARSE + b"name") or extended.get(b"path") or path
         target = extended.get(b"linkpath") or target
         if value := extended.get(b"mtime"):
             seconds, nanoseconds = time_of(value)
@@ -169,9 +234,12 @@ def _member(fields: tuple[bytes, ...], size: int, extended: dict[bytes, bytes]) 
         if value := extended.get(b"size"):
             size = decimal(value)
         xattrs = xattrs_of(extended, path)
+        if any(key.startswith(ACL) for key in extended):
+            odd(path, "has an ACL as text: left out, as engines do, who take those among the extended attributes")
     if kind is None:
-        what = "sparse" if kind_byte == b"S" else f"of type {kind_byte.decode('latin-1')!r}"
-        raise ImageError(f"{show(path)}: the member is {what}, which is not supported: make the image without it")
+        raise ImageError(
+            f"{show(path)}: the member is of type {kind_byte.decode('latin-1')!r}, which is not supported: leave it out"
+        )
     if kind_byte == b"\0" and path.endswith(b"/"):
         kind = MemberKind.DIR
     if size < 0:
@@ -214,13 +282,3 @@ def _target(kind: MemberKind, target: bytes, path: bytes) -> bytes:
     if not normal:
         raise ImageError(f"{show(path)}: is a hard link to nothing: the archive is damaged")
     return normal
-
-
-def _extension(stream: _TarStream, size: int, total: int, headers: Callable[[bytes], None]) -> bytes:
-    if total > _MAX_EXTENDED:
-        raise ImageError(f"extended headers of {total} bytes: {_MAX_EXTENDED} at most are read; the archive is damaged")
-    data = stream.take(size + -size % BLOCK)
-    if len(data) < size + -size % BLOCK:
-        raise ImageError("the archive ends in the middle of a header: it is truncated, get it again")
-    headers(data)
-    return data[:size]

@@ -86,6 +86,18 @@ def test_warnings_say_who_warns(run: Run, store: Path, tmp_path: Path) -> None:
     assert all(line.startswith("blockmap: ") for line in done.err.splitlines()), done.err
 
 
+def test_what_a_layer_loses_is_said(run: Run, store: Path, tmp_path: Path) -> None:
+    odd = [file("mac", b"x", xattrs={"com.apple.provenance": b"1"}), file("old", b"x", mtime="-62135596800")]
+    image = layout(tmp_path / "odd", [archive(odd)])
+    done = run("import", f"oci:{image}", "odd:1", "--store", store, "--quiet")
+    assert done.code == 0, done.err
+    assert "'mac' loses attributes that Linux does not know, such as 'com.apple.provenance'" in done.err
+    assert "'old' has a time that ext4 cannot hold" in done.err
+    assert all(line.startswith("blockmap: layer sha256:") for line in done.err.splitlines()), done.err
+    checked = run("verify", "odd:1", "--against", f"oci:{image}", "--store", store)
+    assert (checked.code, checked.err) == (0, "")
+
+
 def refused(done: Done, *said: str, code: int = 1) -> None:
     """One line that says what happened, by the program's name."""
     assert done.code == code, done
@@ -119,6 +131,15 @@ def test_a_hostile_layer(run: Run, store: Path, tmp_path: Path, member: Member, 
     image = layout(tmp_path / "bad", [archive([*GOOD, member])])
     refused(run("import", f"oci:{image}", "bad:1", "--store", store, "--quiet"), said)
     assert listing(store) == before
+
+
+def test_an_image_that_unpacks_to_more_than_the_limit(run: Run, store: Path, tmp_path: Path) -> None:
+    before = listing(store)
+    image = layout(tmp_path / "big", [archive([file("zeros", bytes(5 << 20))])])
+    command = ("import", f"oci:{image}", "big:1", "--store", store, "--quiet", "--max-size")
+    refused(run(*command, "0.004"), "unpacks to more than 0.004 GiB: raise the limit by --max-size")
+    assert listing(store) == before
+    assert run(*command, "0.006").code == 0
 
 
 def test_symlinks_as_directories_stay_inside(run: Run, store: Path, tmp_path: Path) -> None:
@@ -157,7 +178,9 @@ def test_an_image_too_big_for_its_volume(run: Run, store: Path, tmp_path: Path, 
     whole = archive(GOOD).rstrip(b"\0")
     layer = whole + bytes(-len(whole) % 512) + header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20)
     image = layout(tmp_path / "bad", [layer])
-    refused(run("import", f"oci:{image}", "bad:1", "--store", store, "--quiet"), "var/huge", said)
+    command = ("import", f"oci:{image}", "bad:1", "--store", store, "--quiet")
+    refused(run(*command), "unpacks to more than 64 GiB")
+    refused(run(*command, "--max-size", "1e10"), "var/huge", said)
     assert listing(store) == before
 
 
@@ -246,7 +269,9 @@ def test_an_image_for_another_platform(run: Run, store: Path, tmp_path: Path) ->
     ("source", "code"),
     [
         ("http://example.org/image", 2),
-        ("oci-archive:file.tar", 2),
+        ("containers-storage:file", 2),
+        ("oci-archive:", 2),
+        ("-", 2),
         ("docker:", 2),
         ("docker://", 2),
         ("docker-daemon:", 2),
@@ -255,6 +280,7 @@ def test_an_image_for_another_platform(run: Run, store: Path, tmp_path: Path) ->
         ("/dev/null", 2),
         ("oci:no/such/folder", 1),
         ("docker-archive:no-such-file.tar", 1),
+        ("oci-archive:no-such-file.tar", 1),
         ("no-such-file.img", 1),
         ("", 2),
     ],

@@ -156,7 +156,14 @@ def test_whiteouts_act_on_lower_layers_wherever_they_stand(upper: Layer, left: l
 
 @pytest.mark.parametrize("whiteout", [b"link/.wh.bar", b"link/.wh..wh..opq", b"link/sub/.wh.deep", b"new/.wh.bar"])
 def test_whiteouts_do_not_reach_through_symlinks_of_their_own_layer(whiteout: bytes) -> None:
-    lower = [entry(b"link"), file(b"link/bar"), entry(b"vdir"), file(b"vdir/bar"), entry(b"vdir/sub"), file(b"vdir/sub/deep")]
+    lower = [
+        entry(b"link"),
+        file(b"link/bar"),
+        entry(b"vdir"),
+        file(b"vdir/bar"),
+        entry(b"vdir/sub"),
+        file(b"vdir/sub/deep"),
+    ]
     upper = [symlink(b"link", b"vdir"), symlink(b"new", b"vdir"), file(whiteout)]
     tree = merge([lower, upper])
     left = [b"", b"link", b"new", b"vdir", b"vdir/bar", b"vdir/sub", b"vdir/sub/deep"]

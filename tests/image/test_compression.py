@@ -1,9 +1,12 @@
 """Blobs as archives: formats, digests, damage, and the thread that decompresses."""
 
+import bz2
 import gc
 import gzip
 import io
+import lzma
 import os
+import subprocess
 import threading
 import time
 import tracemalloc
@@ -20,6 +23,7 @@ from hypothesis import strategies as st
 from blockmap.errors import BlockmapError, ImageError
 from blockmap.image import compression
 from blockmap.image.layer import BlobLayer
+from blockmap.image.tolerance import UnpackPolicy
 from tests.image.layouts import archive, compress_gzip, compress_zstd, file
 
 TEXT = b"".join(b"%d lines of text, " % n for n in range(100_000)) + os.urandom(2_500_000)
@@ -31,6 +35,10 @@ FORMATS: dict[str, Callable[[bytes], bytes]] = {
     "gzip of many members": lambda data: b"".join(gzip.compress(data[at : at + 777_777], 1) for at in range(0, len(data), 777_777)),
     "zstd of many frames": lambda data: compress_zstd(data[:1000]) + compress_zstd(data[1000:]),
     "zstd with frames of metadata": lambda data: SKIPPABLE + compress_zstd(data) + SKIPPABLE,
+    "xz": lambda data: lzma.compress(data, preset=1),
+    "xz of many streams with padding": lambda data: lzma.compress(data[:999]) + bytes(8) + lzma.compress(data[999:], preset=1),
+    "bzip2": lambda data: bz2.compress(data, 1),
+    "bzip2 of many streams": lambda data: bz2.compress(data[:1000]) + bz2.compress(data[1000:]),
     "gzip with padding": lambda data: compress_gzip(data) + bytes(700),
 }  # fmt: skip
 
@@ -85,6 +93,13 @@ def test_progress_adds_up_to_the_stored_bytes() -> None:
         ("zstd", lambda blob: blob[:5]),
         ("zstd", lambda blob: blob + b"garbage behind the end"),
         ("zstd", lambda blob: blob[:40] + bytes(byte ^ 0xFF for byte in blob[40:80]) + blob[80:]),
+        ("xz", lambda blob: blob[:-1]),
+        ("xz", lambda blob: blob[: len(blob) // 2]),
+        ("xz", lambda blob: blob + b"garbage behind the end"),
+        ("xz", lambda blob: blob[:400] + bytes(byte ^ 0xFF for byte in blob[400:440]) + blob[440:]),
+        ("bzip2", lambda blob: blob[:-1]),
+        ("bzip2", lambda blob: blob + b"garbage behind the end"),
+        ("bzip2", lambda blob: blob[:400] + bytes(byte ^ 0xFF for byte in blob[400:440]) + blob[440:]),
         ("plain", lambda blob: blob[:-1]),
         ("plain", lambda blob: blob + b"\0"),
         ("plain", lambda blob: b""),
@@ -123,8 +138,42 @@ def test_a_blob_that_cannot_be_opened_or_read(tmp_path: Path) -> None:
         list(compression.archive(lambda: broken, "L", None, None, ignore, ignore))
 
 
+def test_windows_are_bounded(need: Callable[..., None]) -> None:
+    need("zstd", "xz")
+    data = TEXT[:100_000]
+
+    def packed(*command: str) -> bytes:
+        return subprocess.run(command, input=data, capture_output=True, check=True).stdout
+
+    for window in (["--long=27"], ["--ultra", "-22"]):
+        assert b"".join(opened(packed("zstd", "-qc", *window))) == data
+    assert b"".join(opened(packed("xz", "-9c"))) == data
+    for wide in (packed("zstd", "-qc", "--long=28"), packed("zstd", "-qc") + packed("zstd", "-qc", "--long=31"),
+                 packed("xz", "-c", "--lzma2=preset=1,dict=192MiB")):  # fmt: skip
+        with pytest.raises(ImageError, match="window is larger than 128 MiB, which is not supported") as caught:
+            list(opened(wide))
+        assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "what"),
+    [(b"\x04\x22\x4d\x18", "lz4"), (b"LZIP\1", "lzip"), (b"\x1f\x9d\x90", "compress"), (b"]\0\0\x80\0", "lzma"),
+     (b"PK\3\4", "zip")],
+)  # fmt: skip
+def test_other_formats_are_refused_by_name(first: bytes, what: str) -> None:
+    with pytest.raises(
+        ImageError, match=rf"LAYER cannot be decompressed: it is compressed with {what}.*gzip, zstd, xz and bzip2 are"
+    ):
+        list(opened(first + bytes(2000)))
+
+
+def test_names_that_begin_like_bzip2_are_names() -> None:
+    data = archive([file("BZh9/file", b"1")])
+    assert b"".join(opened(data)) == data
+
+
 def test_a_bomb_takes_little_memory() -> None:
-    bombs = [compress_gzip(bytes(200 << 20)), compress_zstd(bytes(200 << 20))]
+    bombs = [pack(bytes(200 << 20)) for pack in (compress_gzip, compress_zstd, FORMATS["xz"], FORMATS["bzip2"])]
     for blob in bombs:
         tracemalloc.start()
         total = sum(map(len, opened(blob)))
@@ -166,7 +215,9 @@ def test_no_thread_starts_before_the_first_piece_is_asked_for() -> None:
 
 def layer(data: bytes) -> BlobLayer:
     blob = compress_gzip(data)
-    return BlobLayer("L", lambda: io.BytesIO(blob), len(blob), sha256(blob).digest(), sha256(data).digest(), b"")
+    return BlobLayer(
+        "L", lambda: io.BytesIO(blob), len(blob), sha256(blob).digest(), sha256(data).digest(), b"", UnpackPolicy()
+    )
 
 
 def test_the_thread_ends_with_an_error_of_the_parser() -> None:
@@ -191,7 +242,7 @@ def test_digests_are_checked_behind_the_archives_end() -> None:
     data = archive([file("a", b"1")])
     for trailing in (b"more", bytes(1 << 20)):
         blob = compress_gzip(data + trailing)
-        made = BlobLayer("L", lambda blob=blob: io.BytesIO(blob), 0, None, sha256(data).digest(), b"")  # type: ignore[misc]
+        made = BlobLayer("L", lambda blob=blob: io.BytesIO(blob), 0, None, sha256(data).digest(), b"", UnpackPolicy())  # type: ignore[misc]
         with pytest.raises(ImageError, match="its archive has the digest"):
             list(made.members(lambda data: None))
 
@@ -221,7 +272,7 @@ SMALL = archive([file("a", b"x" * 3000)])
 
 
 @given(
-    st.sampled_from(["gzip", "zstd", "plain"]),
+    st.sampled_from(["gzip", "zstd", "xz", "bzip2", "plain"]),
     st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4),
     st.integers(0, 10_000),
 )
@@ -236,7 +287,7 @@ def test_mutated_blobs(how: str, changes: list[tuple[int, int]], cut: int) -> No
     def source() -> BinaryIO:
         return io.BytesIO(found)
 
-    made = BlobLayer("L", source, len(found), sha256(whole).digest(), sha256(SMALL).digest(), b"")
+    made = BlobLayer("L", source, len(found), sha256(whole).digest(), sha256(SMALL).digest(), b"", UnpackPolicy())
     try:
         list(made.members(lambda data: None))
         assert found == whole

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from blockmap.errors import ImageError
+from blockmap.filesystem.ext4.inode import MAX_TIME
 from blockmap.filesystem.member import Member, MemberKind
 from blockmap.image import tar
 from blockmap.image.directory import Directory
@@ -178,15 +179,109 @@ def test_attributes_and_devices_of_root(tmp_path: Path, need_root: None) -> None
     assert (null.kind, null.major, null.minor) == (MemberKind.CHAR, 1, 3)
 
 
+def sparse(where: Path, size: int, *written: tuple[int, bytes]) -> Path:
+    with open(where, "wb") as out:
+        out.truncate(size)
+        for at, data in written:
+            out.seek(at)
+            out.write(data)
+    if os.stat(where).st_blocks * 512 >= size:
+        pytest.skip("the file system has no holes")
+    return where
+
+
+def test_holes_are_neither_read_nor_hashed(tmp_path: Path) -> None:
+    size = 50 << 30
+    sparse(tmp_path / "disk", size, (5 << 20, b"middle"), (size - 4, b"tail"))
+    source = Directory(tmp_path)
+    (layer,) = source.layers
+    taken: list[int] = []
+    layer.progress = taken.append
+    members = layer.members(lambda data: None)
+    next(members)
+    member, contents = next(members)
+    assert (member.size, sum(map(len, contents))) == (size, size)
+    assert sum(taken) <= 3 * 65536
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        [],
+        [(0, b"head")],
+        [(3 << 20, b"middle" * 1000)],
+        [(0, b"x" * 70_000), (900_000, b"small hole before this"), ((5 << 20) - 1, b"t")],
+        [(n << 17, b"x" * 4096) for n in range(40)],
+    ],
+)
+def test_a_file_with_holes_is_a_sparse_member(tmp_path: Path, written: list[tuple[int, bytes]]) -> None:
+    where = tmp_path / "d"
+    where.mkdir()
+    made = sparse(where / ("n" * 150), 5 << 20, *written)
+    (where / "z").write_bytes(b"next")
+    source = Directory(where)
+    whole = bytearray()
+    members = []
+    content = b""
+    for member, contents in source.layers[0].members(whole.extend):
+        members.append(member)
+        data = b"".join(contents)
+        if member.path == made.name.encode():
+            content = data
+            map_end = len(whole)
+        elif member.path == b"z":
+            whole += data
+    assert content == made.read_bytes()
+    # The stored segments are put where the map says, as whoever puts the archive together again does.
+    (found,) = [got for got in read_archive(bytes(whole), map_end, content) if got[0].path == made.name.encode()]
+    assert found == (members[1], content)
+    subprocess.run(["cp", "-a", where, tmp_path / "copy"], check=True)
+    assert digest(tmp_path / "copy") == source.layers[0].chain
+
+
+def read_archive(headers: bytes, at: int, content: bytes) -> list[tuple[Member, bytes]]:
+    """Reads an archive of which the content of one sparse member is missing at an offset."""
+    block = headers[:at].rfind(b"GNU.sparse.name=")
+    if block < 0:
+        data = headers[:at] + content + headers[at:]
+    else:
+        start = headers[:at].rfind(b"ustar", block)
+        numbers = [int(line) for line in headers[start + 255 : at].split(b"\n") if line.isdigit()]
+        segments = zip(numbers[1::2], numbers[2::2], strict=True)
+        data = headers[:at] + b"".join(content[first : first + size] for first, size in segments) + headers[at:]
+    return [(member, b"".join(contents)) for member, contents in tar.members(iter([data]), lambda own: None)]
+
+
+def test_small_holes_and_files_without_holes_are_ordinary_members(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "f").write_bytes(bytes(900_000) + b"tail" * 30_000)
+    sparse(tmp_path / "b" / "f", 1_020_000, (900_000, b"tail" * 30_000))
+    for path in ("a/f", "b/f", "a", "b"):
+        os.utime(tmp_path / path, ns=(0, 10**18))
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+def test_times_that_ext4_cannot_hold_are_said(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"")
+    os.utime(tmp_path / "f", ns=(0, 20 * 10**18))
+    if os.stat(tmp_path / "f").st_mtime_ns != 20 * 10**18:
+        pytest.skip("the file system does not hold the time either")
+    said: list[str] = []
+    _, (member, _) = read(Directory(tmp_path, said.append))
+    assert (member.mtime_s, member.mtime_ns) == (MAX_TIME, 999_999_999)
+    assert len(said) == 1
+
+
 def test_a_socket_is_left_out_and_noted(tmp_path: Path) -> None:
     where = tmp_path / "d"
     where.mkdir()
     (where / "z").write_bytes(b"")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(where / "s"))
-        source = Directory(where)
-        assert [member.path for member, _ in read(source)] == [b"", b"z"]
-    assert source.notes == [f"{where}/s is a socket: left out, the program that listens makes it"]
+        said: list[str] = []
+        assert [member.path for member, _ in read(Directory(where, said.append))] == [b"", b"z"]
+    assert said == [f"{where}/s is a socket: left out, the program that listens makes it"]
 
 
 def test_a_file_named_like_a_whiteout_is_refused(tmp_path: Path) -> None:

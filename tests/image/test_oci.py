@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from blockmap.errors import BlockmapError, ImageError, UsageError
 from blockmap.image.oci import OciImage, open_layout
 from blockmap.image.platforms import Platform
+from blockmap.image.tolerance import UnpackPolicy
 from tests.image.layouts import archive, compress_gzip, compress_zstd, directory, file, layout
 
 AMD64 = Platform("linux", "amd64")
@@ -94,7 +95,7 @@ def test_the_first_bytes_decide_the_format_where_the_type_is_another(tmp_path: P
         ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", "foreign layer"),
         ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "foreign layer"),
         ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "encrypted"),
-        ("application/vnd.oci.image.layer.v1.tar+xz", "not supported"),
+        ("application/vnd.oci.image.layer.v1.tar+lz4", "not supported"),
         ("application/vnd.cncf.helm.chart.content.v1.tar+gzip", "not supported"),
         ("", "not supported"),
     ],
@@ -178,6 +179,91 @@ def test_an_index_in_an_index(tmp_path: Path) -> None:
         set_top(where, {"mediaType": INDEX, **put(where, outer)})
     with pytest.raises(ImageError, match="nested more than"):
         open_layout(where, None, AMD64)
+
+
+ATTESTATION = {
+    "platform": {"os": "unknown", "architecture": "unknown"},
+    "annotations": {"vnd.docker.reference.type": "attestation-manifest"},
+    "digest": "sha256:" + "0" * 64,
+    "size": 9,
+}
+
+
+def without_platforms(where: Path) -> list[dict[str, Any]]:
+    """Writes images for two platforms, and returns descriptors that do not say so."""
+    found = []
+    for architecture in ("arm64", "amd64"):
+        layout(where, [archive([file(f"for-{architecture}")])], config={"architecture": architecture})
+        found.append({key: value for key, value in top(where)[0].items() if key != "annotations"})
+    return found
+
+
+def test_images_without_a_platform_are_chosen_by_their_configurations(tmp_path: Path) -> None:
+    arm64, amd64 = without_platforms(tmp_path)
+    empty = put(tmp_path, {"config": put(tmp_path, {}), "layers": []})
+    absent = {"digest": "sha256:" + "1" * 64, "size": 9}
+    for images, warnings in (
+        ([ATTESTATION, arm64, amd64], 1),
+        ([absent, empty, amd64, arm64], 1),
+        ([amd64, ATTESTATION], 0),
+        ([{**arm64, "platform": {"os": "linux", "architecture": "arm64"}}, amd64], 1),
+    ):
+        for tag in ({}, {"annotations": {"org.opencontainers.image.ref.name": "1"}}):
+            set_top(tmp_path, {"mediaType": INDEX, **put(tmp_path, {"mediaType": INDEX, "manifests": images}), **tag})
+            said: list[str] = []
+            image = open_layout(tmp_path, None, AMD64, UnpackPolicy(said.append))
+            assert contents(image) == [[(b"for-amd64", b"")]]
+            assert len(said) == warnings
+            assert all("does not say for which platforms its images are" in text for text in said)
+    set_top(tmp_path, {"mediaType": INDEX, **put(tmp_path, {"mediaType": INDEX, "manifests": [absent, arm64, amd64]})})
+    with pytest.raises(ImageError, match="not made for linux/s390x: choose one of linux/amd64, linux/arm64, unknown"):
+        open_layout(tmp_path, None, Platform("linux", "s390x"))
+
+
+def test_images_of_one_tag_without_a_platform(tmp_path: Path) -> None:
+    tag = {"annotations": {"org.opencontainers.image.ref.name": "1"}}
+    set_top(tmp_path, *(image | tag for image in without_platforms(tmp_path)))
+    assert contents(open_layout(tmp_path, "1", AMD64)) == [[(b"for-amd64", b"")]]
+    set_top(tmp_path, *without_platforms(tmp_path), ATTESTATION)
+    assert contents(open_layout(tmp_path, None, AMD64)) == [[(b"for-amd64", b"")]]
+
+
+CONFIG = "application/vnd.oci.image.config.v1+json"
+
+
+@pytest.mark.parametrize(
+    ("config", "layer", "artifact", "said"),
+    [
+        ("application/vnd.cncf.helm.config.v1+json", "application/vnd.cncf.helm.chart.content.v1.tar+gzip", None, "a Helm chart"),
+        (CONFIG, "application/vnd.dev.cosign.simplesigning.v1+json", None, "a signature"),
+        ("application/vnd.oci.empty.v1+json", "application/jose+json", "application/vnd.cncf.notary.signature", "a signature"),
+        (CONFIG, "application/vnd.in-toto+json", None, "an attestation"),
+        ("application/vnd.oci.empty.v1+json", "application/spdx+json", None, "a bill of materials"),
+        ("application/vnd.oci.empty.v1+json", "text/plain", "application/vnd.example+json", "vnd.example"),
+        ("application/vnd.unknown.config.v1+json", "application/vnd.oci.image.layer.v1.tar", None, "vnd.unknown"),
+        ("application/vnd.docker.plugin.v1+json", "application/vnd.docker.image.rootfs.diff.tar.gzip", None, "a plugin"),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_is_called_what_it_is(
+    tmp_path: Path, config: str, layer: str, artifact: str | None, said: str
+) -> None:
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["config"]["mediaType"] = config
+        manifest["layers"] = [{**own, "mediaType": layer} for own in manifest["layers"]]
+        if artifact:
+            manifest["artifactType"] = artifact
+
+    with pytest.raises(ImageError, match=f"this is .*{said}.*not an image: there are no files in it to import"):
+        open_layout(change(layout(tmp_path, LAYERS), edit), None, AMD64)
+
+
+@pytest.mark.parametrize("media", ["", "application/octet-stream", "application/vnd.docker.container.image.v1+json"])
+def test_configurations_of_old_registries_are_those_of_images(tmp_path: Path, media: str) -> None:
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["config"]["mediaType"] = media
+        manifest["artifactType"] = "application/vnd.example+json"  # an image may have one
+
+    assert contents(open_layout(change(layout(tmp_path, LAYERS), edit), None, AMD64)) == EXPECTED
 
 
 def test_several_platforms_under_one_tag(tmp_path: Path) -> None:

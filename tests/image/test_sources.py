@@ -1,6 +1,7 @@
 """SOURCE arguments, and the images that they open."""
 
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,10 @@ def test_each_form(tmp_path: Path) -> None:
     assert kind(f"oci:{made}:1", tmp_path) is OciImage
     assert kind(f"docker-archive:{saved}", tmp_path) is DockerArchive
     assert kind(f"docker-archive:{saved}:image:1", tmp_path) is DockerArchive
+    with tarfile.open(tmp_path / "oci.tar", "w") as out:
+        out.add(made, ".")
+    assert kind(f"oci-archive:{tmp_path}/oci.tar", tmp_path) is OciImage
+    assert kind(f"oci-archive:{tmp_path}/oci.tar:1", tmp_path) is OciImage
     plain = tmp_path / "plain"
     plain.mkdir()
     assert kind(plain, tmp_path) is Directory
@@ -93,6 +98,8 @@ def test_ambiguities(tmp_path: Path) -> None:
         kind(made, tmp_path)
     with pytest.raises(UsageError, match=f"is an archive, not a disk image: say docker-archive:{saved}"):
         kind(saved, tmp_path)
+    with pytest.raises(UsageError, match="docker-archive:- or oci-archive:-"):
+        kind("-", tmp_path)
     with pytest.raises(UsageError, match="ends in a colon"):
         kind(f"oci:{made}:", tmp_path)
     with pytest.raises(ImageError, match="not an OCI image layout"):

@@ -15,7 +15,8 @@ FAST_SYMLINK = 60
 
 _EXTRA_BYTES = 32
 _EXTENTS_FLAG = 0x80000
-_MIN_TIME, _MAX_TIME = -(1 << 31), 0x37FFFFFFF
+MIN_TIME, MAX_TIME = -(1 << 31), 0x37FFFFFFF
+"""Seconds from 1970 that ext4 holds: 1901 to 2446."""
 _MAX_LINKS = 65000
 _TYPES = {
     MemberKind.FILE: 0x8000,
@@ -89,7 +90,7 @@ def encode(
     inline_xattrs: bytes,
 ) -> bytes:
     """Returns the 256 bytes of an inode. Raises ImageError, with `path`, if ext4 cannot hold an attribute."""
-    if not _MIN_TIME <= inode.mtime_s <= _MAX_TIME:
+    if not MIN_TIME <= inode.mtime_s <= MAX_TIME:
         raise ImageError(
             f"{path}: its time, {inode.mtime_s} seconds from 1970, is outside of what ext4 holds (1901 to 2446)"
         )

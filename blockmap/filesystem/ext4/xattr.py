@@ -1,6 +1,7 @@
 """Encodes extended attributes as ext4 stores them: in the inode if they fit, else in a block of their own, else in both."""
 
 import struct
+from collections.abc import Mapping
 
 from blockmap.errors import ImageError
 
@@ -21,7 +22,12 @@ Attribute = tuple[int, bytes, bytes]
 """An attribute: index of its prefix, rest of its name, value as stored."""
 
 
-def encode(xattrs: dict[bytes, bytes], path: object) -> tuple[bytes, bytes]:
+def is_known(name: bytes) -> bool:
+    """Returns True if ext4 has a place for attributes of the kind of `name`."""
+    return name in _ACLS or any(name.startswith(prefix) for prefix, _ in _PREFIXES)
+
+
+def encode(xattrs: Mapping[bytes, bytes], path: object) -> tuple[bytes, bytes]:
     """Returns the attributes inside the inode (96 bytes or none) and those in a block (4096 bytes or none).
 
     Raises ImageError, with `path`, if they do not fit in both together, or one is of an unknown kind.
