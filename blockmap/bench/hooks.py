@@ -30,6 +30,7 @@ from blockmap.publish.dedup_index import DedupIndex, StoredTree
 from blockmap.publish.nodes import store_nodes
 from blockmap.publish.object_writer import ObjectWriter, put
 from blockmap.publish.stages import Stages
+from blockmap.store import limits
 from blockmap.store.base import Buffer, Pruner
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import create_store
@@ -64,8 +65,8 @@ class Counted:
         self.bytes += len(data)
         return data
 
-    def get(self, key: str) -> bytes:
-        return self.inner.get(key)
+    def get(self, key: str, most: int = limits.RECORD) -> bytes:
+        return self.inner.get(key, most)
 
     def list(self, prefix: str) -> list[str]:
         return self.inner.list(prefix)

@@ -32,6 +32,7 @@ from blockmap.publish.object_writer import put
 from blockmap.publish.publication import Derive, Publication, Published
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import Trees
+from blockmap.store import limits
 from blockmap.store.base import Pruner
 from blockmap.store.concurrent import each
 from blockmap.store.documents import check_document
@@ -152,7 +153,7 @@ class Importer:
         def lists_them(data: bytes) -> bool:
             return data == files or filemap.body(data, root, expand) == filemap.body(files, root, expand)
 
-        puts = [partial(self._put_derived, partial(keys.filemap, root), lists_them, files)]
+        puts = [partial(self._put_derived, partial(keys.filemap, root), limits.FILE_MAP, lists_them, files)]
         for own, headers in zip(source.layers, laid.headers, strict=True):
             record = layer.LayerRecord(own.chain, name, number, headers.raw, bytes(headers.packed))
             puts.append(partial(self._put_layer, repository, record))
@@ -171,7 +172,7 @@ class Importer:
             same = found.packed == record.packed
             return same or found.headers(expand_stream) == record.headers(expand_stream)
 
-        self._put_derived(partial(keys.layer, record.chain), is_right, layer.encode(record))
+        self._put_derived(partial(keys.layer, record.chain), limits.LAYER, is_right, layer.encode(record))
 
     def _put_document(
         self, repository: Repository, document: bytes | None, record: DocumentRecord, version: Version
@@ -187,17 +188,19 @@ class Importer:
             check_document(repository, digest, data)
             return True
 
-        self._put_derived(partial(keys.oci, digest), is_right, oci.encode(record))
+        self._put_derived(partial(keys.oci, digest), limits.OCI, is_right, oci.encode(record))
 
-    def _put_derived(self, key: Callable[[int], str], is_right: Callable[[bytes], bool], data: bytes) -> None:
+    def _put_derived(
+        self, key: Callable[[int], str], most: int, is_right: Callable[[bytes], bool], data: bytes
+    ) -> None:
         """Stores an object that is derived, under the next number, unless the newest that reads well is right.
 
         `is_right` raises NotFound, Corrupt, FormatError for one that does not read well.
         """
         store = self._store
-        numbered = read_numbers(store, key)
+        numbered = read_numbers(store, key, most)
         try:
-            right = newest_right(store, key, is_right, numbered)
+            right = newest_right(store, key, most, is_right, numbered)
         except (NotFound, Corrupt):
             right = False
         if right:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from blockmap.errors import BlockmapError, NotAStore, StoreError, StoreUnavailable
 from blockmap.format import keys
 from blockmap.local import database
+from blockmap.store import limits
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
 from blockmap.store.opening import Format, open_store, parse_format, reach
@@ -87,7 +88,7 @@ class RecordCache:
         for table in ("records", "names"):
             self._change(f"DELETE FROM {table} WHERE store = ?")
         with suppress(BlockmapError):  # asked for again at the next start
-            self.keep(keys.FORMAT, store.get(keys.FORMAT))
+            self.keep(keys.FORMAT, store.get(keys.FORMAT, limits.FORMAT))
 
     def close(self) -> None:
         with self._lock:

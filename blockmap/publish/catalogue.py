@@ -13,6 +13,7 @@ from blockmap.publish.dedup_index import DedupIndex, StoredTree
 from blockmap.publish.local import CatalogueSnapshot, LocalCatalogue, Numbered
 from blockmap.publish.object_writer import put
 from blockmap.publish.parallel import gather
+from blockmap.store import limits
 from blockmap.store.base import Writer
 from blockmap.store.names import NameReader
 from blockmap.store.pack_logs import read_damage
@@ -111,7 +112,7 @@ def _trees(
         except FormatError as error:
             warn(f"what this host remembers of tree {root.hex()} is fetched again: {error}")
     unread = [root for root in roots if root not in found]
-    for root, data in zip(unread, gather(lambda root: store.get(keys.hooks(root)), unread), strict=True):
+    for root, data in zip(unread, gather(lambda root: store.get(keys.hooks(root), limits.HOOKS), unread), strict=True):
         try:
             if isinstance(data, bytes):
                 take(root, data)

@@ -140,11 +140,11 @@ def find_profile(run: ReportRun, repository: Repository, number: int | None) -> 
 
 
 def _bundle(repository: Repository, head: TraceHead, n: int) -> bundle.BundleHead:
-    data = repository.store.get(keys.bundle(head.version, head.label, n))
+    key = keys.bundle(head.version, head.label, n)
     try:
-        _, length = bundle.measure(lambda start, end: data[start:end])
-        return Packs.open_bundle(memoryview(data)[:length])
-    except (FormatError, struct.error) as error:
+        _, length = bundle.measure(lambda start, end: repository.store.get_range(key, start, end))
+        return Packs.open_bundle(repository.store.get_range(key, 0, length))
+    except (Corrupt, FormatError, struct.error) as error:
         raise Corrupt(f"the bundle of profile {n} on version {head.version.hex()} is damaged: {error}") from error
 
 

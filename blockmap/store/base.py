@@ -7,7 +7,15 @@ called from any thread.
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from blockmap.errors import Corrupt
+from blockmap.store import limits
+
 Buffer = bytes | bytearray | memoryview
+
+
+def too_long(url: str, key: str, size: int, most: int) -> Corrupt:
+    """What is wrong with an object that has more bytes than its reader takes."""
+    return Corrupt(f"{url}/{key} has {size:,} bytes where at most {most:,} are expected: it is not read")
 
 
 class Reader(Protocol):
@@ -16,8 +24,8 @@ class Reader(Protocol):
     local: bool
     """True if the store is on this host or looks so: it has no connections to keep."""
 
-    def get(self, key: str) -> bytes:
-        """The whole object; NotFound."""
+    def get(self, key: str, most: int = limits.RECORD) -> bytes:
+        """The whole object; NotFound, or Corrupt where it has more bytes than `most`, which are not read then."""
 
     def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:
         """Returns exactly the bytes [start, end); NotFound, or Corrupt where the object ends before `end`."""

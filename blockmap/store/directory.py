@@ -11,9 +11,12 @@ from pathlib import Path
 from blockmap import durable
 from blockmap.errors import Corrupt, NotAStore, NotFound, StoreUnavailable, UsageError
 from blockmap.format import keys
-from blockmap.store.base import Buffer
+from blockmap.store import limits
+from blockmap.store.base import Buffer, too_long
 
 _OPEN_FILES = 64
+_LONG_BYTES = 1 << 20
+"""Bytes of a range above which the file's length is looked at first."""
 
 
 class _File:
@@ -43,9 +46,9 @@ class DirectoryStore:
         self._seen = False
         """True once a store was seen here: if it has gone since, its file system is not mounted, or it was moved away."""
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int = limits.RECORD) -> bytes:
         try:
-            data = self._path(key).read_bytes()
+            data = self._read_whole(key, most)
         except OSError as error:
             raise self._explain(key, error) from error
         self._seen = self._seen or key == keys.FORMAT
@@ -126,8 +129,20 @@ class DirectoryStore:
         keys.check(key)
         return self._root / key
 
+    def _read_whole(self, key: str, most: int) -> bytes:
+        file = _open(self._path(key))
+        size = os.fstat(file.fd).st_size
+        if size > most:
+            raise too_long(self.url, key, size, most)
+        data = os.pread(file.fd, size, 0)
+        while len(data) < size and (more := os.pread(file.fd, size - len(data), len(data))):
+            data += more
+        return data
+
     def _read(self, key: str, start: int, end: int) -> bytes:
         file = self._file(key)
+        if end - start > _LONG_BYTES and (size := os.fstat(file.fd).st_size) < end:  # memory is taken for all at once
+            raise Corrupt(f"{self.url}/{key} ends at byte {size}, before byte {end}")
         data = os.pread(file.fd, end - start, start)
         while len(data) < end - start:
             more = os.pread(file.fd, end - start - len(data), start + len(data))
@@ -142,7 +157,7 @@ class DirectoryStore:
             if file is not None:
                 self._open.move_to_end(key)
                 return file
-        file = _File(os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC))
+        file = _open(self._path(key))
         with self._lock:
             self._open[key] = file
             while len(self._open) > _OPEN_FILES:
@@ -166,6 +181,14 @@ class DirectoryStore:
 
     def _is_gone(self) -> bool:
         return self._seen and not os.path.exists(self._root / keys.FORMAT)
+
+
+def _open(path: Path) -> _File:
+    """Opens a file to read. Raises OSError, for what is no regular file too: who opened a FIFO would wait for its writer."""
+    file = _File(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    if not stat.S_ISREG(os.fstat(file.fd).st_mode):
+        raise FileNotFoundError(errno.ENOENT, "it is no regular file", str(path))
+    return file
 
 
 def _unless_absent(error: OSError) -> None:

@@ -8,6 +8,7 @@ from blockmap.errors import Corrupt
 from blockmap.format import keys, oci
 from blockmap.format.oci import DocumentRecord
 from blockmap.format.version import Version
+from blockmap.store import limits
 from blockmap.store.numbered import newest_right
 from blockmap.store.repository import Repository
 
@@ -26,9 +27,11 @@ def find_document(repository: Repository, digest: bytes, numbered: Mapping[int, 
 
     Raises NotFound where they lead to versions that are gone, Corrupt where they are wrong, StoreUnavailable.
     """
-    return newest_right(
-        repository.store, partial(keys.oci, digest), lambda stored: check_document(repository, digest, stored), numbered
-    )
+
+    def check(stored: bytes) -> FoundDocument:
+        return check_document(repository, digest, stored)
+
+    return newest_right(repository.store, partial(keys.oci, digest), limits.OCI, check, numbered)
 
 
 def check_document(repository: Repository, digest: bytes, stored: bytes) -> FoundDocument:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from blockmap.errors import AlreadyExists, NotFound, StoreUnavailable
+from blockmap.store import limits
 from blockmap.store.base import Reader, Writer
 
 Log = TypeVar("Log")
@@ -28,15 +29,16 @@ def newest_of(listed: Iterable[str], parse: Callable[[str], tuple[Log, int] | No
 
 
 class LogReader:
-    """Reads one log; `key` gives the key of each number."""
+    """Reads one log; `key` gives the key of each number, and `most` bytes are what an entry may have."""
 
-    def __init__(self, store: Reader, key: Callable[[int], str]) -> None:
+    def __init__(self, store: Reader, key: Callable[[int], str], most: int = limits.ENTRY) -> None:
         self._store = store
         self._key = key
+        self._most = most
 
     def get(self, n: int) -> bytes:
-        """Returns entry `n` as stored; NotFound."""
-        return self._store.get(self._key(n))
+        """Returns entry `n` as stored; NotFound, Corrupt where it is too long."""
+        return self._store.get(self._key(n), self._most)
 
     def exists(self, n: int) -> bool:
         return self._store.exists(self._key(n))
@@ -62,8 +64,8 @@ class LogReader:
 class DenseLog(LogReader):
     """Appends to one log."""
 
-    def __init__(self, store: Writer, key: Callable[[int], str]) -> None:
-        super().__init__(store, key)
+    def __init__(self, store: Writer, key: Callable[[int], str], most: int = limits.ENTRY) -> None:
+        super().__init__(store, key, most)
         self._writer = store
 
     def append(self, n: int, stored: bytes, what: str) -> bytes | None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from blockmap.errors import AlreadyExists, Corrupt, NotFound
 from blockmap.format import keys
-from blockmap.store.base import Buffer
+from blockmap.store import limits
+from blockmap.store.base import Buffer, too_long
 
 
 class MemoryStore:
@@ -18,16 +19,14 @@ class MemoryStore:
         self._lock = threading.Lock()  # guards _objects
         self._objects: dict[str, bytes] = {}
 
-    def get(self, key: str) -> bytes:
-        keys.check(key)
-        with self._lock:
-            try:
-                return self._objects[key]
-            except KeyError:
-                raise NotFound(f"there is no {key} in {self.url}") from None
+    def get(self, key: str, most: int = limits.RECORD) -> bytes:
+        data = self._get(key)
+        if len(data) > most:
+            raise too_long(self.url, key, len(data), most)
+        return data
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
-        data = self.get(key)[start:end]
+        data = self._get(key)[start:end]
         if len(data) != end - start:
             raise Corrupt(f"{self.url}{key} ends at byte {start + len(data)}, before byte {end}")
         return data
@@ -42,7 +41,7 @@ class MemoryStore:
             return key in self._objects
 
     def size(self, key: str) -> int:
-        return len(self.get(key))
+        return len(self._get(key))
 
     def create(self, key: str, parts: Sequence[Buffer]) -> None:
         keys.check(key)
@@ -61,3 +60,11 @@ class MemoryStore:
         keys.check(key)
         with self._lock:
             self._objects.pop(key, None)
+
+    def _get(self, key: str) -> bytes:
+        keys.check(key)
+        with self._lock:
+            try:
+                return self._objects[key]
+            except KeyError:
+                raise NotFound(f"there is no {key} in {self.url}") from None

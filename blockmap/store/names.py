@@ -29,6 +29,7 @@ from blockmap.format.entry import Entry
 from blockmap.format.hint import BundleRef, Hint
 from blockmap.format.node import Placement
 from blockmap.format.version import NodeRun, Version
+from blockmap.store import limits
 from blockmap.store.base import Reader, Writer
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.concurrent import spawn
@@ -94,7 +95,7 @@ class NameReader:
     def hint(self, repo: str, tag: str) -> Hint | None:
         """Returns the hint of a name, which may be wrong; None where it is absent or damaged."""
         try:
-            return hint.decode(self._store.get(keys.name_hint(repo, tag)), repo, tag)
+            return hint.decode(self._store.get(keys.name_hint(repo, tag), limits.HINT), repo, tag)
         except NotFound:
             return None
         except BlockmapError as error:
@@ -152,10 +153,10 @@ class NameReader:
 
     def _told(self) -> dict[tuple[str, str], int]:
         try:
-            return catalogue.decode(self._store.get(keys.CATALOGUE))
+            return catalogue.decode(self._store.get(keys.CATALOGUE, limits.CATALOGUE))
         except NotFound:
             return {}
-        except FormatError as error:
+        except (FormatError, Corrupt) as error:
             raise Corrupt(
                 f"{keys.CATALOGUE} in {self._store.url} is damaged: {error}; moving a name mends it"
             ) from error
@@ -194,7 +195,8 @@ class NameLog(NameReader):
         entry = newest.entry
         bundles = () if entry.version is None else self._bundles(repo, tag, entry.version)
         try:
-            about = None if entry.version is None else self._store.get(keys.version(entry.version, entry.number))
+            key = None if entry.version is None else keys.version(entry.version, entry.number)
+            about = None if key is None else self._store.get(key, limits.VERSION)
         except BlockmapError as error:
             _log.debug("the hint of %s:%s goes without the record of its version: %s", repo, tag, error)
             about = None

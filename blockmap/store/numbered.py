@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_TOO_LONG = b""
+"""What stands for an object that is too long to be right: no check takes it."""
 _READ = 8
 """Objects that are read, the newest ones: there is a second only where the first turned out wrong."""
 
@@ -25,28 +27,30 @@ Key = Callable[[int], str]
 """Returns the key of a number."""
 
 
-def read_numbers(store: Reader, key: Key) -> dict[int, bytes]:
-    """Returns the newest objects by number, as stored, without number 0."""
-    log = LogReader(store, key)
+def read_numbers(store: Reader, key: Key, most: int) -> dict[int, bytes]:
+    """Returns the newest objects by number, as stored, without number 0; of one with more than `most` bytes, none."""
+    log = LogReader(store, key, most)
     second = spawn(lambda: log.exists(2))
     found: dict[int, bytes] = {}
     with suppress(NotFound):
-        found[1] = log.get(1)
+        found[1] = _get(log, 1)
     newest = log.newest(2) if second.result() else 1
     for number in range(newest, max(newest - _READ, 1), -1):
         with suppress(NotFound):
-            found[number] = log.get(number)
+            found[number] = _get(log, number)
     return found
 
 
-def newest_right(store: Reader, key: Key, check: Callable[[bytes], _T], numbered: Mapping[int, bytes]) -> _T | None:
+def newest_right(
+    store: Reader, key: Key, most: int, check: Callable[[bytes], _T], numbered: Mapping[int, bytes]
+) -> _T | None:
     """Returns what `check` makes of the highest object that it takes, given those with numbers; None where there is none at all.
 
     `check` raises NotFound, Corrupt or FormatError for one that is wrong. Raises NotFound if it raised that for each, else
     Corrupt; StoreUnavailable.
     """
     errors: list[BlockmapError] = []
-    for number, stored in _descending(store, key, numbered):
+    for number, stored in _descending(store, key, most, numbered):
         try:
             return check(stored)
         except (NotFound, Corrupt, FormatError) as error:
@@ -61,12 +65,21 @@ def newest_right(store: Reader, key: Key, check: Callable[[bytes], _T], numbered
     )
 
 
-def _descending(store: Reader, key: Key, numbered: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
+def _descending(store: Reader, key: Key, most: int, numbered: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
     yield from sorted(numbered.items(), reverse=True)
     try:
-        yield 0, store.get(key(0))
+        yield 0, store.get(key(0), most)
     except NotFound:
         pass
+    except Corrupt:
+        yield 0, _TOO_LONG
     except StoreError:  # a server may have no good answer where there is a directory
         if not numbered:
             raise
+
+
+def _get(log: LogReader, number: int) -> bytes:
+    try:
+        return log.get(number)
+    except Corrupt:
+        return _TOO_LONG

@@ -17,8 +17,8 @@ from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
 from blockmap.errors import Corrupt, NotFound, UsageError
 from blockmap.format import keys
-from blockmap.store import answers, aws
-from blockmap.store.base import Buffer
+from blockmap.store import answers, aws, limits
+from blockmap.store.base import Buffer, too_long
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -57,10 +57,14 @@ class ObjectReader:
         self.url = url
         self._engine = engine
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int = limits.RECORD) -> bytes:
         keys.check(key)
         with self._explained(key):
-            return bytes(obstore.get(self._engine, key).bytes())
+            answer = obstore.get(self._engine, key)
+            size = answer.meta["size"]
+            if size > most:
+                raise too_long(self.url, key, size, most)
+            return bytes(answer.bytes())
 
     def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:
         keys.check(key)

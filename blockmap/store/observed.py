@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from blockmap.store import limits
 from blockmap.store.base import Reader
 
 Result = TypeVar("Result")
@@ -38,8 +39,8 @@ class Observed:
         self._note = note
         self._clock = clock
 
-    def get(self, key: str) -> bytes:
-        return self._timed("get", key, lambda: self._inner.get(key), len)
+    def get(self, key: str, most: int = limits.RECORD) -> bytes:
+        return self._timed("get", key, lambda: self._inner.get(key, most), len)
 
     def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:
         return self._timed("get_range", key, lambda: self._inner.get_range(key, start, end), len)

@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from blockmap import durable
-from blockmap.errors import AlreadyExists, FormatError, NotAStore, NotFound, StoreReadOnly, StoreTooNew, UsageError
+from blockmap.errors import (
+    AlreadyExists,
+    Corrupt,
+    FormatError,
+    NotAStore,
+    NotFound,
+    StoreReadOnly,
+    StoreTooNew,
+    UsageError,
+)
 from blockmap.format import keys
 from blockmap.format.chunker import Parameters
-from blockmap.store import http, objects, probe
+from blockmap.store import http, limits, objects, probe
 from blockmap.store.base import Pruner, Reader
 from blockmap.store.directory import open_directory
 
@@ -154,7 +163,9 @@ def _contents(place: StoreLocation) -> list[str]:
 
 def _format(store: Reader) -> Format:
     try:
-        text = store.get(keys.FORMAT)
+        text = store.get(keys.FORMAT, limits.FORMAT)
+    except Corrupt as error:
+        raise NotAStore(f"{store.url} is no blockmap store, or its object `format` is damaged: {error}") from error
     except NotFound:
         made = "" if isinstance(store, http.HttpStore) else f", or make one with `blockmap create {store.url}`"
         raise NotAStore(f"{store.url} is not a blockmap store: correct --store{made}") from None

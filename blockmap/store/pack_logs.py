@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
-from blockmap.errors import FormatError, NotFound
+from blockmap.errors import Corrupt, FormatError, NotFound
 from blockmap.format import keys, pack_log
 from blockmap.format.digest import Digest
 from blockmap.format.node import Placement
+from blockmap.store import limits
 from blockmap.store.base import Reader, Writer
 from blockmap.store.concurrent import each
 from blockmap.store.log import DenseLog, LogReader, newest_of, nonce
@@ -64,7 +65,7 @@ class MovedLogs:
         newest, known = self._read.get(pack, (0, []))
         yield from (entry[name] for entry in known if name in entry)
         added: list[dict[Digest, Placement]] = []
-        log = LogReader(self._store, partial(keys.moved, pack))
+        log = LogReader(self._store, partial(keys.moved, pack), limits.PACK_LOG)
         while newest < _MAX_ENTRIES and _count([*added, *known]) < _PLACES_IN_MEMORY:
             try:
                 data = log.get(newest + 1)
@@ -73,7 +74,7 @@ class MovedLogs:
             newest += 1
             try:
                 added.insert(0, pack_log.decode_moved(data, pack))
-            except FormatError:
+            except (FormatError, Corrupt):
                 continue  # another entry may serve
         if added:
             self._read[pack] = newest, [*added, *known]
@@ -95,13 +96,13 @@ def read_damage(store: Reader) -> dict[Digest, frozenset[Digest] | None]:
 def damage_of(store: Reader, pack: Digest) -> frozenset[Digest] | None:
     """Returns what is recorded as damaged in one pack, None for all of it."""
     found: frozenset[Digest] = frozenset()
-    log = LogReader(store, partial(keys.damaged, pack))
+    log = LogReader(store, partial(keys.damaged, pack), limits.PACK_LOG)
     for n in range(1, _MAX_ENTRIES + 1):
         try:
             names = pack_log.decode_damaged(log.get(n), pack)
         except NotFound:
             break
-        except FormatError:
+        except (FormatError, Corrupt):
             continue
         if names is None:
             return None
@@ -115,7 +116,7 @@ def record_damage(store: Writer, pack: Digest, names: Collection[Digest]) -> Non
     new = sorted(set() if known is None else set(names) - known)
     for start in range(0, len(new), pack_log.MAX_PLACES):
         part = new[start : start + pack_log.MAX_PLACES]
-        log = DenseLog(store, partial(keys.damaged, pack))
+        log = DenseLog(store, partial(keys.damaged, pack), limits.PACK_LOG)
         log.add(pack_log.encode_damaged(pack, part, nonce()), f"the damage of pack {pack.hex()} was recorded")
 
 
@@ -124,5 +125,5 @@ def record_moved(store: Writer, pack: Digest, places: Mapping[Digest, Placement]
     rows = sorted(places.items())
     for start in range(0, len(rows), pack_log.MAX_PLACES):
         part = dict(rows[start : start + pack_log.MAX_PLACES])
-        log = DenseLog(store, partial(keys.moved, pack))
+        log = DenseLog(store, partial(keys.moved, pack), limits.PACK_LOG)
         log.add(pack_log.encode_moved(pack, part, nonce()), f"what was in pack {pack.hex()} was moved")

@@ -18,7 +18,7 @@ def check(store: Pruner) -> None:
     key = f"{PREFIX}{secrets.token_hex(8)}"
     try:
         content = _one_winner(store, key)
-        if store.get_range(key, *_RANGE) != content[slice(*_RANGE)] or store.get(key) != content:
+        if store.get_range(key, *_RANGE) != content[slice(*_RANGE)] or store.get(key, _BYTES) != content:
             raise StoreRefused(f"{store.url} does not answer a range with its bytes: use another engine")
         if key not in store.list(""):
             raise StoreRefused(f"{store.url} does not list an object that was just created: use another engine")

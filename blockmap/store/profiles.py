@@ -17,6 +17,7 @@ from blockmap.format import keys
 from blockmap.format import profile as profiles
 from blockmap.format.digest import Digest
 from blockmap.format.profile import Profile
+from blockmap.store import limits
 from blockmap.store.base import Reader, Writer
 from blockmap.store.log import DenseLog, LogReader, newest_of, nonce
 from blockmap.store.names import NameLog, StoredEntry
@@ -46,7 +47,9 @@ class ProfileReader:
     def get(self, repo: str, label: str, n: int) -> Profile:
         """Returns profile `n`; NotFound, Corrupt."""
         try:
-            return profiles.decode(self._store.get(keys.profile(repo, label, n)), repo, label, n, expand)
+            return profiles.decode(
+                self._store.get(keys.profile(repo, label, n), limits.PROFILE), repo, label, n, expand
+            )
         except FormatError as error:
             raise Corrupt(f"profile {n} of {repo}+{label} is damaged: {error}") from error
 
@@ -88,7 +91,7 @@ class ProfileLog(ProfileReader):
 
         StoreReadOnly, StoreUnavailable.
         """
-        log = DenseLog(self._writer, partial(keys.profile, made.repo, made.label))
+        log = DenseLog(self._writer, partial(keys.profile, made.repo, made.label), limits.PROFILE)
         n = 0
         while True:
             n = log.newest(n) + 1

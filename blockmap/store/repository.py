@@ -11,6 +11,7 @@ from blockmap.format import filemap, keys, version
 from blockmap.format.digest import Digest
 from blockmap.format.node import Node, Placement
 from blockmap.format.version import Version
+from blockmap.store import limits
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import each
 from blockmap.store.numbered import newest_right, read_numbers
@@ -55,7 +56,7 @@ class Repository:
     def version_at(self, name: Digest, number: int) -> Version:
         """Returns the record of a version with this number; NotFound, Corrupt."""
         try:
-            return version.decode(self.store.get(keys.version(name, number)), name)
+            return version.decode(self.store.get(keys.version(name, number), limits.VERSION), name)
         except NotFound:
             raise NotFound(f"there is no version {name.hex()} in {self.store.url}") from None
         except FormatError as error:
@@ -64,8 +65,10 @@ class Repository:
     def file_map(self, root: Digest) -> list[filemap.File]:
         """Returns the files of the volume `root`; NotFound where none was stored, Corrupt where all that was is damaged."""
         key = partial(keys.filemap, root)
-        numbered = read_numbers(self.store, key)
-        found = newest_right(self.store, key, lambda data: list(filemap.decode(data, root, expand)), numbered)
+        numbered = read_numbers(self.store, key, limits.FILE_MAP)
+        found = newest_right(
+            self.store, key, limits.FILE_MAP, lambda data: list(filemap.decode(data, root, expand)), numbered
+        )
         if found is None:
             raise NotFound(f"there is no file map of volume {root.hex()} in {self.store.url}")
         return found

@@ -11,6 +11,7 @@ from blockmap.format.entry import root_of
 from blockmap.format.refs import Reference
 from blockmap.format.tree import Root
 from blockmap.format.version import Version
+from blockmap.store import limits
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
 from blockmap.store.documents import find_document
@@ -52,7 +53,7 @@ def find_version(repository: Repository, reference: Reference) -> Resolved:
 def by_digest(repository: Repository, reference: Reference, name: Digest) -> Resolved:
     """Returns a version by its digest, or by that of an OCI document; asks for both at once."""
     first = spawn(lambda: repository.version_at(name, 1))
-    numbered = spawn(lambda: read_numbers(repository.store, partial(keys.oci, name)))
+    numbered = spawn(lambda: read_numbers(repository.store, partial(keys.oci, name), limits.OCI))
     with suppress(NotFound, Corrupt):
         version = first.result()
         return Resolved(reference, name, version, version.root)
@@ -73,6 +74,6 @@ def no_image(reference: Reference, store: Reader) -> NotFound:
 def check_presence(store: Reader) -> None:
     """Raises StoreUnavailable where the store itself has gone: an object that is not found there need not be absent."""
     try:
-        store.get(keys.FORMAT)
+        store.get(keys.FORMAT, limits.FORMAT)
     except NotFound:
         raise StoreUnavailable(f"there is no store at {store.url} now: check that it is mounted") from None

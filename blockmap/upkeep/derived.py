@@ -11,6 +11,7 @@ from blockmap.format import BLOCK, bundle, filemap, hooks, keys, layer, node
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.tree import Root
 from blockmap.format.version import Version
+from blockmap.store import limits
 from blockmap.store.base import Reader
 from blockmap.store.documents import check_document
 from blockmap.store.numbered import Key, newest_right, read_numbers
@@ -28,24 +29,24 @@ def check_derived(store: Reader, name: Digest, version: Version, chains: Sequenc
     """
     root = version.root.digest
     documents = [document for document in (version.manifest, version.config) if document is not None]
-    numbered: list[tuple[Key, _Check]] = [
-        (partial(keys.filemap, root), lambda data: list(filemap.decode(data, root, expand))),
-        *((partial(keys.layer, chain), _layer(chain)) for chain in chains),
+    numbered: list[tuple[Key, int, _Check]] = [
+        (partial(keys.filemap, root), limits.FILE_MAP, lambda data: list(filemap.decode(data, root, expand))),
+        *((partial(keys.layer, chain), limits.LAYER, _layer(chain)) for chain in chains),
         *(_document(Repository(store), sha256(document).digest()) for document in documents),
     ]
-    for key_of, check in numbered:
+    for key_of, most, check in numbered:
         try:
-            newest_right(store, key_of, check, read_numbers(store, key_of))
+            newest_right(store, key_of, most, check, read_numbers(store, key_of, most))
         except (NotFound, Corrupt) as error:
             yield str(error)
-    checks: list[tuple[str, _Check]] = [
-        (keys.hooks(own.digest), _hooks(store, own)) for own in (version.root, version.extra)
+    checks: list[tuple[str, int, _Check]] = [
+        (keys.hooks(own.digest), limits.HOOKS, _hooks(store, own)) for own in (version.root, version.extra)
     ]
     with suppress(CannotList):
-        checks += [(key, _bundle) for key in store.list(keys.bundles(name))]
-    for key, check in checks:
+        checks += [(key, limits.BUNDLE, _bundle) for key in store.list(keys.bundles(name))]
+    for key, most, check in checks:
         try:
-            check(store.get(key))
+            check(store.get(key, most))
         except NotFound:
             continue
         except (FormatError, Corrupt, struct.error) as error:
@@ -67,8 +68,8 @@ def _layer(chain: bytes) -> _Check:
     return lambda data: layer.decode(data, chain).headers(expand_stream)
 
 
-def _document(repository: Repository, digest: bytes) -> tuple[Key, _Check]:
-    return partial(keys.oci, digest), lambda data: check_document(repository, digest, data)
+def _document(repository: Repository, digest: bytes) -> tuple[Key, int, _Check]:
+    return partial(keys.oci, digest), limits.OCI, lambda data: check_document(repository, digest, data)
 
 
 def _bundle(data: bytes) -> None:

@@ -107,8 +107,8 @@ class Full:
         self.keys.append(key)
         self.inner.create(key, parts)
 
-    def get(self, key: str) -> bytes:
-        return self.inner.get(key)
+    def get(self, key: str, *most: int) -> bytes:
+        return self.inner.get(key, *most)
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
         return self.inner.get_range(key, start, end)

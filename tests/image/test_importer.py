@@ -536,10 +536,10 @@ def test_an_entry_whose_fate_is_unknown_keeps_its_version(tmp_path: Path) -> Non
                 self.silent = True
                 raise StoreUnavailable("no answer")
 
-        def get(self, key: str) -> bytes:
+        def get(self, key: str, *most: int) -> bytes:
             if self.silent:
                 raise StoreUnavailable("no answer")
-            return super().get(key)
+            return super().get(key, *most)
 
         def exists(self, key: str) -> bool:
             if self.silent:

@@ -31,9 +31,9 @@ class Asked(MemoryStore):
         self.read: Counter[str] = Counter()
         self.read_only = False
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *most: int) -> bytes:
         self.read[key.partition("/")[0]] += 1
-        return super().get(key)
+        return super().get(key, *most)
 
     def create(self, key: str, parts: list[Buffer]) -> None:  # type: ignore[override]
         if self.read_only:

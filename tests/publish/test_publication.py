@@ -79,9 +79,9 @@ class CallRecorder(Faulty):
         super().create(key, parts)
         self.created.append(key)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *most: int) -> bytes:
         self.read.append(key)
-        return super().get(key)
+        return super().get(key, *most)
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
         self.read.append(key)

@@ -412,8 +412,8 @@ def test_a_name_that_moves_between_the_two_steps(store: Pruner, host: Hosts) -> 
             super().__init__(inner)
             self.get = self.moved
 
-        def moved(self, key: str) -> bytes:
-            data = store.get(key)
+        def moved(self, key: str, *most: int) -> bytes:
+            data = store.get(key, *most)
             if key == HINT and not store.exists(entry(2)):
                 volume(store, 2)
             return data
@@ -470,11 +470,11 @@ def test_a_store_that_hangs_is_waited_for_once(store: Pruner, host: Hosts) -> No
             super().__init__(inner)
             self.get, self.exists = self.later(inner.get), self.later(inner.exists)
 
-        def later(self, call: Callable[[str], bytes | bool]) -> Callable[[str], bytes | bool]:
-            def held(key: str) -> bytes | bool:
+        def later(self, call: Callable[..., bytes | bool]) -> Callable[..., bytes | bool]:
+            def held(key: str, *most: int) -> bytes | bool:
                 waiting.append(key)
                 assert gate.wait(30)
-                return call(key)
+                return call(key, *most)
 
             return held
 

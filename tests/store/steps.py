@@ -33,8 +33,8 @@ class Steps:
         """The sizes of the steps from now on."""
         self._sizes = list(sizes)
 
-    def get(self, key: str) -> bytes:
-        return self._counted(self._step(f"get {key}", lambda: self.inner.get(key)))
+    def get(self, key: str, *most: int) -> bytes:
+        return self._counted(self._step(f"get {key}", lambda: self.inner.get(key, *most)))
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
         return self._counted(self._step(f"range {key}", lambda: self.inner.get_range(key, start, end)))

@@ -117,6 +117,22 @@ def test_big_objects(store: Pruner) -> None:
     assert store.get("packs/big") == part * 20
 
 
+def test_what_is_longer_than_its_reader_takes_is_not_read(store: Pruner) -> None:
+    store.create("a", [bytes(3000)])
+    assert store.get("a", 3000) == bytes(3000)
+    for most in (2999, 1, 0):
+        with pytest.raises(Corrupt, match=rf"/?a has 3,000 bytes where at most {most:,} are expected"):
+            store.get("a", most)
+    store.create("empty", [])
+    assert store.get("empty", 0) == b""
+
+
+def test_a_range_longer_than_any_object_takes_no_memory(store: Pruner) -> None:
+    store.create("a", [b"0123456789"])
+    with pytest.raises(Corrupt, match="a ends at byte 10"):
+        store.get_range("a", 0, 1 << 45)
+
+
 def test_listing_is_sorted_and_below_the_prefix(store: Pruner) -> None:
     keys = ["names/b/1/2", "names/a/2/1", "names/a/10/1", "names2/x", "names/b/1/10", "format", "names-/y", "n"]
     for key in keys:

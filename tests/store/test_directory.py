@@ -121,3 +121,15 @@ def test_a_store_that_is_not_mounted_any_more_is_away_and_comes_back(tmp_path: P
     assert not store.exists("packs/b")
     with pytest.raises(NotFound):
         store.get("packs/b")
+
+
+def test_what_is_no_regular_file_is_no_object(tmp_path: Path) -> None:
+    """A FIFO would be waited for, a device might be endless."""
+    store = DirectoryStore(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for key in ("pipe", "device"):
+        assert not store.exists(key)
+        for call in (lambda key=key: store.get(key), lambda key=key: store.get_range(key, 0, 1)):
+            with pytest.raises(NotFound, match=key):
+                call()

@@ -76,6 +76,15 @@ def test_a_range_past_the_end_is_corrupt(web: HttpStore, directory: DirectorySto
         web.get_range("a", start, end)
 
 
+def test_what_is_longer_than_its_reader_takes_is_not_read(web: HttpStore, directory: DirectoryStore) -> None:
+    directory.create("a", [bytes(3000)])
+    assert web.get("a", 3000) == bytes(3000)
+    with pytest.raises(Corrupt, match="/a has 3,000 bytes where at most 2,999 are expected"):
+        web.get("a", 2999)
+    with pytest.raises(Corrupt, match="a ends at byte 3000"):
+        web.get_range("a", 0, 1 << 45)
+
+
 def test_what_is_written_is_seen_at_once(web: HttpStore, directory: DirectoryStore) -> None:
     for number in range(3):
         assert not web.exists(f"names/a/b/{number}")

@@ -337,10 +337,10 @@ def test_a_damaged_catalogue_is_said_where_there_is_no_other(store: Pruner) -> N
 
 def test_a_hint_that_cannot_be_read_or_written_stops_nobody(store: Pruner, caplog: pytest.LogCaptureFixture) -> None:
     class NoHints(Faulty):
-        def get(self, key: str) -> bytes:
+        def get(self, key: str, *most: int) -> bytes:
             if key.startswith("hints/"):
                 raise StoreUnavailable("permission denied")
-            return super().get(key)
+            return super().get(key, *most)
 
     faulty = NoHints(store)
     faulty.hints_refused = True

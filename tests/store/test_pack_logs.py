@@ -31,9 +31,9 @@ class Asked(Faulty):
         super().__init__(inner)
         self.read: list[str] = []
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *most: int) -> bytes:
         self.read.append(key)
-        return super().get(key)
+        return super().get(key, *most)
 
 
 def lost(pack: Digest) -> Placement:

@@ -71,8 +71,8 @@ class Watched:
         data = self.inner.get_range(key, start, end)
         return self.damage(data, start) if key.startswith("packs/") else data
 
-    def get(self, key: str) -> bytes:
-        return self.inner.get(key)
+    def get(self, key: str, *most: int) -> bytes:
+        return self.inner.get(key, *most)
 
     def list(self, prefix: str) -> list[str]:
         return self.inner.list(prefix)
