@@ -1,6 +1,7 @@
 """Translates obstore's errors: into a kind, and one line of their pages of text, without what may be secret."""
 
 import re
+from typing import TYPE_CHECKING
 
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -11,6 +12,9 @@ from obstore.exceptions import (
 )
 
 from blockmap.errors import AlreadyExists, BlockmapError, NotFound, StoreReadOnly, StoreRefused, StoreUnavailable
+
+if TYPE_CHECKING:
+    from obstore import GetResult
 
 ERRORS = (BaseError, OSError, ValueError, NotImplementedError)
 """Errors that calls of obstore raise: its own, and FileNotFoundError and others for some."""
@@ -28,7 +32,17 @@ _CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
 }
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationFailure")
-_PARTIAL = ("Range request not supported", "non-partial response")
+_LIES = {
+    "Range request not supported": "answers a range with the whole object (200 instead of 206)",
+    "non-partial response": "answers a range with the whole object (200 instead of 206)",
+    "Content-Range header not present": "answers a range without saying which (Content-Range is missing)",
+    "Failed to parse value for CONTENT_RANGE": "answers a range without saying which (Content-Range is not understood)",
+    "Content-Length Header missing": "does not say how long its answers are (Content-Length is missing)",
+    "error following redirect": "redirects without end, or to nowhere",
+}
+"""What a server that breaks HTTP does, by words in the error."""
+_OTHER_RANGE = re.compile(r"Requested (\d+)\.\.(\d+), got (\d+)\.\.(\d+)")
+_CODINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress")
 _ROLES = re.compile("/latest/api/token|/latest/meta-data|/metadata/identity|/computeMetadata/")
 """Where obstore looks for the role of a cloud's machine when nothing else says who it is."""
 
@@ -36,6 +50,15 @@ _ROLES = re.compile("/latest/api/token|/latest/meta-data|/metadata/identity|/com
 def is_past_end(error: Exception) -> bool:
     """Returns True if a range was refused because it begins at or behind the end of its object."""
     return _status(error) == 416 or "Wanted range starting at" in str(error)
+
+
+def check_coding(answer: "GetResult", url: str) -> None:
+    """Raises StoreRefused where an answer is compressed, which nobody asked for: its bytes are not the object's."""
+    coding = answer.attributes.get("Content-Encoding", "")
+    if coding.lower() in _CODINGS:
+        raise StoreRefused(
+            f"{url} compresses its answers (Content-Encoding: {coding}): have its server or proxy leave them as they are"
+        )
 
 
 def explain(error: Exception, url: str, key: str, *, writing: bool = False) -> BlockmapError:
@@ -65,12 +88,23 @@ def explain(error: Exception, url: str, key: str, *, writing: bool = False) -> B
         return StoreUnavailable(
             f"may not read {what}: {said}; check the credentials in the environment, which must allow reading and listing"
         )
-    if any(words in text for words in _PARTIAL):
-        return StoreRefused(f"{url} answers a range with the whole object (200 instead of 206): use another server")
+    if lie := _lie(error):
+        return StoreRefused(f"{url} {lie}: its server, or a proxy before it, breaks HTTP; correct it, or use another")
     if isinstance(error, (NotSupportedError, NotImplementedError)) or _status(error) == 501:
         return StoreRefused(f"{url} cannot do what blockmap needs: {said}; use another engine")
     advice = "; is its server up, and its address right?" if "error sending request" in said else ""
     return StoreUnavailable(f"cannot {'write' if writing else 'read'} {what}: {said}{advice}")
+
+
+def _lie(error: Exception) -> str:
+    """What is wrong with an answer that HTTP does not allow, as a predicate; empty where nothing is."""
+    text = str(error)
+    if found := _OTHER_RANGE.search(text):
+        asked, got = f"{found[1]} to {found[2]}", f"{found[3]} to {found[4]}"
+        return f"answers a range with another: bytes {got} where {asked} were asked for"
+    if is_past_end(error):
+        return "refuses a range that the object has (416)"
+    return next((lie for words, lie in _LIES.items() if words in text), "")
 
 
 def one_line(error: Exception) -> str:

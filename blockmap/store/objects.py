@@ -61,6 +61,7 @@ class ObjectReader:
         keys.check(key)
         with self._explained(key):
             answer = obstore.get(self._engine, key)
+            answers.check_coding(answer, self.url)
             size = answer.meta["size"]
             if size > most:
                 raise too_long(self.url, key, size, most)
@@ -77,10 +78,11 @@ class ObjectReader:
             if answers.is_past_end(error):
                 self._check_end(key, end)
             raise answers.explain(error, self.url, key) from None
-        if len(data) > end - start:
+        if len(data) != end - start:
+            with self._explained(key):
+                answers.check_coding(obstore.get(self._engine, key, options={"range": (start, end)}), self.url)
+            self._check_end(key, end)
             raise Corrupt(f"{self.url}/{key}: {len(data)} bytes came where {end - start} were asked for")
-        if len(data) < end - start:
-            raise Corrupt(f"{self.url}/{key} ends at byte {start + len(data)}, before byte {end}")
         return data
 
     def list(self, prefix: str) -> list[str]:
