@@ -1,18 +1,18 @@
 """Fetches chunks and nodes from the store, once each however many readers wait, and puts them into the cache.
 
-A reader that misses leads a flight for what it needs: it asks for that in one small range, while a helper asks for the
-neighbours in another. A range is handed over when all of it has come, so that in one range with them the reader would wait for
-the neighbours too: starts over 20 to 200 ms took 5 to 12 % longer. The price is two or three requests per miss; if the
+A reader that misses begins a flight for what it needs: one thread asks for that in one small range, while a helper asks for
+the neighbours in another. A range is handed over when all of it has come, so that in one range with them the reader would wait
+for the neighbours too: starts over 20 to 200 ms took 5 to 12 % longer. The price is two or three requests per miss; if the
 neighbours take no time to speak of (a store on a local disk), one range brings all. Whoever wants what is in flight waits for
 it. What arrives damaged is fetched again; what does not arrive is tried again as long as the reader's outage policy says
-(`origin.outage`). What nobody waits for is fetched by a few threads, while the link has room for it (`origin.ranges`).
+(`origin.outage`), and not waited for any longer, whatever the store does: readers' own threads make no requests. What nobody
+waits for is fetched by a few threads, while the link has room for it (`origin.ranges`).
 """
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 
 from blockmap.cache.cache import Cache
@@ -27,8 +27,9 @@ from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun
 from blockmap.origin.link import MAX_WINDOW_BYTES
 from blockmap.origin.outage import Attempt
-from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.origin.ranges import Ranges
+from blockmap.store.concurrent import spawn
+from blockmap.store.crew import Crew
 from blockmap.store.pack_logs import MovedLogs
 from blockmap.store.packs import NodeRef, Packs
 from blockmap.store.plan import MAX_REQUEST_BYTES, Request, Wanted, node_at, requests
@@ -41,13 +42,21 @@ _FRESH_ATTEMPTS = 3
 _NEIGHBOUR_THREADS = 4
 _WANT_THREADS = 4
 _DEMAND_THREADS = 16
-"""Threads for further ranges of one read; readers' own threads ask for the first."""
+"""Threads for further ranges of one read."""
+_LEAD_THREADS = 128
+"""Threads for the first ranges of reads: 64 that readers wait for, and as many that a store does not finish, and that nobody
+waits for any more."""
+_DECODER_THREADS = 2
 _MAX_QUEUED = 16
 """Requests for neighbours that may wait for a thread; beyond them, misses do without."""
 _MAX_WANTED = 4096
 """Calls of `want`, some 4 MB, that may wait while the store does not answer; further ones are dropped."""
 _PATROL_S = 0.5
-"""Seconds after which a reader that waits for another's request sees that its policy's time has ended."""
+"""Seconds after which a reader that waits for a request sees that the store is away."""
+_CLOSE_S = 5.0
+"""Seconds in all that requests under way are waited for at the end."""
+_PRIME_S = 10.0
+"""Seconds that a run of nodes may take: then they are fetched one by one, by whoever reads what is below them."""
 
 Around = Callable[[Wanted, int], list[Wanted]]
 """Returns the items around one in its pack, within a number of bytes on each side."""
@@ -71,26 +80,27 @@ class Fetcher:
         self._wanted = 0  # calls of `want` that no helper has begun
         self._failed = 0
         # Apart from each other, so that no reader waits for what is fetched ahead.
-        self._neighbours = ThreadPoolExecutor(_NEIGHBOUR_THREADS, "neighbours")
-        self._decoders = ThreadPoolExecutor(2, "decoders")
-        self._demands = ThreadPoolExecutor(_DEMAND_THREADS, "demands")
-        self._wants = ThreadPoolExecutor(_WANT_THREADS, "wants")
-        self._scout = ThreadPoolExecutor(1, "scout")
+        self._neighbours = Crew(_NEIGHBOUR_THREADS, "neighbours")
+        self._leaders = Crew(_LEAD_THREADS, "leader")
+        self._decoders = Crew(_DECODER_THREADS, "decoders")
+        self._demands = Crew(_DEMAND_THREADS, "demands")
+        self._wants = Crew(_WANT_THREADS, "wants")
+        self._scout = Crew(1, "scout")
 
-    def get(self, wanted: Sequence[Wanted], around: Around | None, policy: OutagePolicy) -> bytes | memoryview:
+    def get(self, wanted: Sequence[Wanted], around: Around | None, attempt: Attempt) -> bytes | memoryview:
         """Returns the content of the first of `wanted`; the others, which its reader needs next, are asked for as well, and so
         is what `around` returns.
 
         Raises Corrupt, NotFound, StoreUnavailable.
         """
-        own, attempt = wanted[0], self.outage.attempt(policy)
+        own = wanted[0]
+        self.outage.begin(attempt)
         while True:
             self.outage.check(attempt)
             flight, lead = self._flights.join(own)
             if lead:
-                self._lead(flight, wanted, around)
-            else:
-                self._wait(flight, attempt)
+                self._leaders.run(partial(self._lead, flight, wanted, around))
+            self._wait(own, flight, attempt)
             if flight.data is not None:
                 return flight.data
             if isinstance(flight.error, StoreUnavailable):
@@ -99,7 +109,7 @@ class Fetcher:
                 raise flight.error
             # The leader of a whole range failed: this reader makes an attempt of its own.
 
-    def node(self, wanted: Wanted, policy: OutagePolicy) -> Node:
+    def node(self, wanted: Wanted, attempt: Attempt) -> Node:
         """Returns a node, from the cache or the store. Raises Corrupt, NotFound, StoreUnavailable."""
         frame = self.cache.get(wanted.key)
         if frame is not None:
@@ -108,7 +118,7 @@ class Fetcher:
             except FormatError as error:
                 _log.warning("the cache's copy of node %s is dropped: %s", wanted.name.hex(), error)
                 self.cache.discard(self.cache.lookup(wanted.key))
-        frame = bytes(self.get([wanted], None, policy))
+        frame = bytes(self.get([wanted], None, attempt))
         return nodes.decode(frame, wanted.place.pack, wanted.name)
 
     def want(self, find: Callable[[], Sequence[Wanted]]) -> None:
@@ -124,15 +134,13 @@ class Fetcher:
                 _log.info("something that was wanted for later is not fetched: %s", error)
                 return
             for request in requests(self._flights.missing(items), MAX_REQUEST_BYTES):
-                with suppress(RuntimeError):  # closed
-                    self._wants.submit(self._fetch_when_idle, request)
+                self._wants.run(partial(self._fetch_when_idle, request))
 
         with self._lock:
             if self._wanted >= _MAX_WANTED:
                 return
             self._wanted += 1
-        with suppress(RuntimeError):  # closed
-            self._wants.submit(fetch)
+        self._wants.run(fetch)
 
     def later(self, act: Callable[[], object]) -> None:
         """Calls `act` in the background, after those of earlier calls. Never blocks or raises."""
@@ -143,8 +151,7 @@ class Fetcher:
             except Exception as error:
                 _log.info("a task in the background failed: %s", error)
 
-        with suppress(RuntimeError):  # closed
-            self._scout.submit(quietly)
+        self._scout.run(quietly)
 
     def fetch_now(self, items: Sequence[Wanted]) -> None:
         """Reads ahead in the calling thread, while the link has room; never raises."""
@@ -179,7 +186,10 @@ class Fetcher:
         A node that the run lacks, or that is damaged in it, is fetched when it is needed. Raises what reading the range
         raises.
         """
-        stored = self._demanded.run(run)
+        try:
+            stored = spawn(lambda: self._demanded.run(run)).result(_PRIME_S)
+        except TimeoutError:
+            raise StoreUnavailable(f"{run.end - run.start} bytes did not come within {_PRIME_S:g} s") from None
         held = Packs(lambda _, start, end: stored[start - run.start : end - run.start])
 
         def within(level: int, row: list[Spot]) -> list[Spot]:
@@ -211,19 +221,25 @@ class Fetcher:
         """Ends the threads, once no reader is left, and no bundle is under way."""
         self.stop()
         self.staging.close()
-        for pool in (self._scout, self._wants, self._neighbours, self._demands, self._decoders):
-            pool.shutdown(wait=True, cancel_futures=pool is not self._decoders)
+        end = time.monotonic() + _CLOSE_S
+        for crew in (self._scout, self._wants, self._neighbours, self._demands, self._leaders, self._decoders):
+            crew.close(max(end - time.monotonic(), 0.0))
         self._flights.close()
 
     # --- a reader's flight
 
-    def _wait(self, flight: Flight, attempt: Attempt) -> None:
-        while not flight.landed.wait(_PATROL_S):
+    def _wait(self, own: Wanted, flight: Flight, attempt: Attempt) -> None:
+        """Waits until a flight has ended, which it has when nobody waits for it any longer."""
+        while not flight.landed.wait(min(_PATROL_S, self.outage.left_s(attempt))):
             self.outage.check(attempt)
+            if not self.outage.left_s(attempt):
+                self._flights.fail(own, flight, self.outage.overdue(attempt))
 
     def _lead(self, flight: Flight, wanted: Sequence[Wanted], around: Around | None) -> None:
         """Ends the flight for the first of `wanted`, with data or with an error."""
         own = wanted[0]
+        if flight.landed.is_set():  # nobody waits for it any more
+            return
         try:
             data = self.cache.get(own.key)
             if data is not None:  # it landed just before
@@ -249,8 +265,7 @@ class Fetcher:
             if own in each:
                 request = each
             else:
-                with suppress(RuntimeError):  # closed
-                    self._demands.submit(self._fetch, each, demand=True)
+                self._demands.run(partial(self._fetch, each, demand=True))
         request = self._with_neighbours(own, request, around)
         followers = self._flights.begin_missing(request, complete=True)
         try:
@@ -265,7 +280,7 @@ class Fetcher:
         self._flights.land([each for each in followers if each[0] in needed], stored, start)
         rest = [each for each in followers if each[0] not in needed]
         if rest:
-            self._decoders.submit(self._flights.land, rest, stored, start)
+            self._decoders.run(partial(self._flights.land, rest, stored, start))
 
     def _with_neighbours(self, own: Wanted, request: Request, around: Around | None) -> Request:
         """Returns the range to ask for, with the neighbours if they take no time; else has a helper ask for these."""
@@ -287,8 +302,7 @@ class Fetcher:
         for request in requests(near, MAX_WINDOW_BYTES):
             with self._lock:
                 self._queued += 1
-            with suppress(RuntimeError):  # closed
-                self._neighbours.submit(self._fetch_neighbours, request)
+            self._neighbours.run(partial(self._fetch_neighbours, request))
 
     def _fetch_neighbours(self, request: Request) -> None:
         with self._lock:

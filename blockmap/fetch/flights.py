@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 _MAX_LANDED = 128
 """Chunks that wait to be written to the cache, some 8 MB; the thread that delivers one more writes it itself."""
 
-_Landed = tuple[Wanted, bytes | memoryview]
+_Landed = tuple[Wanted, "Flight", bytes | memoryview]
 
 
 class Flight:
@@ -106,22 +106,20 @@ class Flights:
         flight.data = data
         flight.landed.set()
         if self._landed.qsize() < _MAX_LANDED:
-            self._landed.put((item, data))
+            self._landed.put((item, flight, data))
         else:
-            self._write(item, data)
+            self._write(item, flight, data)
 
     def finish_cached(self, item: Wanted, flight: Flight, data: bytes) -> None:
         """Ends a flight with content that the cache turned out to have."""
         flight.data = data
-        with self._lock:
-            self._by_key.pop(item.key, None)
+        self._end(item, flight)
         flight.landed.set()
 
     def fail(self, item: Wanted, flight: Flight, error: BaseException) -> None:
-        """Ends a flight with an error."""
+        """Ends a flight with an error; what it brings later is kept all the same, though another may be under way by then."""
         flight.error = error
-        with self._lock:
-            self._by_key.pop(item.key, None)
+        self._end(item, flight)
         flight.landed.set()
 
     def flush(self) -> None:
@@ -152,12 +150,17 @@ class Flights:
             else:
                 self._write(*landed)
 
-    def _write(self, item: Wanted, data: bytes | memoryview) -> None:
+    def _write(self, item: Wanted, flight: Flight, data: bytes | memoryview) -> None:
         try:
             self._cache.put(item.key, data)
         except Exception as error:
             _log.warning("%s cannot be written to the cache: %s", item.name.hex(), error)
         finally:
+            self._end(item, flight)
             with self._lock:
-                self._by_key.pop(item.key, None)
                 self._written += 1
+
+    def _end(self, item: Wanted, flight: Flight) -> None:
+        with self._lock:
+            if self._by_key.get(item.key) is flight:
+                del self._by_key[item.key]

@@ -3,9 +3,9 @@
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from blockmap.errors import BlockmapError
+from blockmap.store.concurrent import spawn
 
 _log = logging.getLogger(__name__)
 
@@ -13,10 +13,12 @@ _CONNECTIONS = 16
 """Connections that are kept: a bundle is read in as many ranges at once, and a new connection would cost a round trip."""
 _EVERY_S = 15.0
 """Seconds between two requests: common servers close a connection after 60 to 75, some load balancers after 20."""
+_CLOSE_S = 1.0
+"""Seconds that requests under way are waited for at the end."""
 
 
 class ConnectionKeeper:
-    """Sends a small request over several connections at once, every few seconds, in threads of its own."""
+    """Sends a small request over several connections at once, every few seconds."""
 
     def __init__(self, ping: Callable[[], object], every_s: float = _EVERY_S) -> None:
         self.is_warm = False
@@ -25,18 +27,16 @@ class ConnectionKeeper:
         self._every_s = every_s
         self._end = threading.Event()
         self._start = threading.Barrier(_CONNECTIONS)
-        self._pool = ThreadPoolExecutor(_CONNECTIONS, "connection keeper")
         self._thread = threading.Thread(target=self._run, name="connection keeper", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         self._end.set()
-        self._thread.join()
-        self._pool.shutdown()
+        self._thread.join(_CLOSE_S)
 
     def _run(self) -> None:
         while True:
-            for done in [self._pool.submit(self._once) for _ in range(_CONNECTIONS)]:
+            for done in [spawn(self._once) for _ in range(_CONNECTIONS)]:
                 done.result()
             self.is_warm = True
             if self._end.wait(self._every_s):

@@ -3,7 +3,7 @@
 A request that fails while others succeed is tried again after a short pause. If nobody's has succeeded since it was sent, the
 store counts as away: nobody asks it but one probe, with pauses that grow, and readers wait for the probe's success as long as
 their outage policies say. Once a reader has waited in vain, later ones whose policy is no more patient fail at once. The store
-is back with the first answer to any request.
+is back with the first answer to any request. A request that is under way is waited for hardly longer: it has failed then.
 """
 
 import logging
@@ -11,9 +11,11 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
-from blockmap.errors import BlockmapError, StoreUnavailable
+from blockmap.errors import BlockmapError, StoreRefused, StoreUnavailable
 from blockmap.origin.outage_policy import OutagePolicy
+from blockmap.store.concurrent import spawn
 
 _log = logging.getLogger(__name__)
 
@@ -25,16 +27,24 @@ _MAX_PAUSE_S = 1.0
 _PROBE_PAUSE_S = 0.1
 _MAX_PROBE_PAUSE_S = 2.0
 """Seconds between two probes, at first and at most."""
+_PROBE_S = 2.0
+"""Seconds after which another probe is sent beside one that hangs: connections of a store that is back may stay dead."""
+_GRACE_S = 1.5
+"""Seconds that a reader gives a request which is under way beyond its policy's wait: a policy not to wait is one for healthy
+links too, and a read may take 2 s longer than its policy says."""
 
 
 class Attempt:
-    """What a reader has gone through to get one thing."""
+    """What a reader has gone through to get all that one read needs, one thing after the other."""
 
-    __slots__ = ("deadline", "failures", "since", "wait_s")
+    __slots__ = ("deadline", "failures", "last", "since", "wait_s")
 
     def __init__(self, now: float, policy: OutagePolicy) -> None:
         self.wait_s = policy.wait_s
         self.deadline = now + policy.wait_s
+        """When it stops waiting for a store that is away."""
+        self.last = self.deadline + _GRACE_S
+        """When it stops waiting for a request that is under way."""
         self.since = now
         """When its latest request began."""
         self.failures = 0
@@ -70,6 +80,19 @@ class OutageGate:
         """Returns the attempt of one read, which `check` and `failed` take."""
         return Attempt(self._clock(), policy)
 
+    def begin(self, attempt: Attempt) -> None:
+        """Notes that a reader goes on to the next thing that its read needs."""
+        attempt.since, attempt.failures = self._clock(), 0
+
+    def left_s(self, attempt: Attempt) -> float:
+        """Returns the seconds that a reader still waits for a request which is under way."""
+        return max(attempt.last - self._clock(), 0.0)
+
+    def overdue(self, attempt: Attempt) -> StoreUnavailable:
+        """Returns what is wrong with a request that a reader has waited for in vain."""
+        took = self._clock() - attempt.since
+        return StoreUnavailable(f"an answer of the store was not done after {took:.1f} s")
+
     def check(self, attempt: Attempt) -> None:
         """Waits while the store is away, before each request. Raises StoreUnavailable where the policy's time ends."""
         if self.away:
@@ -95,7 +118,8 @@ class OutageGate:
                 self._go_away(error)
             attempt.since = self._clock()
             if self._away is None:
-                if attempt.failures >= _ATTEMPTS and self._clock() >= attempt.deadline:
+                over = self._clock() >= (attempt.deadline if attempt.failures >= _ATTEMPTS else attempt.last)
+                if over:
                     raise error  # others are answered: it is about what this reader wants
                 self._retries += 1
                 pause = min(_PAUSE_S * 2.0 ** (attempt.failures - 1), _MAX_PAUSE_S) * random.uniform(0.5, 1.0)
@@ -154,10 +178,13 @@ class OutageGate:
             if over:
                 return
             try:
-                self._probe()
-            except BlockmapError as error:
-                _log.debug("the store is still away: %s", error)
-                pause = min(pause * 2, _MAX_PROBE_PAUSE_S)
-            else:
-                self.answered()
+                spawn(self._ask).result(_PROBE_S)
                 return
+            except (BlockmapError, TimeoutError) as error:
+                _log.debug("the store is still away: %s", error or "no answer in time")
+                pause = min(pause * 2, _MAX_PROBE_PAUSE_S)
+
+    def _ask(self) -> None:
+        with suppress(StoreRefused):  # an answer, though not as it should be, which whoever reads is told
+            self._probe()
+        self.answered()

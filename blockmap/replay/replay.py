@@ -96,8 +96,9 @@ class Replay:
 
     # --- for readers
 
-    def wait(self, key: bytes, mask: int) -> bool:
-        """Waits for the blocks `mask` of a chunk if they come soon; returns True if they have come."""
+    def wait(self, key: bytes, mask: int, seconds: float = _STALL_S) -> bool:
+        """Waits for the blocks `mask` of a chunk if they come soon, and no longer than `seconds`; returns True if they have
+        come."""
         plan = self._plan
         frames = None if plan is None else plan.frames_with(key, mask)
         if frames is None:
@@ -111,7 +112,8 @@ class Replay:
             self.bypassed_reads += 1
             return False
         self.waited_reads += 1
-        if all(frame.landed.wait(_STALL_S) for frame in frames):
+        end = time.monotonic() + min(_STALL_S, seconds)
+        if all(frame.landed.wait(max(end - time.monotonic(), 0.0)) for frame in frames):
             return True
         self._stalled_at = self._stream.came
         return False
@@ -125,9 +127,9 @@ class Replay:
         enough = 1 if self.head is not None and self.head.ported else _FEW_MISSES
         return self.missed_reads < enough and self.is_start()
 
-    def wait_nodes(self) -> bool:
+    def wait_nodes(self, seconds: float = _READY_S) -> bool:
         """Waits for the nodes that come before all chunks, for a limited time; returns True if nothing failed."""
-        end = self._began + _READY_S
+        end = min(self._began + _READY_S, time.monotonic() + seconds)
         if not self._wait_until(self._head_known, end):
             return False
         plan = self._plan

@@ -7,7 +7,8 @@ object that made them, all of these by `Server.close` or by the plugin's end.
 
     name                      made by, and ends                        does
     nbdkit's, 64 a connection nbdkit, with the connection              callbacks: reads, block status, prefetch, open, close
-    demands (16)              Fetcher                                  further ranges of one read
+    leader (128)              Fetcher, at most 5 s later if it hangs   first ranges of reads, for which nbdkit's threads wait
+    demands (16)              Fetcher, likewise all of these           further ranges of one read
     neighbours (4)            Fetcher                                  ranges around a miss
     wants (4)                 Fetcher                                  finds and fetches what is prefetched
     scout (1)                 Fetcher                                  leaves around one that was read
@@ -19,7 +20,7 @@ object that made them, all of these by `Server.close` or by the plugin's end.
     replay                    Replay, when all is asked for            plans a bundle, asks for its ranges
     frame decoder             FrameDecoder of a Replay, with it        opens the frames of a bundle
     probe                     OutageGate, with the outage              asks a store that is away until it answers
-    connection keeper (1+16)  ConnectionKeeper; remote stores only     keeps connections open
+    connection keeper         ConnectionKeeper; remote stores only     keeps connections open
     store call                `spawn`, with the call                   one question to the store, one range of a bundle, or
                                                                        the wait for a bundle that is followed by a hydration
     hydrate                   Hydration, when all has come             brings the rest of a version

@@ -128,7 +128,7 @@ class Hydration:
 
     def _load(self, refs: Sequence[NodeRef]) -> list[Node]:
         bring_nodes(self._fetcher, refs)
-        return [load_node(self._fetcher, name, place, _POLICY) for name, place in refs]
+        return [load_node(self._fetcher, name, place, self._fetcher.outage.attempt(_POLICY)) for name, place in refs]
 
     def _bring(self, wanted: list[Wanted], size: int) -> None:
         if self._stop.is_set():

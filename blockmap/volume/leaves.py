@@ -11,6 +11,7 @@ from blockmap.format import BLOCK, tree
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
 from blockmap.format.tree import Root
+from blockmap.origin.outage import Attempt
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.store.packs import NodeRef
 from blockmap.store.plan import Wanted, chunk_at, node_at
@@ -38,10 +39,9 @@ one value, so that no reader sees the base of one slot with the mark of another.
 class Leaves:
     """Loads nodes as they are needed; safe to share between threads."""
 
-    def __init__(self, root: Root, fetcher: Fetcher, policy: OutagePolicy) -> None:
+    def __init__(self, root: Root, fetcher: Fetcher) -> None:
         self._root = root
         self._fetcher = fetcher
-        self._policy = policy
         # Guards what follows against change by two threads; never held across I/O. Readers look without it, but for the
         # neighbours.
         self._lock = threading.Lock()
@@ -55,11 +55,11 @@ class Leaves:
         """By span: how many reads the cache answered off the hit path since `hot` was last refined. It is counted without the
         lock: one may be lost."""
 
-    def load(self, span: int, start: Start) -> tuple[Leaf | None, Hot]:
+    def load(self, span: int, start: Start, attempt: Attempt) -> tuple[Leaf | None, Hot]:
         """Returns the leaf of a span, from memory, cache or store."""
         loaded = self._by_span.get(span)
         if loaded is None:
-            loaded = self._find(span, start, self._policy)
+            loaded = self._find(span, start, attempt)
             with self._lock:
                 look = not self._looking and not start.skips_readahead()
                 self._looking = self._looking or look
@@ -67,14 +67,14 @@ class Leaves:
                 self._fetcher.later(lambda: self._look_around(span, start))
         return loaded
 
-    def absent_spans(self, span: int, start: Start) -> int:
+    def absent_spans(self, span: int, start: Start, attempt: Attempt) -> int:
         """Returns how many spans from `span` on are zeros for certain, as inner nodes say; 0 if the first is not."""
         name, place = self._root.digest, self._root.placement
         for level in range(self._root.level, 0, -1):
             if name == ABSENT:
                 covered = int(FANOUT**level)
                 return covered - span % covered
-            node = self._node(name, place, start, self._policy)
+            node = self._node(name, place, start, attempt)
             assert isinstance(node, Inner)
             child = node.child(span // FANOUT ** (level - 1) % FANOUT)
             if child is None:
@@ -83,10 +83,10 @@ class Leaves:
             name, place = child
         return 1 if name == ABSENT else 0
 
-    def was_not_hot(self, span: int, start: Start) -> None:
+    def was_not_hot(self, span: int, start: Start, attempt: Attempt) -> None:
         """Notes that the cache answered a read off the hit path: after some of these the hit path learns what the cache has
         now of all extents, so that what is held in part is read as fast as the rest."""
-        leaf, (starts, _, _) = self.load(span, start)
+        leaf, (starts, _, _) = self.load(span, start, attempt)
         count = self._not_hot[span] = self._not_hot.get(span, 0) + 1
         if leaf is None or count < max(_LEAST_NOT_HOT, len(starts) // 2):
             return
@@ -105,8 +105,8 @@ class Leaves:
         """Returns the nearest of the chunks around one, for a start most of whose reads a bundle brings."""
         return self.around(own, max(each_bytes // _NEAREST_SHARE, min(each_bytes, _NEAREST_BYTES)))
 
-    def _find(self, span: int, start: Start, policy: OutagePolicy) -> tuple[Leaf | None, Hot]:
-        leaf = tree.find(self._root, span, lambda name, place: self._node(name, place, start, policy))
+    def _find(self, span: int, start: Start, attempt: Attempt) -> tuple[Leaf | None, Hot]:
+        leaf = tree.find(self._root, span, lambda name, place: self._node(name, place, start, attempt))
         return self._keep(span, leaf)
 
     def _keep(self, span: int, leaf: Leaf | None) -> tuple[Leaf | None, Hot]:
@@ -135,31 +135,31 @@ class Leaves:
 
         def load(refs: Sequence[NodeRef]) -> list[Node]:
             bring_nodes(self._fetcher, [ref for ref in refs if ref[0] not in self._inner])
-            return [self._node(name, place, start, _FAIL) for name, place in refs]
+            return [self._node(name, place, start, self._fetcher.outage.attempt(_FAIL)) for name, place in refs]
 
         for near, leaf in prefetch_leaves(self._root, span, load):
             if near not in self._by_span:
                 self._keep(near, leaf)
 
-    def _node(self, name: Digest, place: Placement | None, start: Start, policy: OutagePolicy) -> Node:
+    def _node(self, name: Digest, place: Placement | None, start: Start, attempt: Attempt) -> Node:
         """Returns a node, from memory, cache or store; inner nodes stay in memory."""
         inner = self._inner.get(name)
         if inner is not None:
             return inner
         if not self._fetcher.has_node(name, place):
-            start.await_nodes()
-        node = load_node(self._fetcher, name, place, policy)
+            start.await_nodes(self._fetcher.outage.left_s(attempt) / 2)
+        node = load_node(self._fetcher, name, place, attempt)
         if isinstance(node, Inner):
             with self._lock:
                 self._inner[name] = node
         return node
 
 
-def load_node(fetcher: Fetcher, name: Digest, place: Placement | None, policy: OutagePolicy) -> Node:
+def load_node(fetcher: Fetcher, name: Digest, place: Placement | None, attempt: Attempt) -> Node:
     """Returns a node from the cache or the store; Corrupt, NotFound, StoreUnavailable."""
     if place is None:
         raise Corrupt(f"nothing says where node {name.hex()} is stored")
-    return fetcher.node(node_at(name, place), policy)
+    return fetcher.node(node_at(name, place), attempt)
 
 
 def bring_nodes(fetcher: Fetcher, refs: Sequence[NodeRef]) -> None:

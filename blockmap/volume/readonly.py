@@ -20,6 +20,7 @@ from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.node import Leaf
 from blockmap.format.tree import Root
+from blockmap.origin.outage import Attempt
 from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
 from blockmap.store.plan import Wanted
 from blockmap.volume.leaves import NOWHERE, Leaves, chunks_of
@@ -46,7 +47,7 @@ class ReadOnlyVolume:
         self._fetcher = fetcher
         self._cache = fetcher.cache
         self._policy = policy
-        self._leaves = Leaves(root, fetcher, policy)
+        self._leaves = Leaves(root, fetcher)
         self._streams = ReadAhead()
         self._lock = threading.Lock()  # guards _streams
         self._waiting: set[int] = set()
@@ -120,15 +121,15 @@ class ReadOnlyVolume:
                 found.pop()
             found.append((first, stop - first, hole))
 
-        at = offset
+        at, attempt = offset, self._fetcher.outage.attempt(self._policy)
         while at < end and len(found) < _EXTENTS_AT_ONCE:
             span = at // _SPAN_BYTES
-            absent = self._leaves.absent_spans(span, start)
+            absent = self._leaves.absent_spans(span, start, attempt)
             if absent:
                 add(at, (span + absent) * _SPAN_BYTES, True)
                 at = (span + absent) * _SPAN_BYTES
                 continue
-            starts, ends, _ = self._leaves.load(span, start)[1]
+            starts, ends, _ = self._leaves.load(span, start, attempt)[1]
             base = span * _SPAN_BYTES
             last = 0
             for first, stop in zip(starts, ends, strict=True):
@@ -144,11 +145,11 @@ class ReadOnlyVolume:
 
     def _find_chunks(self, offset: int, end: int, start: Start) -> list[Wanted]:
         """Returns the chunks of the bytes [offset, end)."""
-        found = []
+        found, attempt = [], self._fetcher.outage.attempt(self._policy)
         for span in range(offset // _SPAN_BYTES, (end - 1) // _SPAN_BYTES + 1):
-            if self._leaves.absent_spans(span, start):
+            if self._leaves.absent_spans(span, start, attempt):
                 continue
-            leaf, (starts, ends, _) = self._leaves.load(span, start)
+            leaf, (starts, ends, _) = self._leaves.load(span, start, attempt)
             base = span * _SPAN_BYTES
             wanted = [i for i in range(len(starts)) if base + starts[i] < end and base + ends[i] > offset]
             if leaf is not None and wanted:
@@ -161,13 +162,14 @@ class ReadOnlyVolume:
         self._waiting.add(thread)
         source = Source.ZEROS
         done, length = 0, len(buf)
+        attempt = self._fetcher.outage.attempt(self._policy)
         try:
             while done < length:
                 span, at = divmod(offset + done, _SPAN_BYTES)
                 here = min(length - done, _SPAN_BYTES - at)
-                found = self._read_span(buf[done : done + here], span, at, start)
+                found = self._read_span(buf[done : done + here], span, at, start, attempt)
                 if found is Source.CACHE:
-                    self._leaves.was_not_hot(span, start)
+                    self._leaves.was_not_hot(span, start, attempt)
                 source = max(source, found)
                 done += here
         finally:
@@ -196,10 +198,10 @@ class ReadOnlyVolume:
         cache.used[slot] = 1
         return slot
 
-    def _read_span(self, buf: memoryview, span: int, at: int, start: Start) -> Source:
+    def _read_span(self, buf: memoryview, span: int, at: int, start: Start, attempt: Attempt) -> Source:
         """Fills `buf` with the bytes at `at` within a span; returns where they came from."""
         source = Source.ZEROS
-        leaf, (starts, ends, places) = self._leaves.load(span, start)
+        leaf, (starts, ends, places) = self._leaves.load(span, start, attempt)
         dead, used, fd = self._cache.dead, self._cache.used, self._cache.fd
         end = at + len(buf)
         i = max(bisect_right(starts, at) - 1, 0)
@@ -224,7 +226,7 @@ class ReadOnlyVolume:
             else:
                 assert leaf is not None
                 last = bisect_left(starts, end)
-                source = max(source, self._read_miss(piece, leaf, starts[i], places, i, at, last, start))
+                source = max(source, self._read_miss(piece, leaf, starts[i], places, i, at, last, start, attempt))
             done, at = done + length, at + length
         return source
 
@@ -238,6 +240,7 @@ class ReadOnlyVolume:
         at: int,
         last: int,
         start: Start,
+        attempt: Attempt,
     ) -> Source:
         """Fills `piece` from extent `i`, whose place in the cache is not known, or no longer; extents up to `last` are read
         next. Returns where the bytes came from."""
@@ -251,7 +254,7 @@ class ReadOnlyVolume:
         if staging.read(name, begin, mask, piece):
             return source
         slot = self._read_held(piece, name, begin, mask)
-        if slot < 0 and start.await_blocks(name, mask):
+        if slot < 0 and start.await_blocks(name, mask, self._fetcher.outage.left_s(attempt) / 2):
             source = Source.BUNDLE
             if staging.read(name, begin, mask, piece):
                 return source
@@ -264,7 +267,7 @@ class ReadOnlyVolume:
             return source
         places[i] = NOWHERE
         wanted = chunks_of(leaf, i, last)
-        data = self._fetcher.get(wanted, self._around(start), self._policy)
+        data = self._fetcher.get(wanted, self._around(start), attempt)
         if len(data) < begin + len(piece):
             raise Corrupt(f"chunk {name.hex()} in pack {wanted[0].place.pack.hex()} is shorter than its extent")
         piece[:] = memoryview(data)[begin : begin + len(piece)]

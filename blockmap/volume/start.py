@@ -37,11 +37,12 @@ class Start:
         """Returns True while reading ahead of misses is not worth it."""
         return self.replay is not None and self.replay.skips_readahead()
 
-    def await_nodes(self) -> None:
-        """Waits for the nodes of the tree that the bundle brings."""
+    def await_nodes(self, seconds: float) -> None:
+        """Waits for the nodes of the tree that the bundle brings, no longer than `seconds`."""
         if self.replay is not None:
-            self.replay.wait_nodes()
+            self.replay.wait_nodes(seconds)
 
-    def await_blocks(self, chunk: bytes, mask: int) -> bool:
-        """Waits for blocks of a chunk that the bundle is about to bring; returns True if they have come."""
-        return self.replay is not None and self.replay.wait(chunk, mask)
+    def await_blocks(self, chunk: bytes, mask: int, seconds: float) -> bool:
+        """Waits for blocks of a chunk that the bundle is about to bring, no longer than `seconds`; returns True if they have
+        come."""
+        return self.replay is not None and self.replay.wait(chunk, mask, seconds)

@@ -46,7 +46,7 @@ def get(fetcher: Fetcher, chunks: list[Wanted], number: int, policy: OutagePolic
     """A chunk, by a reader who knows what lies around it."""
     known = Neighbours()
     known.add([] if alone else chunks)
-    return fetcher.get([chunks[number]], known.around, policy)
+    return fetcher.get([chunks[number]], known.around, fetcher.outage.attempt(policy))
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_what_one_read_needs_is_asked_for_at_once(fetcher: Fetcher, store: Watch
     store.gate.clear()
     with ThreadPoolExecutor(1) as pool:
         wanted = [chunks[0], chunks[1], chunks[9]]
-        reader = pool.submit(fetcher.get, wanted, lambda own, each: [], FAIL)
+        reader = pool.submit(fetcher.get, wanted, lambda own, each: [], fetcher.outage.attempt(FAIL))
         until(lambda: len(asked(store)) == 2)
         assert sorted((start, end) for _, start, end in asked(store)) == [
             (chunks[0].place.offset, chunks[1].end),
@@ -252,7 +252,7 @@ def test_advice_that_makes_a_range_impossible_costs_a_request(
     last = max(chunks, key=lambda each: each.end)
     number = chunks.index(last)
     lie = chunk_at(Digest(bytes(31) + b"x"), replace(last.place, offset=last.end))
-    assert fetcher.get([last], lambda own, each: [lie], FAIL) == content(number, chunks)
+    assert fetcher.get([last], lambda own, each: [lie], fetcher.outage.attempt(FAIL)) == content(number, chunks)
     assert len(asked(store)) == 2
 
 
@@ -298,6 +298,46 @@ def test_waiting_ends_with_an_error(fetcher: Fetcher, store: Watched, chunks: li
     assert 0.4 <= time.monotonic() - began < 10
     store.down = False
     assert get(fetcher, chunks, 0, LONG) == content(0, chunks)
+
+
+def test_a_request_that_is_not_done_is_given_up_and_kept_when_it_comes(
+    fetcher: Fetcher, store: Watched, chunks: list[Wanted]
+) -> None:
+    store.gate.clear()
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="not done after"):
+        get(fetcher, chunks, 0, OutagePolicy(0.2), alone=True)
+    assert 0.2 <= time.monotonic() - began < 10
+    assert fetcher.status()["outages"] == 1
+    store.gate.set()
+    until(lambda: fetcher.cache.lookup(chunks[0].key) >= 0)
+    until(lambda: not fetcher.outage.away)
+    assert get(fetcher, chunks, 0) == content(0, chunks)
+    assert len(asked(store)) == 1
+
+
+def test_a_prefetch_that_is_not_done_is_given_up_by_who_waits_for_it(
+    fetcher: Fetcher, store: Watched, chunks: list[Wanted]
+) -> None:
+    store.gate.clear()
+    fetcher.want(lambda: [chunks[0]])
+    until(lambda: fetcher.status()["in_flight"] == 1)
+    with pytest.raises(StoreUnavailable, match="not done after"):
+        get(fetcher, chunks, 0, alone=True)
+    store.gate.set()
+    until(lambda: fetcher.cache.lookup(chunks[0].key) >= 0)
+
+
+def test_who_gives_up_a_request_spoils_it_for_nobody(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:
+    store.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        impatient = pool.submit(get, fetcher, chunks, 0, FAIL, True)
+        patient = pool.submit(get, fetcher, chunks, 0, LONG, True)
+        with pytest.raises(StoreUnavailable):
+            impatient.result(20)
+        store.gate.set()
+        assert patient.result(20) == content(0, chunks)
+    settled(fetcher)
 
 
 def test_what_is_at_hand_needs_no_store(fetcher: Fetcher, store: Watched, chunks: list[Wanted]) -> None:

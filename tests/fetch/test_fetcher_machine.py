@@ -73,7 +73,8 @@ class FetcherMachine(RuleBasedStateMachine):
 
     def read(self, number: int, more: int, policy: OutagePolicy) -> None:
         wanted = [self.items[(number + each) % len(self.items)] for each in range(more + 1)]
-        assert self.fetcher.get(wanted, self.known.around, policy) == self.model[wanted[0]]
+        attempt = self.fetcher.outage.attempt(policy)
+        assert self.fetcher.get(wanted, self.known.around, attempt) == self.model[wanted[0]]
 
     @rule(number=numbers, more=st.integers(0, 4))
     def read_patiently(self, number: int, more: int) -> None:
