@@ -281,7 +281,7 @@ class Opener:
             return False
         wanted = node_at(root.digest, root.placement)
         try:
-            self._ask(lambda: self._fetcher.node(wanted, _AT_ONCE))
+            self._ask(lambda: self._fetcher.node(wanted, self._fetcher.outage.attempt(_AT_ONCE)))
         except (Corrupt, FormatError, NotFound):
             return False
         except StoreError:

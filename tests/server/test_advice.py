@@ -372,10 +372,10 @@ class Torn:
         self.get_range, self.list, self.exists = inner.get_range, inner.list, inner.exists
         self.create, self.replace, self.delete = inner.create, inner.replace, inner.delete
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *most: int) -> bytes:
         if key.startswith("hints/"):
             raise Corrupt(f"{key} is too long")
-        return self.inner.get(key)
+        return self.inner.get(key, *most)
 
 
 def test_a_hint_that_cannot_be_read(tmp_path: Path) -> None:

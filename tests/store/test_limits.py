@@ -60,8 +60,8 @@ def huge(tmp_path: Path) -> str:
         ENTRY,
         keys.name_hint("a", "1"),
         keys.version(some, 1),
-        keys.filemap(some),
-        keys.oci(some),
+        keys.filemap(some, 1),
+        keys.oci(some, 1),
         keys.profile("a", "b", 1),
     ):
         (root / key).parent.mkdir(parents=True, exist_ok=True)
