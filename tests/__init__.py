@@ -31,6 +31,7 @@ Helpers, by what they provide:
     serve/mover.py                 a process that moves a name again and again, in competition with others
     serve/nbd.py                   an NBD client that can send what well-behaved clients never send
     store/faulty.py                stores that fail on demand, or count questions
+    store/misbehaving.py           a web server that breaks HTTP, or dawdles, as it is told to
     store/relay.py                 a relay in front of a server that loses answers on demand
     store/servers.py               SeaweedFS, rclone, Ceph, Azurite and nginx on loopback
     store/steps.py                 a store that counts sequential round trips

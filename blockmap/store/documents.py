@@ -1,6 +1,5 @@
 """Finds the version of an OCI document by the document's digest, and believes no record that is not found right."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,7 +8,7 @@ from blockmap.format import keys, oci
 from blockmap.format.oci import DocumentRecord
 from blockmap.format.version import Version
 from blockmap.store import limits
-from blockmap.store.numbered import newest_right
+from blockmap.store.numbered import Numbered, newest_right
 from blockmap.store.repository import Repository
 
 
@@ -22,7 +21,7 @@ class FoundDocument:
     version: Version
 
 
-def find_document(repository: Repository, digest: bytes, numbered: Mapping[int, bytes]) -> FoundDocument | None:
+def find_document(repository: Repository, digest: bytes, numbered: Numbered) -> FoundDocument | None:
     """Returns the highest record that is right, given those with numbers; None where the store has none at all.
 
     Raises NotFound where they lead to versions that are gone, Corrupt where they are wrong, StoreUnavailable.

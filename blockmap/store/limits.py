@@ -15,7 +15,7 @@ OCI = RECORD
 CATALOGUE = RECORD
 """Some 500,000 names."""
 HOOKS = 16 << 20
-"""Those of 100 million chunks, one in 64 of which has a hook of 12 bytes."""
+"""One in 64 chunks has a hook of 12 bytes: this is enough for 90 million chunks."""
 PROFILE = 64 << 20
 FILE_MAP = 128 << 20
 BUNDLE = 1 << 30

@@ -18,20 +18,21 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_TOO_LONG = b""
-"""What stands for an object that is too long to be right: no check takes it."""
 _READ = 8
 """Objects that are read, the newest ones: there is a second only where the first turned out wrong."""
 
 Key = Callable[[int], str]
 """Returns the key of a number."""
 
+Numbered = Mapping[int, bytes | Corrupt]
+"""Objects as stored, or why one cannot be right, by number."""
 
-def read_numbers(store: Reader, key: Key, most: int) -> dict[int, bytes]:
-    """Returns the newest objects by number, as stored, without number 0; of one with more than `most` bytes, none."""
+
+def read_numbers(store: Reader, key: Key, most: int) -> Numbered:
+    """Returns the newest objects without number 0; one with more than `most` bytes cannot be right."""
     log = LogReader(store, key, most)
     second = spawn(lambda: log.exists(2))
-    found: dict[int, bytes] = {}
+    found: dict[int, bytes | Corrupt] = {}
     with suppress(NotFound):
         found[1] = _get(log, 1)
     newest = log.newest(2) if second.result() else 1
@@ -41,9 +42,7 @@ def read_numbers(store: Reader, key: Key, most: int) -> dict[int, bytes]:
     return found
 
 
-def newest_right(
-    store: Reader, key: Key, most: int, check: Callable[[bytes], _T], numbered: Mapping[int, bytes]
-) -> _T | None:
+def newest_right(store: Reader, key: Key, most: int, check: Callable[[bytes], _T], numbered: Numbered) -> _T | None:
     """Returns what `check` makes of the highest object that it takes, given those with numbers; None where there is none at all.
 
     `check` raises NotFound, Corrupt or FormatError for one that is wrong. Raises NotFound if it raised that for each, else
@@ -52,6 +51,8 @@ def newest_right(
     errors: list[BlockmapError] = []
     for number, stored in _descending(store, key, most, numbered):
         try:
+            if isinstance(stored, Corrupt):
+                raise stored
             return check(stored)
         except (NotFound, Corrupt, FormatError) as error:
             _log.warning("%s in %s is not believed: %s", key(number), store.url, error)
@@ -65,21 +66,21 @@ def newest_right(
     )
 
 
-def _descending(store: Reader, key: Key, most: int, numbered: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
+def _descending(store: Reader, key: Key, most: int, numbered: Numbered) -> Iterator[tuple[int, bytes | Corrupt]]:
     yield from sorted(numbered.items(), reverse=True)
     try:
         yield 0, store.get(key(0), most)
     except NotFound:
         pass
-    except Corrupt:
-        yield 0, _TOO_LONG
+    except Corrupt as error:
+        yield 0, error
     except StoreError:  # a server may have no good answer where there is a directory
         if not numbered:
             raise
 
 
-def _get(log: LogReader, number: int) -> bytes:
+def _get(log: LogReader, number: int) -> bytes | Corrupt:
     try:
         return log.get(number)
-    except Corrupt:
-        return _TOO_LONG
+    except Corrupt as error:
+        return error
