@@ -80,5 +80,6 @@ def started(attacher: Attacher, client: Client, export: str, folder: Path, where
 
 
 def _mount(device: str, where: Path | str) -> None:
-    # noload: an import leaves the journal empty, and nothing can be written to the device anyway.
-    mounts.mount(device, where, "ext4", mounts.READ_ONLY | mounts.NODEV, "noload")
+    # noload: an import leaves the journal empty, and nothing can be written to the device anyway. errors=: the image's own
+    # superblock may ask for a panic where it is damaged.
+    mounts.mount(device, where, "ext4", mounts.READ_ONLY | mounts.UNTRUSTED, "noload,errors=remount-ro")

@@ -54,6 +54,9 @@ def test_what_is_attached_is_the_image_and_nothing_is_written(mounting: Host) ->
     ((device, _),) = rows(mounting)
     with pytest.raises(OSError, match="Read-only"):
         (where / "new").write_text("x")
+    entry = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {where} " in line)
+    assert {"ro", "nosuid", "nodev"} <= set(entry.split()[5].split(","))
+    assert "errors=remount-ro" in entry
     assert Path("/sys/block", Path(device).name, "ro").read_text() == "1\n"
     assert Path("/sys/block", Path(device).name, "loop/dio").read_text() == "1\n"
     status = mounting.do("status")

@@ -1,7 +1,11 @@
 """What the runtime is told to run, from what the image says."""
 
+import contextlib
 import errno
 import json
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +57,46 @@ def test_users_that_the_image_does_not_have(root: Path, user: str) -> None:
 def test_files_of_users_that_cannot_be_read_are_not_taken_for_absent(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: object, **named: object) -> str:
+    def fail(*args: object, **named: object) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(Path, "read_text", fail)
+    monkeypatch.setattr("blockmap.host.run.container.read_in_root", fail)
     for user in ("", "app"):
         with pytest.raises(HostError, match="cannot read /etc/passwd of the image: Input/output error"):
+            user_ids(root, user)
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def listening(path: Path) -> None:
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made_by:  # AF_UNIX takes 108 bytes of path
+        made_by.bind(path.name)
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("make", [fifo, listening, loop, Path.mkdir])
+def test_what_is_no_file_is_as_good_as_absent_and_not_waited_for(root: Path, make: Callable[[Path], None]) -> None:
+    (root / "etc/passwd").unlink()
+    make(root / "etc/passwd")
+    assert user_ids(root, "7") == (7, 0, [], "/")
+
+
+def test_files_of_users_have_a_most(root: Path) -> None:
+    os.truncate(root / "etc/passwd", 1 << 34)
+    with pytest.raises(ImageError, match="/etc/passwd of the image has more than 4,194,304 bytes"):
+        user_ids(root, "")
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "4294967296", "\u0661"])
+def test_numbers_that_are_no_users(root: Path, number: str) -> None:
+    (root / "etc/passwd").write_text(f"big:x:{number}:0::/:/bin/sh\n")
+    for user in ("big", number):
+        with pytest.raises(ImageError, match="does not have"):
             user_ids(root, user)
 
 
@@ -99,6 +137,12 @@ def test_nothing_to_run(root: Path) -> None:
             made(root, own, [])
     with pytest.raises(ImageError, match="damaged"):
         runtime_config(b"{", [], None, root, "host", terminal=False, supervised=True)
+    for odd in ({"Cmd": "a"}, {"Cmd": [1]}, {"Cmd": ["a"], "Env": "x"}, {"Cmd": ["a"], "User": 5}, {"Cmd": ["a\0b"]}):
+        with pytest.raises(ImageError, match="damaged"):
+            made(root, odd, [])
+    for text in (b"[]", b'{"config": []}', b'{"config": [1]}', b"[" * 100_000):
+        with pytest.raises((ImageError, UsageError), match=r"damaged|names no program"):
+            runtime_config(text, [], None, root, "host", terminal=False, supervised=True)
 
 
 def test_environment_and_directory(root: Path) -> None:

@@ -101,6 +101,29 @@ def test_it_cannot_reach_the_hosts_devices_and_control_groups(running: Host) -> 
     assert "can't create /sys/x: Read-only file system" in done.stderr
 
 
+def test_it_has_the_limits_of_docker(running: Host) -> None:
+    said = running.do("run", "app:1", "--", "busybox", "grep", "-E", "^(NoNewPrivs|Seccomp):", "/proc/self/status")
+    assert said.split() == ["NoNewPrivs:", "1", "Seccomp:", "2"]
+    # Needs no capability; whoever may have a user namespace has all of them in it.
+    done = running.run("run", "app:1", "--", "busybox", "unshare", "-U", "busybox", "true")
+    assert "Operation not permitted" in done.stderr
+    done = running.run("run", "app:1", "--", "sh", "-c", "cat /proc/kcore /proc/keys; echo 1 >/proc/sys/vm/swappiness")
+    assert done.stdout == ""
+    assert "Read-only file system" in done.stderr
+    options = running.do("run", "app:1", "--", "busybox", "grep", " / / ", "/proc/self/mountinfo")
+    assert {"nosuid", "nodev"} <= set(options.split()[5].split(","))
+
+
+def test_it_may_have_so_many_processes(running: Host) -> None:
+    process = started(running, "app:1", "--", "sh", "-c", "echo up; sleep 60")
+    limits = [path.read_text() for path in Path("/sys/fs/cgroup").rglob("blockmap-*/pids.max")]
+    process.terminate()
+    finished(process)
+    if not limits:
+        pytest.skip("needs the control group of pids")
+    assert limits == ["2048\n"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signals_reach_the_program(running: Host, number: signal.Signals) -> None:
     program = f"trap 'echo caught; exit 9' {number.value}; echo up; while :; do sleep 0.1; done"

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from blockmap.control.messages import Resolve
-from blockmap.host.warm.warm import PIECE_BYTES, WarmRange, open_beneath, plan
+from blockmap.host.image_file import open_beneath
+from blockmap.host.warm.warm import PIECE_BYTES, WarmRange, plan
 from tests.host.conftest import CONTENT, Host
 from tests.host.standin import Answer, StandIn
 from tests.waiting import until

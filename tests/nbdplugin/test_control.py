@@ -2,7 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,19 @@ from blockmap.store.observed import Call
 from nbdplugin.control import dispatcher
 
 PINNED = f"app@sha256:{bytes(32).hex()}"
+
+# What a client asks that need not see this checkout.
+ASK = """
+import socket, sys
+client = socket.socket(socket.AF_UNIX)
+client.connect(sys.argv[1])
+try:
+    client.sendall(b'{"v":1,"op":"status"}\\n')
+    client.shutdown(socket.SHUT_WR)
+    sys.stdout.buffer.write(client.makefile("rb").read())
+except (BrokenPipeError, ConnectionResetError):
+    pass
+"""
 
 
 class Served:
@@ -232,8 +249,26 @@ def test_a_line_without_an_end_is_not_waited_for(control: Dispatcher) -> None:
     assert [answer["ok"] for answer in answers] == [False]
 
 
-def test_another_user_is_not_answered(control: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root is answered by everybody's server")
-    monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    assert exchange(control, b'{"v":1,"op":"status"}\n') == []
+@pytest.mark.root
+def test_another_user_is_not_answered(control: Dispatcher, need_root: None) -> None:
+    folder = Path(tempfile.mkdtemp())  # tmp_path lets nobody else in
+    python = str(Path(sys.executable).resolve())  # outside of the virtual environment, which may be private as well
+    try:
+        folder.chmod(0o755)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(folder / "ctl"))
+            (folder / "ctl").chmod(0o666)
+            listening.listen()
+            said = {}
+            for user in (0, 65534):
+                asking = subprocess.Popen(
+                    [python, "-I", "-c", ASK, str(folder / "ctl")], user=user, group=user, extra_groups=[],
+                    stdout=subprocess.PIPE, cwd="/",
+                )  # fmt: skip
+                client, _ = listening.accept()
+                control.serve(client)
+                said[user], _ = asking.communicate(timeout=30)
+    finally:
+        shutil.rmtree(folder)
+    assert said[65534] == b""
+    assert json.loads(said[0])["ok"] is True

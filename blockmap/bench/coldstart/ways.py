@@ -200,4 +200,6 @@ def _attach(place: BenchSite, socket: Path, export: str) -> Path:
 
 
 def _mount(place: BenchSite, device: str) -> Path:
-    return place.stack.enter_context(mounted(place.folder / "image", "-t", "ext4", "-o", "ro,noload,nodev", device))
+    return place.stack.enter_context(
+        mounted(place.folder / "image", "-t", "ext4", "-o", "ro,noload,nodev,nosuid,errors=remount-ro", device)
+    )

@@ -9,8 +9,11 @@ from blockmap.errors import HostError
 from blockmap.host import tools
 
 READ_ONLY = 1
+NOSUID = 2
 NODEV = 4
-"""MS_NODEV of mount(2)."""
+"""MS_RDONLY, MS_NOSUID and MS_NODEV of mount(2)."""
+UNTRUSTED = NOSUID | NODEV
+"""For what an image holds: neither its setuid programs nor its device files give anybody more than he has."""
 
 
 def mount(source: str, where: Path | str, kind: str, flags: int, options: str) -> None:

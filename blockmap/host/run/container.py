@@ -5,14 +5,17 @@ docker run --network host. It has mount, pid, ipc and uts namespaces of its own,
 default, but no seccomp filter.
 """
 
-import errno
+import itertools
 import json
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blockmap.errors import HostError, ImageError, UsageError
+from blockmap.host.image_file import read_in_root
+from blockmap.host.run import seccomp
 
 _CAPABILITIES = [
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP",
@@ -20,8 +23,12 @@ _CAPABILITIES = [
 ]  # fmt: skip
 _DEVICES_CAPABILITY = "CAP_MKNOD"
 """Only where a control group keeps the program from opening what it makes: the host's disks, for one."""
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""What an image without the file gives; what else fails is the reading."""
+_MAX_ID = (1 << 31) - 1
+"""runc takes no more."""
+_MAX_PROCESSES = 2048
+"""Threads count as well; podman's default. A program that forks without end takes no more from the host."""
+_MAX_ACCOUNTS_BYTES = 4 << 20
+"""Of /etc/passwd and /etc/group each: some 50,000 accounts."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOUNTS: list[dict[str, Any]] = [
     {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -47,6 +54,21 @@ _MOUNTS: list[dict[str, Any]] = [
     # One of its own: below the host's, control groups are mounted, and they could be written.
     {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
 ]
+_MASKED = [
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
+    "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What an image's configuration says of its program."""
+
+    entrypoint: list[str]
+    command: list[str]
+    environment: list[str]
+    user: str
+    directory: str
 
 
 def runtime_config(
@@ -64,18 +86,15 @@ def runtime_config(
     `command` takes the place of the image's Cmd, `entrypoint` that of its Entrypoint and Cmd (an empty one takes it away),
     as with docker. With `supervised`, the container gets control groups.
     """
-    try:
-        own: dict[str, Any] = json.loads(image).get("config") or {}
-    except (ValueError, AttributeError) as error:
-        raise ImageError(f"the image's configuration is damaged: {error}") from error
+    own = _parse(image)
     if entrypoint is not None:
         arguments = [*([entrypoint] if entrypoint else []), *command]
     else:
-        arguments = [*(own.get("Entrypoint") or []), *(command or own.get("Cmd") or [])]
+        arguments = [*own.entrypoint, *(command or own.command)]
     if not arguments:
         raise UsageError("the image names no program to run: give one after --")
-    uid, gid, groups, home = user_ids(root, own.get("User") or "")
-    environment = list(own.get("Env") or [])
+    uid, gid, groups, home = user_ids(root, own.user)
+    environment = list(own.environment)
     names = {entry.partition("=")[0] for entry in environment}
     environment += [
         entry for entry in (_PATH, f"HOME={home}", f"HOSTNAME={hostname}") if entry.partition("=")[0] not in names
@@ -83,7 +102,8 @@ def runtime_config(
     if terminal and "TERM" not in names:
         environment.append(f"TERM={os.environ.get('TERM', 'xterm')}")
     capabilities = [*_CAPABILITIES, *([_DEVICES_CAPABILITY] if supervised else [])]
-    resources = {"resources": {"devices": [{"allow": False, "access": "rwm"}]}} if supervised else {}
+    limits = {"devices": [{"allow": False, "access": "rwm"}], "pids": {"limit": _MAX_PROCESSES}}
+    resources = {"resources": limits} if supervised else {}
     files = [
         {"destination": name, "type": "none", "source": name, "options": ["rbind", "ro"]}
         for name in ("/etc/resolv.conf", "/etc/hosts")
@@ -96,12 +116,12 @@ def runtime_config(
             "user": {"uid": uid, "gid": gid, "additionalGids": groups},
             "args": arguments,
             "env": environment,
-            "cwd": os.path.join("/", own.get("WorkingDir") or ""),
+            "cwd": os.path.join("/", own.directory),
             "capabilities": {
                 kind: capabilities if uid == 0 or kind == "bounding" else []
                 for kind in ("bounding", "effective", "permitted")
             },
-            "noNewPrivileges": False,
+            "noNewPrivileges": True,
         },
         "root": {"path": str(root), "readonly": False},
         "hostname": hostname,
@@ -109,7 +129,8 @@ def runtime_config(
         "linux": {
             **resources,
             "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")],
-            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
+            "seccomp": seccomp.profile(),
+            "maskedPaths": _MASKED,
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },
     }
@@ -123,20 +144,42 @@ def user_ids(root: Path, user: str) -> tuple[int, int, list[int], str]:
     name, colon, group = user.partition(":")
     name = name or "0"
     # Name, password, uid, gid, comment, home, shell. A name may look like a number: passwd(5) names go first.
-    accounts = [row for row in _rows(root, "/etc/passwd", 6) if row[2].isdecimal() and row[3].isdecimal()]
+    accounts = [row for row in _rows(root, "/etc/passwd", 6) if _is_id(row[2]) and _is_id(row[3])]
     known = next((row for row in accounts if row[0] == name), None)
     known = known or next((row for row in accounts if row[2] == name), None)
-    if known is None and not name.isdecimal():
+    if known is None and not _is_id(name):
         raise ImageError(f"the image runs as user {shlex.quote(name)}, which its /etc/passwd does not have")
     uid, gid, home = (int(known[2]), int(known[3]), known[5] or "/") if known else (int(name), 0, "/")
     # Name, password, gid, members.
-    groups = [row for row in _rows(root, "/etc/group", 4) if row[2].isdecimal()]
+    groups = [row for row in _rows(root, "/etc/group", 4) if _is_id(row[2])]
     if colon:
         found = next((row for row in groups if row[0] == group), None)
-        if found is None and not group.isdecimal():
+        if found is None and not _is_id(group):
             raise ImageError(f"the image runs with group {shlex.quote(group)}, which its /etc/group does not have")
         return uid, int(found[2]) if found else int(group), [], home
     return uid, gid, [int(row[2]) for row in groups if known and known[0] in row[3].split(",")], home
+
+
+def _parse(image: bytes) -> _Own:
+    """Parses an image's configuration; ImageError where it is damaged."""
+    try:
+        own = json.loads(image).get("config") or {}
+        entrypoint, command, environment = lists = [own.get(key) or [] for key in ("Entrypoint", "Cmd", "Env")]
+        user, directory = words = [own.get(key) or "" for key in ("User", "WorkingDir")]
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ImageError(f"the image's configuration is damaged: {error}") from error
+    if not all(isinstance(each, list) for each in lists):
+        raise ImageError("the image's configuration is damaged: its Entrypoint, Cmd and Env are lists")
+    if not all(isinstance(word, str) and "\0" not in word for word in itertools.chain(words, *lists)):
+        raise ImageError(
+            "the image's configuration is damaged: its Entrypoint, Cmd, Env, User and WorkingDir are of text"
+        )
+    return _Own(entrypoint, command, environment, user, directory)
+
+
+def _is_id(text: str) -> bool:
+    """Returns True if a text is the number of a user or group."""
+    return text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) <= _MAX_ID
 
 
 def _rows(root: Path, name: str, fields: int) -> list[list[str]]:
@@ -146,34 +189,10 @@ def _rows(root: Path, name: str, fields: int) -> list[list[str]]:
 
 def _lines(root: Path, name: str) -> list[str]:
     try:
-        return [
-            line for line in _inside(root, name).read_text(errors="replace").splitlines() if line and line[0] != "#"
-        ]
+        text = read_in_root(root, name, _MAX_ACCOUNTS_BYTES) or b""
     except OSError as error:
-        if error.errno in _ABSENT:
-            return []
         raise HostError(
             f"cannot read {name} of the image: {error.strerror}; the server's log says why, and `blockmap verify` whether the "
             "store is damaged"
         ) from error
-
-
-def _inside(root: Path, name: str) -> Path:
-    """A file of the image; symlinks are followed inside the root only."""
-    at = root
-    todo = [part for part in name.split("/") if part][::-1]
-    for _ in range(64):
-        if not todo:
-            break
-        part = todo.pop()
-        if part == "..":
-            at = at.parent if at != root else root
-            continue
-        below = at / part
-        if below.is_symlink():
-            target = os.readlink(below)
-            at = root if target.startswith("/") else at
-            todo.extend(piece for piece in target.split("/")[::-1] if piece not in ("", "."))
-            continue
-        at = below
-    return at
+    return [line for line in text.decode(errors="replace").splitlines() if line and line[0] != "#"]

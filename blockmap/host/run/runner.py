@@ -245,7 +245,7 @@ def _overlay(lower: Path, scratch: Path, root: Path) -> None:
     except HostError:
         shutil.rmtree(scratch)
         scratch.mkdir()
-        mounts.mount("blockmap", scratch, "tmpfs", 0, "mode=700")
+        mounts.mount("blockmap", scratch, "tmpfs", mounts.UNTRUSTED, "mode=700")
         _mount_overlay(lower, scratch, root)
 
 
@@ -257,7 +257,7 @@ def _mount_overlay(lower: Path, scratch: Path, root: Path) -> None:
     os.chown(upper, own.st_uid, own.st_gid)
     upper.chmod(own.st_mode & 0o7777)
     options = f"lowerdir={lower},upperdir={upper},workdir={scratch}/work"
-    mounts.mount("overlay", root, "overlay", mounts.NODEV, options)
+    mounts.mount("overlay", root, "overlay", mounts.UNTRUSTED, options)
 
 
 def _supervised() -> bool:

@@ -4,14 +4,13 @@ ext4 reads its metadata through the page cache of the block device, so reading t
 page cache of its own, which only reads through the mounted file system fill.
 """
 
-import ctypes
 import errno
 import os
-import stat
-import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+from blockmap.host.image_file import open_beneath
 
 BLOCK_BYTES = 4096
 PIECE_BYTES = 128 << 10
@@ -20,12 +19,6 @@ _WINDOW_BLOCKS = 1024
 _MOST_BLOCKS = 1 << 40
 _THREADS = 8
 """Threads that read: nbdfuse answers ten requests at once and FUSE takes twelve, so that the program's own still get through."""
-
-_OPENAT2 = 437
-_RESOLVE = 0x01 | 0x02 | 0x04 | 0x08
-"""NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, BENEATH of openat2(2): a path never leads out of the image."""
-_HOW = struct.Struct("=QQQ")
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +63,6 @@ def warm(pieces: Sequence[WarmRange], device: int, root: Callable[[], int | None
         thread.start()
     for thread in threads:
         thread.join()
-
-
-def open_beneath(root: int, path: str) -> int:
-    """Opens a regular file to read, below a directory, through directories alone; OSError."""
-    how = _HOW.pack(_FLAGS, 0, _RESOLVE)
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = int(libc.syscall(_OPENAT2, root, ctypes.c_char_p(os.fsencode(path)), ctypes.c_char_p(how), _HOW.size))
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(f"{path} is no file")
-    return fd
 
 
 class _Work:
