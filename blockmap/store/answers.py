@@ -1,5 +1,6 @@
 """Translates obstore's errors: into a kind, and one line of their pages of text, without what may be secret."""
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -129,12 +130,25 @@ def _cause(debug: str) -> str:
     if "kind: Timeout" in debug:
         return "no answer in time"
     if "InvalidCertificate" in debug:
-        return "its certificate is not trusted: SSL_CERT_FILE can name a file of authorities"
+        return f"its certificate is not trusted: {_trust()}"
     if "InvalidContentType" in debug:
         return "it does not speak TLS, or not on this port: http:// instead of https://"
     if said := _SAID.findall(debug):
         return str(said[-1])
     return "the connection broke" if "Incomplete" in debug else ""
+
+
+def _trust() -> str:
+    """Returns what to do about a certificate that is not trusted."""
+    named = os.environ.get("SSL_CERT_FILE")
+    if not named:
+        return "SSL_CERT_FILE can name a file of authorities"
+    try:
+        with open(named, "rb"):
+            pass
+    except OSError as error:
+        return f"SSL_CERT_FILE names {named}, which cannot be read: {error.strerror}"
+    return f"no authority in {named}, which SSL_CERT_FILE names, has signed it"
 
 
 def _is_denial(text: str) -> bool:

@@ -115,10 +115,15 @@ class DirectoryStore:
         self._forget(key)
 
     def contents(self) -> Sequence[str]:
-        """The names at the top of the directory; none where it is absent. NotAStore where it is a file."""
+        """The names at the top of the directory; none where it is absent. NotAStore where none can be made there."""
         try:
             return sorted(os.listdir(self._root))
         except FileNotFoundError:
+            link = next((each for each in (self._root, *self._root.parents) if each.is_symlink()), None)
+            if link is not None and not link.exists():
+                raise NotAStore(
+                    f"{link} is a symbolic link to {os.readlink(link)}, which is not there: make that directory, or name another"
+                ) from None
             return []
         except NotADirectoryError:
             raise NotAStore(f"{self.url} is a file: name a directory that is absent or empty") from None

@@ -175,10 +175,17 @@ def test_encrypted_connections(
     need("nginx", "openssl")
     directory.create("a", [b"0123456789"])
     (tmp_path / "nginx").mkdir()
-    certify(tmp_path / "nginx")
+    (tmp_path / "other").mkdir()
+    for folder in ("nginx", "other"):
+        certify(tmp_path / folder)
     with servers.nginx(tmp_path / "nginx", tmp_path / "served", certified=tmp_path / "nginx") as url:
-        with pytest.raises(StoreUnavailable, match="certificate is not trusted: SSL_CERT_FILE"):
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        with pytest.raises(StoreUnavailable, match="certificate is not trusted: SSL_CERT_FILE can"):
             open_http(url).get("a")
+        for named, said in (("absent", "cannot be read: No such file"), ("other/authority.pem", "has signed it")):
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / named))
+            with pytest.raises(StoreUnavailable, match=f"not trusted: .*{tmp_path / named}.*{said}"):
+                open_http(url).get("a")
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nginx/authority.pem"))
         assert open_http(url).get_range("a", 2, 5) == b"234"
 

@@ -91,6 +91,18 @@ def test_a_file_is_no_store(tmp_path: Path, make: type[object]) -> None:
         make(str(tmp_path / "file"))
 
 
+@pytest.mark.parametrize("below", ["", "/below/it"])
+@pytest.mark.parametrize("make", [create_store, open_or_create])
+def test_a_link_to_nowhere_is_named(tmp_path: Path, make: type[object], below: str) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(
+        NotAStore, match=f"{tmp_path}/link is a symbolic link to nowhere, which is not there: make that"
+    ):
+        make(f"{tmp_path}/link{below}")
+    (tmp_path / "nowhere").mkdir()
+    make(f"{tmp_path}/link{below}")
+
+
 def test_what_is_no_store_says_how_to_make_one(tmp_path: Path) -> None:
     for url in (str(tmp_path), str(tmp_path / "absent")):
         with pytest.raises(NotAStore, match=f"blockmap create {url}"):
