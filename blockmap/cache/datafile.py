@@ -31,7 +31,7 @@ class DataFile:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "data"
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._owner = _own(directory / "lock")
         except OSError as error:
             raise _unusable(directory, error) from error

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from blockmap.host.serve.supervisor import spawn
+from blockmap.local.paths import own
 from blockmap.origin.records import open_served
 from blockmap.server.opener import ANSWER_SECONDS
 from blockmap.store.opening import location
@@ -11,5 +12,5 @@ from blockmap.store.opening import location
 def start(store: str, cache: Path, nbd_socket: Path, idle_seconds: float) -> None:
     """Starts a server of the store, which ends when nobody has used it for a while; errors as for opening the store."""
     url = location(store)
-    open_served(url, cache, ANSWER_SECONDS)
+    open_served(url, own(cache), ANSWER_SECONDS)
     spawn(url, cache, nbd_socket, idle_seconds)

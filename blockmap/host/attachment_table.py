@@ -16,6 +16,7 @@ from pathlib import Path
 from blockmap.errors import HostError
 from blockmap.host.devices.device import Device
 from blockmap.local.database import Schema, open_database, open_to_read, transaction
+from blockmap.local.paths import own
 
 _FILE = "attachments.db"
 _SCHEMA = Schema(
@@ -141,7 +142,7 @@ def is_recorded(state: Path) -> bool:
 def changing(state: Path) -> Iterator[AttachmentTable]:
     """Holds the lock of the record; commits all changes made within, or none where something raises. HostError."""
     try:
-        state.mkdir(parents=True, exist_ok=True)
+        own(state).mkdir(mode=0o700, parents=True, exist_ok=True)
         with (
             _locked(state / "lock"),
             closing(open_database(state / _FILE, _SCHEMA)) as connection,

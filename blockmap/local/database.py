@@ -4,9 +4,10 @@
 raises whatever else is wrong. Connections are in autocommit; `transaction` groups statements.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -36,6 +37,9 @@ def open_database(path: Path | str, schema: Schema) -> sqlite3.Connection:
 
     Raises sqlite3.Error if it is damaged, or of a version that `schema` cannot migrate.
     """
+    if path != ":memory:":
+        with suppress(OSError):  # which SQLite then explains; it gives its other files the mode of this one
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False, isolation_level=None)
     try:
         _bring(connection, schema)

@@ -1,8 +1,11 @@
 """Says where things are on this host by default."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from blockmap.errors import HostError
 
 TRACE_SUFFIX: Final = ".trace"
 """The ending of the names of traces."""
@@ -24,6 +27,18 @@ def default_cache() -> Path:
     if os.geteuid() == 0:
         return Path("/var/cache/blockmap")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockmap"
+
+
+def own(directory: Path) -> Path:
+    """Returns a directory that is this user's, or absent; HostError where it is somebody else's.
+
+    Its owner can put there what this user would believe: bytes of images, or what is attached where.
+    """
+    with suppress(OSError):  # whoever uses it says what is wrong
+        owner = directory.stat().st_uid
+        if owner != os.geteuid():
+            raise HostError(f"{directory} belongs to another user (uid {owner}): name a directory of your own")
+    return directory
 
 
 def default_state() -> Path:

@@ -82,7 +82,7 @@ class LocalCatalogue:
         if self._path is None:
             return
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             connection = database.open_database(self._path, _SCHEMA)
             with closing(connection), database.transaction(connection):
                 self._write(connection, now)

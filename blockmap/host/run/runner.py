@@ -181,7 +181,7 @@ def _folder(runc: str, attachments: Attachments, runs: Path) -> Iterator[Path]:
     if any(character in str(runs) for character in ",:\\"):
         raise UsageError(f"{runs} cannot be used: overlay mounts have no way to name a path with one of , : \\ in it")
     try:
-        runs.mkdir(parents=True, exist_ok=True)
+        runs.mkdir(mode=0o700, parents=True, exist_ok=True)
         guard = os.open(runs / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HostError(f"cannot use {runs}: {error.strerror}") from error
