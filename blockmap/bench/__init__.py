@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-_WIDE = 1000
+from blockmap.terminal.output import tell
+from blockmap.terminal.tables import cells, tell_table
+
 Report = dict[str, Any]
 """`caveats`: list of str; `rows`: list of flat dicts with equal keys; anything else is for machines."""
 
@@ -19,20 +20,16 @@ Report = dict[str, Any]
 def show(report: Report, as_json: bool) -> None:
     """Prints a report: caveats first, then the rows."""
     if as_json:
-        click.echo(json.dumps(report, indent=1))
+        tell(*json.dumps(report, indent=1).split("\n"))
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDE  # what goes into a file is not cut to fit a window
-    for caveat in report["caveats"]:
-        console.print(f"- {caveat}")
+    tell(*(f"- {caveat}" for caveat in report["caveats"]))
     rows: list[dict[str, Any]] = report["rows"]
     table = Table(*rows[0]) if rows else Table()
     for row in rows:
-        table.add_row(*(_text(value) for value in row.values()))
-    console.print(table)
-    for line in report.get("summary", []):
-        console.print(line)
+        table.add_row(*cells(*map(_text, row.values())))
+    tell_table(table)
+    if summary := report.get("summary"):
+        tell(*summary)
 
 
 def _text(value: object) -> str:

@@ -27,6 +27,7 @@ from blockmap.image.sources import open_source
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.stages import Stages
 from blockmap.store.opening import create_store
+from blockmap.terminal.output import warn
 
 CAVEATS = [
     "Blocks are those that volumes show and that are not zero; contents that upper layers hide are counted apart.",
@@ -103,9 +104,7 @@ def _stored(sources: tuple[str, ...]) -> dict[str, int]:
         for number, text in enumerate(sources):
             with _opened(text) as source:
                 _as_kept_by_a_registry(source, registry)
-                summary = Importer(store, form, lambda warning: click.echo(warning, err=True)).run(
-                    source, f"bench-{number}", "1"
-                )
+                summary = Importer(store, form, warn).run(source, f"bench-{number}", "1")
             took["chunks"] += summary.counts.stored_bytes
             took["nodes"] += summary.node_bytes
         whole = sum(path.stat().st_size for path in Path(work).rglob("*") if path.is_file())

@@ -4,14 +4,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import click
-
 from blockmap.host.attachments import Attachments
 from blockmap.host.devices.nbdfuse import NbdFuse
 from blockmap.local.paths import default_state
+from blockmap.terminal.output import warn
 
 
-def attachments(say: Callable[[str], None] = lambda text: click.echo(f"blockmap: {text}", err=True)) -> Attachments:
+def attachments(say: Callable[[str], None] = warn) -> Attachments:
     return Attachments(state(), NbdFuse(), say)
 
 

@@ -3,7 +3,6 @@
 What they import is time that every start waits for: the store's engines only where a server has to be started.
 """
 
-import sys
 from pathlib import Path
 
 import click
@@ -14,6 +13,7 @@ from blockmap.control.messages import Hydrate, Resolve
 from blockmap.host import tools
 from blockmap.host.run import runner
 from blockmap.terminal.options import cache_option, hydrate_option, label_option, labelled, socket_option, store_option
+from blockmap.terminal.output import tell
 
 
 @click.command()
@@ -41,7 +41,7 @@ def attach(
     attachments().attach(client, export, wanted, directory)
     if hydrate:
         client.ask(Hydrate(export))
-    click.echo(f"{export} is at {directory}")
+    tell(f"{export} is at {directory}")
 
 
 @click.command()
@@ -81,7 +81,7 @@ def run(
     if hydrate:
         client.ask(Hydrate(wanted))
     program = runner.Program(wanted, words(command), entrypoint, runner.is_terminal())
-    sys.exit(runner.run(client, attachments(), state(), program))
+    click.get_current_context().exit(runner.run(client, attachments(), state(), program))
 
 
 def words(command: tuple[str, ...]) -> list[str]:

@@ -1,16 +1,12 @@
-"""Commands about images in the store: create, import, images, show, verify."""
+"""Commands about one image in the store, or a new store: create, import, show, verify."""
 
 import json
-import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from blockmap.cli.progress import Watched
-from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound, StoreError, StoreReadOnly, UsageError
+from blockmap.errors import Corrupt, ImageError, NotFound, StoreError, StoreReadOnly, UsageError
 from blockmap.filesystem.ext4.reader import Ext4Reader
 from blockmap.format import BLOCK
 from blockmap.format.refs import parse_name, parse_reference
@@ -20,23 +16,22 @@ from blockmap.image.disk_image import DiskSource
 from blockmap.image.importer import Importer, Summary
 from blockmap.image.layer import chain_ids
 from blockmap.image.sources import open_source
-from blockmap.local.paths import default_cache
+from blockmap.local.paths import default_cache, own
+from blockmap.local.scratch import scratch
 from blockmap.publish.local import LocalCatalogue
 from blockmap.store.base import Reader, Writer
-from blockmap.store.names import NameReader
 from blockmap.store.opening import create_store, open_or_create, open_store
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
 from blockmap.store.volume_reader import stored_reader
 from blockmap.terminal.options import cache_option, need_store, store_option
+from blockmap.terminal.output import OutputFailed, tell, warn
 from blockmap.terminal.units import size
 from blockmap.upkeep.derived import check_derived
 from blockmap.upkeep.verify import Fault, check_version, record_faults, usage
 
 _MAX_SIZE_GIB = 64
 """Twice the largest images of machine learning; a blob of 64 MB can unpack to as much."""
-_UNBOUNDED = 10_000
-"""Columns: wider than any table."""
 
 
 @click.command()
@@ -45,7 +40,7 @@ _UNBOUNDED = 10_000
 def create(url: str | None, store: str | None) -> None:
     """Make a store in URL (else --store): a directory, or a prefix in a bucket that exists, where nothing is yet."""
     made, form = create_store(need_store(url or store))
-    click.echo(f"made store {form.store} in {made.url}")
+    tell(f"made store {form.store} in {made.url}")
 
 
 max_size_option = click.option(
@@ -84,24 +79,23 @@ def import_(
     """
     repo, tag = parse_name(name)
     where = need_store(store)
-    with tempfile.TemporaryDirectory(prefix="blockmap-import-") as work:
-        found = open_source(source, platform=platform, work=Path(work), warn=_warn, most=int(max_size * (1 << 30)))
+    with scratch("import") as work:
+        found = open_source(source, platform=platform, work=work, warn=warn, most=int(max_size * (1 << 30)))
         try:
             opened, form = open_or_create(where)
-            local = LocalCatalogue((cache or default_cache()) / f"hooks-{form.store}.db")
-            importer = Importer(opened, form, _warn, local)
+            local = LocalCatalogue(own(cache or default_cache()) / f"hooks-{form.store}.db")
+            importer = Importer(opened, form, warn, local)
             with Watched(found, f"{repo}:{tag}", quiet or as_json):
                 summary = importer.run(found, repo, tag)
         finally:
             found.close()
-    if as_json:
-        click.echo(json.dumps(_machine(summary)))
-    else:
-        _tell(summary)
-
-
-def _warn(text: str) -> None:
-    click.echo(f"blockmap: {text}", err=True)
+    try:
+        if as_json:
+            tell(json.dumps(_machine(summary)))
+        else:
+            _tell(summary)
+    except OutputFailed as error:
+        raise OutputFailed(f"{summary.name} is imported, sha256:{summary.version.hex()}, but {error}") from error
 
 
 def _machine(summary: Summary) -> dict[str, object]:
@@ -127,59 +121,16 @@ def _tell(summary: Summary) -> None:
     counts = summary.counts
     data = counts.blocks * BLOCK
     moved = f"entry {summary.number} of its name" if summary.number else "the name stood for it already"
-    click.echo(f"{summary.name}  sha256:{summary.version.hex()}  ({moved})")
-    click.echo(
+    tell(f"{summary.name}  sha256:{summary.version.hex()}  ({moved})")
+    tell(
         f"  {size(data)} of data in a volume of {size(summary.volume_bytes)}, {counts.chunks:,} chunks, "
         f"{counts.new_chunks:,} of them new"
     )
     ratio = f"{data / counts.new_bytes:.2f}" if counts.new_bytes else "all known"
-    click.echo(
+    tell(
         f"  {size(counts.stored_bytes + summary.node_bytes)} stored (dedup ratio {ratio}), "
         f"{summary.seconds:.1f} s, {size(data / summary.seconds)}/s"
     )
-
-
-@click.command()
-@store_option
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-def images(store: str | None, as_json: bool) -> None:
-    """List the images in the store."""
-    opened, _ = open_store(need_store(store))
-    reader, repository = NameReader(opened), Repository(opened)
-    rows = []
-    for (repo, tag), n in sorted(reader.catalogue().items()):
-        try:
-            entry = reader.entry(repo, tag, n)[0]
-            if entry.version is None:
-                continue
-            volume = repository.version(entry.version, entry.number)
-            rows.append(
-                {
-                    "name": f"{repo}:{tag}",
-                    "digest": entry.version.hex(),
-                    "entry": n,
-                    "time": entry.time,
-                    "volume_bytes": volume.root.size * BLOCK,
-                    "data_bytes": usage(repository, volume.root).data_bytes,
-                }
-            )
-        except BlockmapError as error:
-            click.echo(f"blockmap: {repo}:{tag}: {error}", err=True)
-    if as_json:
-        click.echo(json.dumps(rows))
-        return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("NAME", overflow="fold")
-    for title in ("DIGEST", "MOVED", "DATA", "VOLUME"):
-        table.add_column(title, justify="right" if title in ("DATA", "VOLUME") else "left", no_wrap=True)
-    for row in rows:
-        moved = datetime.fromtimestamp(int(str(row["time"])), UTC).strftime("%Y-%m-%d %H:%M")
-        data, volume_size = size(float(str(row["data_bytes"]))), size(float(str(row["volume_bytes"])))
-        table.add_row(str(row["name"]), str(row["digest"])[:12], moved, data, volume_size)
-    console = Console()
-    if not console.is_terminal:
-        console.width = _UNBOUNDED  # a pipe gets every name in one piece
-    console.print(table)
 
 
 @click.command()
@@ -195,23 +146,30 @@ def show(name: str, store: str | None, files: bool) -> None:
     if files:
         for file in repository.file_map(version.root.digest):
             blocks = file.blocks
-            click.echo(f"{file.size:>12,} {blocks:>8,}  /{file.path.decode('utf-8', 'backslashreplace')}")
+            tell(f"{file.size:>12,} {blocks:>8,}  /{file.path.decode('utf-8', 'backslashreplace')}")
         return
     took = usage(repository, version.root)
-    click.echo(f"export      {found.pinned}")
-    click.echo(f"root        {version.root.digest.hex()}")
-    click.echo(f"volume      {size(version.root.size * BLOCK)}, of it data {size(took.data_bytes)}")
-    click.echo(
+    tell(f"export      {found.pinned}")
+    tell(f"root        {version.root.digest.hex()}")
+    tell(f"volume      {size(version.root.size * BLOCK)}, of it data {size(took.data_bytes)}")
+    tell(
         f"chunks      {took.chunks:,} in {took.packs:,} packs, {size(took.chunk_bytes)} before compression, "
         f"{size(took.stored_bytes)} stored"
     )
-    click.echo(f"dedup       {took.data_bytes / max(took.chunk_bytes, 1):.2f} within the image")
+    tell(f"dedup       {took.data_bytes / max(took.chunk_bytes, 1):.2f} within the image")
     hidden = usage(repository, version.extra)
-    click.echo(f"hidden      {size(hidden.data_bytes)} that upper layers replace or remove")
-    click.echo(f"created     {version.created or '-'}")
+    tell(f"hidden      {size(hidden.data_bytes)} that upper layers replace or remove")
+    tell(f"created     {version.created or '-'}")
     if version.config is not None:
-        click.echo("config")
-        click.echo(json.dumps(json.loads(version.config).get("config", {}), indent=2))
+        tell("config", *_own_config(version.config))
+
+
+def _own_config(document: bytes) -> list[str]:
+    """Returns the lines that show what an image's configuration says of its program."""
+    try:
+        return json.dumps(json.loads(document).get("config", {}), indent=2).split("\n")
+    except (ValueError, AttributeError, RecursionError) as error:
+        return [f"  is damaged: {error}"]
 
 
 @click.command()
@@ -249,13 +207,13 @@ def verify(
             "which store again what the source has of it"
         )
     for text in check_derived(opened, found.name, found.version, _chains(found.version.config)):
-        click.echo(f"blockmap: {text}", err=True)
+        warn(text)
     took = usage(repository, found.version.root)
-    click.echo(f"{found.pinned}: {took.chunks:,} chunks, {size(took.data_bytes)} of data, all as their digests say")
+    tell(f"{found.pinned}: {took.chunks:,} chunks, {size(took.data_bytes)} of data, all as their digests say")
     if against is None:
         return
-    with tempfile.TemporaryDirectory(prefix="blockmap-verify-") as work:
-        source = open_source(against, platform=platform, work=Path(work), most=int(max_size * (1 << 30)))
+    with scratch("verify") as work:
+        source = open_source(against, platform=platform, work=work, most=int(max_size * (1 << 30)))
         try:
             if isinstance(source, DiskSource):
                 raise UsageError(
@@ -265,14 +223,14 @@ def verify(
         finally:
             source.close()
     for difference in differences[:100]:
-        click.echo(f"  {difference}", err=True)
+        warn(str(difference))
     if differences:
         raise ImageError(f"{name} differs from {against} in {len(differences)} places")
     try:
         count = len(repository.file_map(found.version.root.digest))
     except NotFound:
         count = 0
-    click.echo(f"the same as {against}, file by file ({count:,} regular files)")
+    tell(f"the same as {against}, file by file ({count:,} regular files)")
 
 
 def _chains(config: bytes | None) -> list[bytes]:
@@ -288,7 +246,7 @@ def _faults(repository: Repository, version: Version) -> list[Fault]:
     faults = []
     for fault in check_version(repository, version):
         faults.append(fault)
-        click.echo(f"blockmap: {fault.message}", err=True)
+        warn(fault.message)
     return faults
 
 
@@ -298,17 +256,17 @@ def _record(store: Reader, faults: list[Fault]) -> None:
             raise StoreReadOnly("it is read through a web server")
         record_faults(store, faults)
     except StoreError as error:
-        click.echo(f"blockmap: the store keeps no record of this damage: {error}", err=True)
+        warn(f"the store keeps no record of this damage: {error}")
 
 
 def _heal(store: str, source: str, platform: str | None, max_size: float) -> None:
-    with tempfile.TemporaryDirectory(prefix="blockmap-heal-") as work:
-        found = open_source(source, platform=platform, work=Path(work), warn=_warn, most=int(max_size * (1 << 30)))
+    with scratch("heal") as work:
+        found = open_source(source, platform=platform, work=work, warn=warn, most=int(max_size * (1 << 30)))
         try:
             opened, form = open_or_create(store)
-            Importer(opened, form, _warn).heal(found)
+            Importer(opened, form, warn).heal(found)
         finally:
             found.close()
 
 
-commands = [create, import_, images, show, verify]
+commands = [create, import_, show, verify]

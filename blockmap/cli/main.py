@@ -1,23 +1,25 @@
 """The `blockmap` program."""
 
 import logging
-import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from types import FrameType
+from typing import Any
 
 import click
 
 from blockmap import __version__
 from blockmap.errors import BlockmapError, UsageError
+from blockmap.terminal.output import open_streams, warn
 
 _COMMANDS = {
     "attach": "blockmap.cli.host:attach",
     "bench": "blockmap.bench.command:bench",
     "create": "blockmap.cli.images:create",
     "detach": "blockmap.cli.host:detach",
-    "images": "blockmap.cli.images:images",
+    "images": "blockmap.cli.image_list:images",
     "import": "blockmap.cli.images:import_",
     "profile": "blockmap.cli.profiles:profile",
     "report": "blockmap.report.command:report",
@@ -52,30 +54,42 @@ def program() -> None:
 
 def main() -> None:
     """Runs the program; errors become one line on standard error and an exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    logging.basicConfig(format="blockmap: %(message)s")
+    open_streams()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup(1) has it
+            signal.signal(number, _interrupt)
+    logging.basicConfig(handlers=[_Warnings()])
+    code = _run(lambda: program.main(standalone_mode=False))
+    sys.exit(_run(sys.stdout.flush) or code)
+
+
+def _run(work: Callable[[], Any]) -> Any:
+    """Returns what `work` returns, or the exit code of its error, which is told."""
     try:
-        code = program.main(standalone_mode=False)
+        return work()
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        print("blockmap: interrupted", file=sys.stderr)
-        code = 130
+        warn("interrupted")
+        return 130
     except UsageError as error:
-        print(f"blockmap: {error}", file=sys.stderr)
-        code = 2
+        warn(str(error))
+        return 2
     except BlockmapError as error:
-        print(f"blockmap: {error}", file=sys.stderr)
-        code = 1
+        warn(str(error))
+        return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code)
+        return 1
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from blockmap.cli.record import record
 from blockmap.errors import BlockmapError, NotFound, UsageError
@@ -23,10 +21,9 @@ from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store
 from blockmap.store.profiles import ProfileReader
 from blockmap.terminal.options import cache_option, need_store, store_option
+from blockmap.terminal.output import tell, warn
+from blockmap.terminal.tables import cells, tell_table
 from blockmap.terminal.units import size
-
-_UNBOUNDED = 10_000
-"""Columns: wider than any table."""
 
 
 @click.group()
@@ -61,7 +58,7 @@ def build(
     opened, _ = open_store(need_store(store))
     subject = find_subject(opened, reference)
     where = cache or default_cache()
-    folder = TraceFolder(traces_folder(where), _warn)
+    folder = TraceFolder(traces_folder(where), warn)
     chosen = [load_trace(folder.find(each)) for each in traces]
     if any((trace.head.repo, trace.head.label) != (subject.repo, subject.label) for trace in chosen):
         raise UsageError(f"a trace is not of {subject.repo}+{subject.label}: see `blockmap trace list`")
@@ -73,7 +70,7 @@ def build(
                 f"{traces_folder(where)} has no trace of {subject.repo}+{subject.label} that is not in its profile yet: start "
                 "the image, or name traces"
             )
-    learner = ProfileLearner(opened, subject, LocalProfiles(profiles_folder(where)), _warn)
+    learner = ProfileLearner(opened, subject, LocalProfiles(profiles_folder(where)), warn)
     _tell(learner.learn(chosen), as_json)
 
 
@@ -93,21 +90,19 @@ def _tell(learnt: Learnt, as_json: bool) -> None:
             "bundles": [{"version": own.version.hex(), "bytes": own.stored_bytes} for own in learnt.bundles],
             "local": None if learnt.kept is None else str(learnt.kept),
         }
-        click.echo(json.dumps(summary))
+        tell(json.dumps(summary))
     else:
-        click.echo(
+        tell(
             f"profile {made.n or 'of this host'} of {made.repo}+{made.label}: {size(data)} in {len(made.items):,} items, "
             f"from {made.starts} starts"
         )
         for own in learnt.bundles:
             data = own.blocks * BLOCK
-            click.echo(
-                f"  {size(own.stored_bytes)} for version {own.version.hex()[:12]}, {size(data)} before compression"
-            )
+            tell(f"  {size(own.stored_bytes)} for version {own.version.hex()[:12]}, {size(data)} before compression")
     if merged.is_guess:
-        _warn("no start was on a host that had nothing of the image: what its kernel still had may be missing")
+        warn("no start was on a host that had nothing of the image: what its kernel still had may be missing")
     if learnt.kept is not None:
-        _warn(f"the store cannot be written from here: the profile stays on this host, in {learnt.kept}")
+        warn(f"the store cannot be written from here: the profile stays on this host, in {learnt.kept}")
 
 
 @profile.command()
@@ -142,15 +137,15 @@ def show(name: str, store: str | None, cache: Path | None, label: str | None, li
             "bundles": [{"version": version, "names": names, "bytes": length} for version, names, length in bundles],
             "items": item_rows(found.items, found.starts),
         }
-        click.echo(json.dumps(head))
+        tell(json.dumps(head))
         return
-    click.echo(f"profile     {found.n or 'of this host'} of {repo}+{own}, made on {found.host}")
-    click.echo(f"items       {len(found.items):,}, {size(data)}, from {found.starts} starts")
+    tell(f"profile     {found.n or 'of this host'} of {repo}+{own}, made on {found.host}")
+    tell(f"items       {len(found.items):,}, {size(data)}, from {found.starts} starts")
     for version, names, length in bundles:
-        click.echo(f"bundle      {size(length)} for {version[:12]} ({', '.join(names)})")
-    print_table(item_table(found.items[: limit or None], found.starts))
+        tell(f"bundle      {size(length)} for {version[:12]} ({', '.join(names)})")
+    tell_table(item_table(found.items[: limit or None], found.starts))
     if limit and len(found.items) > limit:
-        click.echo(f"... {len(found.items) - limit:,} more: --limit 0 shows all")
+        tell(f"... {len(found.items) - limit:,} more: --limit 0 shows all")
 
 
 def _bundles(store: Reader, found: Profile) -> list[tuple[str, list[str], int]]:
@@ -170,7 +165,7 @@ def _bundles(store: Reader, found: Profile) -> list[tuple[str, list[str], int]]:
                         if own.label == found.label
                     ]
     except BlockmapError as error:
-        _warn(f"which versions have bundles is not known: {error}")
+        warn(f"which versions have bundles is not known: {error}")
     return [(version.hex(), versions[version], length) for version, length in rows]
 
 
@@ -197,10 +192,10 @@ def item_table(items: Sequence[ProfileItem], starts: int) -> Table:
     table.add_column("PATH", overflow="fold")
     for number, item in enumerate(items, 1):
         first = item.start if item.path is None else item.at
-        path = Text("-" if item.path is None else "/" + item.path.decode("utf-8", "backslashreplace"))
+        path = "-" if item.path is None else "/" + item.path.decode("utf-8", "backslashreplace")
         blocks = f"{first}-{first + item.blocks - 1}"
         share = f"{item.touched / starts:.0%}"
-        table.add_row(str(number), str(item.time_ms), size(item.blocks * BLOCK), blocks, share, path)
+        table.add_row(*cells(number, item.time_ms, size(item.blocks * BLOCK), blocks, share, path))
     return table
 
 
@@ -219,28 +214,17 @@ def list_(repo: str | None, store: str | None, as_json: bool) -> None:
         try:
             found = reader.get(own, label, n)
         except BlockmapError as error:
-            _warn(str(error))
+            warn(str(error))
             continue
         data = sum(item.blocks for item in found.items) * BLOCK
         rows.append({"repo": own, "label": label, "n": n, "starts": found.starts, "bytes": data, "host": found.host})
     if as_json:
-        click.echo(json.dumps(rows))
+        tell(json.dumps(rows))
         return
     table = Table(box=None, pad_edge=False)
     for title in ("REPO", "LABEL", "PROFILE", "STARTS", "DATA", "HOST"):
         table.add_column(title, overflow="fold")
     for row in rows:
         values = (row["repo"], row["label"], row["n"], row["starts"], size(float(str(row["bytes"]))), row["host"])
-        table.add_row(*map(str, values))
-    print_table(table)
-
-
-def print_table(table: Table) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console.width = _UNBOUNDED  # a pipe gets every name in one piece
-    console.print(table)
-
-
-def _warn(text: str) -> None:
-    click.echo(f"blockmap: {text}", err=True)
+        table.add_row(*cells(*values))
+    tell_table(table)

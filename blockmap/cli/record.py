@@ -20,6 +20,7 @@ from blockmap.host.run import runner
 from blockmap.host.run.readiness import parse_readiness
 from blockmap.host.run.recording import Recording
 from blockmap.terminal.options import cache_option, label_option, labelled, socket_option, store_option
+from blockmap.terminal.output import warn
 
 _PIECE_BYTES = 1 << 16
 
@@ -67,7 +68,7 @@ def record(
     if readiness.holds():
         raise UsageError(f"{ready} holds before the program has started: end what answers there, or choose another")
     client = server(store, cache, socket)
-    recording = Recording(client, readiness, seconds, _say)
+    recording = Recording(client, readiness, seconds, warn)
     program = runner.Program(wanted, words(command), entrypoint, terminal=False)
     with _heard(readiness.hear):
         code = runner.run(client, attachments(), state(), program, recording)
@@ -79,12 +80,12 @@ def record(
 
 def _tell(recording: Recording, ready: str, seconds: float, code: int) -> None:
     if recording.ready_seconds is not None:
-        _say(f"ready after {recording.ready_seconds:.2f} s")
+        warn(f"ready after {recording.ready_seconds:.2f} s")
     elif ready != "exit":
-        _say(f"{ready} did not hold within {seconds:g} s: what the program read until then is recorded")
+        warn(f"{ready} did not hold within {seconds:g} s: what the program read until then is recorded")
     elif code not in (0, 143):
-        _say(f"the program ended with status {code}: what it read until then is recorded")
-    _say(f"recorded in {recording.trace}")
+        warn(f"the program ended with status {code}: what it read until then is recorded")
+    warn(f"recorded in {recording.trace}")
 
 
 def _build(wanted: str, store: str, trace: str) -> None:
@@ -127,7 +128,3 @@ def _restore(fd: int, kept: int, pump: threading.Thread) -> None:
     os.dup2(kept, fd)
     pump.join(1)  # a process of the container that outlives it would hold the pipe
     os.close(kept)
-
-
-def _say(text: str) -> None:
-    click.echo(f"blockmap: {text}", err=True)

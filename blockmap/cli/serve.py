@@ -7,12 +7,13 @@ import click
 
 from blockmap.cli.attached import attachments
 from blockmap.host.serve.supervisor import Supervisor
-from blockmap.local.paths import default_cache, default_socket
+from blockmap.local.paths import default_cache, default_socket, own
 from blockmap.origin.outage_policy import parse_option
 from blockmap.origin.records import open_served
 from blockmap.server.opener import ANSWER_SECONDS
 from blockmap.store.opening import location
 from blockmap.terminal.options import cache_option, need_store, socket_option, store_option
+from blockmap.terminal.output import warn
 
 
 @click.command()
@@ -57,15 +58,21 @@ def serve(
     for each in outages:
         parse_option(each)
     url = location(need_store(store))
-    directory = (cache or default_cache()).absolute()
+    directory = own((cache or default_cache()).absolute())
     open_served(url, directory, ANSWER_SECONDS)
     where = (socket or default_socket()).absolute()
 
     def take_over() -> None:
         attachments(_log).clean(where)
 
-    Supervisor(url, directory, cache_size, outages, where, listen, idle_exit, _log, take_over, metrics, learn).run()
+    Supervisor(
+        url, directory, cache_size, outages, where, listen, idle_exit, _log, _pass_on, take_over, metrics, learn
+    ).run()
 
 
 def _log(text: str) -> None:
-    click.echo(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}", err=True)
+    warn(text, before=f"{datetime.now():%Y-%m-%d %H:%M:%S} ")
+
+
+def _pass_on(line: bytes) -> None:
+    warn(line.rstrip(b"\n").decode(errors="backslashreplace"), before="")

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from blockmap.cli.attached import attachments
@@ -15,9 +14,10 @@ from blockmap.errors import HostError
 from blockmap.format.refs import short_export
 from blockmap.local.paths import default_socket
 from blockmap.terminal.options import socket_option
+from blockmap.terminal.output import tell
+from blockmap.terminal.tables import cells, tell_table
 from blockmap.terminal.units import duration, share, size
 
-_WIDE = 1000
 _CLOSED_SHOWN = 10
 
 
@@ -28,7 +28,7 @@ def status(socket: Path | None, as_json: bool) -> None:
     """Show what the server does, and what is attached."""
     answer = Client((socket or default_socket()).absolute()).full_status()
     if as_json:
-        click.echo(json.dumps(answer))
+        tell(json.dumps(answer))
         return
     _tell(answer)
 
@@ -36,39 +36,36 @@ def status(socket: Path | None, as_json: bool) -> None:
 def _tell(answer: ServerStatus) -> None:
     fetch, cache, calls = answer["fetch"], answer["cache"], remote(answer)
     traces, learn = answer["traces"], answer["learn"]
-    click.echo(f"server    process {answer['pid']}, up {answer['seconds']:.0f} s, store {answer['store']}")
-    click.echo(
+    tell(f"server    process {answer['pid']}, up {answer['seconds']:.0f} s, store {answer['store']}")
+    tell(
         f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}, {cache['slots']:,} chunks and nodes, "
         f"{cache['evicted']:,} evicted, {cache['damaged']:,} found damaged"
     )
-    click.echo(
+    tell(
         f"fetched   {size(fetch['bytes'])} in {fetch['requests']:,} requests, {fetch['chunks']:,} chunks, "
         f"{fetch['damaged']:,} damaged on arrival, {fetch['failed_reads']:,} failed"
     )
-    click.echo(
+    tell(
         f"remote    {calls.count:,} requests, {size(calls.bytes)}, {calls.errors:,} errors, "
         f"p50 {duration(calls.latency_s(0.5))}, p99 {duration(calls.latency_s(0.99))}"
     )
     for line in background(answer):
-        click.echo(f"ahead     {line}")
-    click.echo(
+        tell(f"ahead     {line}")
+    tell(
         f"starts    {traces['running']:,} under way, {traces['begun']:,} recorded, {traces['learnable']:,} to learn from, "
         f"learnt {learn['runs'] - learn['failures']:,} times, {learn['failures']:,} failed"
     )
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDE  # what a program reads is not cut to fit a window
     table = Table(box=None, pad_edge=False)
     table.add_column("EXPORT", overflow="fold")
     for title in ("SIZE", "CONNECTIONS", "READS", "BYTES", "HITS", "P50", "P99", "WAITING", "ERRORS"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     found = exports(answer)
     closed = [each for each in found if each.size is None]
     listed = [*(each for each in found if each.size is not None), *closed[-_CLOSED_SHOWN:]]
     for each in listed:
         reads = each.reads
         table.add_row(
-            short_export(each.name),
+            *cells(short_export(each.name)),
             "closed" if each.size is None else size(each.size),
             str(each.connections),
             f"{reads.count:,}",
@@ -80,15 +77,15 @@ def _tell(answer: ServerStatus) -> None:
             f"{reads.errors:,}",
         )
     if listed:
-        console.print(table)
+        tell_table(table)
     if len(closed) > _CLOSED_SHOWN:
-        console.print(f"and {len(closed) - _CLOSED_SHOWN} that were closed before: --json shows them")
+        tell(f"and {len(closed) - _CLOSED_SHOWN} that were closed before: --json shows them")
     mounts = Table("ATTACHED AT", "NAME", "DEVICE", box=None, pad_edge=False)
     try:
         attached = attachments().list()
     except HostError:
         attached = []
     for mounted in attached:
-        mounts.add_row(mounted.directory, mounted.name, mounted.device)
+        mounts.add_row(*cells(mounted.directory, mounted.name, mounted.device))
     if attached:
-        console.print(mounts)
+        tell_table(mounts)

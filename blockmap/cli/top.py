@@ -24,6 +24,7 @@ from blockmap.errors import HostError, UsageError
 from blockmap.format.refs import short_export
 from blockmap.local.paths import default_socket
 from blockmap.terminal.options import socket_option
+from blockmap.terminal.tables import Fitted, cells
 from blockmap.terminal.units import duration, share, size
 
 _REFRESH_SECONDS = 1.0
@@ -60,7 +61,7 @@ def _look(client: Client, before: Snapshot | None) -> tuple[Snapshot | None, Ren
     try:
         status = client.full_status()
     except HostError as error:
-        return None, Text(f"waiting for the server: {error}")
+        return None, cells(f"waiting for the server: {error}")[0]
     now = Snapshot(time.monotonic(), status)
     if before is not None and before.status["pid"] != status["pid"]:
         before = None  # another server process, whose counters begin at 0
@@ -85,18 +86,18 @@ def render(now: Snapshot, before: Snapshot | None) -> RenderableType:
     earlier = {each.name: each.reads for each in exports(before.status)} if before else {}
     rows = [(each, each.reads.since(earlier.get(each.name))) for each in exports(status) if each.size is not None]
     if not rows:
-        return Group(*map(Text, lines), Text("nothing is open"))
-    return Group(*map(Text, lines), _table(sorted(rows, key=lambda row: -row[1].count), seconds))
+        return Group(*cells(*lines), Text("nothing is open"))
+    return Group(*cells(*lines), _table(sorted(rows, key=lambda row: -row[1].count), seconds))
 
 
-def _table(rows: list[tuple[Export, Figures]], seconds: float) -> Table:
+def _table(rows: list[tuple[Export, Figures]], seconds: float) -> Fitted:
     table = Table(box=None, pad_edge=False)
-    table.add_column("EXPORT", no_wrap=True)
+    table.add_column("EXPORT", overflow="fold")
     for title in ("CONNECTIONS", "READS/S", "BYTES/S", "HITS", "P50", "P99", "WAITING", "ERRORS"):
         table.add_column(title, justify="right", no_wrap=True)
     for each, reads in rows:
         table.add_row(
-            short_export(each.name),
+            *cells(short_export(each.name)),
             str(each.connections),
             f"{reads.count / seconds:,.0f}",
             size(reads.bytes / seconds),
@@ -106,7 +107,7 @@ def _table(rows: list[tuple[Export, Figures]], seconds: float) -> Table:
             str(each.waiting),
             f"{reads.errors:,}",
         )
-    return table
+    return Fitted(table)
 
 
 @contextlib.contextmanager

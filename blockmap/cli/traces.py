@@ -1,15 +1,13 @@
 """Commands about traces, which servers keep of every start: list, show, export."""
 
-import csv
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 from rich.table import Table
 
-from blockmap.cli.profiles import item_rows, item_table, print_table
+from blockmap.cli.profiles import item_rows, item_table
 from blockmap.format.trace import EXACT, Trace
 from blockmap.learn.first_touches import first_touches
 from blockmap.learn.local_files import TraceFolder, load_trace
@@ -18,6 +16,8 @@ from blockmap.local.paths import default_cache, traces_folder
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.terminal.options import cache_option, need_store, store_option
+from blockmap.terminal.output import tell, warn
+from blockmap.terminal.tables import cells, tell_table
 from blockmap.terminal.units import size
 
 
@@ -33,19 +33,19 @@ def list_(cache: Path | None, as_json: bool) -> None:
     """List the traces on this host, oldest first."""
     rows = [{"trace": path.stem, **_about(own)} for path, own in _folder(cache).all()]
     if as_json:
-        click.echo(json.dumps(rows))
+        tell(json.dumps(rows))
         return
     table = Table(box=None, pad_edge=False)
     for title in ("TRACE", "STARTED", "IMAGE", "VERSION", "READS", "SIZE", "END", "READY", "NEW", "PROFILE"):
         table.add_column(title, overflow="fold")
     for row in rows:
         ready = f"{row['ready_ms']} ms" if row["ready_ms"] else "-"
-        table.add_row(
-            str(row["trace"]), str(row["started"]), f"{row['repo']}+{row['label']}", str(row["version"])[:12],
-            str(row["reads"]), size(float(str(row["bytes"]))), str(row["end"]), ready, "yes" if row["new"] else "no",
-            str(row["profile"] or "-"),
+        values = (
+            row["trace"], row["started"], f"{row['repo']}+{row['label']}", str(row["version"])[:12], row["reads"],
+            size(float(str(row["bytes"]))), row["end"], ready, "yes" if row["new"] else "no", row["profile"] or "-",
         )  # fmt: skip
-    print_table(table)
+        table.add_row(*cells(*values))
+    tell_table(table)
 
 
 @trace.command()
@@ -63,12 +63,12 @@ def show(name: str, store: str | None, cache: Path | None, files: bool, as_json:
         repository = Repository(open_store(need_store(store))[0])
         items = first_touches(own, index_of(repository, repository.version(own.head.version).root))
     if as_json:
-        click.echo(json.dumps({**about, "items": item_rows(items, 1)} if files else about))
+        tell(json.dumps({**about, "items": item_rows(items, 1)} if files else about))
         return
     for key, value in about.items():
-        click.echo(f"{key:<10}  {value}")
+        tell(f"{key:<10}  {value}")
     if files:
-        print_table(item_table(items, 1))
+        tell_table(item_table(items, 1))
 
 
 @trace.command()
@@ -81,16 +81,13 @@ def export(name: str, cache: Path | None, as_csv: bool) -> None:
     columns = ("time_us", "offset", "length")
     rows = zip(*(own.reads[column].tolist() for column in columns), strict=True)
     if as_csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-        return
-    for row in rows:
-        click.echo(json.dumps(dict(zip(columns, row, strict=True))))
+        tell(",".join(columns), *(",".join(map(str, row)) for row in rows))
+    else:
+        tell(*(json.dumps(dict(zip(columns, row, strict=True))) for row in rows))
 
 
 def _folder(cache: Path | None) -> TraceFolder:
-    return TraceFolder(traces_folder(cache or default_cache()), lambda text: click.echo(f"blockmap: {text}", err=True))
+    return TraceFolder(traces_folder(cache or default_cache()), warn)
 
 
 def _about(own: Trace) -> dict[str, object]:

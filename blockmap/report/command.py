@@ -16,6 +16,7 @@ from blockmap.report.data import ReportedStart, ReportRun, cover, find_pauses
 from blockmap.store.opening import location, open_store
 from blockmap.store.repository import Repository
 from blockmap.terminal.options import cache_option, socket_option, store_option
+from blockmap.terminal.output import tell, warn
 from blockmap.terminal.units import size
 
 _MOST = 2
@@ -54,19 +55,19 @@ def report(
     url = location(store) if store else served
     repository = None if url is None else Repository(open_store(url)[0])
     if repository is None:
-        _say("without --store, and with no server that answers, the report names no files")
+        warn("without --store, and with no server that answers, the report names no files")
     folder = traces_folder(cache or default_cache())
     starts = []
     traces = sources.find_traces(words, folder, label, repository)
     for number_of_start, trace in enumerate(traces, 1):
-        run = sources.load_run(trace, repository, _say)
+        run = sources.load_run(trace, repository, warn)
         if len(traces) > 1:
             run = replace(run, title=f"start {number_of_start}: {run.title}")
         starts.append(_start(run, repository, client if served == url else None, number))
     path = output or Path(f"{starts[0].run.head.repo.replace('/', '-').replace(':', '-')}.html")
     page = render(starts).encode()
     durable.replace(path, page)
-    click.echo(f"{path}: {size(len(page))}")
+    tell(f"{path}: {size(len(page))}")
 
 
 def _renderer() -> Callable[[Sequence[ReportedStart]], str]:
@@ -113,7 +114,3 @@ def _note(run: ReportRun, found: sources.Profiled) -> str:
     if made.time * 1_000_000 > run.head.started_us:
         return f"{text} It is younger than this start and may have learnt from it, so that it covers it is no surprise."
     return f"{text} This start did not replay it."
-
-
-def _say(text: str) -> None:
-    click.echo(f"blockmap: {text}", err=True)

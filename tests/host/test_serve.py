@@ -95,9 +95,8 @@ def test_what_cannot_start_says_why_at_once(host: Host) -> None:
     host.cache.write_text("a file")
     done = host.run("serve")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(
-        "blockmap: nbdkit does not start: it ended with status 1: cannot use"
-    )
+    assert done.stderr.startswith(f"blockmap: cannot use the cache {host.cache}: ")
+    assert done.stderr.count("\n") == 1
     assert time.monotonic() - began < 20
     for arguments, said in (
         (["--store", host.where / "nothing"], "is not a blockmap store"),
@@ -110,6 +109,61 @@ def test_what_cannot_start_says_why_at_once(host: Host) -> None:
         assert done.returncode in (1, 2)
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_cache_that_is_in_use_is_named_in_one_line(serving: Host) -> None:
+    done = serving.run("serve", "--socket", serving.where / "other" / "nbd.sock")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"blockmap: the cache {serving.cache} is in use by process {serving.nbdkit()}: one server owns a cache, name another "
+        "directory with --cache\n"
+    )
+
+
+@pytest.mark.root
+def test_a_cache_that_cannot_be_written_is_named_in_one_line(host: Host, need_root: None) -> None:
+    host.cache.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", host.cache], check=True)
+    try:
+        done = host.run("serve")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert done.stderr.startswith(f"blockmap: cannot use the cache {host.cache}: Read-only file system")
+    finally:
+        subprocess.run(["umount", host.cache], check=True)
+
+
+def test_what_it_keeps_is_private(host: Host) -> None:
+    old = os.umask(0)
+    try:
+        host.serve()
+        assert size(host.uri("app:1")) == 16 << 30
+    finally:
+        os.umask(old)
+    kept = [host.cache, *host.cache.rglob("*")]
+    assert {path: oct(path.stat().st_mode) for path in kept if path.stat().st_mode & 0o077} == {}
+
+
+@pytest.mark.root
+def test_a_cache_of_another_user_is_refused(host: Host, need_root: None) -> None:
+    host.cache.mkdir()
+    os.chown(host.cache, 65534, 65534)
+    for command in (["serve"], ["import", host.where, "x:1"], ["attach", "app:1", host.where]):
+        done = host.run(*command)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert f"{host.cache} belongs to another user (uid 65534)" in done.stderr
+    assert list(host.cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM])
+def test_a_server_that_ends_says_why(serving: Host, number: signal.Signals) -> None:
+    nbdkit = serving.nbdkit()
+    assert serving.server is not None
+    serving.server.send_signal(number)
+    assert serving.server.wait(LIMIT_S) == 0
+    serving.server = None
+    assert f"{number.name}: stopping" in serving.said()
+    assert gone(nbdkit)
+    assert not serving.socket.exists()
 
 
 def test_clients_of_a_killed_nbdkit_come_back_to_the_next(serving: Host, need: Callable[..., None]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from blockmap.host.serve.tidy import Tidy
+from blockmap.host.serve.tidy import StartLog, Tidy
 
 BEGIN = b"nbdkit: python[3]: error: /x/plugin.py: open: error: Traceback (most recent call last):\n"
 FRAMES = [b'   File "/x/plugin.py", line 131, in open\n', b"    session = _sessions.open(name)\n", b"       ^^^^^\n"]
@@ -31,6 +31,34 @@ def test_what_the_plugin_has_said_is_left_out(error: bytes) -> None:
     last = [b" " + error + b"\n", b"\n"]
     assert passed([b"before\n", BEGIN, *FRAMES, *last, b"after\n"]) == [b"before\n", b"after\n"]
     assert passed([*CHAINED, *last, b"after\n"]) == [b"after\n"]
+
+
+def test_what_keeps_a_server_from_starting_is_left_out() -> None:
+    lines = [
+        b"nbdkit: error: /x/plugin.py: after_fork: error: Traceback (most recent call last):\n",
+        *FRAMES,
+        b" OSError: [Errno 30] Read-only file system: '/c'\n",
+        b" \n",
+        b"The above exception was the direct cause of the following exception:\n",
+        b"\n",
+        b" Traceback (most recent call last):\n",
+        *FRAMES,
+    ]
+    assert passed([*lines, b" blockmap.errors.HostError: cannot use /c\n", b"\n", b"after\n"]) == [b"after\n"]
+    assert passed([*lines, b" KeyError: 1\n", b"\n", b"after\n"]) == [*lines, b" KeyError: 1\n", b"after\n"]
+
+
+def test_a_start_is_told_once_it_is_known_how_it_went() -> None:
+    out: list[bytes] = []
+    log = StartLog(out.append)
+    for line in (b"one\n", b"2026-01-01 ERROR why\n", b"two\n"):
+        log(line)
+    assert out == []
+    log.release("why")
+    log(b"three\n")
+    assert out == [b"one\n", b"two\n", b"three\n"]
+    log.release("why")
+    assert out[3:] == []
 
 
 def test_other_errors_are_told_whole() -> None:

@@ -23,6 +23,7 @@ from blockmap.bench.coldstart.timed_start import Bench, TimedStart, start
 from blockmap.bench.coldstart.ways import all_ways
 from blockmap.errors import UsageError
 from blockmap.host import tools
+from blockmap.terminal.output import warn
 
 _ROWS = tuple(all_ways())
 _MAX_WORK_PATH = 50
@@ -107,12 +108,12 @@ def coldstart(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="blockmap-bench-", dir=work)))
         origin = stack.enter_context(serving(folder, engine))
         bench = Bench(folder, origin, engine, Shape(found.netshape, mbit), found.run_startup, timeout)
-        _say(f"preparing {', '.join(images)}")
+        warn(f"preparing {', '.join(images)}")
         prepared = [prepare(image, layout, origin, engine, folder) for image, layout in layouts.items()]
         if not rows or "profile" in rows:
             store = to_write(engine, f"http://127.0.0.1:{origin.port}", origin.files)
             for each in prepared:
-                _say(f"recording starts of {each.name}")
+                warn(f"recording starts of {each.name}")
                 record(each.name, store, found.run_startup, timeout, folder)
         starts = _starts(bench, prepared, rows or _ROWS, rtts, rounds)
         opened = _openings(bench, prepared, rtts, rounds, idle) if not rows or "resident" in rows else []
@@ -150,7 +151,7 @@ def _starts(
         taken = start(bench, ways[step.way], by_name[step.image], step.rtt_ms)
         where = "" if step.rtt_ms is None else f" at {step.rtt_ms:g} ms"
         how = taken.failure if taken.ready_s is None else f"ready after {taken.ready_s:.2f} s"
-        _say(f"{number}/{len(steps)} {step.image} by {ways[step.way].name}{where}: {how}")
+        warn(f"{number}/{len(steps)} {step.image} by {ways[step.way].name}{where}: {how}")
         found.append((step, taken))
     # As the rows were asked for: the steps are shuffled.
     found.sort(key=lambda each: (list(by_name).index(each[0].image), list(rows).index(each[0].way)))
@@ -165,11 +166,7 @@ def _openings(
         way = f"opening after {seconds:g} s idle" if seconds else "opening"
         found: list[Opening] = []
         for number in range(rounds):
-            _say(f"{way}: {number + 1}/{rounds}")
+            warn(f"{way}: {number + 1}/{rounds}")
             found += openings(bench, images, rtts, seconds)
         figures += of_openings(way, found)
     return figures
-
-
-def _say(text: str) -> None:
-    click.echo(f"blockmap: {text}", err=True)

@@ -85,14 +85,14 @@ class Process:
         os.close(self.pidfd)
         self._pump.join(1)
 
-    def cause(self) -> str:
-        """What it said last that explains its end."""
-        lines = [line for line in self._lines if line.strip()]
-        for line in reversed(lines):
-            _, mark, text = line.partition(" ERROR ")
-            if mark:
-                return text
-        return lines[-1].strip() if lines else "it said nothing"
+    def error(self) -> str | None:
+        """Returns the last error that the plugin logged."""
+        found = (line.partition(" ERROR ")[2] for line in reversed(self._lines))
+        return next((text for text in found if text), None)
+
+    def last_line(self) -> str:
+        """Returns what it said last."""
+        return next((line.strip() for line in reversed(self._lines) if line.strip()), "it said nothing")
 
     def _read(self, fd: int, pass_on: Callable[[bytes], None]) -> None:
         with open(fd, "rb") as messages:

@@ -31,7 +31,7 @@ from blockmap.host.serve.listening import (
     unix_socket,
 )
 from blockmap.host.serve.process import FIRST_FD, Process
-from blockmap.host.serve.tidy import Tidy
+from blockmap.host.serve.tidy import StartLog, Tidy
 from blockmap.local.paths import control_socket
 
 _STOP_SECONDS = 10.0
@@ -64,16 +64,21 @@ class Supervisor:
         listen: str | None,
         idle_seconds: float | None,
         say: Callable[[str], None],
+        pass_on: Callable[[bytes], None],
         take_over: Callable[[], None],
         metrics: str | None = None,
         learn: bool = True,
     ) -> None:
-        """`take_over` is called before it serves, when no other server can be at the socket any more."""
+        """`pass_on` gets each line that nbdkit writes.
+
+        `take_over` is called before it serves, when no other server can be at the socket any more.
+        """
         self._store, self._cache, self._cache_bytes = store, cache, cache_bytes
         self._outages = outages
         self._socket = nbd_socket
         self._idle_seconds = idle_seconds
         self._say = say
+        self._pass_on = pass_on
         self._take_over = take_over
         self._learn = learn
         self._stop = False
@@ -109,25 +114,29 @@ class Supervisor:
         served = False
         while not self._stop:
             began = time.monotonic()
-            process = self._start(sockets, own)
+            log = StartLog(self._pass_on)
+            process = self._start(sockets, own, log)
             try:
                 ready = self._wait_ready(process)
                 if ready:
+                    log.release()
                     self._say_ready(process)
                     self._watch(process)
                 elif not self._stop and not process.poll():
                     self._say(f"nbdkit does not answer after {_READY_SECONDS:.0f} s; ending it")
             finally:
                 process.end(_STOP_SECONDS)
-            if self._stop:
-                return
             lived = time.monotonic() - began
             how = _how(process)
             served = served or ready
             failed_starts = 0 if ready else failed_starts + 1
             # Where nobody was served yet, it says that a setting is wrong, which another attempt does not change.
-            if (not served and (process.status or 0) > 0) or failed_starts >= _MAX_FAILED_STARTS:
-                raise HostError(f"nbdkit does not start: it ended {how}: {process.cause()}")
+            failed = (not served and (process.status or 0) > 0) or failed_starts >= _MAX_FAILED_STARTS
+            log.release(process.error() if failed else None)
+            if self._stop:
+                return
+            if failed:
+                raise HostError(process.error() or f"nbdkit does not start: it ended {how}: {process.last_line()}")
             quick_deaths = quick_deaths + 1 if lived < _STEADY_SECONDS else 0
             delay = (
                 min(_FIRST_DELAY_SECONDS * 2.0 ** (quick_deaths - 2), _MAX_DELAY_SECONDS) if quick_deaths > 1 else 0.0
@@ -137,13 +146,13 @@ class Supervisor:
             )
             select.select([self._wake], [], [], delay)
 
-    def _start(self, sockets: list[socket.socket], own: list[socket.socket]) -> Process:
+    def _start(self, sockets: list[socket.socket], own: list[socket.socket], log: StartLog) -> Process:
         control_fd = FIRST_FD + len(sockets)
         arguments = nbdkit.command(self._store, self._cache, self._cache_bytes, self._outages, control_fd, self._learn)
         if self._metrics is not None:
             arguments.append(f"metrics_fd={control_fd + 1}")
         environment = {**nbdkit.environment(), "LISTEN_FDS": str(len(sockets))}
-        return Process(arguments, environment, [each.fileno() for each in (*sockets, *own)], Tidy(_to_stderr))
+        return Process(arguments, environment, [each.fileno() for each in (*sockets, *own)], Tidy(log))
 
     def _say_ready(self, process: Process) -> None:
         where = [str(self._socket)]
@@ -209,11 +218,13 @@ class Supervisor:
         stack.callback(os.close, self._woken)
 
         def stop(signum: int, frame: FrameType | None) -> None:
+            if not self._stop:
+                self._say(f"{signal.Signals(signum).name}: stopping")
             self._stop = True
             with contextlib.suppress(BlockingIOError):
                 os.write(self._woken, b"x")
 
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             stack.callback(signal.signal, number, signal.signal(number, stop))
 
 
@@ -225,7 +236,7 @@ def spawn(store: str, cache: Path, nbd_socket: Path, idle_seconds: float) -> Non
         sys.executable, "-m", "blockmap.cli.main", "serve", "--store", store, "--cache", str(cache),
         "--socket", str(nbd_socket), "--idle-exit", str(idle_seconds),
     ]  # fmt: skip
-    with open(log, "ab") as out:
+    with open(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as out:
         process = subprocess.Popen(
             arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/"
         )
@@ -242,8 +253,3 @@ def spawn(store: str, cache: Path, nbd_socket: Path, idle_seconds: float) -> Non
 def _how(process: Process) -> str:
     status = process.status or 0
     return f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-
-
-def _to_stderr(line: bytes) -> None:
-    sys.stderr.buffer.write(line)
-    sys.stderr.buffer.flush()

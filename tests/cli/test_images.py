@@ -1,0 +1,119 @@
+"""`blockmap images`: of very many names far away, and in a window of any width."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from blockmap.cli import image_list
+from blockmap.format import keys
+from blockmap.store.directory import DirectoryStore
+from blockmap.store.names import EntryDraft, NameLog, NameTarget
+from blockmap.store.opening import open_or_create, open_store
+from tests.image.builder import import_image
+from tests.image.layouts import archive, file, layout
+
+NAMES = 200
+TRIP_S = 0.02
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store with an image of very many names."""
+    where = tmp_path / "store"
+    import_image(where, f"oci:{layout(tmp_path / 'image', [archive([file('a', b'x')])])}", "one:1", tmp_path)
+    log = NameLog(open_or_create(str(where))[0])
+    entry = log.newest("one", "1")
+    assert entry is not None
+    draft = EntryDraft(entry.version, entry.number, entry.root, entry.run, entry.oci)
+    for number in range(NAMES - 1):
+        log.append(NameTarget(f"team/app{number:04}", "v1"), None, draft)
+    return where
+
+
+class Far(DirectoryStore):
+    """A store whose answers take a while."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked = 0
+
+    def get(self, key: str) -> bytes:
+        self.asked += 1
+        time.sleep(TRIP_S)
+        return super().get(key)
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        self.asked += 1
+        time.sleep(TRIP_S)
+        return super().get_range(key, start, end)
+
+
+def test_very_many_names_are_asked_for_at_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    far = Far(store)
+    monkeypatch.setattr(image_list, "open_store", lambda url: (far, open_store(url)[1]))
+    began = time.monotonic()
+    done = CliRunner().invoke(image_list.images, ["--store", str(store), "--json"])
+    took = time.monotonic() - began
+    rows = json.loads(done.output)
+    assert len(rows) == NAMES
+    assert {row["data_bytes"] for row in rows} == {None}
+    assert far.asked <= NAMES + 2
+    assert took < NAMES * TRIP_S / 3
+    done = CliRunner().invoke(image_list.images, ["--store", str(store), "--json", "--data"])
+    assert {row["data_bytes"] > 0 for row in json.loads(done.output)} == {True}
+    assert far.asked <= 2 * (NAMES + 10)  # a tree that many names share is read once
+
+
+def test_a_damaged_entry_is_told_and_the_others_are_listed(store: Path) -> None:
+    damaged = store / keys.entry("team/app0001", "v1", 1)
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"x")
+    done = CliRunner().invoke(image_list.images, ["--store", str(store)])
+    assert done.exit_code == 0
+    assert "blockmap: team/app0001:v1: entry 1 of team/app0001:v1 is damaged" in done.stderr
+    assert len(done.stdout.splitlines()) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (80, ["NAME", "DIGEST", "MOVED", "VOLUME"]),
+        (50, ["NAME", "DIGEST", "MOVED"]),
+        (36, ["NAME", "DIGEST"]),
+        (8, ["NAME"]),
+    ],
+)
+def test_the_name_is_the_last_to_go(store: Path, columns: int, shown: list[str]) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "blockmap.cli.main", "images", "--store", str(store)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)},
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while piece := os.read(ours, 1 << 16):
+            said += piece
+    except OSError:
+        pass  # the other end is closed
+    os.close(ours)
+    assert process.wait() == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", said.decode()).replace("\r", "").splitlines()
+    assert lines[0].split() == shown
+    assert max(map(len, lines)) <= columns
+    assert "".join(line.split()[0] for line in lines[1:]).count("team/app0007:v1") == 1
