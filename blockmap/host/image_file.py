@@ -10,7 +10,7 @@ from blockmap.errors import ImageError
 
 _OPENAT2 = 437
 _NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x01, 0x02, 0x04, 0x08, 0x10
-"""Of openat2(2), Linux 5.6."""
+"""The flags of openat2(2), Linux 5.6."""
 _HOW = struct.Struct("=QQQ")
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME | os.O_NONBLOCK | os.O_NOCTTY
 """Without O_NONBLOCK, a FIFO would be waited for."""

@@ -28,7 +28,7 @@ _MAX_ID = (1 << 31) - 1
 _MAX_PROCESSES = 2048
 """Threads count as well; podman's default. A program that forks without end takes no more from the host."""
 _MAX_ACCOUNTS_BYTES = 4 << 20
-"""Of /etc/passwd and /etc/group each: some 50,000 accounts."""
+"""The most that /etc/passwd and /etc/group may have each: some 50,000 accounts."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOUNTS: list[dict[str, Any]] = [
     {"destination": "/proc", "type": "proc", "source": "proc"},

@@ -14,12 +14,12 @@ _AF_VSOCK = 40
 _NAMESPACES = 0x7E020000
 """The flags of clone(2) that make a namespace, a user namespace among them, in which a process has all capabilities."""
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
-"""Of personality(2): PER_LINUX, PER_LINUX32, both with UNAME26, and the question which it is."""
+"""The arguments of personality(2) that pass: PER_LINUX, PER_LINUX32, both with UNAME26, and the question which it is."""
 _ARCHITECTURES = {
     "x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
     "aarch64": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"],
 }
-"""Those whose programs a machine of another name can run beside its own."""
+"""By machine, the architectures whose programs it runs, its own first."""
 _OF_MACHINE = {
     "x86_64": ["arch_prctl", "modify_ldt"],
     "aarch64": [
