@@ -111,7 +111,8 @@ def test_a_hangup_ends_an_import_as_a_termination_does(shell: Shell, number: sig
     os.mkfifo(shell.where / "archive")
     for command, ignored in ((BLOCKMAP, []), (f"nohup {BLOCKMAP}", [signal.SIGHUP])):
         process = subprocess.Popen(
-            [*command.split(), "import", "docker-archive:archive", "new:1"], cwd=shell.where, text=True,
+            ["env", "--default-signal=HUP", *command.split(), "import", "docker-archive:archive", "new:1"],
+            cwd=shell.where, text=True,
             env={**shell.environment, "TMPDIR": str(temporary)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )  # fmt: skip
