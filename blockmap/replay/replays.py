@@ -49,6 +49,20 @@ class Replays:
             each.stop()
         return found
 
+    def recent(self, prefix: str, label: str) -> Replay | None:
+        """Returns the replay of a label's bundle whose key begins with `prefix`, if it is under way or ended just now, and
+        has not failed."""
+        with self._lock:
+            latest = list(self._latest.values())
+        return next(
+            (
+                each
+                for each in reversed(latest)
+                if each.key.startswith(prefix) and each.ref.label == label and each.is_recent() and not each.failed
+            ),
+            None,
+        )
+
     def status(self) -> dict[str, object]:
         """Returns counters, for people and machines."""
         with self._lock:

@@ -133,7 +133,11 @@ class Opener:
     def _by_digest(self, reference: Reference, digest: Digest) -> ResolvedStart:
         known = self._known.by_digest(digest)
         kept = None if known is None else Resolved(reference, *known, known[1].root)
-        if kept is not None and not self._works(kept.root):
+        # A device opens by digest what was opened by name a moment ago: its bundle, root and all, is on its way.
+        running = (
+            None if kept is None else self._replays.recent(keys.bundles(kept.name), reference.label or DEFAULT_LABEL)
+        )
+        if kept is not None and running is None and not self._works(kept.root):
             _log.warning("what this host knew of %s does not work, and is forgotten", reference)
             self._known.forget_version(kept.name)
             kept = None
@@ -142,7 +146,8 @@ class Opener:
             self._known.keep_version(found.name, 1, found.version)
         if found.document is not None:
             self._known.keep_document(digest, found.document)
-        replay = self._replay(reference, found.name, self._known.bundles(found.name), lambda: found.root)
+        bundles = self._known.bundles(found.name) if running is None else (running.ref,)
+        replay = self._replay(reference, found.name, bundles, lambda: found.root)
         primed = self._bring(reference, found.version.run, found.root, lambda: found.root, replay)
         if kept is None and replay is None:  # else the store may be away, or the bundle is coming
             primed.result()

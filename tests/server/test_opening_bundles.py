@@ -12,6 +12,7 @@ from blockmap.store.base import Pruner
 from blockmap.store.profiles import ProfileLog
 from tests.server.test_opening import HINT, Host, Hosts, block, host, store, volume
 from tests.store.faulty import Faulty
+from tests.volume.building import Watched
 from tests.volume.bundled import bundled
 from tests.waiting import until
 
@@ -140,3 +141,21 @@ def test_the_bundle_of_another_volume_leaves_the_nodes_to_the_run(store: Pruner,
     found = here.find()
     until(lambda: here.fetcher.has_node(found.root.digest, found.root.placement))
     assert here.first(found) == block(1)
+
+
+def test_a_digest_is_opened_while_the_bundle_that_its_name_told_of_is_on_its_way(store: Pruner, host: Hosts) -> None:
+    """As a device does, a moment after its name was resolved: a question to the store would be one more round trip."""
+    made = volume(store, 1)
+    about = learn(store, made)
+    watched = Watched(store)
+    here = host(watched)
+    watched.gate.clear()
+    try:
+        first = here.start().replay
+        second = here.start(f"a@sha256:{made.name.hex()}").replay
+        assert first is not None
+        assert second is first
+        assert {key for key, _, _ in watched.ranges} <= {about.key}
+    finally:
+        watched.gate.set()
+    assert first.wait_end(30)
