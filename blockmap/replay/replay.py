@@ -78,7 +78,7 @@ class Replay:
         """Reads of blocks that were far down, which did not wait."""
         self.missed_reads = 0
         """Reads of blocks that the bundle does not bring."""
-        self._root, self._judge = root, judge
+        self.root, self._judge = root, judge
         self._ranges, self._cache, self._staging = ranges, cache, staging
         self._began = time.monotonic()
         self._stalled_at = -1
@@ -210,7 +210,7 @@ class Replay:
 
     def _run(self) -> None:
         try:
-            head = head_cache.load(self._cache, self.ref, self._root)
+            head = head_cache.load(self._cache, self.ref, self.root)
             if head is None and self._cache.status()["slots"] + self._staging.count <= _EMPTY_SLOTS:
                 self._choose(all_ranges(self.ref))
                 self._stream.ask()
@@ -218,7 +218,7 @@ class Replay:
             have = None
             if head is None:
                 have = self._stream.read(*head_range(self.ref))
-                head = head_cache.store(self._cache, self.ref, self._root(), have)
+                head = head_cache.store(self._cache, self.ref, self.root(), have)
             missing = self._find_missing(head)
             self._choose(missing.ranges(0 if have is None else len(have)))
             self._enter(missing)
@@ -231,7 +231,7 @@ class Replay:
         self._stream.plan(self._buffer.ranges)
 
     def _find_missing(self, head: BundleHead) -> Missing:
-        self._nodes.begin(self._root())
+        self._nodes.begin(self.root())
         return find_missing(head, self._staging.has, self._nodes.has)
 
     def _enter(self, missing: Missing) -> None:
@@ -250,7 +250,7 @@ class Replay:
     def _take(self, number: int, data: memoryview) -> None:
         """Takes a range that has come."""
         if self.head is None and number == 0:
-            self._enter(self._find_missing(head_cache.store(self._cache, self.ref, self._root(), data)))
+            self._enter(self._find_missing(head_cache.store(self._cache, self.ref, self.root(), data)))
         with self._lock:
             if self._ended.is_set():
                 return

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -133,10 +134,7 @@ class Opener:
     def _by_digest(self, reference: Reference, digest: Digest) -> ResolvedStart:
         known = self._known.by_digest(digest)
         kept = None if known is None else Resolved(reference, *known, known[1].root)
-        # A device opens by digest what was opened by name a moment ago: its bundle, root and all, is on its way.
-        running = (
-            None if kept is None else self._replays.recent(keys.bundles(kept.name), reference.label or DEFAULT_LABEL)
-        )
+        running = None if kept is None else self._running(reference, kept)
         if kept is not None and running is None and not self._works(kept.root):
             _log.warning("what this host knew of %s does not work, and is forgotten", reference)
             self._known.forget_version(kept.name)
@@ -152,6 +150,14 @@ class Opener:
         if kept is None and replay is None:  # else the store may be away, or the bundle is coming
             primed.result()
         return ResolvedStart(found, replay)
+
+    def _running(self, reference: Reference, kept: Resolved) -> Replay | None:
+        """Returns the replay of a version that its name began a moment ago, as a device opens by digest what was resolved by
+        name; None if that found the root in another place than this host's record has it."""
+        found = self._replays.recent(keys.bundles(kept.name), reference.label or DEFAULT_LABEL)
+        with suppress(BlockmapError):
+            return found if found is not None and found.root() == kept.root else None
+        return None
 
     def _again(self, reference: Reference, seen: StoredEntry) -> ResolvedStart:
         """Opens a name that this host knows."""
