@@ -27,12 +27,10 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
-
-import numpy as np
+from typing import Final, NamedTuple
 
 from blockmap.errors import FormatError
-from blockmap.format import record
+from blockmap.format import columns, record
 from blockmap.format.chunker import MAX_BLOCKS
 from blockmap.format.digest import DIGEST_BYTES, Digest, from_hex
 from blockmap.format.tree import MAX_BLOCKS as MAX_VOLUME_BLOCKS
@@ -43,7 +41,6 @@ MAX_ITEMS: Final = 1 << 20
 _MAX_BODY: Final = 1 << 28
 
 _HEAD = struct.Struct("<4sB3sII")
-_LENGTH = struct.Struct("<H")
 _COLUMNS = ("<u8", "<u4", "u1", "<u4", "<u4", "<u4", "<u4", "<u2")
 
 
@@ -97,12 +94,10 @@ def encode(profile: Profile, compress: Callable[[bytes], bytes]) -> bytes:
         )
         for i in profile.items
     ]
-    columns = zip(*rows, strict=True) if rows else [[]] * len(_COLUMNS)
     body = b"".join(
         [
             *chunks,
-            *(np.array(column, kind).tobytes() for column, kind in zip(columns, _COLUMNS, strict=True)),
-            *(_LENGTH.pack(len(path)) + path for path in paths),
+            *columns.encode(rows, _COLUMNS, paths),
         ]
     )
     head = record.encode(
@@ -152,20 +147,11 @@ def _items(body: bytes, count: int, chunks: int, paths: int, starts: int) -> lis
         raise FormatError(f"a profile of {count} items, {chunks} chunks and {paths} paths does not add up")
     names = [Digest(body[at : at + DIGEST_BYTES]) for at in range(0, DIGEST_BYTES * chunks, DIGEST_BYTES)]
     at = DIGEST_BYTES * chunks
-    columns = []
-    for kind in _COLUMNS:
-        column: np.ndarray[Any, Any] = np.frombuffer(body, kind, count, at)
-        columns.append(column.tolist())
-        at += column.nbytes
-    files: list[bytes | None] = [None]
-    for _ in range(paths):
-        (length,) = _LENGTH.unpack_from(body, at)
-        files.append(body[at + _LENGTH.size : at + _LENGTH.size + length])
-        at += _LENGTH.size + length
+    table, files, at = columns.decode(body, at, _COLUMNS, count, paths)
     if at != len(body):
         raise FormatError("the body of the profile does not end where its items do")
     items = []
-    for start, blocks, first, chunk, path, where, time_ms, touched in zip(*columns, strict=True):
+    for start, blocks, first, chunk, path, where, time_ms, touched in zip(*table, strict=True):
         if chunk >= chunks or path > paths or not 1 <= touched <= starts:
             raise FormatError("an item of the profile points outside of its tables")
         if blocks < 1 or first + blocks > MAX_BLOCKS or start + blocks > MAX_VOLUME_BLOCKS:

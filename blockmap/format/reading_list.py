@@ -8,14 +8,12 @@ file); then each path as length u16 and bytes. Little-endian.
 
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from blockmap.errors import FormatError
+from blockmap.format import columns
 
 _LIST = struct.Struct("<II")
-_LENGTH = struct.Struct("<H")
 _COLUMNS = ("<u8", "<u4", "<u4", "<u4")
 
 
@@ -34,12 +32,10 @@ def encode(read_items: Sequence[ReadItem]) -> bytes:
     """Returns the list as a bundle holds it, before compression."""
     paths = {path: at + 1 for at, path in enumerate(dict.fromkeys(r.path for r in read_items if r.path is not None))}
     rows = [(r.start, r.blocks, 0 if r.path is None else paths[r.path], r.at) for r in read_items]
-    columns = zip(*rows, strict=True) if rows else [[]] * len(_COLUMNS)
     return b"".join(
         [
             _LIST.pack(len(rows), len(paths)),
-            *(np.array(column, kind).tobytes() for column, kind in zip(columns, _COLUMNS, strict=True)),
-            *(_LENGTH.pack(len(path)) + path for path in paths),
+            *columns.encode(rows, _COLUMNS, paths),
         ]
     )
 
@@ -47,17 +43,7 @@ def encode(read_items: Sequence[ReadItem]) -> bytes:
 def decode(body: bytes) -> list[ReadItem]:
     """Parses a list. Raises FormatError, struct.error or ValueError."""
     count, paths = _LIST.unpack_from(body)
-    at = _LIST.size
-    columns = []
-    for kind in _COLUMNS:
-        column: np.ndarray[Any, Any] = np.frombuffer(body, kind, count, at)
-        columns.append(column.tolist())
-        at += column.nbytes
-    files: list[bytes | None] = [None]
-    for _ in range(paths):
-        (length,) = _LENGTH.unpack_from(body, at)
-        files.append(body[at + _LENGTH.size : at + _LENGTH.size + length])
-        at += _LENGTH.size + length
-    if at != len(body) or any(path > paths for path in columns[2]):
+    table, files, at = columns.decode(body, _LIST.size, _COLUMNS, count, paths)
+    if at != len(body) or any(path > paths for path in table[2]):
         raise FormatError("the reading list of the bundle does not add up")
-    return [ReadItem(start, blocks, files[path], where) for start, blocks, path, where in zip(*columns, strict=True)]
+    return [ReadItem(start, blocks, files[path], where) for start, blocks, path, where in zip(*table, strict=True)]
