@@ -27,12 +27,12 @@ def check_derived(store: Reader, name: Digest, version: Version, chains: Sequenc
 
     An object that is missing is not wrong: the next import of the image makes it.
     """
-    root = version.root.digest
+    root, repository = version.root.digest, Repository(store)
     documents = [document for document in (version.manifest, version.config) if document is not None]
     numbered: list[tuple[Key, int, _Check]] = [
         (partial(keys.filemap, root), limits.FILE_MAP, lambda data: list(filemap.decode(data, root, expand))),
         *((partial(keys.layer, chain), limits.LAYER, _layer(chain)) for chain in chains),
-        *(_document(Repository(store), sha256(document).digest()) for document in documents),
+        *(_document(repository, sha256(document).digest()) for document in documents),
     ]
     for key_of, most, check in numbered:
         try:
@@ -40,7 +40,7 @@ def check_derived(store: Reader, name: Digest, version: Version, chains: Sequenc
         except (NotFound, Corrupt) as error:
             yield str(error)
     checks: list[tuple[str, int, _Check]] = [
-        (keys.hooks(own.digest), limits.HOOKS, _hooks(store, own)) for own in (version.root, version.extra)
+        (keys.hooks(own.digest), limits.HOOKS, _hooks(repository, own)) for own in (version.root, version.extra)
     ]
     with suppress(CannotList):
         checks += [(key, limits.BUNDLE, _bundle) for key in store.list(keys.bundles(name))]
@@ -53,11 +53,14 @@ def check_derived(store: Reader, name: Digest, version: Version, chains: Sequenc
             yield f"{key} is damaged: {error}; it is done without, delete it and import the image again to have it"
 
 
-def _hooks(store: Reader, root: Root) -> _Check:
+def _hooks(repository: Repository, root: Root) -> _Check:
     def check(data: bytes) -> None:
         found = hooks.decode(data, root.digest)
-        packs = Repository(store).packs
-        expected = [] if root.digest == ABSENT else [(span, leaf.chunks) for span, leaf in leaves(root, packs.nodes)]
+        expected = (
+            []
+            if root.digest == ABSENT
+            else [(span, leaf.chunks) for span, leaf in leaves(root, repository.packs.nodes)]
+        )
         if found.tolist() != hooks.sample(expected).tolist():
             raise FormatError("these are not the hooks of the tree")
 
