@@ -1,5 +1,8 @@
 """What all tests share: which run by default, what must not be skipped, and that nothing is left behind.
 
+Property tests take the same examples in every run, so that a change is judged by the change alone. To look for
+new ones: tools/test --hypothesis-profile=explore -k ...
+
 BLOCKMAP_REQUIRE=nbdkit,guest turns a skip into a failure where a test is marked with one of these
 words, or the reason for skipping names one; at least one test marked `guest` must then pass.
 """
@@ -16,8 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.store import servers
+
+settings.register_profile("same", derandomize=True, database=None, print_blob=True)
+settings.register_profile("explore", print_blob=True)
+settings.load_profile("same")
 
 # Where Debian has the programs that tests need, if not in packages of their names.
 PACKAGES = {

@@ -287,7 +287,7 @@ class Tree:
                 at = below
                 continue
             followed += 1
-            if followed > _MAX_SYMLINKS or at.children.get(part) is not below:
+            if followed > _MAX_SYMLINKS or not at.links or at.children.get(part) is not below:
                 return None
             if below.target.startswith(b"/"):
                 at = self.root

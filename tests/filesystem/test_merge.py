@@ -187,6 +187,14 @@ def test_whiteouts_follow_lower_symlinks_that_their_layer_leaves_in_place(upper:
     check(tree, unpacked([lower, upper]))
 
 
+def test_links_do_not_lead_through_symlinks_of_a_directory_that_their_layer_replaced() -> None:
+    lower = [file(b"a/f"), symlink(b"c/s", b"/a")]
+    upper = [file(b"c"), hardlink(b"a", b"c/s/f")]
+    for tree_of in (merge, unpacked):
+        with pytest.raises(ImageError, match="hard link"):
+            tree_of([lower, upper])
+
+
 def test_what_aufs_kept_is_no_file_and_its_pseudo_links_become_files() -> None:
     layer = [
         file(b".wh..wh.aufs"),

@@ -90,7 +90,7 @@ def test_random_layers(tmp_path: Path, stack: list[list[Member]], size: int) -> 
     accepted = Model()
     for layer in stack:
         layers.append([])
-        accepted.own = set()
+        accepted.begin()
         for number, member in enumerate(layer):
             before = copy.deepcopy(accepted)
             try:
