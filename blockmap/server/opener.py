@@ -34,7 +34,7 @@ from blockmap.store.concurrent import spawn
 from blockmap.store.names import NameLog, NameReader, StoredEntry
 from blockmap.store.plan import node_at
 from blockmap.store.repository import Repository
-from blockmap.store.resolver import Resolved, by_digest, check_presence, no_image
+from blockmap.store.resolver import Resolved, by_digest, check_presence, find_entry, no_image
 from blockmap.volume.start import Key
 
 _log = logging.getLogger(__name__)
@@ -128,6 +128,11 @@ class Opener:
         if reference.digest is not None:
             return self._by_digest(reference, Digest(reference.digest))
         assert reference.tag is not None
+        if reference.past is not None:
+            entry = find_entry(self._names, reference)
+            if entry is None:
+                raise no_image(reference, self._store)
+            return self._begin(reference, entry).end()
         seen = self._known.entry(reference.repo, reference.tag)
         return self._look(reference, 0) if seen is None else self._again(reference, seen)
 

@@ -28,14 +28,18 @@ from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.format.hint import BundleRef, Hint
 from blockmap.format.node import Placement
+from blockmap.format.refs import Moment, NameEntry
 from blockmap.format.version import NodeRun, Version
 from blockmap.store import limits
 from blockmap.store.base import Reader, Writer
 from blockmap.store.bundles import newest_bundles
-from blockmap.store.concurrent import spawn
+from blockmap.store.concurrent import each, spawn
 from blockmap.store.log import DenseLog, LogReader, newest_of, nonce
 
 _log = logging.getLogger(__name__)
+
+_READ_AHEAD = 64
+"""Entries of a history that are asked for at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +134,28 @@ class NameReader:
         data = self._log(repo, tag).get(n)
         return _decode(data, NameTarget(repo, tag), n), data
 
+    def past(self, repo: str, tag: str, past: NameEntry | Moment) -> Entry | None:
+        """Returns the entry that a name had, which may remove it; None where there was none. Corrupt, StoreUnavailable."""
+        if isinstance(past, Moment):
+            return next((entry for entry in self.history(repo, tag) if entry.time <= past.seconds), None)
+        try:
+            return self.entry(repo, tag, past.n)[0]
+        except NotFound:
+            return None
+
     def history(self, repo: str, tag: str) -> Iterator[Entry]:
-        """Returns all entries, newest first; Corrupt where one does not continue the one before it."""
+        """Returns all entries, newest first, some read ahead; Corrupt where one does not continue the one before it."""
         newest = self.newest(repo, tag)
-        expected: bytes | None = None
-        for n in range(newest.n if newest else 0, 0, -1):
-            entry, data = self.entry(repo, tag, n)
-            if entry.n != n or (expected is not None and entries.digest(data) != expected):
-                raise Corrupt(f"entry {n} of {repo}:{tag} is not the one that entry {n + 1} continues")
-            expected = entry.previous
-            yield entry
+        n, expected = newest.n if newest else 0, None
+        at_once = 1
+        while n > 0:
+            numbers = range(n, max(n - at_once, 0), -1)
+            for entry, data in each(lambda number: self.entry(repo, tag, number), numbers):
+                if expected is not None and entries.digest(data) != expected:
+                    raise Corrupt(f"entry {entry.n} of {repo}:{tag} is not the one that entry {entry.n + 1} continues")
+                expected = entry.previous
+                yield entry
+            n, at_once = numbers[-1] - 1, min(at_once * 2, _READ_AHEAD)
 
     def catalogue(self) -> dict[tuple[str, str], int]:
         """Returns the number of the newest entry of every name, by repository and tag; removed names are among them.
@@ -220,6 +236,13 @@ class NameLog(NameReader):
             except NameMoved:
                 continue
 
+    def remove(self, target: NameTarget, message: str) -> Entry:
+        """Makes a name stand for nothing; its history stays. NotFound, NameMoved, StoreUnavailable, StoreReadOnly."""
+        newest = self.newest(target.repo, target.tag)
+        if newest is None or newest.version is None:
+            raise NotFound(f"there is no image {target} in {self._store.url}: see `blockmap images`")
+        return self.append(target, newest, EntryDraft(None, 0, message=message))
+
     def append(self, target: NameTarget, expected: Entry | None, draft: EntryDraft) -> Entry:
         """Creates the entry after `expected` (None: the first); NameMoved says who was faster."""
         repo, tag = target.repo, target.tag
@@ -260,8 +283,8 @@ class NameLog(NameReader):
         except BlockmapError as error:
             _log.debug("the catalogue is written anew: %s", error)
             known = {}
-        for each, number in (*self._listed.items(), ((repo, tag), n)):
-            known[each] = max(number, known.get(each, 0))
+        for name, number in (*self._listed.items(), ((repo, tag), n)):
+            known[name] = max(number, known.get(name, 0))
         self._advise(keys.CATALOGUE, catalogue.encode(known))
 
     def _advise(self, key: str, data: bytes) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from blockmap.errors import Corrupt, NotFound, StoreUnavailable
 from blockmap.format import keys
 from blockmap.format.digest import Digest
-from blockmap.format.entry import root_of
+from blockmap.format.entry import Entry, root_of
 from blockmap.format.refs import Reference
 from blockmap.format.tree import Root
 from blockmap.format.version import Version
@@ -15,9 +15,9 @@ from blockmap.store import limits
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
 from blockmap.store.documents import find_document
-from blockmap.store.names import NameReader
+from blockmap.store.names import EntryDraft, NameReader
 from blockmap.store.numbered import read_numbers
-from blockmap.store.repository import Repository
+from blockmap.store.repository import VERSION_ATTEMPTS, Repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,28 @@ def find_version(repository: Repository, reference: Reference) -> Resolved:
     """Returns the version that `reference` stands for now; NotFound, Corrupt, StoreUnavailable."""
     if reference.digest is not None:
         return by_digest(repository, reference, Digest(reference.digest))
-    assert reference.tag is not None
-    entry = NameReader(repository.store).newest(reference.repo, reference.tag)
+    entry = find_entry(NameReader(repository.store), reference)
     if entry is None or entry.version is None:
         raise no_image(reference, repository.store)
     version = repository.version(entry.version, entry.number)
     return Resolved(reference, entry.version, version, root_of(entry, version))
+
+
+def find_entry(names: NameReader, reference: Reference) -> Entry | None:
+    """Returns the entry of a name that `reference` asks for, None where there is none; Corrupt, StoreUnavailable."""
+    assert reference.tag is not None
+    if reference.past is None:
+        return names.newest(reference.repo, reference.tag)
+    return names.past(reference.repo, reference.tag, reference.past)
+
+
+def draft_for(repository: Repository, reference: Reference, message: str) -> EntryDraft:
+    """Returns the draft of an entry that makes a name stand for what `reference` does; NotFound, Corrupt, StoreUnavailable."""
+    found = find_version(repository, reference)
+    for number in range(1, VERSION_ATTEMPTS + 1):
+        with suppress(NotFound, Corrupt):
+            return EntryDraft.of(repository.version_at(found.name, number), number, message)
+    raise NotFound(f"the record of version {found.name.hex()} has gone from {repository.store.url}")
 
 
 def by_digest(repository: Repository, reference: Reference, name: Digest) -> Resolved:
@@ -68,6 +84,9 @@ def by_digest(repository: Repository, reference: Reference, name: Digest) -> Res
 
 
 def no_image(reference: Reference, store: Reader) -> NotFound:
+    if reference.past is not None:
+        name = f"{reference.repo}:{reference.tag}"
+        return NotFound(f"{name} was no image at {reference.past} in {store.url}: see `blockmap log {name}`")
     return NotFound(f"there is no image {reference} in {store.url}: see `blockmap images`, or import it")
 
 

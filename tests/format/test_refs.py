@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from blockmap.errors import UsageError
 from blockmap.format import keys
 from blockmap.format.digest import Digest
-from blockmap.format.refs import Reference, from_component, parse_name, parse_reference, to_component
+from blockmap.format.refs import Moment, NameEntry, Reference, from_component, parse_name, parse_reference, to_component
 
 HEX = "0123456789abcdef" * 4
 
@@ -92,6 +92,38 @@ def test_what_is_no_repository(repo: str, suffix: str) -> None:
 def test_what_is_no_tag(tag: str) -> None:
     with pytest.raises(UsageError, match=r"is not a tag.*for example"):
         parse_reference(f"redis:{tag}")
+
+
+@pytest.mark.parametrize(
+    ("text", "past", "shown"),
+    [
+        ("3", NameEntry(3), "3"),
+        ("007", NameEntry(7), "7"),
+        ("2026-11-20", Moment(1_795_132_800), "2026-11-20T00:00:00Z"),
+        ("2026-11-20 08:30", Moment(1_795_163_400), "2026-11-20T08:30:00Z"),
+        ("2026-11-20T08:30:00-02:00", Moment(1_795_170_600), "2026-11-20T10:30:00Z"),
+        ("1 hour ago", Moment(6_400), "1970-01-01T01:46:40Z"),
+        ("90 seconds ago", Moment(9_910), "1970-01-01T02:45:10Z"),
+        ("3 weeks ago", Moment(0), "1970-01-01T00:00:00Z"),
+    ],
+)
+def test_moments(text: str, past: NameEntry | Moment, shown: str) -> None:
+    found = parse_reference(f"team/redis:7@{{{text}}}", clock=lambda: 10_000)
+    assert found == Reference("team/redis", "7", None, None, past)
+    assert str(found) == f"team/redis:7@{{{shown}}}"
+    assert parse_reference(str(found)) == found
+    assert parse_reference(f"redis@{{{text}}}", clock=lambda: 10_000).tag == "latest"
+    assert str(parse_reference(f"redis@{{{shown}}}+web")) == f"redis:latest@{{{shown}}}+web"
+    with pytest.raises(UsageError, match="is not a name"):
+        parse_name(f"redis@{{{shown}}}")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "1.5", "x", "tomorrow", "1 year ago", "999999999 weeks ago", "2026-13-01", "1" * 17, "{3}"]
+)
+def test_what_is_no_moment(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is no moment|has no digest|is not"):
+        parse_reference(f"redis:7@{{{text}}}", clock=lambda: 2e9)
 
 
 def test_digests() -> None:

@@ -51,6 +51,22 @@ def test_catalogue_and_sizes(server: Server, need: Callable[..., None]) -> None:
     assert exports[0]["block_size_preferred"] == 4096
 
 
+def test_a_name_is_served_as_it_was(server: Server, images: Path, tmp_path: Path, need: Callable[..., None]) -> None:
+    need("nbdcopy")
+    before = stored(server, "small:1")(0, 16 << 20)
+    server.run("import", f"oci:{images}/2:2", "small:1", "--platform", "linux/amd64")
+    assert stored(server, "small:1")(0, 16 << 20) != before
+    for past, same in (("1", True), ("2", False)):
+        uri = server.uri(f"small:1@%7B{past}%7D")
+        copy = tmp_path / past
+        subprocess.run(["nbdcopy", uri, str(copy)], check=True)
+        with open(copy, "rb") as file:
+            assert (file.read(16 << 20) == before) == same
+    done = subprocess.run(["nbdinfo", server.uri("small:1@%7B3%7D")], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "was no image at 3" in server.said()
+
+
 def test_nbdcopy_and_qemu_agree_with_the_store(server: Server, tmp_path: Path, need: Callable[..., None]) -> None:
     need("nbdcopy", "qemu-img", "nbdinfo")
     copy = tmp_path / "copy.raw"

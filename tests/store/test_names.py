@@ -15,6 +15,7 @@ from blockmap.format import entry as entries
 from blockmap.format import version as versions
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.entry import Entry
+from blockmap.format.refs import NameEntry
 from blockmap.format.tree import Root
 from blockmap.format.version import Version, WriterLayout
 from blockmap.publish.object_writer import ObjectWriter
@@ -60,6 +61,23 @@ def test_a_name_begins_moves_and_is_removed(store: Pruner) -> None:
     fourth = put(log, "a")
     assert fourth is not None
     assert (fourth.n, fourth.version) == (4, version("a"))
+
+
+def test_a_long_history_is_read_ahead_and_no_further_than_wanted() -> None:
+    store = MemoryStore()
+    log = log_of(store)
+    for number in range(31):
+        put(log, number)
+    steps = Steps(store, 1, 2, 1, 2, 4, 8, 16)  # the hint, its confirmation, then more each time
+    assert [entry.n for entry in NameReader(steps).history(REPO, TAG)] == list(range(31, 0, -1))
+    assert [len(step) for step in steps.serial] == [1, 2, 1, 2, 4, 8, 16]
+    steps = Steps(store, 1, 2, 1)
+    assert next(NameReader(steps).history(REPO, TAG)).n == 31
+    assert len(steps.serial) == 3
+    past = NameReader(store).past(REPO, TAG, NameEntry(7))
+    assert past is not None
+    assert past.version == version(6)
+    assert NameReader(store).past(REPO, TAG, NameEntry(32)) is None
 
 
 def test_setting_what_stands_creates_nothing(store: Pruner) -> None:
