@@ -5,6 +5,7 @@
       NotFound              a name, version or object that does not exist
       AlreadyExists         a create-only object that is there already
       NameMoved             a name was moved by somebody else since it was read
+      Collected             what a writer relied on may have been deleted as garbage meanwhile
       FormatError           bytes that do not parse in the format expected
       Corrupt               bytes that do not match their name, or that are shorter than recorded
       StoreError
@@ -38,6 +39,10 @@ class AlreadyExists(BlockmapError):
 
 
 class NameMoved(BlockmapError):
+    pass
+
+
+class Collected(BlockmapError):
     pass
 
 

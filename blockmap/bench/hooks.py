@@ -31,7 +31,7 @@ from blockmap.publish.nodes import store_nodes
 from blockmap.publish.object_writer import ObjectWriter, put
 from blockmap.publish.stages import Stages
 from blockmap.store import limits
-from blockmap.store.base import Buffer, Pruner
+from blockmap.store.base import Buffer, Listed, Pruner
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import create_store
 from blockmap.store.repository import Repository
@@ -83,6 +83,12 @@ class Counted:
 
     def replace(self, key: str, data: bytes) -> None:
         self.inner.replace(key, data)
+
+    def listing(self, prefix: str) -> dict[str, Listed]:
+        return self.inner.listing(prefix)
+
+    def modified(self, key: str) -> float:
+        return self.inner.modified(key)
 
     def delete(self, key: str) -> None:
         self.inner.delete(key)

@@ -10,16 +10,17 @@ from typing import Any
 import click
 from rich.table import Table
 
-from blockmap.errors import BlockmapError, ImageError, StoreReadOnly
+from blockmap.errors import BlockmapError, ImageError
 from blockmap.format import BLOCK
 from blockmap.format.entry import Entry
 from blockmap.format.refs import parse_name, parse_reference
 from blockmap.format.version import Version
-from blockmap.store.base import Reader, Writer
+from blockmap.publish.reliance import tag_version
+from blockmap.store.base import Reader
 from blockmap.store.names import NameLog, NameReader, NameTarget
-from blockmap.store.opening import open_store
+from blockmap.store.opening import open_store, open_writer
 from blockmap.store.repository import Repository
-from blockmap.store.resolver import draft_for, find_version, no_image
+from blockmap.store.resolver import find_version, no_image
 from blockmap.terminal.options import need_store, store_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
@@ -99,7 +100,7 @@ def _steps(store: Reader, name: str) -> Iterator[_Step]:
     """Yields the history of a name; what cannot be read of a version is left out, and said."""
     repo, tag = parse_name(name)
     repository = Repository(store)
-    history = NameReader(store).history(repo, tag)
+    history = (entry for entry in NameReader(store).history(repo, tag) if not entry.is_fence)
     newer = next(history, None)
     if newer is None:
         raise no_image(parse_reference(name), store)
@@ -167,10 +168,9 @@ def diff(old: str, new: str, store: str | None, ranges: bool, as_json: bool) -> 
 def tag(source: str, name: str, store: str | None, message: str) -> None:
     """Make NAME stand for what SOURCE stands for, an image of the store; moves no data."""
     target = NameTarget(*parse_name(name))
-    opened = _writable(store)
-    draft = draft_for(Repository(opened), parse_reference(source), message)
+    opened, _ = open_writer(need_store(store))
+    draft, entry = tag_version(opened, parse_reference(source), target, message)
     assert draft.version is not None
-    entry = NameLog(opened).set(target, draft)
     tell(
         f"{target}  sha256:{draft.version.hex()}  ({f'entry {entry.n} of its name' if entry else 'it stood for it already'})"
     )
@@ -183,15 +183,8 @@ def tag(source: str, name: str, store: str | None, message: str) -> None:
 def untag(name: str, store: str | None, message: str) -> None:
     """Remove NAME, an image's name. Its history stays, and what it stood for until garbage is collected."""
     target = NameTarget(*parse_name(name))
-    entry = NameLog(_writable(store)).remove(target, message)
+    entry = NameLog(open_writer(need_store(store))[0]).remove(target, message)
     tell(f"{target} is removed; it was {target}@{{{entry.n - 1}}}")
-
-
-def _writable(store: str | None) -> Writer:
-    opened, _ = open_store(need_store(store))
-    if not isinstance(opened, Writer):
-        raise StoreReadOnly(f"{opened.url} is read through a web server: give the URL of the store itself")
-    return opened
 
 
 def _time(entry: Entry) -> datetime:

@@ -14,7 +14,7 @@ from blockmap.format.version import Version
 from blockmap.image.compare import compare
 from blockmap.image.disk_image import DiskSource
 from blockmap.image.importer import Importer, Summary
-from blockmap.image.layer import chain_ids
+from blockmap.image.layer import config_chains
 from blockmap.image.sources import open_source
 from blockmap.local.paths import default_cache, own
 from blockmap.local.scratch import scratch
@@ -206,7 +206,7 @@ def verify(
             f"{name} is damaged in {len(faults)} places: import the image again, or `blockmap verify {name} --heal SOURCE`, "
             "which store again what the source has of it"
         )
-    for text in check_derived(opened, found.name, found.version, _chains(found.version.config)):
+    for text in check_derived(opened, found.name, found.version, config_chains(found.version.config)):
         warn(text)
     took = usage(repository, found.version.root)
     tell(f"{found.pinned}: {took.chunks:,} chunks, {size(took.data_bytes)} of data, all as their digests say")
@@ -231,15 +231,6 @@ def verify(
     except NotFound:
         count = 0
     tell(f"the same as {against}, file by file ({count:,} regular files)")
-
-
-def _chains(config: bytes | None) -> list[bytes]:
-    """Returns the chain IDs of an image's layers, as far as its configuration has them."""
-    try:
-        diff_ids = json.loads(config or b"{}")["rootfs"]["diff_ids"]
-        return chain_ids([bytes.fromhex(each.removeprefix("sha256:")) for each in diff_ids])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return []
 
 
 def _faults(repository: Repository, version: Version) -> list[Fault]:

@@ -20,6 +20,7 @@ _COMMANDS = {
     "create": "blockmap.cli.images:create",
     "detach": "blockmap.cli.host:detach",
     "diff": "blockmap.cli.history:diff",
+    "gc": "blockmap.cli.garbage:gc",
     "images": "blockmap.cli.image_list:images",
     "import": "blockmap.cli.images:import_",
     "log": "blockmap.cli.history:log",

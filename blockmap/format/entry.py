@@ -1,6 +1,7 @@
 """Entries of a name's log: each says which version the name refers to from then on.
 
-An entry is one line of canonical JSON, sealed. Its keys: `format`, `key` (its own), `n`, `kind` (`set` or `remove`),
+An entry is one line of canonical JSON, sealed. Its keys: `format`, `key` (its own), `n`, `kind` (`set`, `remove`, or `fence`,
+which repeats what the entry before it says and takes the number that a writer who has slept would create),
 `version` and `number` (of the version's record; null for `remove`), `root` (placement), `run` (pack, start, end: nodes
 that an open should read), `oci` (SHA-256 of the manifest), `previous` (SHA-256 of entry n - 1: history is a chain),
 `nonce`, `time` (seconds since 1970), `host`, `message`.
@@ -42,6 +43,8 @@ class Entry:
     """Seconds since 1970, by the writer's clock: for people, never for decisions."""
     host: str
     message: str
+    is_fence: bool = False
+    """True if the entry repeats the one before it."""
 
 
 def encode(entry: Entry) -> bytes:
@@ -50,7 +53,7 @@ def encode(entry: Entry) -> bytes:
         "format": FORMAT,
         "host": entry.host,
         "key": entry.key,
-        "kind": "remove" if entry.version is None else "set",
+        "kind": "fence" if entry.is_fence else "remove" if entry.version is None else "set",
         "message": entry.message,
         "n": entry.n,
         "nonce": entry.nonce,
@@ -74,10 +77,16 @@ def decode(data: bytes, key: str) -> Entry:
     try:
         if value["format"] != FORMAT or value["key"] != key:
             raise FormatError(f"the object is not the entry {key} in a format known to this release")
-        if value["kind"] not in ("set", "remove") or (value["kind"] == "set") != (value["version"] is not None):
+        kind = value["kind"]
+        if kind != "fence" and (kind not in ("set", "remove") or (kind == "set") != (value["version"] is not None)):
             raise FormatError("the entry neither sets nor removes a version")
         n = _integer(value["n"], MAX_NUMBER)
-        if n == 0 or not key.endswith(f"/{n:016d}") or (n == 1) != (value["previous"] is None):
+        if (
+            n == 0
+            or not key.endswith(f"/{n:016d}")
+            or (n == 1) != (value["previous"] is None)
+            or (n == 1 and kind == "fence")
+        ):
             raise FormatError(f"the entry {key} says that it is number {n} of its log")
         return Entry(
             key=key,
@@ -92,6 +101,7 @@ def decode(data: bytes, key: str) -> Entry:
             time=_integer(value["time"], MAX_TIME),
             host=_text(value["host"]),
             message=_text(value["message"]),
+            is_fence=kind == "fence",
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"the entry lacks a field, or one has the wrong type: {error}") from error

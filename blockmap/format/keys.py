@@ -9,10 +9,17 @@ from blockmap.format.refs import from_component, to_component
 FORMAT = "format"
 NAMES = "names/"
 PROFILES = "profiles/"
+MOVED = "moved/"
 DAMAGED = "damaged/"
 CATALOGUE = "hints/catalogue"
+CLOCK = "hints/clock"
+"""Is overwritten to ask what time it is by the store's clock."""
+PINS = "pins/"
 
 _DAMAGED = re.compile("damaged/([0-9a-f]{64})/([0-9]{16})")
+_MOVED = re.compile("moved/([0-9a-f]{64})/([0-9]{16})")
+_VERSION = re.compile("versions/([0-9a-f]{64})/([0-9]{16})")
+_PIN = re.compile("pins/([0-9a-f]{64})/([^/]+)")
 _NUMBER = re.compile("[0-9]{16}")
 
 
@@ -33,6 +40,11 @@ def pack(name: Digest) -> str:
 
 def version(name: Digest, number: int) -> str:
     return f"versions/{name.hex()}/{_number(number)}"
+
+
+def versions(name: Digest) -> str:
+    """Returns the prefix of the keys of a version's records."""
+    return f"versions/{name.hex()}/"
 
 
 def entry(repo: str, tag: str, number: int) -> str:
@@ -105,8 +117,33 @@ def damaged(pack: Digest, number: int) -> str:
 
 def parse_damaged(key: str) -> tuple[Digest, int] | None:
     """Returns the pack and the number of the damage record at `key`; None if `key` is not that of one."""
-    found = _DAMAGED.fullmatch(key)
-    return (Digest(bytes.fromhex(found[1])), int(found[2])) if found and int(found[2]) else None
+    return _about_digest(_DAMAGED, key)
+
+
+def parse_moved(key: str) -> tuple[Digest, int] | None:
+    """Returns the pack and the number of the entry at `key` that says where things moved; None if `key` is not that of one."""
+    return _about_digest(_MOVED, key)
+
+
+def collection(number: int) -> str:
+    """Returns the key of an entry of the log of garbage collections."""
+    return f"gc/{_number(number)}"
+
+
+def pin(version: Digest, holder: str) -> str:
+    """Returns the key of what keeps a version from being collected; `holder` says who needs it."""
+    return f"{PINS}{version.hex()}/{holder}"
+
+
+def parse_pin(key: str) -> tuple[Digest, str] | None:
+    """Returns the version and the holder of the pin at `key`; None if `key` is not that of a pin."""
+    found = _PIN.fullmatch(key)
+    return (Digest(bytes.fromhex(found[1])), found[2]) if found else None
+
+
+def parse_version(key: str) -> tuple[Digest, int] | None:
+    """Returns the version and the number of the record at `key`; None if `key` is not that of one."""
+    return _about_digest(_VERSION, key)
 
 
 def layer(chain: bytes, number: int) -> str:
@@ -116,6 +153,11 @@ def layer(chain: bytes, number: int) -> str:
 def oci(digest: bytes, number: int) -> str:
     """Returns the key of a record of an OCI document; number 0 is the one of older stores, whose key has no number."""
     return _numbered(f"oci/{digest.hex()}", number)
+
+
+def _about_digest(pattern: re.Pattern[str], key: str) -> tuple[Digest, int] | None:
+    found = pattern.fullmatch(key)
+    return (Digest(bytes.fromhex(found[1])), int(found[2])) if found and int(found[2]) else None
 
 
 def _numbered(key: str, number: int) -> str:

@@ -25,6 +25,7 @@ from blockmap.format.digest import DIGEST_BYTES, Digest
 MAGIC = b"bmly"
 FORMAT = 1
 _HEAD = struct.Struct("<4sB3s32s32sIQ")
+HEAD_BYTES = _HEAD.size
 
 
 class LayerRecord(NamedTuple):
@@ -61,3 +62,13 @@ def decode(data: bytes, chain: bytes) -> LayerRecord:
             f"the object is not the record of layer stack {chain.hex()} in a format known to this release"
         )
     return LayerRecord(name, Digest(of), number, raw, data[_HEAD.size : end])
+
+
+def leads_to(head: bytes | memoryview, chain: bytes) -> Digest:
+    """Returns the version that the record of the layer stack `chain` names, given its first HEAD_BYTES. Raises FormatError."""
+    magic, version, zero, name, of, _, _ = _HEAD.unpack(head)
+    if (magic, version, zero, name) != (MAGIC, FORMAT, bytes(3), chain):
+        raise FormatError(
+            f"the object is not the record of layer stack {chain.hex()} in a format known to this release"
+        )
+    return Digest(of)

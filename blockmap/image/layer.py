@@ -1,5 +1,6 @@
 """Layers in blobs: archives, compressed or not, with their expected digests."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from typing import BinaryIO
@@ -61,3 +62,12 @@ def chain_ids(diff_ids: Sequence[bytes]) -> list[bytes]:
         else:
             chains.append(sha256(f"sha256:{chains[-1].hex()} sha256:{diff_id.hex()}".encode()).digest())
     return chains
+
+
+def config_chains(config: bytes | None) -> list[bytes]:
+    """Returns the chain IDs of an image's layers, as far as its configuration has them."""
+    try:
+        diff_ids = json.loads(config or b"{}")["rootfs"]["diff_ids"]
+        return chain_ids([bytes.fromhex(each.removeprefix("sha256:")) for each in diff_ids])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []

@@ -15,6 +15,7 @@ from blockmap.publish.object_writer import put
 from blockmap.publish.parallel import gather
 from blockmap.store import limits
 from blockmap.store.base import Writer
+from blockmap.store.collections import CollectionReader, CollectionState
 from blockmap.store.names import NameReader
 from blockmap.store.pack_logs import read_damage
 from blockmap.store.repository import Repository
@@ -33,6 +34,8 @@ class Catalogue:
     versions: Mapping[Numbered, tuple[Root, Root]]
     """The root and extra root of each version that a name stands for and that could be read."""
     known: DedupIndex
+    collections: CollectionState
+    """What the log of collections said before the catalogue was read."""
 
 
 def read_catalogue(store: Writer, names: NameReader, local: LocalCatalogue, warn: Warn) -> Catalogue:
@@ -40,6 +43,7 @@ def read_catalogue(store: Writer, names: NameReader, local: LocalCatalogue, warn
 
     Makes missing hooks, and stores them if the store can be written.
     """
+    collections = CollectionReader(store).state()
     before, now = local.load(), CatalogueSnapshot()
     repository = Repository(store)
     found = [(repo, tag, n) for (repo, tag), n in sorted(names.catalogue().items())]
@@ -65,7 +69,7 @@ def read_catalogue(store: Writer, names: NameReader, local: LocalCatalogue, warn
                 roots[root.digest].append(root)
     trees = _trees(store, roots, before.hooks, now.hooks, warn)
     local.save(now)
-    return Catalogue(now.versions, DedupIndex(repository, trees, warn, read_damage(store)))
+    return Catalogue(now.versions, DedupIndex(repository, trees, warn, read_damage(store)), collections)
 
 
 def _complete(

@@ -37,8 +37,8 @@ class ObjectWriter:
         self._packs.append(key)
         put(self._store, key, made.parts)  # its name has random salt: an existing object is this one
 
-    def put_version(self, record: Version, named: Collection[Numbered]) -> int:
-        """Stores a version's record; returns its number.
+    def put_version(self, record: Version, named: Collection[Numbered], retired: int = 0) -> int:
+        """Stores a version's record under a number above `retired`; returns its number.
 
         A record that is there already is taken only where a name stands for it (`named`): another's, whose import may
         yet fail and take its packs back, is left alone, and the next number used.
@@ -47,7 +47,7 @@ class ObjectWriter:
         for number in range(VERSION_ATTEMPTS, 0, -1):  # the newest says best where the nodes are
             if (name, number) in named:
                 return number
-        for number in range(1, VERSION_ATTEMPTS + 1):
+        for number in range(retired + 1, VERSION_ATTEMPTS + 1):
             key = keys.version(name, number)
             if put(self._store, key, [version.encode(record)]):
                 self._version_key = key

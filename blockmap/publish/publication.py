@@ -26,6 +26,7 @@ from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.healing import heal
 from blockmap.publish.local import Numbered
 from blockmap.publish.object_writer import ObjectWriter, put
+from blockmap.publish.reliance import Reliance
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import TreeDrafts, Trees, draft_rewrite, draft_whole, store_trees
 from blockmap.store.base import Pruner
@@ -93,11 +94,21 @@ class Publication:
         return self._put_trees(drafts, chunks)
 
     def publish(self, target: NameTarget, version: Version, message: str, derived: Iterable[Derive] = ()) -> Published:
-        """Stores the record of a version whose trees are stored, moves the name to it, and makes what is derived."""
+        """Stores the record of a version whose trees are stored, moves the name to it, and makes what is derived.
+
+        Before each attempt to move the name, the store must still be the one whose catalogue was read: one that was made
+        anew, or is no longer mounted, has nothing of what was deduplicated against. Collected, NotAStore, StoreError.
+        """
         name = version.name
-        number = self._objects.put_version(version, self._standing(name))
+        number = self._objects.put_version(
+            version, self._standing(name), self._catalogue.collections.retired_number(name)
+        )
         self._attempt = target, name, number
-        entry = self._names.set(target, EntryDraft.of(version, number, message), self._recheck)
+
+        draft = EntryDraft.of(version, number, message)
+        entry = Reliance(self._store, self._names, self._catalogue.collections).name(
+            target, version, draft, lambda: check_unchanged(self._store, self._form)
+        )
         self._is_named = True
         published = Published(name, number, entry)
         try:
@@ -108,14 +119,6 @@ class Publication:
         except BlockmapError as error:
             self._warn(f"{target} is in the store; what speeds its use up is not, until it is imported again: {error}")
         return published
-
-    def _recheck(self) -> None:
-        """Checks before each attempt to move the name that what was deduplicated against is still there.
-
-        Nothing deletes single objects that names stand for, so the question is whether the store is still the one whose
-        catalogue was read: one that was made anew, or is no longer mounted, has none of them.
-        """
-        check_unchanged(self._store, self._form)
 
     def _put_trees(self, drafts: TreeDrafts, chunks: ChunkWriter) -> Trees:
         """Stores trees; where they are stored already, drops packs of chunks that were not found although these have them.

@@ -5,12 +5,21 @@ called from any thread.
 """
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from blockmap.errors import Corrupt
 from blockmap.store import limits
 
 Buffer = bytes | bytearray | memoryview
+
+
+class Listed(NamedTuple):
+    """What a listing says of an object."""
+
+    size: int
+    """Bytes."""
+    modified: float
+    """When it was written, in seconds since 1970 by the store's clock."""
 
 
 def too_long(url: str, key: str, size: int, most: int) -> Corrupt:
@@ -51,3 +60,9 @@ class Writer(Reader, Protocol):
 class Pruner(Writer, Protocol):
     def delete(self, key: str) -> None:
         """Removes an object; an absent one is no error."""
+
+    def listing(self, prefix: str) -> dict[str, Listed]:
+        """Returns the keys below `prefix`, as `list` does, with what a listing says of the objects."""
+
+    def modified(self, key: str) -> float:
+        """Returns when an object was written, in seconds since 1970 by the store's clock; NotFound."""

@@ -6,13 +6,14 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from blockmap import durable
 from blockmap.errors import Corrupt, NotAStore, NotFound, StoreUnavailable, UsageError
 from blockmap.format import keys
 from blockmap.store import limits
-from blockmap.store.base import Buffer, too_long
+from blockmap.store.base import Buffer, Listed, too_long
 
 _OPEN_FILES = 64
 _LONG_BYTES = 1 << 20
@@ -91,13 +92,29 @@ class DirectoryStore:
             raise self._explain(key, error) from error
 
     def size(self, key: str) -> int:
-        try:
-            found = os.stat(self._path(key))
-        except OSError as error:
-            raise self._explain(key, error) from error
-        if not stat.S_ISREG(found.st_mode):
-            raise NotFound(f"there is no {key} in {self.url}")
-        return found.st_size
+        return self._about(key).st_size
+
+    def listing(self, prefix: str) -> dict[str, Listed]:
+        found = {}
+        for key in self.list(prefix):
+            with suppress(NotFound):  # deleted since
+                about = self._about(key)
+                found[key] = Listed(about.st_size, about.st_mtime)
+        return found
+
+    def modified(self, key: str) -> float:
+        return self._about(key).st_mtime
+
+    def leftovers(self) -> dict[str, float]:
+        """Returns the paths of temporary files, which a crash leaves behind, with the times when they were written."""
+        found = {}
+        for directory, _, names in os.walk(self._root):
+            for name in names:
+                if name.startswith(durable.TEMPORARY):
+                    path = os.path.join(directory, name)
+                    with suppress(FileNotFoundError):
+                        found[path] = os.stat(path).st_mtime
+        return found
 
     def create(self, key: str, parts: Sequence[Buffer]) -> None:
         path = self._path(key)
@@ -129,6 +146,15 @@ class DirectoryStore:
             raise NotAStore(f"{self.url} is a file: name a directory that is absent or empty") from None
         except OSError as error:
             raise StoreUnavailable(f"cannot list {self.url}: {error.strerror}; check its permissions") from error
+
+    def _about(self, key: str) -> os.stat_result:
+        try:
+            found = os.stat(self._path(key))
+        except OSError as error:
+            raise self._explain(key, error) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise NotFound(f"there is no {key} in {self.url}")
+        return found
 
     def _path(self, key: str) -> Path:
         keys.check(key)

@@ -3,7 +3,7 @@
 Records of lines have limits of their format's; the others are several times what an image of a million files needs.
 """
 
-from blockmap.format import entry, hint, pack_log, record
+from blockmap.format import collection, entry, hint, pack_log, record
 
 RECORD = record.MAX_BYTES
 """What is read of an object where nothing else is said."""
@@ -21,4 +21,5 @@ FILE_MAP = 128 << 20
 BUNDLE = 1 << 30
 """Only who checks a store reads one whole."""
 PACK_LOG = pack_log.MAX_BYTES
+COLLECTION = collection.MAX_BYTES
 LAYER = 128 << 20

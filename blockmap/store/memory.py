@@ -1,23 +1,26 @@
 """Stores objects in memory, for tests."""
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from blockmap.errors import AlreadyExists, Corrupt, NotFound
 from blockmap.format import keys
 from blockmap.store import limits
-from blockmap.store.base import Buffer, too_long
+from blockmap.store.base import Buffer, Listed, too_long
 
 
 class MemoryStore:
-    """Objects in a dict; as strict as a real engine."""
+    """Objects in a dict; as strict as a real engine. `clock` gives seconds since 1970."""
 
     local = True
 
-    def __init__(self, url: str = "memory:") -> None:
+    def __init__(self, url: str = "memory:", clock: Callable[[], float] = time.time) -> None:
         self.url = url
-        self._lock = threading.Lock()  # guards _objects
+        self._clock = clock
+        self._lock = threading.Lock()  # guards _objects and _modified
         self._objects: dict[str, bytes] = {}
+        self._modified: dict[str, float] = {}
 
     def get(self, key: str, most: int = limits.RECORD) -> bytes:
         data = self._get(key)
@@ -43,6 +46,18 @@ class MemoryStore:
     def size(self, key: str) -> int:
         return len(self._get(key))
 
+    def listing(self, prefix: str) -> dict[str, Listed]:
+        with self._lock:
+            return {
+                key: Listed(len(data), self._modified[key])
+                for key, data in sorted(self._objects.items())
+                if key.startswith(prefix)
+            }
+
+    def modified(self, key: str) -> float:
+        self._get(key)
+        return self._modified[key]
+
     def create(self, key: str, parts: Sequence[Buffer]) -> None:
         keys.check(key)
         data = b"".join(parts)
@@ -50,11 +65,13 @@ class MemoryStore:
             if key in self._objects:
                 raise AlreadyExists(f"{self.url}{key} exists already")
             self._objects[key] = data
+            self._modified[key] = self._clock()
 
     def replace(self, key: str, data: bytes) -> None:
         keys.check(key)
         with self._lock:
             self._objects[key] = bytes(data)
+            self._modified[key] = self._clock()
 
     def delete(self, key: str) -> None:
         keys.check(key)

@@ -74,6 +74,7 @@ class EntryDraft:
     oci: bytes | None = None
     """SHA-256 of the OCI manifest."""
     message: str = ""
+    is_fence: bool = False
 
     @classmethod
     def of(cls, version: Version, number: int, message: str = "") -> "EntryDraft":
@@ -230,9 +231,8 @@ class NameLog(NameReader):
             newest = self.newest(target.repo, target.tag)
             if newest is not None and (newest.version, newest.number) == (draft.version, draft.number):
                 return None
-            before_create()
             try:
-                return self.append(target, newest, draft)
+                return self.append(target, newest, draft, before_create)
             except NameMoved:
                 continue
 
@@ -243,20 +243,42 @@ class NameLog(NameReader):
             raise NotFound(f"there is no image {target} in {self._store.url}: see `blockmap images`")
         return self.append(target, newest, EntryDraft(None, 0, message=message))
 
-    def append(self, target: NameTarget, expected: Entry | None, draft: EntryDraft) -> Entry:
-        """Creates the entry after `expected` (None: the first); NameMoved says who was faster."""
+    def fence(self, target: NameTarget) -> None:
+        """Repeats the newest entry of a name, so that a writer who has fixed the number of his entry before meets it."""
+        while (newest := self.newest(target.repo, target.tag)) is not None:
+            again = EntryDraft(newest.version, newest.number, newest.root, newest.run, newest.oci, is_fence=True)
+            try:
+                self.append(target, newest, again)
+            except NameMoved:
+                continue
+            return
+
+    def append(
+        self,
+        target: NameTarget,
+        expected: Entry | None,
+        draft: EntryDraft,
+        before_create: Callable[[], None] = lambda: None,
+    ) -> Entry:
+        """Creates the entry after `expected` (None: the first), and after fences that repeat it; NameMoved says who was faster.
+
+        Calls `before_create` before each attempt, when the number of the entry is fixed, and raises what it raises.
+        """
         repo, tag = target.repo, target.tag
         n = expected.n + 1 if expected else 1
         previous = entries.digest(self.entry(repo, tag, n - 1)[1]) if expected else None
         key, now = partial(keys.entry, repo, tag), int(self._clock())
         made = Entry(
             key(n), n, draft.version, draft.number, draft.root, draft.run, draft.oci, previous, nonce(), now,
-            socket.gethostname(), draft.message,
+            socket.gethostname(), draft.message, draft.is_fence,
         )  # fmt: skip
         stored = entries.encode(made)
+        before_create()
         other = DenseLog(self._writer, key).append(n, stored, f"{target} was moved")
         if other is not None:
             winner = _decode(other, target, n)
+            if winner.is_fence and not draft.is_fence and winner.previous == previous:
+                return self.append(target, winner, draft, before_create)
             raise NameMoved(
                 f"{target} was moved meanwhile by {winner.host} at {_moment(winner.time)} "
                 f"({winner.message or 'no message'}): look at what it is now, then try again"

@@ -18,7 +18,7 @@ from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 from blockmap.errors import Corrupt, NotFound, UsageError
 from blockmap.format import keys
 from blockmap.store import answers, aws, limits
-from blockmap.store.base import Buffer, too_long
+from blockmap.store.base import Buffer, Listed, too_long
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -101,6 +101,20 @@ class ObjectReader:
         keys.check(key)
         with self._explained(key):
             return int(obstore.head(self._engine, key)["size"])
+
+    def listing(self, prefix: str) -> dict[str, Listed]:
+        with self._explained(prefix):
+            pages = obstore.list(self._engine, prefix or None, chunk_size=_PAGE)
+            return {
+                each["path"]: Listed(int(each["size"]), each["last_modified"].timestamp())
+                for page in pages
+                for each in page
+            }
+
+    def modified(self, key: str) -> float:
+        keys.check(key)
+        with self._explained(key):
+            return obstore.head(self._engine, key)["last_modified"].timestamp()
 
     def _check_end(self, key: str, end: int) -> None:
         size = self.size(key)

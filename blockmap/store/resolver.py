@@ -15,9 +15,9 @@ from blockmap.store import limits
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
 from blockmap.store.documents import find_document
-from blockmap.store.names import EntryDraft, NameReader
+from blockmap.store.names import NameReader
 from blockmap.store.numbered import read_numbers
-from blockmap.store.repository import VERSION_ATTEMPTS, Repository
+from blockmap.store.repository import Repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +55,6 @@ def find_entry(names: NameReader, reference: Reference) -> Entry | None:
     if reference.past is None:
         return names.newest(reference.repo, reference.tag)
     return names.past(reference.repo, reference.tag, reference.past)
-
-
-def draft_for(repository: Repository, reference: Reference, message: str) -> EntryDraft:
-    """Returns the draft of an entry that makes a name stand for what `reference` does; NotFound, Corrupt, StoreUnavailable."""
-    found = find_version(repository, reference)
-    for number in range(1, VERSION_ATTEMPTS + 1):
-        with suppress(NotFound, Corrupt):
-            return EntryDraft.of(repository.version_at(found.name, number), number, message)
-    raise NotFound(f"the record of version {found.name.hex()} has gone from {repository.store.url}")
 
 
 def by_digest(repository: Repository, reference: Reference, name: Digest) -> Resolved:

@@ -1,6 +1,6 @@
 """Walks trees level by level from the root, many nodes at once, whatever loads them (`Packs.nodes`, or a cache)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from blockmap.errors import BlockmapError, Corrupt
@@ -56,6 +56,22 @@ def leaves(root: Root, load: LoadNodes, select: Select | None = None) -> Iterato
         node = raised(found)
         if isinstance(node, Leaf):
             yield span, node
+
+
+def packs_below(roots: Iterable[Root], load: LoadNodes) -> set[Digest]:
+    """Returns all packs that trees refer to, those of their nodes included; raises the error of a node that cannot be read."""
+    seen: set[NodeRef] = set()
+
+    def unseen(level: int, row: list[Spot]) -> list[Spot]:
+        new = {spot.ref: spot for spot in row if spot.ref not in seen}
+        seen.update(new)
+        return list(new.values())
+
+    packs: set[Digest] = set()
+    for root in roots:
+        for _, leaf in leaves(root, load, unseen):
+            packs.update(place.pack for place in leaf.placements if place is not None)
+    return packs | {place.pack for _, place in seen if place is not None}
 
 
 def diff(left: Root, right: Root, load: LoadNodes) -> Iterator[tuple[int, Leaf | None, Leaf | None]]:

@@ -11,10 +11,10 @@ from blockmap.cli.images import show
 from blockmap.errors import BlockmapError, NotFound, UsageError
 from blockmap.format.refs import parse_reference
 from blockmap.store.directory import DirectoryStore
-from blockmap.store.names import NameLog, NameTarget
+from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import open_or_create
 from blockmap.store.repository import Repository
-from blockmap.store.resolver import draft_for
+from blockmap.store.resolver import find_version
 from tests.image.builder import bulk, import_image
 from tests.image.layouts import archive, file, layout
 
@@ -31,7 +31,10 @@ def store(tmp_path: Path) -> Path:
         members = [file("base", bulk(1, 200_000)), file("own", bulk(number + 1, 100_000))]
         import_image(where, f"oci:{layout(tmp_path / str(number), [archive(members)])}", f"v:{number}", tmp_path)
     opened, _ = open_or_create(str(where))
-    drafts = [draft_for(Repository(opened), parse_reference(f"v:{number}"), f"number {number}") for number in (1, 2)]
+    drafts = []
+    for number in (1, 2):
+        found = find_version(Repository(opened), parse_reference(f"v:{number}")).version
+        drafts.append(EntryDraft.of(found, 1, f"number {number}"))
     now = BEGIN
     name = NameTarget("app", "1")
     names = NameLog(opened, clock=lambda: now)

@@ -109,6 +109,19 @@ def test_a_range_past_the_end_is_corrupt(store: Pruner, start: int, end: int) ->
     assert store.get_range("a", 0, 10) == b"0123456789"
 
 
+def test_a_listing_says_how_long_objects_are_and_when_they_were_written(store: Pruner) -> None:
+    store.create("a/one", [b"x" * 10])
+    store.replace("hints/clock", b"")
+    assert {key: found.size for key, found in store.listing("").items()} == {"a/one": 10, "hints/clock": 0}
+    assert list(store.listing("a/")) == ["a/one"]
+    assert store.listing("b/") == {}
+    written, now = store.modified("a/one"), store.modified("hints/clock")
+    assert abs(store.listing("a/")["a/one"].modified - written) < 1.5, "some engines round to seconds in one of them"
+    assert 0 <= now - written + 1 < 60
+    with pytest.raises(NotFound):
+        store.modified("a/two")
+
+
 def test_big_objects(store: Pruner) -> None:
     part = bytes(range(256)) * 4096
     store.create("packs/big", [part] * 20)

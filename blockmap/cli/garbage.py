@@ -1,0 +1,107 @@
+"""The command `blockmap gc`."""
+
+import json
+import re
+from typing import Any
+
+import click
+
+from blockmap.image.layer import config_chains
+from blockmap.store.opening import open_writer
+from blockmap.terminal.options import need_store, store_option
+from blockmap.terminal.output import tell
+from blockmap.terminal.units import size
+from blockmap.upkeep.collect import Collector, Plan
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Duration(click.ParamType[float]):
+    """A time like 24h, 30d, 90m, 5s; in seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        found = re.fullmatch("([0-9]{1,9})([smhd])", value)
+        if found is None:
+            self.fail(f"{value!r} is no time: a number and s, m, h or d are expected, for example 24h", param, ctx)
+        return float(int(found[1]) * _UNITS[found[2]])
+
+
+@click.command()
+@store_option
+@click.option("--dry-run", is_flag=True, help="Show what nothing needs; change nothing.")
+@click.option(
+    "--keep", type=Duration(), default="30d", show_default=True, help="Keep what names stood for in this time."
+)
+@click.option(
+    "--grace",
+    type=Duration(),
+    default="24h",
+    show_default=True,
+    help="From condemning to deleting; longer than any import or commit, and any host's sleep that should not cost one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def gc(store: str | None, dry_run: bool, keep: float, grace: float, as_json: bool) -> None:
+    """Delete what no name needs, in two runs: one condemns, one after the grace deletes and condemns anew.
+
+    Other hosts may import and serve meanwhile. What is in the recent history of a name, or pinned, is kept.
+    """
+    opened, _ = open_writer(need_store(store))
+    collector = Collector(opened, keep, grace, config_chains)
+    state = collector.state()
+    said: dict[str, Any] = {}
+    due = collector.due_in(state) if state.condemnation is not None else 0.0
+    if state.condemnation is not None and not dry_run and (due <= 0 or state.sweeping):
+        swept = collector.sweep(state)
+        said |= {"deleted_objects": swept.objects, "deleted_bytes": swept.bytes}
+        if not as_json:
+            tell(f"deleted {swept.objects:,} objects, {size(swept.bytes)}")
+        state = collector.state()
+    if state.condemnation is None or dry_run:
+        plan = collector.plan(state)
+        said |= {
+            "garbage_objects": len(plan.garbage),
+            "garbage_bytes": sum(plan.garbage.values()),
+            "young_objects": len(plan.young),
+            "young_bytes": sum(plan.young.values()),
+            "kept_bytes": plan.kept,
+        }
+        if not as_json:
+            _tell_plan(plan)
+        if not dry_run and plan.garbage and collector.condemn(state, plan) and not as_json:
+            tell(f"condemned: `blockmap gc` deletes it, from {_hours(grace)} on")
+    else:
+        said["due_in_seconds"] = max(due, 0)
+        if not as_json:
+            tell(f"{len(state.condemned):,} objects are condemned: `blockmap gc` deletes them, from {_hours(due)} on")
+    if not dry_run:
+        leftovers = collector.remove_leftovers()
+        said["leftovers"] = leftovers
+        if leftovers and not as_json:
+            tell(f"removed {leftovers:,} files that killed writers had left")
+    if as_json:
+        tell(json.dumps(said))
+
+
+def _tell_plan(plan: Plan) -> None:
+    kinds: dict[str, tuple[int, int]] = {}
+    for key, length in plan.garbage.items():
+        count, total = kinds.get(kind := key.partition("/")[0], (0, 0))
+        kinds[kind] = count + 1, total + length
+    for kind, (count, total) in sorted(kinds.items()):
+        tell(f"{kind:<10} {count:>9,}  {size(total):>8}")
+    tell(
+        f"{len(plan.garbage):,} objects, {size(sum(plan.garbage.values()))}, are needed by nothing; {size(plan.kept)} stay"
+    )
+    if plan.young:
+        tell(
+            f"{len(plan.young):,} objects, {size(sum(plan.young.values()))}, are not needed yet: they are younger than the grace, "
+            "and may be in the making"
+        )
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.0f} hours" if seconds >= 5400 else f"{max(seconds, 0):.0f} s"

@@ -1,0 +1,75 @@
+"""What a writer relies on, watched from before it is read until a name needs it: collections may delete it meanwhile."""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from blockmap.errors import Collected, Corrupt, NotFound
+from blockmap.format import keys
+from blockmap.format.entry import Entry
+from blockmap.format.refs import Reference
+from blockmap.format.version import Version
+from blockmap.store.base import Writer
+from blockmap.store.collections import CollectionReader, CollectionState
+from blockmap.store.names import EntryDraft, NameLog, NameTarget
+from blockmap.store.packs import pack_key
+from blockmap.store.repository import VERSION_ATTEMPTS, Repository
+from blockmap.store.resolver import find_version
+from blockmap.store.walk import packs_below
+
+
+class Reliance:
+    """Names a version whose objects were stored or relied on since `seen`, if none of them may have been deleted since."""
+
+    def __init__(self, store: Writer, names: NameLog, seen: CollectionState) -> None:
+        self._repository = Repository(store)
+        self._names = names
+        self._collections = CollectionReader(store)
+        self._seen = seen
+
+    def name(
+        self, target: NameTarget, version: Version, draft: EntryDraft, before_create: Callable[[], None] = lambda: None
+    ) -> Entry | None:
+        """Makes a name stand for a version, as `NameLog.set` does; Collected.
+
+        The number of the entry is fixed before the log of collections is asked, so a collection that begins to delete later
+        fences that number off before it looks at what the name stands for. It cannot fence a log that is not there, so who
+        made a log looks again.
+        """
+
+        def used() -> set[str]:
+            try:
+                packs = packs_below((version.root, version.extra), self._repository.packs.nodes)
+            except (NotFound, Corrupt) as error:
+                raise Collected(f"what this relied on has gone from the store: repeat the command ({error})") from error
+            return {keys.version(version.name, draft.number), *map(pack_key, packs)}
+
+        def check() -> None:
+            before_create()
+            self._seen = self._collections.check(self._seen, used)
+
+        entry = self._names.set(target, draft, check)
+        if entry is not None and entry.n == 1:
+            try:
+                self._collections.check(self._seen, used)
+            except Collected:
+                self._names.remove(target, "what it stands for was collected meanwhile")
+                raise
+        return entry
+
+
+def tag_version(
+    store: Writer, reference: Reference, target: NameTarget, message: str
+) -> tuple[EntryDraft, Entry | None]:
+    """Makes a name stand for what `reference` stands for; returns None in place of the entry where it does already.
+
+    Raises NotFound, Collected, StoreError.
+    """
+    seen = CollectionReader(store).state()
+    repository, names = Repository(store), NameLog(store)
+    found = find_version(repository, reference)
+    for number in range(1, VERSION_ATTEMPTS + 1):
+        with suppress(NotFound, Corrupt):
+            record = repository.version_at(found.name, number)
+            draft = EntryDraft.of(record, number, message)
+            return draft, Reliance(store, names, seen).name(target, record, draft)
+    raise NotFound(f"the record of version {found.name.hex()} has gone from {store.url}")
