@@ -23,6 +23,7 @@ from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version
 from blockmap.publish.catalogue import Catalogue, Warn
 from blockmap.publish.chunks import ChunkWriter
+from blockmap.publish.dirty import nodes_above
 from blockmap.publish.healing import heal
 from blockmap.publish.local import Numbered
 from blockmap.publish.object_writer import ObjectWriter, put
@@ -88,16 +89,25 @@ class Publication:
 
         Raises Corrupt where the nodes that change refer to a pack of the base that has lost what they need.
         """
-        drafts = draft_rewrite(base, edits, size, self._repository.node)
+        drafts = draft_rewrite(base, edits, size, nodes_above(base.root, edits, self._repository.packs.nodes))
         for draft in (drafts.volume, drafts.extra):
             draft.nodes = {name: self._confirmed(node) for name, node in draft.nodes.items()}
         return self._put_trees(drafts, chunks)
 
-    def publish(self, target: NameTarget, version: Version, message: str, derived: Iterable[Derive] = ()) -> Published:
+    def publish(
+        self,
+        target: NameTarget,
+        version: Version,
+        message: str,
+        derived: Iterable[Derive] = (),
+        after: int | None = None,
+        nonce: str = "",
+    ) -> Published:
         """Stores the record of a version whose trees are stored, moves the name to it, and makes what is derived.
 
         Before each attempt to move the name, the store must still be the one whose catalogue was read: one that was made
-        anew, or is no longer mounted, has nothing of what was deduplicated against. Collected, NotAStore, StoreError.
+        anew, or is no longer mounted, has nothing of what was deduplicated against. With `after`, the name must stand for what
+        that entry says, 0 for nothing. NameMoved, Collected, NotAStore, StoreError.
         """
         name = version.name
         number = self._objects.put_version(
@@ -105,9 +115,9 @@ class Publication:
         )
         self._attempt = target, name, number
 
-        draft = EntryDraft.of(version, number, message)
+        draft = replace(EntryDraft.of(version, number, message), nonce=nonce)
         entry = Reliance(self._store, self._names, self._catalogue.collections).name(
-            target, version, draft, lambda: check_unchanged(self._store, self._form)
+            target, version, draft, lambda: check_unchanged(self._store, self._form), after
         )
         self._is_named = True
         published = Published(name, number, entry)

@@ -27,9 +27,15 @@ class Reliance:
         self._seen = seen
 
     def name(
-        self, target: NameTarget, version: Version, draft: EntryDraft, before_create: Callable[[], None] = lambda: None
+        self,
+        target: NameTarget,
+        version: Version,
+        draft: EntryDraft,
+        before_create: Callable[[], None] = lambda: None,
+        after: int | None = None,
     ) -> Entry | None:
-        """Makes a name stand for a version, as `NameLog.set` does; Collected.
+        """Makes a name stand for a version: whatever it stands for, as `NameLog.set` does, or only after its entry `after`,
+        0 for none, as `NameLog.append` does. NameMoved, Collected.
 
         The number of the entry is fixed before the log of collections is asked, so a collection that begins to delete later
         fences that number off before it looks at what the name stands for. It cannot fence a log that is not there, so who
@@ -47,7 +53,11 @@ class Reliance:
             before_create()
             self._seen = self._collections.check(self._seen, used)
 
-        entry = self._names.set(target, draft, check)
+        if after is None:
+            entry = self._names.set(target, draft, check)
+        else:
+            expected = self._names.entry(target.repo, target.tag, after)[0] if after else None
+            entry = self._names.append(target, expected, draft, check)
         if entry is not None and entry.n == 1:
             try:
                 self._collections.check(self._seen, used)

@@ -75,6 +75,8 @@ class EntryDraft:
     """SHA-256 of the OCI manifest."""
     message: str = ""
     is_fence: bool = False
+    nonce: str = ""
+    """Random text that a writer has noted before, so that it finds its entry after a crash; made anew where it is empty."""
 
     @classmethod
     def of(cls, version: Version, number: int, message: str = "") -> "EntryDraft":
@@ -269,7 +271,7 @@ class NameLog(NameReader):
         previous = entries.digest(self.entry(repo, tag, n - 1)[1]) if expected else None
         key, now = partial(keys.entry, repo, tag), int(self._clock())
         made = Entry(
-            key(n), n, draft.version, draft.number, draft.root, draft.run, draft.oci, previous, nonce(), now,
+            key(n), n, draft.version, draft.number, draft.root, draft.run, draft.oci, previous, draft.nonce or nonce(), now,
             socket.gethostname(), draft.message, draft.is_fence,
         )  # fmt: skip
         stored = entries.encode(made)
