@@ -45,6 +45,7 @@ _COUNTERS = {
         "stored": "Chunks and nodes written to the cache",
         "evicted": "Chunks and nodes evicted for want of room",
         "damaged": "Chunks and nodes dropped because their checksums did not match",
+        "lost": "Chunks and nodes on record that are not in the cache, since a server was killed or the host went down",
         "failed_writes": "Chunks and nodes that the disk did not take",
     },
     "fetch": {

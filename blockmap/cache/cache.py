@@ -68,7 +68,7 @@ class Cache:
         self.can_write = True
         """Whether the last write worked; if not, nothing is worth fetching ahead."""
         self._end = self._scrubbed = 0
-        self._stored = self._evicted = self._bad = self._failed = 0
+        self._stored = self._evicted = self._bad = self._lost = self._failed = 0
         self._logged = float("-inf")
         self._journal = Journal(directory / "index.db")
         self._load()
@@ -166,7 +166,7 @@ class Cache:
         self._bury(slot)
 
     def scrub(self, limit_bytes: int) -> int:
-        """Checks the next slots, up to `limit_bytes`; returns how many were bad. Only one thread at a time may call it."""
+        """Checks the next slots, up to `limit_bytes`; returns how many were damaged. Only one thread at a time may call it."""
         before = self._bad
         for _ in range(len(self._table.names)):
             if limit_bytes <= 0:
@@ -190,6 +190,7 @@ class Cache:
                 "stored": self._stored,
                 "evicted": self._evicted,
                 "damaged": self._bad,
+                "lost": self._lost,
                 "failed_writes": self._failed,
             }
 
@@ -213,6 +214,7 @@ class Cache:
         for position in lost:
             self._journal.remove(position)
         if lost:
+            self._lost = len(lost)
             _log.warning("%d chunks and nodes that the cache %s had are lost", len(lost), self.directory)
         for start, end in gaps:
             self._data.punch(start, end - start)
@@ -329,23 +331,36 @@ class Cache:
 
     def _verified(self, slot: int, digest: bytes) -> bytes | None:
         """Reads a slot and verifies it by its header and checksums; returns None, and drops it, if it is bad."""
+        length = self._table.length[slot]
         try:
             raw = self._data.read(self._table.position[slot], self._table.span(slot))
         except OSError as error:
             self._log_failure("read", error)
-            raw = b""
+            raw = None
         if self.dead[slot]:
             return None
-        content = slots.verified(raw, digest, self._table.length[slot], self._table.mask[slot])
+        content = None if raw is None else slots.verified(raw, digest, length, self._table.mask[slot])
         if content is not None:
             self._table.checked[slot] = 1
             return content
+        lost = raw is not None and not self._table.checked[slot] and slots.is_lost(raw, length)
         with self._lock:
             if self.dead[slot]:
                 return None
-            self._bad += 1
+            before = self._lost
+            if lost:
+                self._lost += 1
+            else:
+                self._bad += 1
             self._kill(slot)
-        _log.warning("the cache's copy of %s is damaged; it is dropped, and will be fetched again", digest.hex())
+        if not lost:
+            _log.warning("the cache's copy of %s is damaged; it is dropped, and will be fetched again", digest.hex())
+        elif not before:  # there may be hundreds
+            _log.warning(
+                "chunks and nodes that the cache %s had on record are lost: its last server was killed, or the host went "
+                "down; they are fetched again",
+                self.directory,
+            )
         self._bury(slot)
         return None
 

@@ -15,6 +15,7 @@ The header takes whole blocks of 4096 bytes; block i of the content follows at (
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -115,15 +116,27 @@ def verified(raw: bytes, digest: bytes, length: int, mask: int) -> bytes | None:
     if header is None or (header.digest, header.length, header.mask) != (digest, length, mask):
         return None
     content = raw[head_bytes:]
-    return content if _intact(header, content) else None
+    return None if any(_wrong(header, content)) else content
 
 
-def _intact(header: Header, content: bytes) -> bool:
-    """Returns True if every block that is present matches its checksum; absent ones may be missing at the end."""
+def is_lost(raw: bytes, length: int) -> bool:
+    """Returns True if what is wrong with a slot is only that bytes of it are not there, which read as zeros.
+
+    They were evicted when a kill kept the journal from noting it, or had not reached the disk when the host went down.
+    """
+    head_bytes = header_bytes(length)
+    if not any(raw[:head_bytes]):
+        return True
+    header = decode_header(raw[:head_bytes])
+    wrong = [] if header is None else list(_wrong(header, raw[head_bytes:]))
+    return bool(wrong) and not any(map(any, wrong))
+
+
+def _wrong(header: Header, content: bytes) -> Iterator[memoryview]:
+    """Yields every block that is present and does not match its checksum; absent ones may be missing at the end."""
     view = memoryview(content)
     for block, expected in enumerate(header.sums):
         if has(header.mask, block):
             piece = view[block * BLOCK : (block + 1) * BLOCK]
             if len(piece) != BLOCK or xxh3_64_intdigest(piece) != expected:
-                return False
-    return True
+                yield piece

@@ -39,7 +39,7 @@ def _tell(answer: ServerStatus) -> None:
     tell(f"server    process {answer['pid']}, up {answer['seconds']:.0f} s, store {answer['store']}")
     tell(
         f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}, {cache['slots']:,} chunks and nodes, "
-        f"{cache['evicted']:,} evicted, {cache['damaged']:,} found damaged"
+        f"{cache['evicted']:,} evicted, {cache['damaged']:,} found damaged, {cache['lost']:,} lost"
     )
     tell(
         f"fetched   {size(fetch['bytes'])} in {fetch['requests']:,} requests, {fetch['chunks']:,} chunks, "

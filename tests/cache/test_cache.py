@@ -198,6 +198,30 @@ def test_a_slot_that_holds_another_digest_is_bad(tmp_path: Path) -> None:
     cache.close()
 
 
+@pytest.mark.parametrize(
+    ("start", "end"), [(0, 4), (0, 1), (2, 3), (1, 4)], ids=["evicted", "header", "block", "content"]
+)
+def test_what_a_crash_left_unwritten_or_unnoted_is_lost_and_not_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, start: int, end: int
+) -> None:
+    cache = Cache(tmp_path, CAP)
+    for number in range(3):
+        put(cache, number, 3)
+    cache.close()
+    with (tmp_path / "data").open("r+b") as file:
+        for slot in range(2):
+            file.seek((slot * 4 + start) * BLOCK)
+            file.write(bytes((end - start) * BLOCK))
+    cache = Cache(tmp_path, CAP)
+    assert [cache.get(name(number)) is not None for number in range(3)] == [False, False, True]
+    status = cache.status()
+    assert (status["lost"], status["damaged"]) == (2, 0)
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        f"chunks and nodes that the cache {tmp_path} had on record are lost"
+    ]
+    cache.close()
+
+
 def test_damaged_blocks_are_not_joined_to_new_ones(tmp_path: Path) -> None:
     cache = Cache(tmp_path, CAP)
     put(cache, 1, 4, 0b0011)

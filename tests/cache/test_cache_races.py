@@ -184,7 +184,7 @@ def test_threads_that_put_one_digest_keep_one_slot_with_all_its_blocks(tmp_path:
 
 
 def test_what_a_killed_process_leaves_is_right(tmp_path: Path) -> None:
-    served = 0
+    served = lost = 0
     for seed in range(4):
         # A cap that evicts all the time, and one that keeps everything.
         cap = 2500 * BLOCK if seed % 2 else 1 << 28
@@ -203,5 +203,8 @@ def test_what_a_killed_process_leaves_is_right(tmp_path: Path) -> None:
             assert cache.put(name(number), data) >= 0
         for number in range(NUMBERS):
             assert cache.get(name(number)) == content(number, blocks_of(number) * BLOCK)
+        assert cache.status()["damaged"] == 0, "nothing was"
+        lost += cache.status()["lost"]
         cache.close()
     assert served > NUMBERS
+    assert lost, "what was evicted within the journal's last half second"
