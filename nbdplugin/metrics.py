@@ -29,6 +29,7 @@ _GAUGES = {
         "cap_bytes": "The most that the cache may hold",
         "pinned_bytes": "Content in the cache that is not evicted",
         "slots": "Chunks and nodes in the cache",
+        "missing": "1 while the cache's directory is gone and cannot be made again",
     },
     "fetch": {
         "store_away": "1 while the store does not answer",
@@ -47,6 +48,7 @@ _COUNTERS = {
         "damaged": "Chunks and nodes dropped because their checksums did not match",
         "lost": "Chunks and nodes on record that are not in the cache, since a server was killed or the host went down",
         "failed_writes": "Chunks and nodes that the disk did not take",
+        "replaced": "Times that the cache's directory was removed or replaced while it was in use",
     },
     "fetch": {
         "requests": "Ranges fetched from packs",

@@ -13,7 +13,8 @@ for time. It waits for a condition (`waiting.until`), and never sleeps.
 Helpers, by what they provide:
 
     waiting.py                     `until` a condition holds; free ports
-    cache/contents.py              chunks whose bytes follow from a number, so that every byte read can be checked
+    cache/contents.py              chunks whose bytes follow from a number, so that every byte read can be checked; which
+                                   deleted files a process has open
     cache/writer.py                a process that fills a cache until it is killed
     corpus/starts.py               timed starts of programs, from a store nearby or behind a delay
     faults/links.py                netshape, a relay that behaves like a long, narrow or faulty link

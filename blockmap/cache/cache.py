@@ -5,7 +5,8 @@ used after a start, never after. Readers use `fd`, `dead` and `used` themselves:
 mark again; a slot is marked dead before its bytes are punched, so bytes read from one that is alive afterwards are its
 own. Slot numbers are never used again while the process lives; positions only after everything was dropped.
 
-A cache that is full, damaged or gone makes misses, never errors.
+A cache that is full, damaged or gone makes misses, never errors. One whose directory was removed or replaced begins anew in
+the same place: the descriptor `fd` stays, with an empty file behind it.
 """
 
 import logging
@@ -19,12 +20,15 @@ from blockmap.cache import slot as slots
 from blockmap.cache.datafile import DataFile
 from blockmap.cache.journal import Journal
 from blockmap.cache.slot_table import SlotTable
+from blockmap.errors import HostError
 from blockmap.format import BLOCK
 
 _log = logging.getLogger(__name__)
 
 _MAX_POSITION = 1 << 43
 """Bytes of the data file, half of what ext4 allows; where it would grow beyond, the cache begins anew, empty."""
+_DRAIN_SECONDS = 1.0
+"""Seconds that writes under way get to end before the cache begins anew in a new directory, or else at the next look."""
 _LOG_AGAIN_SECONDS = 60.0
 """Seconds between two messages about a disk that fails."""
 
@@ -67,6 +71,9 @@ class Cache:
         self._busy = 0  # slots being written, or dead and not punched yet
         self.can_write = True
         """Whether the last write worked; if not, nothing is worth fetching ahead."""
+        self.missing = False
+        """True while there is no directory to write to."""
+        self._replaced = 0
         self._end = self._scrubbed = 0
         self._stored = self._evicted = self._bad = self._lost = self._failed = 0
         self._logged = float("-inf")
@@ -192,7 +199,19 @@ class Cache:
                 "damaged": self._bad,
                 "lost": self._lost,
                 "failed_writes": self._failed,
+                "replaced": self._replaced,
+                "missing": int(self.missing),
             }
+
+    def look_after(self) -> bool:
+        """Begins anew, empty, where somebody has removed or replaced the directory; returns True if its files are others now.
+
+        Where no directory can be made it goes on without, and the next call tries again.
+        """
+        if self._data.is_in_place():
+            return False
+        with self._room:
+            return self._drain() and self._change_files()
 
     def clear(self) -> None:
         """Drops everything that is not pinned."""
@@ -261,6 +280,8 @@ class Cache:
     def _reserve(self, size: int, span: int) -> int:
         """Makes room for a new slot that will allocate `size` bytes; returns its position, or -1 if there is no room."""
         with self._room:
+            if self.missing:
+                return -1
             if self._end + span > _MAX_POSITION and not self._begin_anew():
                 return -1
             self._make_room(size)
@@ -285,17 +306,56 @@ class Cache:
         for slot in victims:
             self._bury(slot)
 
+    def _drain(self) -> bool:
+        """Waits until no slot is being written or punched; returns True if that worked. Holds _room: none begins."""
+        end = time.monotonic() + _DRAIN_SECONDS
+        while self._busy and time.monotonic() < end:
+            time.sleep(0.001)
+        return not self._busy
+
+    def _change_files(self) -> bool:
+        """Drops everything, pinned or not, and begins anew in the directory as it is now. Holds _room, and nothing is busy."""
+        victims = self._kill_all()
+        if victims is None:
+            return False
+        was_missing, why = self.missing, ""
+        try:
+            self._data.begin_anew()
+            self.missing = False
+        except (HostError, OSError) as error:
+            self.missing, why = True, str(error)
+        self.can_write = not self.missing
+        with self._lock:
+            self._busy -= len(victims)
+            self._table.bytes = self._end = 0
+            self._replaced += not was_missing
+        self._journal.begin_anew(delete=not self.missing)
+        if not was_missing:
+            _log.warning("the cache %s was removed or replaced while it was in use", self.directory)
+        if self.missing and not was_missing:
+            _log.warning("reads go on without a cache until there can be one: %s", why)
+        elif not self.missing:
+            _log.warning("the cache %s begins anew, empty", self.directory)
+        return not (self.missing and was_missing)
+
+    def _kill_all(self) -> list[int] | None:
+        """Kills every slot, which is busy from then on; returns None, and kills none, while another is busy."""
+        with self._lock:
+            if self._busy:
+                return None
+            victims = list(self._table.index.values())
+            for slot in victims:
+                self._kill(slot)
+            return victims
+
     def _begin_anew(self) -> bool:
         """Drops everything, pinned or not, so that positions begin at 0 again; returns True if that worked. Holds _room.
 
         Not while a slot is being written or punched: it would meet a new one in its place.
         """
-        with self._lock:
-            if self._busy:
-                return False
-            victims = list(self._table.index.values())
-            for slot in victims:
-                self._kill(slot)
+        victims = self._kill_all()
+        if victims is None:
+            return False
         for slot in victims:
             self._bury(slot)
         self._data.empty()

@@ -13,6 +13,7 @@ from pathlib import Path
 from blockmap.cache import slot as slots
 from blockmap.errors import HostError
 from blockmap.format import BLOCK
+from blockmap.local.paths import own
 
 _log = logging.getLogger(__name__)
 
@@ -29,30 +30,28 @@ class DataFile:
     """
 
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self.path = directory / "data"
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._owner = _own(directory / "lock")
-        except OSError as error:
-            raise _unusable(directory, error) from error
-        try:
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            os.close(self._owner)
-            raise _unusable(directory, error) from error
-        # Punches where nothing is yet, to learn whether the file system can.
-        if code := self._fallocate(_PUNCH_HOLE, self.end(), BLOCK):
-            self.close()
-            if code in (errno.EOPNOTSUPP, errno.ENOSYS):
-                raise HostError(
-                    f"the file system of the cache {directory} cannot punch holes: name a directory on ext4, xfs, btrfs "
-                    "or tmpfs with --cache"
-                )
-            raise _unusable(directory, OSError(code, os.strerror(code)))
+        self._owner, self.fd = self._open()
+
+    def is_in_place(self) -> bool:
+        """Returns True if the directory still has the file of this process, and the lock."""
+        return _is_at(self.fd, self.path) and _is_at(self._owner, self._directory / "lock")
+
+    def begin_anew(self) -> None:
+        """Gives back the file and the lock, and makes empty ones in the directory, which is made if need be.
+
+        Raises HostError where that cannot be; then it has no file, and reads nothing. Nobody may be writing.
+        """
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._replace_by(null, null)
+        owner, fd = self._open()
+        os.ftruncate(fd, 0)
+        self._replace_by(owner, fd)
 
     def end(self) -> int:
         """Returns the bytes of the file, rounded up to whole blocks."""
-        return slots.blocks_of(os.fstat(self.fd).st_size) * BLOCK
+        return _end(self.fd)
 
     def read(self, position: int, length: int) -> bytes:
         """Returns the bytes from `position` on, fewer at the end of the file. Raises OSError."""
@@ -80,7 +79,7 @@ class DataFile:
 
     def punch(self, position: int, length: int) -> bool:
         """Gives space back to the file system; returns True if that worked."""
-        code = self._fallocate(_PUNCH_HOLE, position, length)
+        code = _fallocate(self.fd, _PUNCH_HOLE, position, length)
         if code:
             _log.warning("the cache's file %s could not free %d bytes: %s", self.path, length, os.strerror(code))
         return not code
@@ -99,13 +98,60 @@ class DataFile:
         os.close(fd)
         os.close(self._owner)
 
-    def _fallocate(self, mode: int, position: int, length: int) -> int:
-        """Returns 0, or the error's number."""
-        while _libc.fallocate(self.fd, mode, position, length):
-            code = ctypes.get_errno()
-            if code != errno.EINTR:
-                return code
-        return 0
+    def _open(self) -> tuple[int, int]:
+        """Takes the directory for this process; returns the descriptors of its lock and its file."""
+        directory = own(self._directory)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            owner = _own(directory / "lock")
+        except OSError as error:
+            raise _unusable(directory, error) from error
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            os.close(owner)
+            raise _unusable(directory, error) from error
+        # Punches where nothing is yet, to learn whether the file system can.
+        if code := _fallocate(fd, _PUNCH_HOLE, _end(fd), BLOCK):
+            os.close(fd)
+            os.close(owner)
+            if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise HostError(
+                    f"the file system of the cache {directory} cannot punch holes: name a directory on ext4, xfs, btrfs "
+                    "or tmpfs with --cache"
+                )
+            raise _unusable(directory, OSError(code, os.strerror(code)))
+        return owner, fd
+
+    def _replace_by(self, owner: int, fd: int) -> None:
+        """Puts other files behind both descriptors, whose numbers readers know."""
+        os.dup2(owner, self._owner, inheritable=False)
+        os.dup2(fd, self.fd, inheritable=False)
+        for each in {owner, fd}:
+            os.close(each)
+
+
+def _end(fd: int) -> int:
+    return slots.blocks_of(os.fstat(fd).st_size) * BLOCK
+
+
+def _fallocate(fd: int, mode: int, position: int, length: int) -> int:
+    """Returns 0, or the error's number."""
+    while _libc.fallocate(fd, mode, position, length):
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            return code
+    return 0
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Returns True if a path leads to an open file, or it cannot be said where it leads."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
 
 
 def _write_all(fd: int, parts: list[memoryview], position: int) -> None:
@@ -126,9 +172,10 @@ def _own(path: Path) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        # The parent, too, so that whoever finds it in use can tell whether that is still there.
+        os.pwrite(fd, f"{os.getpid()} {os.getppid()}\n".encode(), 0)
     except BlockingIOError:
-        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+        owner = os.pread(fd, 64, 0).decode("ascii", "replace").partition(" ")[0].strip()
         os.close(fd)
         raise HostError(
             f"the cache {path.parent} is in use by process {owner or 'unknown'}: one server owns a cache, name another "

@@ -8,6 +8,7 @@ import logging
 import queue
 import sqlite3
 import threading
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -44,12 +45,19 @@ ORDER BY pos
 """
 
 
+@dataclass(frozen=True, slots=True)
+class _Anew:
+    """Stands in the queue where the file is given up."""
+
+    delete: bool
+
+
 class Journal:
     """Records which slots are added and removed; safe to share between threads after `load`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._queue: queue.SimpleQueue[Row | int | threading.Event | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Row | int | threading.Event | _Anew | None] = queue.SimpleQueue()
         self._write_now = threading.Event()
         """Set where a batch is to be written at once."""
         self._thread = threading.Thread(target=self._run, name="cache journal", daemon=True)
@@ -73,6 +81,13 @@ class Journal:
         """Queues the end of a slot; never blocks."""
         self._queue.put(position)
 
+    def begin_anew(self, delete: bool) -> None:
+        """Forgets all that was queued, gives the file up, and makes one with the next slot; never blocks.
+
+        With `delete`, what is in its place now is deleted.
+        """
+        self._queue.put(_Anew(delete))
+
     def flush(self) -> None:
         """Waits until all that was queued is written."""
         done = threading.Event()
@@ -93,12 +108,17 @@ class Journal:
         well = True
         ended = False
         while not ended:
-            batch, waiting, ended = self._batch()
+            batch, waiting, anew, ended = self._batch()
+            if anew is not None and connection is not None:
+                connection.close()
+                connection = None
             try:
-                if connection is None:
+                if anew is not None and anew.delete:
+                    database.delete(self._path)
+                if connection is None and batch:
                     connection = database.open_database(self._path, _SCHEMA)
                     connection.execute("PRAGMA synchronous=OFF")
-                if batch:
+                if connection is not None and batch:
                     with database.transaction(connection):
                         _apply(connection, batch)
                     well = True
@@ -115,18 +135,23 @@ class Journal:
         if connection is not None:
             connection.close()
 
-    def _batch(self) -> tuple[list[Row | int], list[threading.Event], bool]:
-        """Returns what came within the time of a batch, who waits for it, and True if it is the last."""
+    def _batch(self) -> tuple[list[Row | int], list[threading.Event], _Anew | None, bool]:
+        """Returns what came within the time of a batch, who waits for it, how the file is given up before if it is, and True
+        if it is the last."""
         items: list[Row | int] = []
+        anew: _Anew | None = None
         item = self._queue.get()
         self._write_now.wait(_BATCH_SECONDS)  # not for each item: whoever adds one would hand the interpreter over
         self._write_now.clear()
         while True:
             if item is None:
-                return items, [], True
+                return items, [], anew, True
             if isinstance(item, threading.Event):
-                return items, [item], False
-            items.append(item)
+                return items, [item], anew, False
+            if isinstance(item, _Anew):
+                items, anew = [], item
+            else:
+                items.append(item)
             if len(items) >= _BATCH_ITEMS:
                 self._write_now.set()
                 break
@@ -134,7 +159,7 @@ class Journal:
                 item = self._queue.get_nowait()
             except queue.Empty:
                 break
-        return items, [], False
+        return items, [], anew, False
 
 
 def _rows(connection: sqlite3.Connection) -> list[Row]:

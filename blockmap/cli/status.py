@@ -41,6 +41,10 @@ def _tell(answer: ServerStatus) -> None:
         f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}, {cache['slots']:,} chunks and nodes, "
         f"{cache['evicted']:,} evicted, {cache['damaged']:,} found damaged, {cache['lost']:,} lost"
     )
+    if cache["missing"]:
+        tell("          its directory is gone, and cannot be made again: reads go on without a cache")
+    elif cache["replaced"]:
+        tell(f"          its directory was removed or replaced {cache['replaced']:,} times: it began anew, empty")
     tell(
         f"fetched   {size(fetch['bytes'])} in {fetch['requests']:,} requests, {fetch['chunks']:,} chunks, "
         f"{fetch['damaged']:,} damaged on arrival, {fetch['failed_reads']:,} failed"

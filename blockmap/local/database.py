@@ -73,9 +73,14 @@ def open_or_forget(
         return _open_and_read(path, schema, read)
     except Exception as error:  # not all are sqlite3's own: text of a damaged file may not decode
         forgotten(error)
+    delete(path)
+    return _open_and_read(path, schema, read)
+
+
+def delete(path: Path) -> None:
+    """Deletes a file, which nobody may have open, with all that SQLite keeps beside it; OSError."""
     for suffix in ("", "-journal", "-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
-    return _open_and_read(path, schema, read)
 
 
 @contextmanager

@@ -44,9 +44,10 @@ class RecordCache:
 
     def __init__(self, directory: Path, url: str) -> None:
         self._url = url
+        self._path = directory / _FILE
         self._lock = threading.Lock()  # guards the connection; held while SQLite reads or writes
         self._well = True
-        self._connection = _open(directory / _FILE)
+        self._connection = _open(self._path)
         self._run(lambda db: _forget_oldest(db), None)
 
     def record(self, key: str) -> bytes | None:
@@ -90,9 +91,27 @@ class RecordCache:
         with suppress(BlockmapError):  # asked for again at the next start
             self.keep(keys.FORMAT, store.get(keys.FORMAT, limits.FORMAT))
 
+    def begin_anew(self, in_memory: bool) -> None:
+        """Goes on in a new file with what it holds, or in memory, where the directory was removed or replaced."""
+        records, names = (self._rows(table) for table in ("records", "names"))
+        with self._lock:
+            # Before there is another: SQLite deletes what is beside the file by its name.
+            self._connection.close()
+            if in_memory:
+                self._connection = database.open_database(":memory:", _SCHEMA)
+            else:
+                with suppress(OSError):
+                    database.delete(self._path)
+                self._connection = _open(self._path)
+        self._run(lambda db: db.executemany("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", records), None)
+        self._run(lambda db: db.executemany("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", names), None)
+
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+    def _rows(self, table: str) -> list[tuple[Any, ...]]:
+        return self._run(lambda db: db.execute(f"SELECT * FROM {table}").fetchall(), [])
 
     def _value(self, query: str, *values: str) -> bytes | None:
         row = self._run(lambda db: db.execute(query, (self._url, *values)).fetchone(), None)

@@ -16,7 +16,7 @@ object that made them, all of these by `Server.close` or by the plugin's end.
     cache writer              Flights                                  gives the cache what was delivered
     staging                   StagingArea                              gives the cache what bundles brought, when reads pause
     cache journal             Journal of the Cache                     SQLite: what the cache holds
-    scrubber                  Scrubber                                 checks the cache, slowly
+    scrubber                  Scrubber                                 checks the cache, slowly; begins it anew where it was removed
     replay                    Replay, when all is asked for            plans a bundle, asks for its ranges
     frame decoder             FrameDecoder of a Replay, with it        opens the frames of a bundle
     probe                     OutageGate, with the outage              asks a store that is away until it answers

@@ -48,8 +48,8 @@ class Server:
         self._store = Observed(engine, self.calls.note)
         cap = default_cap(cache_directory) if cache_bytes is None else cache_bytes
         self._cache = Cache(cache_directory, cap)
-        self._scrubber = Scrubber(self._cache.scrub)
         self._records = RecordCache(cache_directory, self._store.url)
+        self._scrubber = Scrubber(self._look_after_cache, self._cache.scrub)
         self._records.meet(self._store, form)
         ranges = Ranges(self._store)
         self._fetcher = Fetcher(ranges, self._cache)
@@ -145,6 +145,10 @@ class Server:
         self._fetcher.close()
         self._cache.close()
         self._records.close()
+
+    def _look_after_cache(self) -> None:
+        if self._cache.look_after():
+            self._records.begin_anew(in_memory=self._cache.missing)
 
     def _find(self, export: str) -> ResolvedStart:
         return self._opener.find(parse_reference(export))

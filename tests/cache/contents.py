@@ -4,6 +4,7 @@ import os
 import struct
 from functools import lru_cache
 from hashlib import sha256
+from pathlib import Path
 
 from blockmap.cache import slot as slots
 from blockmap.cache.cache import Cache
@@ -55,3 +56,14 @@ def read_present(cache: Cache, number: int, length: int) -> int | None:
             assert buffer == expected, f"content {number}, block {index}"
     cache.used[slot] = 1
     return mask
+
+
+def nameless(pid: int, directory: Path) -> list[str]:
+    """Files that were deleted in a directory while a process has them open, which take space until it closes them."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+        except FileNotFoundError:
+            continue
+    return [path for path in found if path.startswith(f"{directory}/") and path.endswith("(deleted)")]

@@ -24,7 +24,7 @@ def test_damage_that_nobody_reads_is_found(tmp_path: Path, caplog: pytest.LogCap
         cache.scrub(limit_bytes)
         looked.set()
 
-    scrubber = Scrubber(scrub, every_s=0)
+    scrubber = Scrubber(cache.look_after, scrub, every_s=0)
     assert looked.wait(30)
     scrubber.close()
     assert cache.lookup(name(7)) < 0
@@ -35,4 +35,4 @@ def test_damage_that_nobody_reads_is_found(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_it_ends_at_once() -> None:
-    Scrubber(lambda limit_bytes: None, every_s=3600).close()
+    Scrubber(lambda: None, lambda limit_bytes: None, every_s=3600).close()

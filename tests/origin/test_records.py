@@ -1,5 +1,6 @@
 """What a host knows of its stores: kept over restarts, by store, never believed when it is damaged."""
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -182,3 +183,21 @@ def test_what_a_host_knows_of_a_store_may_be_damaged(tmp_path: Path) -> None:
         assert served(url, cache) == form.store
     (cache / "names.db").write_bytes(b"no database")
     assert served(url, cache) == form.store
+
+
+def test_what_was_held_goes_into_the_next_directory(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    made = RecordCache(tmp_path / "cache", "store")
+    made.keep("key", b"data")
+    made.confirm("a", "1", 1, b"entry")
+    shutil.rmtree(tmp_path / "cache")
+    made.begin_anew(in_memory=True)
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "cache").mkdir()
+    made.begin_anew(in_memory=False)
+    made.keep("another", b"more")
+    made.close()
+    made = RecordCache(tmp_path / "cache", "store")
+    assert [made.record(key) for key in ("key", "another")] == [b"data", b"more"]
+    assert made.names() == [("a", "1", 1, b"entry")]
+    made.close()

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -16,9 +17,10 @@ from blockmap.control.messages import Resolve
 from blockmap.format.refs import parse_reference
 from blockmap.store.resolver import find_version
 from blockmap.store.volume_reader import stored_reader
+from tests.cache.contents import nameless
 from tests.serve.conftest import Server
 from tests.serve.nbd import CMD_READ, Nbd, RefusedError
-from tests.waiting import free_ports
+from tests.waiting import free_ports, until
 
 
 def stored(server: Server, export: str) -> Callable[[int, int], bytes]:
@@ -190,6 +192,34 @@ def test_a_damaged_cache_is_never_served(server: Server) -> None:
     status = server.client.status()
     assert status["cache"]["damaged"] > 10
     assert "is damaged; it is dropped" in server.said()
+
+
+def test_a_cache_that_is_removed_is_noticed_and_begun_anew(server: Server) -> None:
+    good = stored(server, "small:1")(0, 60 << 20)
+
+    def read_all(nbd: Nbd) -> None:
+        for offset in range(0, 60 << 20, 4 << 20):
+            assert nbd.read(offset, 4 << 20) == good[offset : offset + (4 << 20)]
+
+    with Nbd(server.socket, "small:1") as nbd:
+        read_all(nbd)
+        shutil.rmtree(server.cache)
+        read_all(nbd)
+        until(lambda: server.client.status()["cache"]["replaced"], server.said)
+        until(lambda: not nameless(server.nbdkit(), server.cache))
+        read_all(nbd)
+        until(lambda: server.client.status()["cache"]["bytes"] > 1_000_000)
+    assert f"the cache {server.cache} was removed or replaced while it was in use" in server.said()
+    assert "began anew" in server.run("status").stdout
+    assert server.stop() == 0
+    server.store.rename(server.where / "away")
+    server.start()
+    with Nbd(server.socket, "small:1") as nbd:  # the records moved to the new directory
+        (server.where / "away").rename(server.store)
+        read_all(nbd)
+    cache = server.client.status()["cache"]
+    assert (cache["lost"], cache["damaged"]) == (0, 0)
+    assert cache["bytes"] > 1_000_000
 
 
 def patiently(server: Server, act: Callable[[Nbd], None], structured: bool = False) -> None:
