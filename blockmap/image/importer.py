@@ -118,7 +118,7 @@ class Importer:
             version = _version(source, trees, laid.layout)
             derived: list[Derive] = [
                 lambda published: self._put_records(source, laid, version, published),
-                lambda published: put_bundles(self._store, repo, published.version, version.root),
+                lambda published: put_bundles(self._store, repo, published.version, published.root),
             ]
             published = publication.publish(NameTarget(repo, tag), version, "import", derived)
         return Summary(

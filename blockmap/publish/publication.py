@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-from blockmap.errors import BlockmapError, Corrupt
+from blockmap.errors import BlockmapError, Corrupt, NotFound
 from blockmap.format import keys
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
@@ -22,7 +22,7 @@ from blockmap.format.node import Node
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version
 from blockmap.publish.catalogue import Catalogue, Warn
-from blockmap.publish.chunks import ChunkWriter
+from blockmap.publish.chunks import ChunkWriter, Counts
 from blockmap.publish.dirty import nodes_above
 from blockmap.publish.healing import heal
 from blockmap.publish.local import Numbered
@@ -45,6 +45,8 @@ class Published:
     """The number of the version's record."""
     entry: Entry | None
     """The entry that was made; None where the name stood for the version already."""
+    root: Root
+    """The root of the version's volume, with the place that the record has."""
 
 
 Derive = Callable[[Published], object]
@@ -66,6 +68,10 @@ class Publication:
         self._attempt: tuple[NameTarget, Digest, int] | None = None
         """The name that may stand for the version by now, the version, the number of its record."""
         self._is_named = False
+        self._counts = Counts()
+        """The counts of the chunk writer."""
+        self._other: tuple[int, Root] | None = None
+        """The number and root of the record by which another import of the image named the version meanwhile."""
 
     def __enter__(self) -> "Publication":
         return self
@@ -78,7 +84,9 @@ class Publication:
 
     def chunk_writer(self, stages: Stages) -> ChunkWriter:
         """Returns the writer that takes the volume's blocks, or those of the edits."""
-        return ChunkWriter(self._objects.put_pack, self._catalogue.known.lookup, self._form.chunker, stages)
+        writer = ChunkWriter(self._objects.put_pack, self._catalogue.known.lookup, self._form.chunker, stages)
+        self._counts = writer.counts
+        return writer
 
     def assemble(self, chunks: ChunkWriter, size: int, hidden: list[tuple[int, int]]) -> Trees:
         """Stores the trees of a volume of `size` blocks, all of which `chunks` took; `hidden` blocks go to `extra`."""
@@ -107,9 +115,10 @@ class Publication:
 
         Before each attempt to move the name, the store must still be the one whose catalogue was read: one that was made
         anew, or is no longer mounted, has nothing of what was deduplicated against. With `after`, the name must stand for what
-        that entry says, 0 for nothing. NameMoved, Collected, NotAStore, StoreError.
+        that entry says, 0 for nothing. Where another import has named the same version meanwhile, its record and its packs
+        stand, and these are deleted again. NameMoved, Collected, NotAStore, StoreError.
         """
-        name = version.name
+        name, root = version.name, version.root
         number = self._objects.put_version(
             version, self._standing(name), self._catalogue.collections.retired_number(name)
         )
@@ -117,18 +126,47 @@ class Publication:
 
         draft = replace(EntryDraft.of(version, number, message), nonce=nonce)
         entry = Reliance(self._store, self._names, self._catalogue.collections).name(
-            target, version, draft, lambda: check_unchanged(self._store, self._form), after
+            target, version, draft, lambda: check_unchanged(self._store, self._form), after, self._is_of_another
         )
         self._is_named = True
-        published = Published(name, number, entry)
+        if self._other is not None and entry is None:
+            number, root = self._other
+            self._withdraw()
+        published = Published(name, number, entry, root)
         try:
-            for root, sample in self._hooks:
-                put(self._store, keys.hooks(root), [sample])
+            for tree, sample in self._hooks:
+                put(self._store, keys.hooks(tree), [sample])
             for derive in derived:
                 derive(published)
         except BlockmapError as error:
             self._warn(f"{target} is in the store; what speeds its use up is not, until it is imported again: {error}")
         return published
+
+    def _is_of_another(self, entry: Entry) -> bool:
+        """Returns True if an entry of the version came after the catalogue was read, and what it leads to can be relied on.
+
+        One that is older leads to a record that this import found damaged, or to packs that lost something.
+        """
+        assert entry.version is not None
+        if (entry.version, entry.number) in self._catalogue.versions:
+            return False
+        try:
+            found = self._repository.version_at(entry.version, entry.number)
+        except (NotFound, Corrupt):
+            return False
+        health = self._catalogue.known.health
+        if any(root.placement != health.find(root.digest, root.placement) for root in (found.root, found.extra)):
+            return False
+        self._other = entry.number, found.root
+        return True
+
+    def _withdraw(self) -> None:
+        """Deletes what this import stored, of which the store has another copy."""
+        try:
+            self._objects.withdraw()
+            self._counts.forget_new()
+        except BlockmapError as error:
+            self._warn(f"packs that turned out to be of no use take room in the store: {error}")
 
     def _put_trees(self, drafts: TreeDrafts, chunks: ChunkWriter) -> Trees:
         """Stores trees; where they are stored already, drops packs of chunks that were not found although these have them.
@@ -145,12 +183,8 @@ class Publication:
             self._objects.keep_packs()  # logs lead to them
         if not trees.known:
             return trees
-        try:
-            if not healed:
-                self._objects.withdraw()
-                chunks.counts.forget_new()
-        except BlockmapError as error:
-            self._warn(f"packs that turned out to be of no use take room in the store: {error}")
+        if not healed:
+            self._withdraw()
         return replace(trees, run=self._run(trees.root))
 
     def _confirmed(self, node: Node) -> Node:

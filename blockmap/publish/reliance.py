@@ -33,9 +33,10 @@ class Reliance:
         draft: EntryDraft,
         before_create: Callable[[], None] = lambda: None,
         after: int | None = None,
+        is_as_good: Callable[[Entry], bool] = lambda entry: False,
     ) -> Entry | None:
         """Makes a name stand for a version: whatever it stands for, as `NameLog.set` does, or only after its entry `after`,
-        0 for none, as `NameLog.append` does. NameMoved, Collected.
+        0 for none, as `NameLog.append` does. `is_as_good` is that of `NameLog.set`. NameMoved, Collected.
 
         The number of the entry is fixed before the log of collections is asked, so a collection that begins to delete later
         fences that number off before it looks at what the name stands for. It cannot fence a log that is not there, so who
@@ -54,7 +55,7 @@ class Reliance:
             self._seen = self._collections.check(self._seen, used)
 
         if after is None:
-            entry = self._names.set(target, draft, check)
+            entry = self._names.set(target, draft, check, is_as_good)
         else:
             expected = self._names.entry(target.repo, target.tag, after)[0] if after else None
             entry = self._names.append(target, expected, draft, check)

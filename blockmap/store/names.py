@@ -222,16 +222,22 @@ class NameLog(NameReader):
         self._advise(keys.name_hint(repo, tag), hint.encode(Hint(entry, newest.stored, about, bundles)))
 
     def set(
-        self, target: NameTarget, draft: EntryDraft, before_create: Callable[[], None] = lambda: None
+        self,
+        target: NameTarget,
+        draft: EntryDraft,
+        before_create: Callable[[], None] = lambda: None,
+        is_as_good: Callable[[Entry], bool] = lambda entry: False,
     ) -> Entry | None:
         """Makes a name stand for a version, whatever it stood for; returns None where it does already.
 
-        Takes the next number, again and again while others take it; calls `before_create` each time before.
-        Raises StoreUnavailable, StoreReadOnly, and what `before_create` raises.
+        Takes the next number, again and again while others take it; calls `before_create` each time before. An entry of the
+        same version with another record counts where `is_as_good` says so.
+        Raises StoreUnavailable, StoreReadOnly, and what both raise.
         """
         while True:
             newest = self.newest(target.repo, target.tag)
-            if newest is not None and (newest.version, newest.number) == (draft.version, draft.number):
+            same = newest is not None and newest.version == draft.version
+            if newest is not None and same and (newest.number == draft.number or is_as_good(newest)):
                 return None
             try:
                 return self.append(target, newest, draft, before_create)

@@ -4,7 +4,11 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from blockmap.image.layer import chain_ids
 from blockmap.image.oci import config_diff_ids
 from blockmap.image.sources import open_source
 from blockmap.publish.local import LocalCatalogue
+from blockmap.store.base import Buffer, Pruner
 from blockmap.store.names import NameReader
 from blockmap.store.opening import create_store, open_store
 from blockmap.store.packs import compress, expand_stream
@@ -29,6 +34,8 @@ from blockmap.store.walk import leaves
 from blockmap.upkeep.verify import check_version, usage
 from tests.image.builder import Full, bulk, docker_archive, import_image, listing, reassemble
 from tests.image.layouts import archive, compress_gzip, compress_zstd, directory, file, hardlink, layout, symlink
+from tests.store.faulty import Faulty
+from tests.waiting import LIMIT_S
 
 GOLDEN_ROOT = "e362c36f2b87c9a3b3e08b3f90f1a68f6a157fa177ae7f38dc58f6f7a02c875b"
 GOLDEN_VERSION = "00a3436034973c8e80e3113d970dbefd1c268ed83143f46f5228b2d25b0b1e44"
@@ -125,6 +132,72 @@ def test_a_second_import_stores_nothing_and_moves_no_name(tmp_path: Path) -> Non
     other = import_image(store, f"oci:{image}", "b:1", tmp_path)
     assert set(listing(store)) - set(before) == {keys.entry("b", "1", 1), keys.name_hint("b", "1")}
     assert (other.version, other.number) == (first.version, 1)
+
+
+class Meeting(Faulty):
+    """A store in front of which importers wait for each other, once before their records and once before their entries."""
+
+    def __init__(self, inner: Pruner, barriers: dict[str, threading.Barrier]) -> None:
+        super().__init__(inner)
+        self._barriers = dict(barriers)
+
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        barrier = self._barriers.pop(key.partition("/")[0], None)
+        if barrier is not None:
+            barrier.wait(LIMIT_S)
+        super().create(key, parts)
+
+
+def test_importers_of_one_image_at_once_make_one_entry_and_one_copy(tmp_path: Path) -> None:
+    image = layout(tmp_path / "i", [archive(BASE), archive(TINY)])
+    import_image(tmp_path / "alone", f"oci:{image}", "a:1", tmp_path)
+    opened, form = create_store(str(tmp_path / "store"))
+    barriers = {kind: threading.Barrier(3) for kind in ("versions", "names")}
+
+    def run(_: int) -> Summary:
+        source = open_source(f"oci:{image}", platform="linux/amd64", work=tmp_path)
+        return Importer(Meeting(opened, barriers), form, pytest.fail).run(source, "a", "1")
+
+    with ThreadPoolExecutor(3) as pool:
+        found = sorted(pool.map(run, range(3)), key=lambda summary: summary.number)
+    assert [summary.number for summary in found] == [0, 0, 1]
+    assert [summary.counts.packs > 0 for summary in found] == [False, False, True]
+
+    def copies(store: str) -> Counter[str]:
+        kinds = Counter(key.partition("/")[0] for key in listing(tmp_path / store))
+        return Counter({kind: kinds[kind] for kind in ("packs", "versions", "names")})
+
+    assert copies("store") == copies("alone")
+    entry = NameReader(opened).newest("a", "1")
+    assert entry is not None
+    assert entry.version is not None
+    repository = Repository(opened)
+    version = repository.version_at(entry.version, entry.number)
+    assert list(check_version(repository, version)) == []
+    assert repository.file_map(version.root.digest)
+
+
+def test_importers_of_one_image_in_processes_make_one_entry(tmp_path: Path) -> None:
+    image = layout(tmp_path / "i", [archive(BASE), archive(TINY)])
+    create_store(str(tmp_path / "store"))
+    command = [sys.executable, "-m", "blockmap.cli.main", "import", "--quiet", f"oci:{image}", "a:1"]
+    importers = [
+        subprocess.Popen(
+            [*command, "--store", tmp_path / "store", "--platform", "linux/amd64"],
+            env={**os.environ, "BLOCKMAP_CACHE": str(tmp_path / f"cache{n}")},
+        )
+        for n in range(3)
+    ]
+    assert [importer.wait(LIMIT_S) for importer in importers] == [0, 0, 0]
+    kinds = [key.partition("/")[0] for key in listing(tmp_path / "store")]
+    assert (kinds.count("versions"), kinds.count("packs")) == (1, 2)
+    opened, _ = open_store(str(tmp_path / "store"))
+    entry = NameReader(opened).newest("a", "1")
+    assert entry is not None
+    assert entry.version is not None
+    assert entry.n == 1
+    repository = Repository(opened)
+    assert list(check_version(repository, repository.version_at(entry.version, entry.number))) == []
 
 
 def test_another_name_of_a_volume_has_its_run_of_nodes(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_packs_then_the_version_then_the_name_then_what_is_derived(store: Pruner
     kinds = [key.split("/")[0] for key in recorder.created]
     assert kinds == ["packs"] * kinds.count("packs") + ["assembled", "versions", "names", "hooks", "derived"]
     entry = NameLog(store).newest("a", "1")
-    assert seen == [Published(version.name, 1, entry)]
+    assert seen == [Published(version.name, 1, entry, version.root)]
     assert entry is not None
     assert (entry.root, entry.run, entry.message) == (version.root.placement, version.run, "whole")
 
