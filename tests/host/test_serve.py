@@ -1,5 +1,6 @@
 """`blockmap serve`: starting, dying, starting again, stopping."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,14 +8,15 @@ import stat
 import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from blockmap.control.client import Client
 from blockmap.control.messages import Resolve
 from blockmap.errors import HostError
-from tests.host.conftest import Host
+from tests.host.conftest import BLOCKMAP, Host
 from tests.waiting import LIMIT_S, free_ports, until
 
 
@@ -73,6 +75,54 @@ def test_sockets_of_a_killed_server_are_replaced_and_its_nbdkit_ends(serving: Ho
     assert serving.nbdkit() != nbdkit
     assert serving.stop() == 0
     assert not serving.socket.exists()
+
+
+@contextlib.contextmanager
+def orphan(host: Host) -> Iterator[int]:
+    """An nbdkit that does not end yet although its server was killed."""
+    nbdkit = host.nbdkit()
+    os.kill(nbdkit, signal.SIGSTOP)
+    try:
+        assert host.server is not None
+        host.server.kill()
+        host.server.wait()
+        host.server = None
+        yield nbdkit
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(nbdkit, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("shared", ["both", "socket", "cache"])
+def test_the_next_server_waits_for_an_nbdkit_that_a_killed_one_left(serving: Host, shared: str) -> None:
+    with orphan(serving) as nbdkit:
+        if shared == "socket":
+            serving.environment["BLOCKMAP_CACHE"] = str(serving.where / "another")
+        elif shared == "cache":
+            serving.socket = serving.where / "run" / "another.sock"
+            serving.environment["BLOCKMAP_SOCKET"] = str(serving.socket)
+            serving.client = Client(serving.socket, 5)
+        with open(serving.where / "log", "wb") as log:
+            serving.server = subprocess.Popen([*BLOCKMAP, "serve"], env=serving.environment, stdout=log, stderr=log)
+        until(lambda: "has outlived its server" in serving.said(), serving.said)
+        assert not gone(nbdkit)
+        os.kill(nbdkit, signal.SIGCONT)
+        serving.wait_ready()
+        until(lambda: gone(nbdkit))
+    lines = [line for line in serving.said().splitlines() if str(nbdkit) in line]
+    assert [line[20:] for line in lines] == [
+        f"nbdkit, process {nbdkit}, has outlived its server, which was killed: ending it first"
+    ]
+    assert serving.nbdkit() != nbdkit
+
+
+@pytest.mark.long
+def test_an_nbdkit_that_a_killed_server_left_is_killed_in_the_end(serving: Host) -> None:
+    with orphan(serving) as nbdkit:
+        began = time.monotonic()
+        serving.serve()
+        assert 9 < time.monotonic() - began < 20
+        until(lambda: gone(nbdkit))
 
 
 def test_a_live_socket_of_another_program_is_left_alone(host: Host) -> None:

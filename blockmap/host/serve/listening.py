@@ -13,8 +13,8 @@ _BACKLOG = 128
 
 
 @contextlib.contextmanager
-def owned(nbd_socket: Path) -> Iterator[None]:
-    """Holds the lock beside a server's socket; HostError where another server has it."""
+def owned(nbd_socket: Path) -> Iterator[int]:
+    """Holds the lock beside a server's socket, and gives its descriptor; HostError where another server has it."""
     try:
         _make_directory(nbd_socket.parent)
         fd = os.open(_lock_of(nbd_socket), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -26,7 +26,7 @@ def owned(nbd_socket: Path) -> Iterator[None]:
         os.close(fd)
         raise HostError(f"another server is at {nbd_socket}: use it, or name another socket with --socket") from None
     try:
-        yield
+        yield fd
     finally:
         os.close(fd)
 

@@ -2,7 +2,7 @@
 
 The sockets outlive nbdkit, so clients that come while it starts again wait instead of being refused. nbdkit gets them by
 socket activation; the control socket is one more inherited descriptor. nbdkit ends with the supervisor, even with one that
-is killed, so that the next finds the cache free.
+is killed, if not at once; the next one sees to that before it serves.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from blockmap.host.serve.listening import (
     tcp_socket,
     unix_socket,
 )
+from blockmap.host.serve.orphan import end_orphans, note
 from blockmap.host.serve.process import FIRST_FD, Process
 from blockmap.host.serve.tidy import StartLog, Tidy
 from blockmap.local.paths import control_socket
@@ -85,6 +86,8 @@ class Supervisor:
         self._listen = parse_listen(listen) if listen else None
         self._metrics = parse_place(metrics) if metrics else None
         self._wake, self._woken = -1, -1
+        self._lock = -1
+        """The lock beside the socket, while it runs."""
 
     def run(self) -> None:
         """Serves the store; HostError where it cannot start, or nbdkit fails to start again and again."""
@@ -93,7 +96,8 @@ class Supervisor:
         self._warn(version)
         with contextlib.ExitStack() as stack:
             self._take_signals(stack)
-            stack.enter_context(owned(self._socket))
+            self._lock = stack.enter_context(owned(self._socket))
+            end_orphans(self._lock, self._cache, _STOP_SECONDS, self._say)
             self._take_over()
             sockets = [stack.enter_context(unix_socket(self._socket, 0o660))]
             if self._listen is not None:
@@ -152,7 +156,9 @@ class Supervisor:
         if self._metrics is not None:
             arguments.append(f"metrics_fd={control_fd + 1}")
         environment = {**nbdkit.environment(), "LISTEN_FDS": str(len(sockets))}
-        return Process(arguments, environment, [each.fileno() for each in (*sockets, *own)], Tidy(log))
+        process = Process(arguments, environment, [each.fileno() for each in (*sockets, *own)], Tidy(log))
+        note(self._lock, process.pid)
+        return process
 
     def _say_ready(self, process: Process) -> None:
         where = [str(self._socket)]
