@@ -15,6 +15,8 @@ from blockmap.trace.manager import TraceManager
 
 _CALLS_AT_ONCE = 2048
 """Calls in one answer, some 300 kB: reads make no progress while it is encoded."""
+_MOST_READINGS = 65_536
+"""Ranges in one answer, which take 0.1 s to encode; a profile of a start has some thousands."""
 
 
 def dispatcher(
@@ -38,7 +40,9 @@ def dispatcher(
     def readings(request: messages.Readings) -> messages.ReadingsAnswer:
         number, found, soon = server.readings(request.export)
         items = found if number else local_readings(request)
-        rows = [(each.start, each.blocks, each.path and os.fsdecode(each.path), each.at) for each in items]
+        rows = [
+            (each.start, each.blocks, each.path and os.fsdecode(each.path), each.at) for each in items[:_MOST_READINGS]
+        ]
         return messages.ReadingsAnswer(number, rows, soon)
 
     def hydrate(request: messages.Hydrate) -> messages.EmptyAnswer:

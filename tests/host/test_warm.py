@@ -5,8 +5,10 @@ import json
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -132,6 +134,65 @@ def turns(pieces: list[WarmRange]) -> list[int]:
 )  # fmt: skip
 def test_a_plan_leaves_out_what_makes_no_sense(reading: list[Any]) -> None:
     assert plan([[1, 1, "good", 0], reading]) == [WarmRange("good", 0, BLOCK)]
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [[0, (1 << 32) - 1, "a", 0], [0, (1 << 32) - 1, None, 0], [0, 1 << 30, "a", (1 << 40) - (1 << 30)]],
+    ids=["file", "device", "end"],
+)
+def test_a_plan_is_bounded_whatever_the_list_asks_for(reading: list[Any]) -> None:
+    tracemalloc.start()
+    found = plan([reading] * 1_000_000, 1 << 40)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == 1 << 18
+    assert peak < 100_000_000
+    many = plan(([0, 1, f"{at}", 0] for at in range(1_000_000)), 1 << 10)
+    assert len(many) == 1 << 18
+
+
+@pytest.mark.root
+def test_a_list_opens_only_regular_files_of_the_image(
+    mounting: Host, stand_in: Callable[..., StandIn], tmp_path: Path
+) -> None:
+    tree = tmp_path / "tree"
+    (tree / "data").mkdir(parents=True)
+    (tree / "data/content").write_bytes(CONTENT)
+    os.mkfifo(tree / "fifo")
+    os.mknod(tree / "random", stat.S_IFCHR | 0o666, os.makedev(1, 8))
+    os.mknod(tree / "disk", stat.S_IFBLK | 0o666, os.makedev(7, 0))
+    outside = tmp_path / "outside"
+    outside.write_bytes(CONTENT)
+    (tree / "out").symlink_to(outside)
+    (tree / "up").symlink_to("../" * 20 + str(outside)[1:])
+    mounting.do("import", "--quiet", tree, "odd:1")
+    paths = [
+        "fifo",
+        "random",
+        "disk",
+        "out",
+        "up",
+        str(outside),
+        "../" * 20 + str(outside)[1:],
+        "/proc/self/mem",
+        "data",
+        "",
+    ]
+    odd = [[0, 1, path, 0] for path in paths for _ in range(100)]
+    stand_in(readings=readings(*odd, [0, len(CONTENT) // BLOCK, "data/content", 0]))
+    where, before = directory(mounting), os.stat(outside).st_atime_ns
+    mounting.do("attach", "odd:1", where)
+    folder, device = device_of(mounting)
+    until(lambda: not is_warming(folder))
+    assert read_ahead(device) == 128
+    warm = served(mounting)
+    with open(where / "data/content", "rb", buffering=0) as file:
+        assert os.pread(file.fileno(), 100 * BLOCK, 0) == CONTENT[: 100 * BLOCK]
+    assert served(mounting) == warm, "what follows the odd ones was read"
+    assert os.stat(outside).st_atime_ns == before
+    mounting.do("detach", where)
+    assert mounting.leftovers() == []
 
 
 def test_a_path_does_not_lead_out_of_the_image(tmp_path: Path) -> None:

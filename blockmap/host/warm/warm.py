@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from blockmap.host.image_file import open_beneath
 
@@ -17,6 +18,8 @@ PIECE_BYTES = 128 << 10
 """Bytes read at once, which nbdfuse takes as one request: whoever waits for a block of it waits for no more than that."""
 _WINDOW_BLOCKS = 1024
 _MOST_BLOCKS = 1 << 40
+_MOST_PIECES = 1 << 18
+"""Pieces that are read at most, which take 40 MB of memory: a list that would have more is somebody's mistake or attack."""
 _THREADS = 8
 """Threads that read: nbdfuse answers ten requests at once and FUSE takes twelve, so that the program's own still get through."""
 
@@ -35,19 +38,22 @@ def plan(readings: Iterable[Sequence[object]], soon_blocks: int = 0) -> list[War
 
     Within a window, neighbours are joined, up to PIECE_BYTES: a program touches the pages of a file in no order, and each
     request costs as much as some ten pages. Windows grow, as the program needs the later ones later, but not beyond the
-    `soon_blocks` that come to the server within a moment. Items that make no sense are left out: the list comes
-    from elsewhere, and is advice.
+    `soon_blocks` that come to the server within a moment. Items that make no sense are left out, and what is beyond
+    _MOST_PIECES: the list comes from elsewhere, and is advice.
     """
-    pieces: list[WarmRange] = []
+    return list(islice(_pieces(readings, soon_blocks), _MOST_PIECES))
+
+
+def _pieces(readings: Iterable[Sequence[object]], soon_blocks: int) -> Iterator[WarmRange]:
     window: dict[str | None, list[tuple[int, int]]] = {}
     blocks, most = 0, _WINDOW_BLOCKS
     for path, at, end in _ranges(readings):
         window.setdefault(path, []).append((at, end))
         blocks += end - at
         if blocks >= most:
-            pieces += _joined(window)
+            yield from _joined(window)
             window, blocks, most = {}, 0, max(_WINDOW_BLOCKS, min(2 * most, soon_blocks))
-    return pieces + _joined(window)
+    yield from _joined(window)
 
 
 def warm(pieces: Sequence[WarmRange], device: int, root: Callable[[], int | None]) -> None:
@@ -125,21 +131,19 @@ def _ranges(readings: Iterable[Sequence[object]]) -> Iterator[tuple[str | None, 
             yield path, at, at + blocks
 
 
-def _joined(window: dict[str | None, list[tuple[int, int]]]) -> list[WarmRange]:
-    """Returns the pieces of a window; files in the order of their first touch."""
-    pieces = []
+def _joined(window: dict[str | None, list[tuple[int, int]]]) -> Iterator[WarmRange]:
+    """Yields the pieces of a window; files in the order of their first touch."""
     for path, ranges in window.items():
         ranges.sort()
         begin, end = ranges[0]
         for at, until in ranges[1:]:
             if at > end:
-                pieces += _cut(path, begin, end)
+                yield from _cut(path, begin, end)
                 begin = at
             end = max(end, until)
-        pieces += _cut(path, begin, end)
-    return pieces
+        yield from _cut(path, begin, end)
 
 
-def _cut(path: str | None, begin: int, end: int) -> list[WarmRange]:
-    starts = range(begin * BLOCK_BYTES, end * BLOCK_BYTES, PIECE_BYTES)
-    return [WarmRange(path, at, min(PIECE_BYTES, end * BLOCK_BYTES - at)) for at in starts]
+def _cut(path: str | None, begin: int, end: int) -> Iterator[WarmRange]:
+    for at in range(begin * BLOCK_BYTES, end * BLOCK_BYTES, PIECE_BYTES):
+        yield WarmRange(path, at, min(PIECE_BYTES, end * BLOCK_BYTES - at))
