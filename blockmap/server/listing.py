@@ -1,7 +1,7 @@
 """Lists the catalogue as clients see it: names that stand for something, read again from a remote store every 30 s at most.
 
-No open depends on it, so it may be a little old: if the store does not answer in time, the last listing serves, or else
-the names that this host has opened.
+No open depends on it, so it may be a little old: if the store does not answer in time, the last listing serves. Whoever asks
+before there is one waits for it, as long as a read would; if none comes, the names that this host has opened serve.
 """
 
 import logging
@@ -11,11 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
-from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound
+from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreUnavailable
 from blockmap.format import entry as entries
 from blockmap.format import keys
 from blockmap.format.entry import Entry
 from blockmap.format.refs import is_name
+from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
 from blockmap.origin.records import RecordCache
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import each, spawn
@@ -36,11 +37,18 @@ class Listing:
     """Lists what one store has; safe to share between threads."""
 
     def __init__(
-        self, store: Reader, known: RecordCache, answer_seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Reader,
+        known: RecordCache,
+        answer_seconds: float,
+        policy: OutagePolicy = DEFAULT,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`policy` says how long the first listing is waited for, `answer_seconds` each later one."""
         self._store = store
         self._known = known
         self._answer_seconds = answer_seconds
+        self._first_seconds = max(policy.wait_s, answer_seconds)
         self._clock = clock
         self._names = NameReader(store)
         self._lock = threading.Lock()  # guards what follows; not held across I/O
@@ -60,15 +68,17 @@ class Listing:
             if self._refresh is None or self._refresh.done():
                 self._refresh = spawn(self._update)
             refresh = self._refresh
-        if old is None:
-            old = self._kept() or None
         try:
-            return refresh.result(None if old is None else self._answer_seconds)
+            return refresh.result(self._first_seconds if old is None else self._answer_seconds)
         except (TimeoutError, BlockmapError) as error:
-            if old is None:
-                raise
+            old = old or self._kept()
+            if not old:
+                raise error if isinstance(error, BlockmapError) else self._overdue() from None
             _log.warning("%s cannot be listed, earlier names are served: %s", self._store.url, error or "no answer")
             return old
+
+    def _overdue(self) -> StoreUnavailable:
+        return StoreUnavailable(f"{self._store.url} did not list its names within {self._first_seconds:g} s")
 
     def _update(self) -> Listed:
         asked_at = self._clock()

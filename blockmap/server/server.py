@@ -57,12 +57,12 @@ class Server:
         self._keeper = None if self._store.local else ConnectionKeeper(ranges.ping)
         mend = NameLog(engine) if isinstance(engine, Writer) else None
         self._opener = Opener(self._store, self._records, self._fetcher, self._replays, mend)
-        self._listing = Listing(self._store, self._records, ANSWER_SECONDS)
+        self._outages = {"": DEFAULT, **(outages or {})}
+        self._listing = Listing(self._store, self._records, ANSWER_SECONDS, self._outages[""])
         self._registry = Registry(self._fetcher)
         self._hydrations = Hydrations(self._fetcher)
         self.traces = TraceManager(traces_folder(cache_directory), evidence or (lambda head, trace: None))
-        self._lock = threading.Lock()  # guards what follows; never held across I/O, nor while another lock is taken
-        self._outages = {"": DEFAULT, **(outages or {})}
+        self._lock = threading.Lock()  # guards _outages; never held across I/O, nor while another lock is taken
 
     def names(self) -> list[tuple[str, str]]:
         """Returns the catalogue, export names each with a description; StoreError where nothing is known of it."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from blockmap.errors import CannotList, StoreUnavailable
 from blockmap.format import entry as entries
 from blockmap.format import keys
 from blockmap.format.digest import Digest
+from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.origin.records import RecordCache
 from blockmap.server.listing import Listing
 from blockmap.store.base import Pruner
@@ -17,6 +19,7 @@ from blockmap.store.memory import MemoryStore
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from tests.store.faulty import Faulty
 from tests.store.steps import Steps
+from tests.waiting import LIMIT_S
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def test_a_store_is_listed_so_often(store: Pruner, known: RecordCache, local: bo
     move(store, "1", 1)
     steps, clock = Steps(store), Clock()
     steps.local = local
-    listing = Listing(steps, known, 30.0, clock)
+    listing = Listing(steps, known, 30.0, clock=clock)
     assert shown(listing) == ["a:1"]
     move(store, "2", 2)
     clock.seconds = seconds - 0.1
@@ -102,7 +105,7 @@ def test_what_was_listed_before_serves_while_the_store_is_away(
 ) -> None:
     move(store, "1", 1)
     faulty, clock = Faulty(store), Clock()
-    listing = Listing(faulty, known, 30.0, clock)
+    listing = Listing(faulty, known, 30.0, clock=clock)
     assert shown(listing) == ["a:1"]
     faulty.down = True
     clock.seconds = 2.0
@@ -113,7 +116,29 @@ def test_what_was_listed_before_serves_while_the_store_is_away(
     assert shown(listing) == ["a:1", "a:2"]
 
 
-def test_a_store_that_hangs_or_is_not_mounted(store: Pruner, known: RecordCache) -> None:
+def test_who_asks_before_there_is_a_list_waits_for_it(store: Pruner, known: RecordCache) -> None:
+    for tag in ("1", "2"):
+        move(store, tag, 1)
+    known.confirm("a", "1", 1, store.get(keys.entry("a", "1", 1)))
+    began, gate = threading.Event(), threading.Event()
+
+    class Slow(Faulty):
+        def list(self, prefix: str) -> list[str]:
+            began.set()
+            assert gate.wait(LIMIT_S)
+            return super().list(prefix)
+
+    listing = Listing(Slow(store), known, 0.01)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(shown, listing) for _ in range(2)]
+        assert began.wait(LIMIT_S)
+        with pytest.raises(TimeoutError):
+            asked[0].result(0.1)  # ten times what a later one would be waited for
+        gate.set()
+        assert [each.result(LIMIT_S) for each in asked] == [["a:1", "a:2"]] * 2
+
+
+def test_a_store_that_hangs_or_is_not_mounted(store: Pruner, known: RecordCache, tmp_path: Path) -> None:
     move(store, "1", 1)
     move(store, "gone", 1)
     move(store, "gone", None)
@@ -130,7 +155,10 @@ def test_a_store_that_hangs_or_is_not_mounted(store: Pruner, known: RecordCache)
         "a", "damaged", 1, entries.encode(entries.decode(store.get(keys.entry("a", "1", 1)), keys.entry("a", "1", 1)))
     )
     try:
-        assert shown(Listing(Hanging(store), known, 0.01)) == ["a:1"]
+        assert shown(Listing(Hanging(store), known, 0.01, OutagePolicy(0.02))) == ["a:1"]
+        (tmp_path / "new").mkdir()
+        with pytest.raises(StoreUnavailable, match=r"did not list its names within 0\.02 s"):
+            Listing(Hanging(store), RecordCache(tmp_path / "new", store.url), 0.01, OutagePolicy(0.02)).names()
     finally:
         gate.set()
     assert shown(Listing(MemoryStore(), known, 30.0)) == ["a:1"]
