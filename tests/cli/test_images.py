@@ -11,7 +11,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,10 +22,13 @@ from blockmap.cli import image_list
 from blockmap.format import keys
 from blockmap.store import limits
 from blockmap.store.directory import DirectoryStore
+from blockmap.store.memory import MemoryStore
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import open_or_create, open_store
+from tests.faults.links import netshape
 from tests.image.builder import import_image
 from tests.image.layouts import archive, file, layout
+from tests.store.servers import nginx
 
 NAMES = 200
 TRIP_S = 0.02
@@ -86,6 +89,29 @@ def test_very_many_names_are_asked_for_at_once(store: Path, monkeypatch: pytest.
     done = CliRunner().invoke(image_list.images, ["--store", str(store), "--json", "--data"])
     assert {row["data_bytes"] > 0 for row in json.loads(done.output)} == {True}
     assert far.asked <= 2 * (NAMES + 10)  # a tree that many names share is read once
+
+
+def test_a_thousand_names_behind_a_web_server_20_ms_away(tmp_path: Path, need: Callable[..., None]) -> None:
+    need("nginx")
+    where = tmp_path / "store"
+    import_image(where, f"oci:{layout(tmp_path / 'image', [archive([file('a', b'x')])])}", "one:1", tmp_path)
+    entry = NameLog(open_or_create(str(where))[0]).newest("one", "1")
+    assert entry is not None
+    draft = EntryDraft(entry.version, entry.number, entry.root, entry.run, entry.oci)
+    memory = MemoryStore()  # without a disk that has each one on it before the next
+    log = NameLog(memory)
+    for number in range(1000):
+        log.append(NameTarget(f"team/app{number // 4:03}", f"v{number % 4}"), None, draft)
+    for key in memory.list(""):
+        (where / key).parent.mkdir(parents=True, exist_ok=True)
+        (where / key).write_bytes(memory.get(key, 1 << 20))
+    with nginx(tmp_path, where) as url, netshape(int(url.rpartition(":")[2])) as (port, _):
+        command = [sys.executable, "-m", "blockmap.cli.main", "images", "--json", "--store", f"http://127.0.0.1:{port}"]
+        began = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        took = time.monotonic() - began
+    assert len(json.loads(done.stdout)) == 1000
+    assert took < 10, f"{took:.1f} s; one after the other they take 20 s and more"
 
 
 def test_a_damaged_entry_is_told_and_the_others_are_listed(store: Path) -> None:
