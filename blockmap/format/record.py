@@ -7,7 +7,7 @@ line with the SHA-256 of all bytes before it, in hexadecimal; every line ends wi
 import json
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, NoReturn
 
 from blockmap.errors import FormatError
 
@@ -18,14 +18,16 @@ MAX_BYTES = 24 << 20
 def encode(value: dict[str, Any]) -> bytes:
     """Returns the canonical encoding of a JSON object. Raises FormatError for values that have none."""
     _check(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    return _dump(value)
 
 
 def decode(line: bytes) -> dict[str, Any]:
     """Parses one line. Raises FormatError for any line that `encode` does not write."""
     try:
-        value = json.loads(line.decode("ascii"))
-        if isinstance(value, dict) and encode(value) == line:
+        value = json.loads(line.decode("ascii"), parse_float=_refuse, parse_constant=_refuse)
+        if b"\\ud" in line:  # half a surrogate pair, perhaps; all else that may be wrong JSON cannot express
+            _check(value)
+        if isinstance(value, dict) and _dump(value) == line:
             return value
     except (ValueError, RecursionError) as error:
         raise FormatError(f"a record is not JSON: {error}") from error
@@ -46,6 +48,14 @@ def unseal(data: bytes, max_bytes: int = MAX_BYTES) -> list[bytes]:
     if digest != sha256(body).hexdigest().encode() + b"\n" or not body.endswith(b"\n"):
         raise FormatError("the record is damaged: its last line is not the SHA-256 of the rest")
     return body[:-1].split(b"\n")
+
+
+def _dump(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def _refuse(number: str) -> NoReturn:
+    raise FormatError(f"a value of a record is neither string, integer, list nor object: {number}")
 
 
 def _check(value: object) -> None:

@@ -3,9 +3,13 @@
 Sealed or named objects are sealed and named again after they were changed, or no change would get past the first check.
 """
 
+import dataclasses
+import gc
 import struct
+import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -19,6 +23,7 @@ from hypothesis import strategies as st
 from blockmap.errors import FormatError
 from blockmap.format import (
     bundle,
+    catalogue,
     codec,
     entry,
     filemap,
@@ -40,6 +45,7 @@ from blockmap.format.reading_list import ReadItem
 from blockmap.format.tree import Root
 from blockmap.store.packs import Packs, Sealer, compress, expand, expand_stream
 from tests.format.trees import CHUNKS, PLACES
+from tests.image.builder import bulk
 
 NAME = Digest(bytes(range(32)))
 KEY = keys.entry("redis", "7", 1)
@@ -164,6 +170,7 @@ PARSERS = {
     "record": Parser(record.unseal, record.seal([b"{}", b"[]"]), sealed_text),
     "line": Parser(record.decode, record.encode({"a": [1, None, {"b": "é"}]})),
     "placement": Parser(parse_placement, record.encode(version.encode_placement(PLACE) or {})),
+    "catalogue": Parser(catalogue.decode, catalogue.encode({("redis", "7"): 1, ("redis", "8"): 12}), sealed_text),
     "file map": Parser(parse_filemap, filemap.encode(NAME, FILES, compress), sealed),
     "layer": Parser(parse_layer, layer.encode(LAYER), sealed),
     "profile": Parser(parse_profile, profile.encode(PROFILE, compress), sealed),
@@ -304,3 +311,89 @@ def test_bombs(claim: int) -> None:
     honest = zstandard.ZstdCompressor(level=3).compress(bytes(1 << 26))
     assert not survives(parse_layer, layer.encode(LAYER._replace(raw=claim, packed=honest)))
     assert not survives(parse_filemap, sealed(head.replace(frame, honest)))
+
+
+MEGABYTE = 1 << 20
+
+
+def names(count: int) -> list[Digest]:
+    return [Digest(at.to_bytes(32, "little")) for at in range(count)]
+
+
+def long_profile() -> bytes:
+    items = [
+        profile.ProfileItem(at, 2, CHUNKS[at % 3][0], 1, b"usr/lib/file-%d" % at, at, at, 1)
+        for at in range(MEGABYTE // 90)
+    ]
+    return profile.encode(dataclasses.replace(PROFILE, items=items), compress)
+
+
+def long_bundle() -> bytes:
+    items = [ReadItem(at, 2, b"file-%d" % (at % 1000), at) for at in range(MEGABYTE // 20)]
+    return bundle.encode([(NAME, b"frame")], [], items, 1 << 30, bytes(16), Sealer().seal, compress)[0][0]
+
+
+def long_filemap() -> bytes:
+    files = [filemap.File(b"usr/lib/file-%06d" % at, 5000, [(7 + at, 2)]) for at in range(MEGABYTE // 40)]
+    return filemap.encode(NAME, files, compress)
+
+
+def long_pack() -> bytes:
+    frames = [pack.PackedFrame(name, 0, b"x", 1) for name in names(MEGABYTE // 60)]
+    return bytes(pack.seal(pack.PackKind.CHUNKS, frames, bytes(16)).parts[0])
+
+
+def long_trace() -> bytes:
+    reads = np.zeros(MEGABYTE // trace.READ.itemsize, trace.READ)
+    reads["length"] = 4096
+    return TRACE[: trace.HEAD_BYTES] + reads.tobytes()
+
+
+LONG: dict[str, Callable[[], bytes]] = {
+    "profile": long_profile,
+    "bundle": long_bundle,
+    "file map": long_filemap,
+    "pack": long_pack,
+    "trace": long_trace,
+    "version": lambda: version.encode(dataclasses.replace(VERSION, config=b"{" + b"a" * MEGABYTE + b"}")),
+    "entry": lambda: entry.encode(dataclasses.replace(ENTRY, message="m" * (MEGABYTE - 2000))),
+    "oci": lambda: oci.encode(oci.DocumentRecord(NAME, 1, b"d" * MEGABYTE)),
+    "damage": lambda: pack_log.encode_damaged(NAME, names(MEGABYTE // 67), "00"),
+    "moved": lambda: pack_log.encode_moved(NAME, dict.fromkeys(names(MEGABYTE // 200), PLACE), "00"),
+    "record": lambda: record.seal([b"[]"] * (MEGABYTE // 3)),
+    "catalogue": lambda: catalogue.encode({(f"team/app-{at}", "v1"): 1 for at in range(MEGABYTE // 24)}),
+    "layer": lambda: layer.encode(LAYER._replace(raw=MEGABYTE, packed=compress(bulk(1, MEGABYTE)))),
+}
+"""An input of 1 MB of each kind whose size somebody else chooses, what is in it counted before compression."""
+
+
+@pytest.mark.long  # what 100 ms are depends on the machine
+@pytest.mark.parametrize("kind", LONG)
+def test_a_megabyte_takes_less_than_100_ms_and_100_mb(kind: str) -> None:
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(100_000)  # as in a server
+    try:
+        takes_little(kind)
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
+def takes_little(kind: str) -> None:
+    parser, content = PARSERS[kind], LONG[kind]()
+    at = len(content) // 2
+    for each in (content, parser.repair(content[:at] + b"\xff" + content[at + 1 :]), parser.repair(content[:at])):
+        took = []
+        for _ in range(3):
+            began = time.thread_time()
+            with suppress(FormatError):
+                parser.parse(each)
+            took.append(time.thread_time() - began)
+        tracemalloc.start()
+        with suppress(FormatError):
+            parser.parse(each)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert min(took) < 0.1
+        assert peak < 100 << 20
