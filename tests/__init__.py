@@ -58,6 +58,8 @@ Environment:
     BLOCKMAP_CORPUS        folder with an OCI layout of each image of the corpus
     BLOCKMAP_SHARED        folder with netshape and the corpus' programs
     BLOCKMAP_AZURITE       Azurite's program; without it, npm installs one
+    BLOCKMAP_STRESS_SECONDS, BLOCKMAP_EXPLORE_SECONDS
+                           how long the stress and the search for new examples go on; 600 each
 
 BLOCKMAP_TEST_SESSION is set by conftest.py, to find processes that tests leave behind.
 """

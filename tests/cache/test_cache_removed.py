@@ -32,9 +32,9 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
 
 def works(cache: Cache) -> None:
     """Keeps what it is given, and does so on disk."""
-    for number in range(100, 110):
+    for number in range(1000, 1010):
         assert cache.put(name(number), content(number, 3 * BLOCK)) >= 0
-    for number in range(100, 110):
+    for number in range(1000, 1010):
         assert cache.get(name(number)) == content(number, 3 * BLOCK)
     cache.flush()
     assert nameless(os.getpid(), cache.directory) == []
@@ -101,7 +101,7 @@ def test_what_it_keeps_then_is_there_at_the_next_start(tmp_path: Path) -> None:
     works(cache)
     cache.close()
     cache = Cache(tmp_path / "cache", CAP)
-    assert [number for number in range(200) if cache.get(name(number))] == list(range(100, 110))
+    assert [number for number in range(1100) if cache.get(name(number))] == list(range(1000, 1010))
     assert cache.status()["lost"] == cache.status()["damaged"] == 0
     cache.close()
 
