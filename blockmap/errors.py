@@ -17,6 +17,7 @@
         StoreUnavailable    the engine did not answer, or has no room
       ImageError            an image that cannot be imported: damaged, hostile or unsupported
       HostError             this host lacks something: a tool, root, a device, a running server
+        DiskFull            a local disk has no room for what a client writes
 
 A message says what happened, the value that caused it, and what to do about it.
 """
@@ -87,4 +88,8 @@ class ImageError(BlockmapError):
 
 
 class HostError(BlockmapError):
+    pass
+
+
+class DiskFull(HostError):
     pass

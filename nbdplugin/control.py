@@ -27,7 +27,7 @@ def dispatcher(
 
     def start_of(request: messages.Readings | messages.Expect | messages.Ready) -> tuple[str, str]:
         """Returns the export by digest, and the label."""
-        pinned, _, label = server.resolve(request.export).partition("+")
+        pinned, _, label = server.version(request.export).partition("+")
         return pinned, label or DEFAULT_LABEL
 
     def local_readings(request: messages.Readings) -> list[ReadItem]:
@@ -60,14 +60,22 @@ def dispatcher(
     def config(request: messages.Config) -> messages.ConfigAnswer:
         return messages.ConfigAnswer(server.config(request.export).decode("utf-8", "replace"))
 
+    def resolve(request: messages.Resolve) -> messages.ResolveAnswer:
+        return messages.ResolveAnswer(server.resolve(request.export), server.is_writable(request.export))
+
+    def clone(request: messages.MakeClone) -> messages.EmptyAnswer:
+        server.clone(request.export, request.name, request.size)
+        return messages.EmptyAnswer()
+
     made.register(messages.Status, lambda _: messages.StatusAnswer({"control_requests": made.uses, **status()}))  # type: ignore[typeddict-item]
     made.register(
         messages.Calls, lambda request: messages.CallsAnswer(*server.calls.since(request.since, _CALLS_AT_ONCE))
     )
     made.register(messages.Traces, lambda _: messages.TracesAnswer(traces.traces()))
     made.register(messages.Names, lambda _: messages.NamesAnswer(server.names()))
-    made.register(messages.Resolve, lambda request: messages.ResolveAnswer(server.resolve(request.export)))
+    made.register(messages.Resolve, resolve)
     made.register(messages.Config, config)
+    made.register(messages.MakeClone, clone)
     made.register(messages.Hydrate, hydrate)
     made.register(messages.Readings, readings)
     made.register(messages.Expect, expect)

@@ -18,6 +18,7 @@ class Options:
     outages: Mapping[str, OutagePolicy]
     """The policies of exports by name; that of all others by the empty name."""
     cache_bytes: int | None = None
+    state: Path | None = None
     control_fd: int | None = None
     metrics_fd: int | None = None
     learn: bool = True
@@ -65,6 +66,7 @@ _PARAMETERS: Mapping[str, Callable[[str, str], Any]] = {
     "store": lambda _, value: value,
     "cache": lambda _, value: Path(value),
     "cache_bytes": _number,
+    "state": lambda _, value: Path(value),
     "outage": lambda _, value: parse_option(value),
     "control_fd": _number,
     "metrics_fd": _number,

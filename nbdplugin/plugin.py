@@ -12,14 +12,16 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import nbdkit
 
-from blockmap.errors import BlockmapError, UsageError
+from blockmap.errors import BlockmapError, DiskFull, UsageError
 from blockmap.learn.local_files import LocalProfiles
 from blockmap.local.paths import profiles_folder
 from blockmap.server.server import Server
 from blockmap.store.opening import location
+from blockmap.volume.volume import WritableVolume
 from nbdplugin.background import LearnerProcess
 from nbdplugin.control import dispatcher
 from nbdplugin.failures import Failures
@@ -54,7 +56,9 @@ class Service:
     def __init__(self, options: Options) -> None:
         self._learner = LearnerProcess(options.store, options.cache)
         evidence = self._learner.offer if options.learn else None
-        self.server = Server(options.store, options.cache, options.cache_bytes, options.outages, evidence)
+        self.server = Server(
+            options.store, options.cache, options.cache_bytes, options.outages, evidence, options.state
+        )
         self.sessions = Sessions(self.server)
         if options.control_fd is not None:
             listening = socket.socket(fileno=options.control_fd)
@@ -99,7 +103,8 @@ class Plugin:
     def fail(self, what: str, session: Session, count: int, offset: int, error: BaseException) -> RequestFailed:
         """Sets the errno that the client gets, and logs why. Returns the exception to raise, outside of the handler, so that
         the error, with all that its frames hold, is not its context."""
-        nbdkit.set_error(errno.ESHUTDOWN if self._stopping.is_set() else errno.EIO)
+        code = errno.ENOSPC if isinstance(error, DiskFull) else errno.EIO
+        nbdkit.set_error(errno.ESHUTDOWN if self._stopping.is_set() else code)
         text = f"{what} of {count} bytes at {offset} of {session.volume.name} failed: "
         text += str(error) if isinstance(error, BlockmapError) else repr(error)
         self._failures.note(type(error).__name__, text)
@@ -204,6 +209,26 @@ def can_write(h: Session) -> bool:
     return h.volume.writable
 
 
+def can_flush(h: Session) -> bool:
+    return h.volume.writable
+
+
+def can_fua(h: Session) -> int:
+    return int(nbdkit.FUA_NATIVE if h.volume.writable else nbdkit.FUA_NONE)
+
+
+def can_trim(h: Session) -> bool:
+    return h.volume.writable
+
+
+def can_zero(h: Session) -> bool:
+    return h.volume.writable
+
+
+def can_fast_zero(h: Session) -> bool:
+    return h.volume.writable
+
+
 def can_multi_conn(h: Session) -> bool:
     return True
 
@@ -255,3 +280,38 @@ def cache(h: Session, count: int, offset: int, flags: int) -> None:
     if not hasattr(here, "tally"):
         keep(h.tally())
     h.volume.want(offset, count, h.start)
+
+
+def pwrite(h: Session, buf: memoryview, offset: int, flags: int) -> None:
+    _change(h, "write", len(buf), offset, flags, lambda volume: volume.write(buf, offset))
+
+
+def zero(h: Session, count: int, offset: int, flags: int) -> None:
+    """Makes a range zeros, fast whatever is there: an extent, or unwritten blocks of a file."""
+    allocate = not flags & nbdkit.FLAG_MAY_TRIM
+    _change(h, "zeroing", count, offset, flags, lambda volume: volume.zero(offset, count, allocate=allocate))
+
+
+def trim(h: Session, count: int, offset: int, flags: int) -> None:
+    _change(h, "trim", count, offset, flags, lambda volume: volume.trim(offset, count))
+
+
+def flush(h: Session, flags: int) -> None:
+    _change(h, "flush", h.volume.size, 0, 0, lambda volume: volume.flush())
+
+
+def _change(
+    h: Session, what: str, count: int, offset: int, flags: int, change: Callable[[WritableVolume], None]
+) -> None:
+    """Calls `change`, and flushes what it did if `flags` ask for that."""
+    if not hasattr(here, "tally"):
+        keep(h.tally())
+    try:
+        volume = h.writable
+        change(volume)
+        if flags & nbdkit.FLAG_FUA:
+            volume.flush()
+        return
+    except BaseException as error:
+        failed = _plugin.fail(what, h, count, offset, error)
+    raise failed

@@ -7,10 +7,12 @@ added to its export's.
 import os
 import threading
 import time
+from typing import cast
 
 from blockmap.server.registry import Opened
 from blockmap.server.server import Server
 from blockmap.volume.reads import Read, Slow, Tally
+from blockmap.volume.volume import WritableVolume
 
 _EXPORTS_KEPT = 64
 OTHER = "other"
@@ -28,6 +30,12 @@ class Session:
         """The volume's reader; it goes through the recorder while a trace runs."""
         self._tallies: dict[int, Tally] = {}
         """Tallies by thread."""
+
+    @property
+    def writable(self) -> WritableVolume:
+        """Returns the volume of a connection that may write."""
+        assert self.volume.writable
+        return cast(WritableVolume, self.volume)
 
     def tally(self) -> Tally:
         """Returns the tally of the calling thread."""
@@ -59,8 +67,10 @@ class Sessions:
 
     def open(self, export: str) -> Session:
         """Opens a connection to what `export` stands for now; NotFound, UsageError, StoreError, Corrupt."""
-        session = Session(self._server.open(export))
-        self._server.traces.join(session)
+        opened = self._server.open(export)
+        session = Session(opened)
+        if opened.is_traced:
+            self._server.traces.join(session)
         with self._lock:
             self._open.add(session)
         return session

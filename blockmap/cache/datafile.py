@@ -3,7 +3,6 @@
 Space comes back by punching holes, so a position keeps its meaning for as long as somebody may remember it.
 """
 
-import ctypes
 import errno
 import fcntl
 import logging
@@ -13,14 +12,10 @@ from pathlib import Path
 from blockmap.cache import slot as slots
 from blockmap.errors import HostError
 from blockmap.format import BLOCK
+from blockmap.local import holes
 from blockmap.local.paths import own
 
 _log = logging.getLogger(__name__)
-
-_PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class DataFile:
@@ -79,7 +74,7 @@ class DataFile:
 
     def punch(self, position: int, length: int) -> bool:
         """Gives space back to the file system; returns True if that worked."""
-        code = _fallocate(self.fd, _PUNCH_HOLE, position, length)
+        code = holes.punch(self.fd, position, length)
         if code:
             _log.warning("the cache's file %s could not free %d bytes: %s", self.path, length, os.strerror(code))
         return not code
@@ -112,10 +107,10 @@ class DataFile:
             os.close(owner)
             raise _unusable(directory, error) from error
         # Punches where nothing is yet, to learn whether the file system can.
-        if code := _fallocate(fd, _PUNCH_HOLE, _end(fd), BLOCK):
+        if code := holes.punch(fd, _end(fd), BLOCK):
             os.close(fd)
             os.close(owner)
-            if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+            if code in holes.CANNOT:
                 raise HostError(
                     f"the file system of the cache {directory} cannot punch holes: name a directory on ext4, xfs, btrfs "
                     "or tmpfs with --cache"
@@ -133,15 +128,6 @@ class DataFile:
 
 def _end(fd: int) -> int:
     return slots.blocks_of(os.fstat(fd).st_size) * BLOCK
-
-
-def _fallocate(fd: int, mode: int, position: int, length: int) -> int:
-    """Returns 0, or the error's number."""
-    while _libc.fallocate(fd, mode, position, length):
-        code = ctypes.get_errno()
-        if code != errno.EINTR:
-            return code
-    return 0
 
 
 def _is_at(fd: int, path: Path) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from blockmap.cli.attached import attachments
+from blockmap.cli.attached import attachments, state
 from blockmap.host.serve.supervisor import Supervisor
 from blockmap.local.paths import default_cache, default_socket, own
 from blockmap.origin.outage_policy import parse_option
@@ -20,7 +20,9 @@ from blockmap.terminal.output import warn
 @store_option
 @cache_option
 @socket_option
-@click.option("--listen", metavar="HOST:PORT", help="Also serve on TCP, without authentication.")
+@click.option(
+    "--listen", metavar="HOST:PORT", help="Also serve on TCP, without authentication: clones can be written to."
+)
 @click.option("--metrics", metavar="PATH|HOST:PORT", help="Also answer Prometheus, on a Unix socket or TCP.")
 @click.option(
     "--cache-size",
@@ -54,7 +56,7 @@ def serve(
     learn: bool,
     idle_exit: float | None,
 ) -> None:
-    """Serve every image of the store over NBD."""
+    """Serve every image of the store, and the clones of this host, over NBD."""
     for each in outages:
         parse_option(each)
     url = location(need_store(store))
@@ -66,7 +68,19 @@ def serve(
         attachments(_log).clean(where)
 
     Supervisor(
-        url, directory, cache_size, outages, where, listen, idle_exit, _log, _pass_on, take_over, metrics, learn
+        url,
+        directory,
+        cache_size,
+        state().absolute(),
+        outages,
+        where,
+        listen,
+        idle_exit,
+        _log,
+        _pass_on,
+        take_over,
+        metrics,
+        learn,
     ).run()
 
 

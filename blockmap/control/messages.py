@@ -22,7 +22,7 @@ ERRORS: dict[str, type[BlockmapError]] = {
     for each in (
         errors.UsageError, errors.NotFound, errors.AlreadyExists, errors.NameMoved, errors.FormatError, errors.Corrupt,
         errors.StoreError, errors.NotAStore, errors.StoreTooNew, errors.StoreRefused, errors.CannotList,
-        errors.StoreReadOnly, errors.StoreUnavailable, errors.ImageError, errors.HostError,
+        errors.StoreReadOnly, errors.StoreUnavailable, errors.ImageError, errors.HostError, errors.DiskFull,
     )
 }  # fmt: skip
 """The errors that cross the socket, by `kind`; any other arrives as HostError."""
@@ -177,10 +177,12 @@ class Names(Operation[NamesAnswer]):
 @dataclass(frozen=True)
 class ResolveAnswer(Answer):
     export: str
+    writable: bool
+    """True for a clone."""
 
 
 class Resolve(_AboutExport[ResolveAnswer]):
-    """Asks for the name by digest of the version that an export stands for now, with its label."""
+    """Asks for the name by digest of the version that an export stands for now, with its label; that of a clone is its own."""
 
     op, answer = "resolve", ResolveAnswer
 
@@ -198,6 +200,21 @@ class Config(_AboutExport[ConfigAnswer]):
 
 class EmptyAnswer(Answer):
     """Says that what was asked for is done, or has begun."""
+
+
+@dataclass(frozen=True)
+class MakeClone(_AboutExport[EmptyAnswer]):
+    """Makes a writable clone of an image."""
+
+    op, answer = "clone", EmptyAnswer
+    name: str = ""
+    size: int | None = None
+    """Bytes; None for the image's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.name) is not str or type(self.size) not in (int, type(None)):
+            raise UsageError(f"name is a name, and size a number or null, not {self.name!r} and {self.size!r}")
 
 
 class Hydrate(_AboutExport[EmptyAnswer]):
@@ -251,7 +268,8 @@ class Ready(_AboutExport[ReadyAnswer]):
 
 
 OPERATIONS: dict[str, type[Operation[Any]]] = {
-    each.op: each for each in (Status, Calls, Traces, Names, Resolve, Config, Hydrate, Readings, Expect, Ready)
+    each.op: each
+    for each in (Status, Calls, Traces, Names, Resolve, Config, MakeClone, Hydrate, Readings, Expect, Ready)
 }
 
 

@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.server.opener import ResolvedStart
+from blockmap.volume.clone import CloneVolume
 from blockmap.volume.readonly import ReadOnlyVolume
 from blockmap.volume.start import Start
 from blockmap.volume.volume import Volume
@@ -23,6 +25,8 @@ class Opened:
     """True if the start begins with this connection."""
     close: Callable[[], object]
     """To be called once, when the connection reads no more."""
+    is_traced: bool = True
+    """False where reads of the image say nothing of what a start needs, since a clone has some of it in its layers."""
 
 
 class Registry:
@@ -34,15 +38,24 @@ class Registry:
         self._open: dict[int, Opened] = {}
         """By number, the latest at the end."""
         self._opened = 0
+        self._volumes: WeakValueDictionary[tuple[str, OutagePolicy], ReadOnlyVolume] = WeakValueDictionary()
+        """The versions that a connection or a clone reads."""
 
-    def open(self, found: ResolvedStart, policy: OutagePolicy) -> Opened:
-        """Opens a version for a connection; shares the volume with those of its policy, and the start with those of its label."""
+    def volume(self, found: ResolvedStart, policy: OutagePolicy) -> ReadOnlyVolume:
+        """Returns the volume of a version, shared by all that have it open under one policy."""
+        with self._lock:
+            return self._volume(found, policy)
+
+    def open(self, found: ResolvedStart, policy: OutagePolicy, clone: CloneVolume | None = None) -> Opened:
+        """Opens a version, or a clone of it, for a connection; shares the volume with those of its policy, and the start with
+        those of its label."""
+        traced = clone is None or clone.untouched
         with self._lock:
             self._opened += 1
             number = self._opened
-            volume, running = self._volume(found, policy), self._running(found)
-            start = running or _begin(found)
-            self._open[number] = Opened(volume, start, policy, running is None, lambda: self._close(number))
+            running = self._running(found)
+            volume, start = clone or self._volume(found, policy), running or _begin(found)
+            self._open[number] = Opened(volume, start, policy, running is None, lambda: self._close(number), traced)
             return self._open[number]
 
     def note_profile(self, found: ResolvedStart, number: int) -> None:
@@ -63,12 +76,13 @@ class Registry:
         ]
         return {"exports": exports, "opens": opened}
 
-    def _volume(self, found: ResolvedStart, policy: OutagePolicy) -> Volume:
+    def _volume(self, found: ResolvedStart, policy: OutagePolicy) -> ReadOnlyVolume:
         resolved = found.resolved
-        for each in self._open.values():
-            if each.volume.name == resolved.pinned and each.policy == policy:
-                return each.volume
-        return ReadOnlyVolume(resolved.pinned, resolved.root, self._fetcher, policy)
+        volume = self._volumes.get((resolved.pinned, policy))
+        if volume is None:
+            volume = ReadOnlyVolume(resolved.pinned, resolved.root, self._fetcher, policy)
+            self._volumes[resolved.pinned, policy] = volume
+        return volume
 
     def _running(self, found: ResolvedStart) -> Start | None:
         """Returns the latest start of a version and label, unless another bundle is replayed by now."""

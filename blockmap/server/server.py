@@ -1,13 +1,16 @@
 """Composes one server: the store, the cache, the fetcher between them, and the exports."""
 
+import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from blockmap.cache.cache import Cache, default_cap
 from blockmap.cache.scrubber import Scrubber
-from blockmap.errors import NotFound
+from blockmap.errors import NotFound, UsageError
 from blockmap.fetch.fetcher import Fetcher
+from blockmap.format import BLOCK
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.refs import parse_reference
 from blockmap.format.trace import TraceHead
@@ -17,6 +20,7 @@ from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
 from blockmap.origin.ranges import Ranges
 from blockmap.origin.records import RecordCache, open_served
 from blockmap.replay.replays import Replays
+from blockmap.server.clones import Clones
 from blockmap.server.hydration import Hydrations
 from blockmap.server.listing import Listing
 from blockmap.server.opener import ANSWER_SECONDS, Opener, ResolvedStart
@@ -26,6 +30,7 @@ from blockmap.store.base import Writer
 from blockmap.store.names import NameLog
 from blockmap.store.observed import Observed
 from blockmap.trace.manager import TraceManager
+from blockmap.volume.clone_table import CloneRecord
 
 _HEAD_SECONDS = 10.0
 
@@ -40,9 +45,11 @@ class Server:
         cache_bytes: int | None = None,
         outages: Mapping[str, OutagePolicy] | None = None,
         evidence: Callable[[TraceHead, Path], None] | None = None,
+        state: Path | None = None,
     ) -> None:
         """`outages` has the policies of exports by name, that of all others by the empty name; `evidence` is called with
-        each trace that is evidence of a start's needs."""
+        each trace that is evidence of a start's needs. Clones are below `state`, which is beside the cache where it is not
+        given."""
         engine, form = open_served(store_url, cache_directory, ANSWER_SECONDS)
         self.calls = CallLog()
         self._store = Observed(engine, self.calls.note)
@@ -60,33 +67,57 @@ class Server:
         self._outages = {"": DEFAULT, **(outages or {})}
         self._listing = Listing(self._store, self._records, ANSWER_SECONDS, self._outages[""])
         self._registry = Registry(self._fetcher)
+        holder = f"the server of {cache_directory}, process {os.getpid()}"
+        self._clones = Clones(state or cache_directory / "state", form.store, holder)
         self._hydrations = Hydrations(self._fetcher)
         self.traces = TraceManager(traces_folder(cache_directory), evidence or (lambda head, trace: None))
         self._lock = threading.Lock()  # guards _outages; never held across I/O, nor while another lock is taken
 
     def names(self) -> list[tuple[str, str]]:
         """Returns the catalogue, export names each with a description; StoreError where nothing is known of it."""
-        return self._listing.names()
+        return [*self._listing.names(), *self._clones.names()]
 
     def open(self, export: str) -> Opened:
-        """Opens what an export name stands for now; NotFound, UsageError, StoreError, Corrupt."""
-        found = self._find(export)
+        """Opens what an export name stands for now; NotFound, UsageError, StoreError, Corrupt, HostError."""
+        name = export.partition("+")[0]
+        clone, found = self._clones.find(name), self._find(export)
         with self._lock:
-            policy = self._outages.get(export.partition("+")[0], self._outages[""])
-        opened = self._registry.open(found, policy)
+            policy = self._outages.get(name, self._outages[""])
+        if clone is None:
+            opened = self._registry.open(found, policy)
+        else:
+            opened = self._open_clone(clone, found, policy)
         if opened.is_first:
             self._hydrations.follow(found)
         return opened
 
     def resolve(self, export: str) -> str:
         """Returns the export name by digest of the version that `export` stands for now, with its label; reads of it get the
-        outage policy of `export`."""
-        pinned = self._find(export).resolved.pinned
+        outage policy of `export`. A clone stays a clone."""
         name, plus, label = export.partition("+")
+        if self._clones.find(name) is not None:
+            return export
+        pinned = self._find(export).resolved.pinned
         with self._lock:
             if name in self._outages:
                 self._outages.setdefault(pinned, self._outages[name])
         return pinned + plus + label
+
+    def version(self, export: str) -> str:
+        """Returns the export name by digest, with its label, of the version that starts of `export` read."""
+        _, plus, label = export.partition("+")
+        return self._find(export).resolved.pinned + plus + label
+
+    def is_writable(self, export: str) -> bool:
+        """Returns True if an export is a clone."""
+        return self._clones.find(export.partition("+")[0]) is not None
+
+    def clone(self, export: str, name: str, size: int | None) -> None:
+        """Makes a clone of an image, of `size` bytes if that is given; AlreadyExists, UsageError, NotFound, HostError."""
+        if self.is_writable(export):
+            raise UsageError(f"{export} is a clone: make one of an image, as `blockmap images` lists them")
+        found = self._find(export).resolved
+        self._clones.create(name, export, found.pinned, found.root.size * BLOCK, size)
 
     def config(self, export: str) -> bytes:
         """Returns the OCI image configuration of an export; NotFound where it has none."""
@@ -140,6 +171,7 @@ class Server:
             self._keeper.close()
         self._scrubber.close()
         self.stop()
+        self._clones.end()
         self._hydrations.close()
         self._replays.close()
         self._fetcher.close()
@@ -151,4 +183,21 @@ class Server:
             self._records.begin_anew(in_memory=self._cache.missing)
 
     def _find(self, export: str) -> ResolvedStart:
-        return self._opener.find(parse_reference(export))
+        """Returns what an export reads of the store: a clone, the version below it."""
+        name, plus, label = export.partition("+")
+        clone = self._clones.find(name)
+        return self._opener.find(parse_reference(export if clone is None else clone.base + plus + label))
+
+    def _open_clone(self, clone: CloneRecord, found: ResolvedStart, policy: OutagePolicy) -> Opened:
+        volume = self._clones.open(clone, self._registry.volume(found, policy))
+        try:
+            opened = self._registry.open(found, policy, volume)
+        except BaseException:
+            self._clones.close(clone.name)
+            raise
+
+        def close() -> None:
+            opened.close()
+            self._clones.close(clone.name)
+
+        return replace(opened, close=close)

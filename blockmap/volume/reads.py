@@ -18,10 +18,12 @@ class Source(IntEnum):
     """Where the bytes of a read came from; if from several places, the slowest, which is the highest."""
 
     ZEROS = 0
-    CACHE = 1
-    BUNDLE = 2
+    LOCAL = 1
+    """A layer of a clone."""
+    CACHE = 2
+    BUNDLE = 3
     """The read waited for it."""
-    FETCHED = 3
+    FETCHED = 4
 
 
 class Slow(NamedTuple):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from blockmap.durable import Buffer
 from blockmap.volume.reads import Note, Read
 from blockmap.volume.start import Start
 
@@ -10,9 +11,8 @@ from blockmap.volume.start import Start
 class Volume(Protocol):
     """A volume that is open; safe to share between threads, and between starts.
 
-    Methods take the start for which they read, since the volume itself keeps nothing of a start. A volume that is
-    `writable` also has `write`, `zero` and `trim`, which take an offset and bytes or a count, and `flush`.
-    All of these raise Corrupt, NotFound and StoreUnavailable, but for `want`.
+    Methods take the start for which they read, since the volume itself keeps nothing of a start. All of these raise Corrupt,
+    NotFound and StoreUnavailable, but for `want`.
     """
 
     @property
@@ -41,3 +41,22 @@ class Volume(Protocol):
 
     def want(self, offset: int, count: int, start: Start) -> None:
         """Has a range fetched into the cache in the background; never blocks or raises."""
+
+
+class WritableVolume(Volume, Protocol):
+    """A volume to which clients write. What is written is seen by all at once, and durable after `flush`.
+
+    Methods raise DiskFull, which changes nothing that was durable, and HostError.
+    """
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Writes bytes."""
+
+    def zero(self, offset: int, count: int, *, allocate: bool = False) -> None:
+        """Makes a range zeros, at once; with `allocate`, later writes to it find room."""
+
+    def trim(self, offset: int, count: int) -> None:
+        """Says that a range is of no use any more; it reads as zeros from now on."""
+
+    def flush(self) -> None:
+        """Makes all durable that was answered before, on any connection."""

@@ -66,7 +66,13 @@ _THREADS = 64
 
 
 def command(
-    store: str, cache: Path, cache_bytes: int | None, outages: Sequence[str], control_fd: int, learn: bool
+    store: str,
+    cache: Path,
+    cache_bytes: int | None,
+    state: Path,
+    outages: Sequence[str],
+    control_fd: int,
+    learn: bool,
 ) -> list[str]:
     """Returns the command that runs nbdkit in the foreground with the plugin; its sockets come by socket activation."""
     spec = find_spec("nbdplugin")
@@ -74,8 +80,8 @@ def command(
         raise HostError("the package nbdplugin is not installed beside blockmap: install blockmap again")
     script = Path(spec.origin).with_name("plugin.py")
     arguments = [
-        tools.find("nbdkit"), "-f", "-r", "--exit-with-parent", "-t", str(_THREADS), "python", str(script),
-        f"store={store}", f"cache={cache}", f"control_fd={control_fd}",
+        tools.find("nbdkit"), "-f", "--exit-with-parent", "-t", str(_THREADS), "python", str(script),
+        f"store={store}", f"cache={cache}", f"state={state}", f"control_fd={control_fd}",
         f"learn={'on' if learn else 'off'}", *(f"outage={each}" for each in outages),
     ]  # fmt: skip
     return arguments if cache_bytes is None else [*arguments, f"cache_bytes={cache_bytes}"]

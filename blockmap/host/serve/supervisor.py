@@ -60,6 +60,7 @@ class Supervisor:
         store: str,
         cache: Path,
         cache_bytes: int | None,
+        state: Path,
         outages: Sequence[str],
         nbd_socket: Path,
         listen: str | None,
@@ -75,6 +76,7 @@ class Supervisor:
         `take_over` is called before it serves, when no other server can be at the socket any more.
         """
         self._store, self._cache, self._cache_bytes = store, cache, cache_bytes
+        self._state = state
         self._outages = outages
         self._socket = nbd_socket
         self._idle_seconds = idle_seconds
@@ -152,7 +154,9 @@ class Supervisor:
 
     def _start(self, sockets: list[socket.socket], own: list[socket.socket], log: StartLog) -> Process:
         control_fd = FIRST_FD + len(sockets)
-        arguments = nbdkit.command(self._store, self._cache, self._cache_bytes, self._outages, control_fd, self._learn)
+        arguments = nbdkit.command(
+            self._store, self._cache, self._cache_bytes, self._state, self._outages, control_fd, self._learn
+        )
         if self._metrics is not None:
             arguments.append(f"metrics_fd={control_fd + 1}")
         environment = {**nbdkit.environment(), "LISTEN_FDS": str(len(sockets))}
@@ -215,7 +219,8 @@ class Supervisor:
             )
         if not is_loopback(self._listen[0]):
             self._say(
-                f"warning: whoever reaches {self._listen[0]}:{self._listen[1]} can read every image: there is no authentication"
+                f"warning: whoever reaches {self._listen[0]}:{self._listen[1]} can read every image, and write to every clone: "
+                "there is no authentication"
             )
 
     def _take_signals(self, stack: contextlib.ExitStack) -> None:

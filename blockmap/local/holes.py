@@ -1,0 +1,31 @@
+"""Allocates and frees space inside of files, which Python's `os` has no call for (fallocate(2))."""
+
+import ctypes
+import errno
+
+_KEEP_SIZE = 0x01
+_PUNCH_HOLE = 0x02
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS)
+"""Errors of file systems that cannot do it."""
+
+
+def punch(fd: int, position: int, length: int) -> int:
+    """Makes a range of a file a hole, which reads as zeros; returns 0, or the error's number."""
+    return _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, position, length)
+
+
+def allocate(fd: int, position: int, length: int) -> int:
+    """Gives a range of a file space, as zeros where it was a hole; returns 0, or the error's number."""
+    return _fallocate(fd, 0, position, length)
+
+
+def _fallocate(fd: int, mode: int, position: int, length: int) -> int:
+    while _libc.fallocate(fd, mode, position, length):
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            return code
+    return 0

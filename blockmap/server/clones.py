@@ -1,0 +1,283 @@
+"""Keeps the clones of one host: which there are, and one open volume for each that has clients.
+
+Exports have one space of names: that of a clone has neither tag nor digest, and goes before an image's that means `latest`.
+One server writes to a clone: it holds the lock in the clone's folder, from its first client to its last.
+"""
+
+import fcntl
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from blockmap.durable import settle
+from blockmap.errors import BlockmapError, DiskFull, HostError, NotFound, UsageError
+from blockmap.format import BLOCK
+from blockmap.volume.clone import CloneVolume, Layer
+from blockmap.volume.clone_table import CloneRecord, CloneTable, has_clones, read_clones
+from blockmap.volume.overlay import Held
+from blockmap.volume.scratch import ScratchFile
+from blockmap.volume.volume import Volume
+from blockmap.volume.write_journal import WriteJournal, boot_id
+
+_log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
+_MAX_NAME = 64
+_MAX_BYTES = 1 << 52
+"""The most that a version can have, too."""
+_LOCK_SECONDS = 1.0
+"""Seconds to wait for the lock: whoever only looks at it, or is about to end, has it for less."""
+_HOLDER_BYTES = 4096
+
+
+class _Entry:
+    """A clone that is open, or about to be."""
+
+    __slots__ = ("lock", "resources", "users", "volume")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # guards volume and resources; held while they are made and closed
+        self.users = 0
+        """Guarded by the lock of all clones."""
+        self.volume: CloneVolume | None = None
+        self.resources = ExitStack()
+
+
+class Clones:
+    """Finds, makes and opens clones; safe to share between threads. Methods raise DiskFull and HostError."""
+
+    def __init__(self, state: Path, store: str, holder: str) -> None:
+        """`store` is the UUID of the store that is served; `holder` says who has a clone open, for people."""
+        self._state = state
+        self._store = store
+        self._holder = holder
+        self._lock = threading.Lock()  # guards what follows; never held across I/O, nor while another lock is taken
+        self._open: dict[str, _Entry] = {}
+        self._made: CloneTable | None = None
+
+    def find(self, name: str) -> CloneRecord | None:
+        """Returns the clone of a name, None where there is none; NotFound where it is of another store."""
+        if not is_clone_name(name) or not has_clones(self._state):
+            return None
+        record = self._table().find(name)
+        if record is not None and record.store != self._store:
+            raise NotFound(f"the clone {name} is of another store than the one that is served here")
+        return record
+
+    def create(self, name: str, origin: str, base: str, base_size: int, size: int | None) -> CloneRecord:
+        """Makes a clone of the version with the export name `base`, larger than it if `size` says so; AlreadyExists,
+        UsageError."""
+        if not is_clone_name(name):
+            raise UsageError(
+                f"{name!r} is not a name for a clone: 1 to {_MAX_NAME} of a-z and 0-9, with single . _ - between them, are "
+                "expected, without a tag"
+            )
+        size = base_size if size is None else size
+        if not base_size <= size <= _MAX_BYTES or size % BLOCK:
+            raise UsageError(
+                f"a clone of {origin} has from {base_size} to {_MAX_BYTES} bytes, a multiple of {BLOCK}, and not {size}"
+            )
+        return self._table().create(name, self._store, origin, base, size)
+
+    def open(self, record: CloneRecord, base: Volume) -> CloneVolume:
+        """Returns the volume of a clone, whose base is at hand; HostError if another server has it. `close` must follow."""
+        with self._lock:
+            entry = self._open.setdefault(record.name, _Entry())
+            entry.users += 1
+        try:
+            with entry.lock:
+                if entry.volume is None:
+                    with ExitStack() as stack:
+                        entry.volume = self._load(record, base, stack)
+                        entry.resources = stack.pop_all()
+                return entry.volume
+        except BaseException:
+            self.close(record.name)
+            raise
+
+    def close(self, name: str) -> None:
+        """Lets go of a clone; if it was the last who had it open, what was written is made durable."""
+        with self._lock:
+            entry = self._open[name]
+            entry.users -= 1
+        self._settle(name, entry)
+
+    def names(self) -> list[tuple[str, str]]:
+        """Returns the export names of all clones of the store, each with a description."""
+        if not has_clones(self._state):
+            return []
+        found = (record for record, _ in read_clones(self._state))
+        return [(each.name, f"clone of {each.origin}") for each in found if each.store == self._store]
+
+    def end(self) -> None:
+        """Makes all durable that was written, and closes all clones; nobody may use them any more."""
+        with self._lock:
+            entries = dict(self._open)
+        for name, entry in entries.items():
+            with self._lock:
+                entry.users = 0
+            self._settle(name, entry)
+        if self._made is not None:
+            self._made.close()
+
+    def _table(self) -> CloneTable:
+        """Returns the record of clones, which is not there on a host that never had one."""
+        table = self._made
+        if table is None:
+            table = CloneTable(self._state)
+            with self._lock:
+                if self._made is None:
+                    self._made = table
+                    return table
+                spare, table = table, self._made
+            spare.close()
+        return table
+
+    def _settle(self, name: str, entry: _Entry) -> None:
+        """Closes a clone that nobody uses; logs what fails. It stays open where a flush may succeed another time."""
+        with entry.lock:
+            if self._is_used(name, entry):
+                return
+            try:
+                if entry.volume is not None:
+                    entry.volume.flush()
+            except DiskFull as error:
+                _log.error("what was written to the clone %s is not durable yet: %s", name, error)
+                return
+            except BlockmapError as error:
+                _log.error("what was written last to the clone %s is lost: %s", name, error)
+            with self._lock:
+                if entry.users:
+                    return
+                del self._open[name]
+            entry.resources.close()
+
+    def _is_used(self, name: str, entry: _Entry) -> bool:
+        with self._lock:
+            return entry.users > 0 or self._open.get(name) is not entry
+
+    def _load(self, record: CloneRecord, base: Volume, stack: ExitStack) -> CloneVolume:
+        folder = clone_folder(self._state, record.id)
+        stack.enter_context(owned_clone(folder, record.name, self._holder))
+        table = self._table()
+        found = table.find(record.name)  # as the one who had it before left it
+        if found is None or found.id != record.id:
+            raise NotFound(f"the clone {record.name} was removed a moment ago")
+        layers = []
+        for number, extents in table.layers(found):
+            file = ScratchFile(layer_file(self._state, number))
+            stack.callback(file.close)
+            layers.append(Layer(number, file, extents))
+        journal = WriteJournal(folder / "journal", boot_id(), found.stored)
+        stack.callback(journal.close)
+        next_number = found.stored
+        for change in journal.found:
+            layers[0].map.put(change.start, change.end, change.kind)
+            next_number = change.number + 1
+        if journal.found:
+            _log.info("clone %s: %d changes since the last flush are kept", record.name, len(journal.found))
+
+        def keep(layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
+            table.keep(found.id, layer, extents, gone, stored)
+
+        return CloneVolume(found.name, found.size, base, layers, journal, keep, found.stored, next_number)
+
+
+def is_clone_name(name: str) -> bool:
+    return len(name) <= _MAX_NAME and _NAME.fullmatch(name) is not None
+
+
+def clone_folder(state: Path, number: int) -> Path:
+    """Returns the folder with a clone's lock and journal."""
+    return state / "clones" / str(number)
+
+
+def layer_file(state: Path, number: int) -> Path:
+    return state / "layers" / str(number)
+
+
+@contextmanager
+def owned_clone(folder: Path, name: str, holder: str) -> Iterator[None]:
+    """Holds the lock of a clone, and says so in its file; HostError where another has it."""
+    try:
+        state = folder.parent.parent
+        for each in (folder, state / "layers"):
+            if not each.is_dir():
+                settle(each, state)
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError(f"cannot use {folder}: {error.strerror}") from error
+    try:
+        _wait_lock(fd, name)
+        with suppress(OSError):  # it is for messages only
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, holder.encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def holder_of(folder: Path) -> str | None:
+    """Returns who has a clone open; None where nobody has."""
+    try:
+        fd = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return _holder(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_clone(state: Path, name: str) -> None:
+    """Removes a clone with all that only it has; NotFound, and HostError where it is in use."""
+    table = CloneTable(state)
+    try:
+        record = table.find(name)
+        if record is None:
+            raise NotFound(f"there is no clone {name}: see `blockmap clones`")
+        with owned_clone(clone_folder(state, record.id), name, f"process {os.getpid()}, which removes it"):
+            table.remove(record)
+        _sweep(state, table)
+    finally:
+        table.close()
+
+
+def _sweep(state: Path, table: CloneTable) -> None:
+    """Removes folders and files of clones and layers that are not recorded any more, those that a crash left among them."""
+    # In this order: a number is on record before anything has it for a name.
+    there = [*state.glob("clones/*"), *state.glob("layers/*")]
+    clones, layers = table.known()
+    for path in there:
+        if path.name.isdecimal() and int(path.name) not in (clones if path.parent.name == "clones" else layers):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _wait_lock(fd: int, name: str) -> None:
+    end = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise HostError(
+                    f"the clone {name} is in use by {_holder(fd)}: it has one writer at a time, detach it there first"
+                ) from None
+            time.sleep(0.01)
+
+
+def _holder(fd: int) -> str:
+    return os.pread(fd, _HOLDER_BYTES, 0).decode(errors="replace") or "another process"

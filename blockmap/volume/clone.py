@@ -1,0 +1,302 @@
+"""A volume that clients write to: layers of local extents above a version.
+
+A change goes to the highest layer: bytes into its scratch file, then the range into its map, then a note of that into the
+journal; then it is answered. `flush` takes the map's changes as they are, makes the scratch file durable, then stores these
+changes in one transaction: whatever the stored map says is in the file, is there. So after a crash each byte has a value
+written since the last flush that finished, or that flush's value. After a mere end of the process, the kernel has the files
+as they were, and the journal says which changes the stored map lacks: nothing that was answered is lost, as a client that
+connects again and flushes expects.
+
+Space is given back at once where zeros take the place of bytes: the hole reads as the zeros that were written, whichever
+map is stored.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from blockmap.durable import Buffer
+from blockmap.errors import DiskFull, HostError
+from blockmap.volume.overlay import Held, Kind, OverlayMap, Piece, look
+from blockmap.volume.reads import Note, Read, Slow, Source
+from blockmap.volume.start import Start
+from blockmap.volume.volume import Volume
+from blockmap.volume.write_journal import RECORDS, Change
+
+_GRAIN_BITS: Final = 16
+"""The overlay is looked up for reads of a grain that some change touched; 64 KiB is the least grain."""
+_GRAINS_BITS: Final = 22
+"""At most 4 Mi grains, one byte each, for volumes of more than 256 GiB."""
+_ZEROS = bytes(1 << 20)
+_EXTENTS_AT_ONCE = 1024
+"""With so many extents a block status ends; clients ask on."""
+_LOOK_BYTES = 64 << 20
+"""Bytes of the overlay that a block status looks up at once: others wait meanwhile."""
+
+
+class LayerFile(Protocol):
+    """The bytes of one layer, at the volume's offsets. All methods but `punch` raise DiskFull or HostError."""
+
+    def read(self, buf: memoryview, offset: int) -> None: ...
+
+    def write(self, data: Buffer, offset: int) -> None: ...
+
+    def write_zeros(self, offset: int, count: int) -> None: ...
+
+    def punch(self, offset: int, count: int) -> None: ...
+
+    def sync(self) -> None: ...
+
+
+class Journal(Protocol):
+    """Notes of the changes that are not stored yet; DiskFull, HostError."""
+
+    def write(self, change: Change) -> None: ...
+
+
+Keep = Callable[[int, Sequence[Held], Sequence[int], int], None]
+"""Stores changes of a layer's map, in one durable transaction: the layer, extents by their starts, starts where there is none
+any more, and the first change that is not among them. DiskFull, HostError."""
+
+
+@dataclass(slots=True, eq=False)
+class Layer:
+    """One layer; its volume's lock guards map and count."""
+
+    number: int
+    file: LayerFile
+    map: OverlayMap
+    writers: int = 0
+    """Changes under way."""
+
+
+class CloneVolume:
+    """A clone that is open: a Volume. One object for each clone, however many clients it has, so that what one of them flushes
+    is durable for all."""
+
+    writable = True
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        base: Volume,
+        layers: Sequence[Layer],
+        journal: Journal,
+        keep: Keep,
+        stored: int = 0,
+        number: int = 0,
+    ) -> None:
+        """`layers` has the highest first, whose map has all changes before `number`, and is stored with those before `stored`."""
+        self._name = name
+        self._size = size
+        self._base = base
+        self._journal = journal
+        self._keep = keep
+        # Held while a flush is under way, across I/O of the local disk; _lock is taken while it is held.
+        self._turn = threading.Lock()
+        self._failed = ""
+        """Why nothing more is written, once the disk has lost something; guarded by _turn, read without it."""
+        # Guards what follows; never held across I/O, nor while another lock is taken.
+        self._lock = threading.Lock()
+        self._layers = tuple(layers)
+        self._maps = tuple(layer.map for layer in layers)
+        self._number, self._stored = number, stored
+        """The numbers of the next change, and of the first that is not stored."""
+        self._answered = 1
+        """Counts changes of any kind, and what the layers had before as one."""
+        self._flushed = 0
+        """The value of `_answered` up to which all is durable."""
+        self._shift = max(_GRAIN_BITS, max(size - 1, 0).bit_length() - _GRAINS_BITS)
+        self._touched = bytearray(((size - 1) >> self._shift) + 1)
+        """One byte a grain: 1 where a read may have to look into the layers, or ends behind the base. Set while locked, and
+        read without: a read that comes after a change was answered sees it."""
+        for each in self._maps:
+            for start, end, _ in each:
+                self._touch(start, end)
+        if size > base.size:
+            self._touch(base.size, size)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def waiting(self) -> int:
+        return self._base.waiting
+
+    @property
+    def untouched(self) -> bool:
+        """Returns True if nothing was written yet, so that all bytes are the base's."""
+        with self._lock:
+            return not any(map(len, self._maps))
+
+    def reader(self, start: Start, note: Note | None = None, mark: Callable[[], None] | None = None) -> Read:
+        """Returns a function that raises what the base's does, and HostError. What a layer has is not noted: whoever learns
+        from reads learns what starts need of the image."""
+        below = self._base.reader(start, note, mark)
+        touched, shift, merged = self._touched, self._shift, self._read_merged
+        find = touched.find
+
+        def read(buf: memoryview, offset: int) -> Slow | None:
+            first, last = offset >> shift, offset + len(buf) - 1 >> shift
+            if touched[first] or (first != last and find(1, first + 1, last + 1) >= 0):
+                return merged(below, buf, offset)
+            return below(buf, offset)
+
+        return read
+
+    def extents(self, offset: int, count: int, start: Start) -> list[tuple[int, int, bool]]:
+        found: list[tuple[int, int, bool]] = []
+        at, end = offset, min(offset + count, self._size)
+        while at < end and len(found) < _EXTENTS_AT_ONCE:
+            with self._lock:
+                pieces = look(self._maps, at, min(end, at + _LOOK_BYTES))
+            for piece in pieces:
+                found += self._piece_extents(piece, start)
+            at = pieces[-1].end
+        return found
+
+    def want(self, offset: int, count: int, start: Start) -> None:
+        if offset < self._base.size:
+            self._base.want(offset, count, start)
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Writes bytes; DiskFull, HostError."""
+        layer = self._begin()
+        try:
+            layer.file.write(data, offset)
+        except BaseException:
+            self._give_up(layer)
+            raise
+        self._end(layer, offset, offset + len(data), Kind.DATA)
+
+    def zero(self, offset: int, count: int, *, allocate: bool = False) -> None:
+        """Makes a range zeros; with `allocate`, later writes to it find room. DiskFull, HostError."""
+        layer = self._begin()
+        if allocate:
+            try:
+                layer.file.write_zeros(offset, count)
+            except BaseException:
+                self._give_up(layer)
+                raise
+            self._end(layer, offset, offset + count, Kind.DATA)
+            return
+        if self._end(layer, offset, offset + count, Kind.ZEROS):
+            layer.file.punch(offset, count)
+
+    def trim(self, offset: int, count: int) -> None:
+        """Makes a range zeros: the kernel's loop driver turns a wish for zeros into a trim. DiskFull, HostError."""
+        self.zero(offset, count)
+
+    def flush(self) -> None:
+        """Makes all durable that was answered before the call; DiskFull, after which it may be tried again, HostError."""
+        with self._lock:
+            wanted = self._answered
+        with self._turn:
+            if self._failed:
+                raise HostError(self._failed)
+            if self._flushed >= wanted:
+                return  # one that began later has done it
+            with self._lock:
+                layer, answered, number = self._layers[0], self._answered, self._number
+                changed = layer.map.take_changed()
+                extents, gone = layer.map.at(changed)
+            try:
+                self._sync(layer)
+                if changed or number != self._stored:
+                    self._keep(layer.number, extents, gone, number)
+            except BaseException:
+                with self._lock:
+                    layer.map.put_back(changed)
+                raise
+            with self._lock:
+                self._flushed, self._stored = answered, number
+
+    def _piece_extents(self, piece: Piece, start: Start) -> list[tuple[int, int, bool]]:
+        at, end, _, kind = piece
+        if kind is not None:
+            return [(at, end - at, kind == Kind.ZEROS)]
+        found: list[tuple[int, int, bool]] = []
+        inside = min(end, self._base.size)
+        while at < inside:
+            found += self._base.extents(at, inside - at, start)
+            at = found[-1][0] + found[-1][1]
+        return found if at == end else [*found, (at, end - at, True)]
+
+    def _sync(self, layer: Layer) -> None:
+        try:
+            layer.file.sync()
+        except (DiskFull, HostError) as error:
+            # The kernel may have thrown away what it could not write, and would not say so a second time.
+            self._failed = f"{self._name} takes no more writes until it is opened again, as its disk lost some: {error}"
+            raise HostError(self._failed) from error
+
+    def _begin(self) -> Layer:
+        """Returns the layer to which a change goes, which `_end` or `_give_up` must follow."""
+        while True:
+            if self._failed:
+                raise HostError(self._failed)
+            with self._lock:
+                layer = self._layers[0]
+                if self._number + layer.writers - self._stored < RECORDS:
+                    layer.writers += 1
+                    return layer
+            self.flush()  # the journal has no place for more
+
+    def _give_up(self, layer: Layer) -> None:
+        with self._lock:
+            layer.writers -= 1
+
+    def _end(self, layer: Layer, start: int, end: int, kind: Kind) -> bool:
+        """Puts a change into the map, and notes it; returns True if zeros took the place of bytes."""
+        with self._lock:
+            layer.writers -= 1
+            self._answered += 1
+            if layer.map.covers(start, end, kind):
+                return False
+            had = kind == Kind.ZEROS and layer.map.has(start, end, Kind.DATA)
+            layer.map.put(start, end, kind)
+            self._touch(start, end)
+            number = self._number
+            self._number += 1
+        self._journal.write(Change(number, start, end, kind))
+        return had
+
+    def _touch(self, start: int, end: int) -> None:
+        first, last = start >> self._shift, (end - 1 >> self._shift) + 1
+        if last - first == 1:
+            self._touched[first] = 1
+        else:
+            self._touched[first:last] = b"\1" * (last - first)
+
+    def _read_merged(self, below: Read, buf: memoryview, offset: int) -> Slow | None:
+        began = time.perf_counter()
+        with self._lock:
+            layers, pieces = self._layers, look(self._maps, offset, offset + len(buf))
+        if len(pieces) == 1 and pieces[0].kind is None and pieces[0].end <= self._base.size:
+            return below(buf, offset)
+        source = Source.ZEROS
+        for piece in pieces:
+            source = max(source, self._read_piece(below, layers, piece, buf[piece.start - offset : piece.end - offset]))
+        return Slow(source, time.perf_counter() - began)
+
+    def _read_piece(self, below: Read, layers: Sequence[Layer], piece: Piece, buf: memoryview) -> Source:
+        if piece.kind == Kind.DATA:
+            layers[piece.level].file.read(buf, piece.start)
+            return Source.LOCAL
+        source, inside = Source.ZEROS, 0
+        if piece.kind is None and piece.start < self._base.size:
+            inside = min(piece.end, self._base.size) - piece.start
+            slow = below(buf[:inside], piece.start)
+            source = Source.CACHE if slow is None else slow.source
+        for at in range(inside, len(buf), len(_ZEROS)):
+            part = buf[at : at + len(_ZEROS)]
+            part[:] = _ZEROS[: len(part)]
+        return source

@@ -1,0 +1,204 @@
+"""The record of a host's clones, in SQLite: what each is made of, and what its layers hold.
+
+It cannot be rebuilt, so it is migrated, and never thrown away. All clones are in one file, so that whatever concerns several
+of them, or a layer and its clone, is one transaction. A layer may be in the stacks of several clones; only one that is the
+highest of a single stack is written to.
+"""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockmap.errors import AlreadyExists, DiskFull, HostError
+from blockmap.local.database import Schema, open_database, open_to_read, transaction
+from blockmap.volume.overlay import Held, Kind, OverlayMap
+
+_FILE = "clones.db"
+_SCHEMA = Schema(
+    version=1,
+    wal=True,
+    tables="""
+CREATE TABLE clones (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- names its folder, and is never used again
+    name TEXT NOT NULL UNIQUE,
+    store TEXT NOT NULL,                    -- the store's UUID
+    origin TEXT NOT NULL,                   -- the image as it was asked for
+    base TEXT NOT NULL,                     -- the version below the layers: its export name by digest
+    size INTEGER NOT NULL,                  -- bytes
+    created INTEGER NOT NULL,               -- Unix time
+    stored INTEGER NOT NULL DEFAULT 0       -- the first change of its journal that `extents` does not have
+);
+CREATE TABLE layers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT    -- names its scratch file, and is never used again
+);
+CREATE TABLE stacks (
+    clone INTEGER NOT NULL REFERENCES clones (id),
+    height INTEGER NOT NULL,                -- the clone writes to the highest
+    layer INTEGER NOT NULL REFERENCES layers (id),
+    PRIMARY KEY (clone, height)
+) WITHOUT ROWID;
+CREATE INDEX stacks_of ON stacks (layer);
+CREATE TABLE extents (
+    layer INTEGER NOT NULL REFERENCES layers (id),
+    start INTEGER NOT NULL,                 -- bytes [start, stop) of the volume
+    stop INTEGER NOT NULL,
+    kind INTEGER NOT NULL,                  -- 0 zeros, 1 in the scratch file
+    PRIMARY KEY (layer, start)
+) WITHOUT ROWID;
+""",
+)
+_COLUMNS = "clones.id, name, store, origin, base, size, created, stored"
+
+
+@dataclass(frozen=True, slots=True)
+class CloneRecord:
+    """A clone, as it is recorded."""
+
+    id: int
+    name: str
+    store: str
+    """The store's UUID."""
+    origin: str
+    """The image as it was asked for."""
+    base: str
+    """The export name by digest of the version below its layers."""
+    size: int
+    """Bytes."""
+    created: int
+    """Unix time."""
+    stored: int
+    """The first change of its journal that its recorded map lacks."""
+
+
+class CloneTable:
+    """Reads and changes the record; safe to share between threads. Raises DiskFull and HostError."""
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / _FILE
+        # Guards the connection; held across I/O of the local disk, and no other is taken meanwhile.
+        self._lock = threading.Lock()
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._connection = open_database(self._path, _SCHEMA)
+            self._connection.execute("PRAGMA synchronous=FULL")  # what a flush has stored survives a crash
+        except (OSError, sqlite3.Error) as error:
+            raise _unusable(self._path, error) from error
+
+    def find(self, name: str) -> CloneRecord | None:
+        with self._reading():
+            row = self._connection.execute(f"SELECT {_COLUMNS} FROM clones WHERE name = ?", (name,)).fetchone()
+        return CloneRecord(*row) if row else None
+
+    def create(self, name: str, store: str, origin: str, base: str, size: int) -> CloneRecord:
+        """Records a new clone with one layer, which is empty; AlreadyExists."""
+        created = int(time.time())
+        with self._changing() as connection:
+            if connection.execute("SELECT 1 FROM clones WHERE name = ?", (name,)).fetchone():
+                raise AlreadyExists(f"there is a clone {name} already: name another, or remove it with `blockmap rm`")
+            cursor = connection.execute(
+                "INSERT INTO clones (name, store, origin, base, size, created) VALUES (?, ?, ?, ?, ?, ?)",
+                (name, store, origin, base, size, created),
+            )
+            number = int(cursor.lastrowid or 0)
+            layer = connection.execute("INSERT INTO layers DEFAULT VALUES").lastrowid
+            connection.execute("INSERT INTO stacks VALUES (?, 0, ?)", (number, layer))
+        return CloneRecord(number, name, store, origin, base, size, created, 0)
+
+    def remove(self, record: CloneRecord) -> list[int]:
+        """Forgets a clone, and the layers that no other clone has; returns these."""
+        with self._changing() as connection:
+            own = "SELECT layer FROM stacks GROUP BY layer HAVING count(*) = 1 AND max(clone) = ?"
+            gone = [layer for (layer,) in connection.execute(own, (record.id,))]
+            connection.execute("DELETE FROM stacks WHERE clone = ?", (record.id,))
+            for layer in gone:
+                connection.execute("DELETE FROM extents WHERE layer = ?", (layer,))
+                connection.execute("DELETE FROM layers WHERE id = ?", (layer,))
+            connection.execute("DELETE FROM clones WHERE id = ?", (record.id,))
+        return gone
+
+    def layers(self, record: CloneRecord) -> list[tuple[int, OverlayMap]]:
+        """Returns the layers of a clone, the highest first."""
+        with self._reading():
+            rows = self._connection.execute(
+                "SELECT layer FROM stacks WHERE clone = ? ORDER BY height DESC", (record.id,)
+            ).fetchall()
+            return [(layer, self._map(layer)) for (layer,) in rows]
+
+    def keep(self, clone: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
+        """Stores changes of a layer's map: extents by their starts, and starts where there is none any more; `stored` is
+        the first change of the clone's journal that they lack."""
+        with self._changing() as connection:
+            connection.executemany(
+                "DELETE FROM extents WHERE layer = ? AND start = ?", [(layer, start) for start in gone]
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO extents VALUES (?, ?, ?, ?)", [(layer, *each) for each in extents]
+            )
+            connection.execute("UPDATE clones SET stored = ? WHERE id = ?", (stored, clone))
+
+    def known(self) -> tuple[set[int], set[int]]:
+        """Returns the numbers of all clones and layers."""
+        with self._reading():
+            clones = {number for (number,) in self._connection.execute("SELECT id FROM clones")}
+            return clones, {number for (number,) in self._connection.execute("SELECT id FROM layers")}
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def _map(self, layer: int) -> OverlayMap:
+        rows = self._connection.execute("SELECT start, stop, kind FROM extents WHERE layer = ? ORDER BY 1", (layer,))
+        found = OverlayMap([Held(start, stop, Kind(kind)) for start, stop, kind in rows])
+        found.check()
+        return found
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise _unusable(self._path, error) from error
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                with transaction(self._connection):
+                    yield self._connection
+            except sqlite3.Error as error:
+                raise _unusable(self._path, error) from error
+
+
+def has_clones(state: Path) -> bool:
+    """Returns True if the host ever had a clone."""
+    return (state / _FILE).exists()
+
+
+def read_clones(state: Path) -> list[tuple[CloneRecord, int]]:
+    """Returns all clones of a host, by name, each with the bytes that its own layers have; HostError."""
+    if not has_clones(state):
+        return []
+    query = f"""
+SELECT {_COLUMNS}, coalesce(sum(stop - start), 0) FROM clones
+LEFT JOIN stacks ON clone = clones.id
+LEFT JOIN extents ON extents.layer = stacks.layer AND kind = {Kind.DATA.value}
+GROUP BY clones.id ORDER BY name
+"""
+    try:
+        with closing(open_to_read(state / _FILE, _SCHEMA)) as connection:
+            return [(CloneRecord(*row), written) for *row, written in connection.execute(query)]
+    except sqlite3.Error as error:
+        raise _unusable(state / _FILE, error) from error
+
+
+def _unusable(path: Path, error: Exception) -> HostError:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_FULL:
+        return DiskFull(f"no room left to write {path}: free some space, then go on")
+    said = error.strerror if isinstance(error, OSError) else error
+    return HostError(f"the record of clones, {path}, cannot be used: {said}")

@@ -1,0 +1,79 @@
+"""The bytes of one layer of a clone: a sparse file with the volume's own offsets."""
+
+import errno
+import os
+from pathlib import Path
+
+from blockmap.durable import Buffer, sync_directory
+from blockmap.errors import DiskFull, HostError
+from blockmap.local import holes
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ZEROS = bytes(1 << 20)
+
+
+class ScratchFile:
+    """A layer's file; safe to share between threads. All methods but `punch` raise DiskFull or HostError."""
+
+    def __init__(self, path: Path) -> None:
+        """Makes an absent file; it is durable with the first `sync`, and its entry in the directory from now on."""
+        self._path = path
+        try:
+            absent = not path.exists()
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if absent:
+                sync_directory(path.parent)
+        except OSError as error:
+            raise local_error(path, error) from error
+
+    def read(self, buf: memoryview, offset: int) -> None:
+        """Fills a buffer with bytes that were written."""
+        try:
+            done = os.preadv(self._fd, (buf,), offset)
+            while done < len(buf):
+                more = os.preadv(self._fd, (buf[done:],), offset + done)
+                if not more:
+                    raise HostError(
+                        f"{self._path} ends before byte {offset + len(buf)}, which was written: it is damaged"
+                    )
+                done += more
+        except OSError as error:
+            raise local_error(self._path, error) from error
+
+    def write(self, data: Buffer, offset: int) -> None:
+        try:
+            done = os.pwrite(self._fd, data, offset)
+            while done < len(data):
+                done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
+        except OSError as error:
+            raise local_error(self._path, error) from error
+
+    def punch(self, offset: int, count: int) -> None:
+        """Gives the space of a range back; where the file system cannot, the range keeps it."""
+        holes.punch(self._fd, offset, count)
+
+    def write_zeros(self, offset: int, count: int) -> None:
+        """Makes a range zeros that have their space, so that later writes to it find room."""
+        code = holes.punch(self._fd, offset, count) or holes.allocate(self._fd, offset, count)
+        if code in holes.CANNOT:
+            for at in range(0, count, len(_ZEROS)):
+                self.write(_ZEROS[: count - at], offset + at)
+        elif code:
+            raise local_error(self._path, OSError(code, os.strerror(code)))
+
+    def sync(self) -> None:
+        """Makes all durable that was written."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise local_error(self._path, error) from error
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def local_error(path: Path, error: OSError) -> HostError:
+    """Returns the error to raise for one of the local disk."""
+    if error.errno in _NO_ROOM:
+        return DiskFull(f"no room left to write {path} ({error.strerror}): free some space, then go on")
+    return HostError(f"cannot use {path}: {error.strerror or error}")
