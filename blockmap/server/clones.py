@@ -11,19 +11,19 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from blockmap.durable import settle
 from blockmap.errors import BlockmapError, DiskFull, HostError, NotFound, UsageError
 from blockmap.format import BLOCK
-from blockmap.volume.clone import CloneVolume, Layer
+from blockmap.volume.clone import CloneVolume
+from blockmap.volume.clone_loader import load_clone
 from blockmap.volume.clone_table import CloneRecord, CloneTable, has_clones, read_clones
-from blockmap.volume.overlay import Held
 from blockmap.volume.scratch import ScratchFile
 from blockmap.volume.volume import Volume
-from blockmap.volume.write_journal import WriteJournal, boot_id
+from blockmap.volume.write_journal import boot_id
 
 _log = logging.getLogger(__name__)
 
@@ -169,24 +169,15 @@ class Clones:
         found = table.find(record.name)  # as the one who had it before left it
         if found is None or found.id != record.id:
             raise NotFound(f"the clone {record.name} was removed a moment ago")
-        layers = []
-        for number, extents in table.layers(found):
-            file = ScratchFile(layer_file(self._state, number))
-            stack.callback(file.close)
-            layers.append(Layer(number, file, extents))
-        journal = WriteJournal(folder / "journal", boot_id(), found.stored)
-        stack.callback(journal.close)
-        next_number = found.stored
-        for change in journal.found:
-            layers[0].map.put(change.start, change.end, change.kind)
-            next_number = change.number + 1
-        if journal.found:
-            _log.info("clone %s: %d changes since the last flush are kept", record.name, len(journal.found))
-
-        def keep(layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
-            table.keep(found.id, layer, extents, gone, stored)
-
-        return CloneVolume(found.name, found.size, base, layers, journal, keep, found.stored, next_number)
+        return load_clone(
+            table,
+            found,
+            base,
+            lambda number: ScratchFile(layer_file(self._state, number)),
+            folder / "journal",
+            boot_id(),
+            stack,
+        )
 
 
 def is_clone_name(name: str) -> bool:

@@ -101,6 +101,10 @@ class CloneVolume:
         """Why nothing more is written, once the disk has lost something; guarded by _turn, read without it."""
         # Guards what follows; never held across I/O, nor while another lock is taken.
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        """Notified when the last change under way ends that `freeze` waits for, and when changes may begin again."""
+        self._freezing = False
+        """True while no change may begin."""
         self._layers = tuple(layers)
         self._maps = tuple(layer.map for layer in layers)
         self._number, self._stored = number, stored
@@ -200,24 +204,51 @@ class CloneVolume:
         with self._lock:
             wanted = self._answered
         with self._turn:
-            if self._failed:
-                raise HostError(self._failed)
             if self._flushed >= wanted:
                 return  # one that began later has done it
+            self._store(self._keep)
+
+    def freeze(self, fresh: Layer, push: Keep) -> None:
+        """Puts a new layer on the others, and freezes the one below it as it is at one moment: whatever began after
+        another change was answered is frozen only if that is. Changes wait meanwhile.
+
+        `push` stores what `keep` would, and the new stack with it, in one transaction. DiskFull, HostError; nothing has
+        happened then.
+        """
+        self.flush()  # so that little is left to do while changes wait
+        with self._turn:
             with self._lock:
-                layer, answered, number = self._layers[0], self._answered, self._number
-                changed = layer.map.take_changed()
-                extents, gone = layer.map.at(changed)
+                self._freezing = True
+                while self._layers[0].writers:
+                    self._idle.wait()
             try:
-                self._sync(layer)
-                if changed or number != self._stored:
-                    self._keep(layer.number, extents, gone, number)
-            except BaseException:
+                self._store(push)
                 with self._lock:
-                    layer.map.put_back(changed)
-                raise
+                    self._layers = (fresh, *self._layers)
+                    self._maps = tuple(layer.map for layer in self._layers)
+            finally:
+                with self._lock:
+                    self._freezing = False
+                    self._idle.notify_all()
+
+    def _store(self, keep: Keep) -> None:
+        """Makes durable what is answered; the turn is held."""
+        if self._failed:
+            raise HostError(self._failed)
+        with self._lock:
+            layer, answered, number = self._layers[0], self._answered, self._number
+            changed = layer.map.take_changed()
+            extents, gone = layer.map.at(changed)
+        try:
+            self._sync(layer)
+            if changed or keep is not self._keep:
+                keep(layer.number, extents, gone, number)
+        except BaseException:
             with self._lock:
-                self._flushed, self._stored = answered, number
+                layer.map.put_back(changed)
+            raise
+        with self._lock:
+            self._flushed, self._stored = answered, number
 
     def _piece_extents(self, piece: Piece, start: Start) -> list[tuple[int, int, bool]]:
         at, end, _, kind = piece
@@ -244,6 +275,8 @@ class CloneVolume:
             if self._failed:
                 raise HostError(self._failed)
             with self._lock:
+                while self._freezing:
+                    self._idle.wait()
                 layer = self._layers[0]
                 if self._number + layer.writers - self._stored < RECORDS:
                     layer.writers += 1
@@ -252,12 +285,17 @@ class CloneVolume:
 
     def _give_up(self, layer: Layer) -> None:
         with self._lock:
-            layer.writers -= 1
+            self._leave(layer)
+
+    def _leave(self, layer: Layer) -> None:
+        layer.writers -= 1
+        if self._freezing and not layer.writers:
+            self._idle.notify_all()
 
     def _end(self, layer: Layer, start: int, end: int, kind: Kind) -> bool:
         """Puts a change into the map, and notes it; returns True if zeros took the place of bytes."""
         with self._lock:
-            layer.writers -= 1
+            self._leave(layer)
             self._answered += 1
             if layer.map.covers(start, end, kind):
                 return False

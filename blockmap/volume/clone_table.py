@@ -131,14 +131,23 @@ class CloneTable:
     def keep(self, clone: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
         """Stores changes of a layer's map: extents by their starts, and starts where there is none any more; `stored` is
         the first change of the clone's journal that they lack."""
+        with self._changing():
+            self._keep(clone, layer, extents, gone, stored)
+
+    def add_layer(self) -> int:
+        """Records a layer that is in no stack yet; returns its number."""
         with self._changing() as connection:
-            connection.executemany(
-                "DELETE FROM extents WHERE layer = ? AND start = ?", [(layer, start) for start in gone]
+            return int(connection.execute("INSERT INTO layers DEFAULT VALUES").lastrowid or 0)
+
+    def push(
+        self, fresh: int, clone: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int
+    ) -> None:
+        """Stores changes of a map as `keep` does, and puts the layer `fresh` on the stack, all or nothing."""
+        with self._changing() as connection:
+            self._keep(clone, layer, extents, gone, stored)
+            connection.execute(
+                "INSERT INTO stacks SELECT clone, max(height) + 1, ? FROM stacks WHERE clone = ?", (fresh, clone)
             )
-            connection.executemany(
-                "INSERT OR REPLACE INTO extents VALUES (?, ?, ?, ?)", [(layer, *each) for each in extents]
-            )
-            connection.execute("UPDATE clones SET stored = ? WHERE id = ?", (stored, clone))
 
     def known(self) -> tuple[set[int], set[int]]:
         """Returns the numbers of all clones and layers."""
@@ -149,6 +158,15 @@ class CloneTable:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+    def _keep(self, clone: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
+        self._connection.executemany(
+            "DELETE FROM extents WHERE layer = ? AND start = ?", [(layer, start) for start in gone]
+        )
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO extents VALUES (?, ?, ?, ?)", [(layer, *each) for each in extents]
+        )
+        self._connection.execute("UPDATE clones SET stored = ? WHERE id = ?", (stored, clone))
 
     def _map(self, layer: int) -> OverlayMap:
         rows = self._connection.execute("SELECT start, stop, kind FROM extents WHERE layer = ? ORDER BY 1", (layer,))
