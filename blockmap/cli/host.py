@@ -33,12 +33,13 @@ def attach(
     cache: Path | None,
     socket: Path | None,
 ) -> None:
-    """Mount the image NAME read-only at DIR."""
+    """Mount the image NAME read-only at DIR, or the clone NAME writable."""
     tools.need_root("attach")
     wanted = labelled(name, label)
     client = server(store, cache, socket)
-    export = client.ask(Resolve(wanted)).export
-    attachments().attach(client, export, wanted, directory)
+    found = client.ask(Resolve(wanted))
+    export = found.export
+    attachments().attach(client, export, wanted, directory, writable=found.writable)
     if hydrate:
         client.ask(Hydrate(export))
     tell(f"{export} is at {directory}")

@@ -17,6 +17,8 @@ from blockmap.terminal.output import open_streams, warn
 _COMMANDS = {
     "attach": "blockmap.cli.host:attach",
     "bench": "blockmap.bench.command:bench",
+    "clone": "blockmap.cli.clones:clone",
+    "clones": "blockmap.cli.clones:clones",
     "create": "blockmap.cli.images:create",
     "detach": "blockmap.cli.host:detach",
     "diff": "blockmap.cli.history:diff",
@@ -26,6 +28,7 @@ _COMMANDS = {
     "log": "blockmap.cli.history:log",
     "profile": "blockmap.cli.profiles:profile",
     "report": "blockmap.report.command:report",
+    "rm": "blockmap.cli.clones:rm",
     "run": "blockmap.cli.host:run",
     "serve": "blockmap.cli.serve:serve",
     "show": "blockmap.cli.images:show",

@@ -38,10 +38,13 @@ class Attachments:
         self._attacher = attacher
         self._say = say
 
-    def attach(self, client: Client, export: str, name: str, directory: Path, *, exact: bool = False) -> None:
-        """Mounts `export` (by digest) read-only at a directory; shares the device that shows it already.
+    def attach(
+        self, client: Client, export: str, name: str, directory: Path, *, exact: bool = False, writable: bool = False
+    ) -> None:
+        """Mounts `export`, by digest or a clone, at a directory; shares the device that shows it already.
 
-        With `exact`, the device is new, and the kernel reads nothing ahead. HostError, UsageError.
+        It is mounted read-only unless `writable`. With `exact`, the device is new, and the kernel reads nothing ahead.
+        HostError, UsageError.
         """
         tools.need_root("attach")
         where = str(directory.resolve())
@@ -54,13 +57,15 @@ class Attachments:
         with held:
             try:
                 if device is not None:
-                    mounting.mount_device(self._attacher, device, where)
+                    mounting.mount_device(self._attacher, device, where, writable=writable)
                     return
                 mounting.expect(client, export, exact=exact)
-                device = self._attacher.attach(nbd_socket, export, held.folder)
+                device = self._attacher.attach(nbd_socket, export, held.folder, writable=writable)
                 with self._table() as table:
                     table.set_made(held.folder, device)
-                mounting.mount(self._attacher, client, export, device, held.folder, where, exact=exact)
+                mounting.mount(
+                    self._attacher, client, export, device, held.folder, where, exact=exact, writable=writable
+                )
             except BaseException:
                 if device is not None and mounts.source(where) == device.path:
                     tools.run("umount", where)

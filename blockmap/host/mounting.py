@@ -31,6 +31,7 @@ def mount(
     where: Path | str,
     *,
     exact: bool,
+    writable: bool = False,
 ) -> None:
     """Mounts the image on a new device, and meanwhile begins to warm the kernel with what its starts read.
 
@@ -38,11 +39,11 @@ def mount(
     """
     if exact:
         set_read_ahead(device.path, 0)
-        mount_device(attacher, device, where)
+        mount_device(attacher, device, where, writable=writable)
         return
     begun = warming.begin(client, export, device.path, folder)
     try:
-        mount_device(attacher, device, where)
+        mount_device(attacher, device, where, writable=writable)
     except BaseException:
         begun.give_up()
         warming.end(folder, device.path)
@@ -50,16 +51,16 @@ def mount(
     begun.go_on(where)
 
 
-def mount_device(attacher: Attacher, device: Device, where: Path | str) -> None:
-    """Mounts the ext4 of a device read-only; HostError."""
+def mount_device(attacher: Attacher, device: Device, where: Path | str, *, writable: bool = False) -> None:
+    """Mounts the ext4 of a device, read-only unless `writable`; HostError."""
     try:
-        _mount(device.path, where)
+        _mount(device.path, where, writable)
     except HostError as error:
         # A disk image may have an ext4 with blocks of 1 KiB, as mke2fs makes small ones.
         small = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EINVAL
         if not small or not attacher.use_small_sectors(device):
             raise
-        _mount(device.path, where)
+        _mount(device.path, where, writable)
 
 
 @contextlib.contextmanager
@@ -79,7 +80,10 @@ def started(attacher: Attacher, client: Client, export: str, folder: Path, where
         yield device
 
 
-def _mount(device: str, where: Path | str) -> None:
+def _mount(device: str, where: Path | str, writable: bool) -> None:
     # noload: an import leaves the journal empty, and nothing can be written to the device anyway. errors=: the image's own
     # superblock may ask for a panic where it is damaged.
-    mounts.mount(device, where, "ext4", mounts.READ_ONLY | mounts.UNTRUSTED, "noload,errors=remount-ro")
+    if writable:
+        mounts.mount(device, where, "ext4", mounts.UNTRUSTED, "errors=remount-ro")
+    else:
+        mounts.mount(device, where, "ext4", mounts.READ_ONLY | mounts.UNTRUSTED, "noload,errors=remount-ro")

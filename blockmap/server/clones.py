@@ -70,6 +70,11 @@ class Clones:
             raise NotFound(f"the clone {name} is of another store than the one that is served here")
         return record
 
+    def is_untouched(self, name: str) -> bool:
+        """Returns False if anything was written to a clone of this name."""
+        record = self.find(name)
+        return record is None or self._table().is_empty(record)
+
     def create(self, name: str, origin: str, base: str, base_size: int, size: int | None) -> CloneRecord:
         """Makes a clone of the version with the export name `base`, larger than it if `size` says so; AlreadyExists,
         UsageError."""
@@ -231,11 +236,16 @@ def holder_of(folder: Path) -> str | None:
 
 def remove_clone(state: Path, name: str) -> None:
     """Removes a clone with all that only it has; NotFound, and HostError where it is in use."""
+    if not is_clone_name(name):
+        raise UsageError(f"{name!r} is no name of a clone: only clones are removed so, and no images")
+    absent = NotFound(f"there is no clone {name}: see `blockmap clones`; images are not removed so")
+    if not has_clones(state):
+        raise absent
     table = CloneTable(state)
     try:
         record = table.find(name)
         if record is None:
-            raise NotFound(f"there is no clone {name}: see `blockmap clones`")
+            raise absent
         with owned_clone(clone_folder(state, record.id), name, f"process {os.getpid()}, which removes it"):
             table.remove(record)
         _sweep(state, table)

@@ -3,12 +3,13 @@
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from blockmap.cache.cache import Cache, default_cap
 from blockmap.cache.scrubber import Scrubber
-from blockmap.errors import NotFound, UsageError
+from blockmap.errors import AlreadyExists, NotFound, StoreError, UsageError
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.format import BLOCK
 from blockmap.format.reading_list import ReadItem
@@ -112,11 +113,18 @@ class Server:
         """Returns True if an export is a clone."""
         return self._clones.find(export.partition("+")[0]) is not None
 
+    def is_untouched(self, export: str) -> bool:
+        """Returns True if all that `export` shows is of the store: it is no clone, or nothing was written to it."""
+        return self._clones.is_untouched(export.partition("+")[0])
+
     def clone(self, export: str, name: str, size: int | None) -> None:
         """Makes a clone of an image, of `size` bytes if that is given; AlreadyExists, UsageError, NotFound, HostError."""
         if self.is_writable(export):
             raise UsageError(f"{export} is a clone: make one of an image, as `blockmap images` lists them")
         found = self._find(export).resolved
+        with suppress(NotFound, StoreError, UsageError):  # the last is told by `create`
+            taken = self._opener.find(parse_reference(name)).resolved.reference
+            raise AlreadyExists(f"{name} means the image {taken} already: choose another name for the clone")
         self._clones.create(name, export, found.pinned, found.root.size * BLOCK, size)
 
     def config(self, export: str) -> bytes:

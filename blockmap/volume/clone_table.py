@@ -120,6 +120,12 @@ class CloneTable:
             connection.execute("DELETE FROM clones WHERE id = ?", (record.id,))
         return gone
 
+    def is_empty(self, record: CloneRecord) -> bool:
+        """Returns True if the layers of a clone have nothing."""
+        query = "SELECT 1 FROM stacks JOIN extents ON extents.layer = stacks.layer WHERE clone = ? LIMIT 1"
+        with self._reading():
+            return self._connection.execute(query, (record.id,)).fetchone() is None
+
     def layers(self, record: CloneRecord) -> list[tuple[int, OverlayMap]]:
         """Returns the layers of a clone, the highest first."""
         with self._reading():

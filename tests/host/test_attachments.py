@@ -60,7 +60,7 @@ class LoopAttacher:
         self.probes = 0
         self._lock = threading.Lock()  # guards the counters
 
-    def attach(self, nbd_socket: Path, export: str, directory: Path) -> Device:
+    def attach(self, nbd_socket: Path, export: str, directory: Path, *, writable: bool = False) -> Device:
         with self._lock:
             self.made += 1
         time.sleep(self.seconds)

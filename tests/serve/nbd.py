@@ -6,7 +6,8 @@ from pathlib import Path
 
 OPT_GO, OPT_STRUCTURED_REPLY, OPT_SET_META_CONTEXT = 7, 8, 10
 REPLY_ACK = 1
-CMD_READ, CMD_BLOCK_STATUS = 0, 7
+CMD_READ, CMD_WRITE, CMD_FLUSH, CMD_TRIM, CMD_ZERO, CMD_BLOCK_STATUS = 0, 1, 3, 4, 6, 7
+FUA, NO_HOLE, FAST_ZERO = 1, 2, 16
 
 
 class RefusedError(Exception):
@@ -43,7 +44,7 @@ class Nbd:
 
     def option(self, number: int, body: bytes) -> list[bytes]:
         self.socket.sendall(b"IHAVEOPT" + struct.pack(">II", number, len(body)) + body)
-        found = []
+        found: list[bytes] = []
         while True:
             _, _, kind, length = struct.unpack(">QIII", self.take(20))
             data = self.take(length)
@@ -53,16 +54,24 @@ class Nbd:
                 return found
             found.append(data)
 
-    def send(self, command: int, offset: int, length: int, handle: int = 1) -> None:
-        self.socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, command, handle, offset, length))
+    def send(self, command: int, offset: int, length: int, handle: int = 1, flags: int = 0, data: bytes = b"") -> None:
+        self.socket.sendall(struct.pack(">IHHQQI", 0x25609513, flags, command, handle, offset, length) + data)
+
+    def write(self, offset: int, data: bytes, flags: int = 0) -> None:
+        self.change(CMD_WRITE, offset, len(data), flags, data)
+
+    def flush(self) -> None:
+        self.change(CMD_FLUSH, 0, 0)
+
+    def change(self, command: int, offset: int, length: int, flags: int = 0, data: bytes = b"") -> None:
+        """Sends a request whose answer has no data; OSError with the server's errno."""
+        self.send(command, offset, length, flags=flags, data=data)
+        self._answer()
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes, by a simple reply; OSError with the server's errno."""
         self.send(CMD_READ, offset, length)
-        magic, code, _ = struct.unpack(">IIQ", self.take(16))
-        assert magic == 0x67446698
-        if code:
-            raise OSError(code, "the server answered with an error")
+        self._answer()
         return self.take(length)
 
     def status(self, offset: int, length: int) -> list[tuple[int, int]]:
@@ -80,6 +89,12 @@ class Nbd:
                 found += [(n, f) for n, f in struct.iter_unpack(">II", data[4:])]
             if flags & 1:
                 return found
+
+    def _answer(self) -> None:
+        magic, code, _ = struct.unpack(">IIQ", self.take(16))
+        assert magic == 0x67446698
+        if code:
+            raise OSError(code, "the server answered with an error")
 
     def take(self, count: int) -> bytes:
         data = b""

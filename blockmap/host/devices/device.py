@@ -27,8 +27,8 @@ class Attacher(Protocol):
 
     kind: str
 
-    def attach(self, nbd_socket: Path, export: str, directory: Path) -> Device:
-        """Makes a read-only device, with its files in `directory`. Raises HostError, and leaves nothing then."""
+    def attach(self, nbd_socket: Path, export: str, directory: Path, *, writable: bool = False) -> Device:
+        """Makes a device, read-only unless `writable`, with its files in `directory`. Raises HostError, and leaves nothing then."""
 
     def detach(self, device: Device) -> None:
         """Takes a device apart; parts that have gone already are no error."""

@@ -24,12 +24,12 @@ SECTOR_BYTES = 4096
 SMALL_SECTOR_BYTES = 512
 
 
-def attach(file: Path) -> str:
-    """Makes a read-only loop device with direct I/O that shows a file, and returns its path; HostError."""
+def attach(file: Path, *, writable: bool = False) -> str:
+    """Makes a loop device with direct I/O that shows a file, read-only unless `writable`, and returns its path; HostError."""
     try:
-        backing = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        backing = os.open(file, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         try:
-            return _attach(backing, os.fsencode(file)[: _NAME_BYTES - 1])
+            return _attach(backing, os.fsencode(file)[: _NAME_BYTES - 1], 0 if writable else _READ_ONLY)
         finally:
             os.close(backing)
     except OSError as error:
@@ -66,8 +66,8 @@ def showing(file: str) -> list[str]:
     return found
 
 
-def _attach(backing: int, name: bytes) -> str:
-    config = _CONFIG.pack(backing, SECTOR_BYTES, _READ_ONLY | _DIRECT_IO, name)
+def _attach(backing: int, name: bytes, flags: int) -> str:
+    config = _CONFIG.pack(backing, SECTOR_BYTES, flags | _DIRECT_IO, name)
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         for attempt in range(_TRIES):

@@ -46,7 +46,7 @@ class NbdFuse:
 
     kind = "nbdfuse"
 
-    def attach(self, nbd_socket: Path, export: str, directory: Path) -> Device:
+    def attach(self, nbd_socket: Path, export: str, directory: Path, *, writable: bool = False) -> Device:
         tools.find("fusermount3")
         mountpoint = directory / _MOUNT
         mountpoint.mkdir(parents=True)
@@ -54,7 +54,7 @@ class NbdFuse:
         log = directory / "nbdfuse.log"
         with open(log, "wb") as out:
             process = subprocess.Popen(
-                [tools.find("nbdfuse"), "-r", "-C", "1", str(mountpoint), uri],
+                [tools.find("nbdfuse"), *([] if writable else ["-r"]), "-C", "1", str(mountpoint), uri],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/",
             )  # fmt: skip
         behind = _Process(process.pid, start_ticks(process.pid), str(mountpoint))
@@ -67,7 +67,7 @@ class NbdFuse:
                         f"nbdfuse could not show {export}: {log.read_text(errors='replace').strip() or 'no message'}"
                     )
                 time.sleep(_POLL_SECONDS)
-            return Device(self.kind, loops.attach(image), asdict(behind))
+            return Device(self.kind, loops.attach(image, writable=writable), asdict(behind))
         except BaseException:
             _end(behind)
             raise

@@ -1,0 +1,92 @@
+"""Commands for clones: clone, clones, rm."""
+
+import json
+import re
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from blockmap.cli.attached import state
+from blockmap.cli.server import server
+from blockmap.control.messages import MakeClone
+from blockmap.errors import UsageError
+from blockmap.terminal.options import cache_option, socket_option, store_option
+from blockmap.terminal.output import tell
+
+_SIZE = re.compile(r"([0-9]{1,16})([KMGT]?)i?B?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@click.command()
+@click.argument("name")
+@click.argument("clone_name", metavar="CLONE")
+@click.option(
+    "--size",
+    metavar="SIZE",
+    help="A larger one than the image's, as in 40G; resize2fs in the mounted clone then makes its file system larger.",
+)
+@store_option
+@cache_option
+@socket_option
+def clone(
+    name: str, clone_name: str, size: str | None, store: str | None, cache: Path | None, socket: Path | None
+) -> None:
+    """Make CLONE, a writable clone of the image NAME.
+
+    It takes no time, and no room but for what is written. `attach CLONE DIR` mounts it; any NBD client can write to the export
+    CLONE. It stays, also while the server restarts, until `rm CLONE`.
+    """
+    wanted = None if size is None else parse_size(size)
+    server(store, cache, socket).ask(MakeClone(name, clone_name, wanted))
+    tell(f"{clone_name} is a clone of {name}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def clones(as_json: bool) -> None:
+    """List the clones of this host."""
+    # Imported here, as is what tables need: `clone` does without both.
+    from rich.table import Table
+
+    from blockmap.server.clones import clone_folder, holder_of
+    from blockmap.terminal.tables import cells, tell_table
+    from blockmap.terminal.units import size
+    from blockmap.volume.clone_table import read_clones
+
+    rows = [(record, written, holder_of(clone_folder(state(), record.id))) for record, written in read_clones(state())]
+    if as_json:
+        listed = [{**asdict(record), "written_bytes": written, "in_use_by": holder} for record, written, holder in rows]
+        tell(json.dumps(listed))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("CLONE", "IMAGE"):
+        table.add_column(title, overflow="fold")
+    for title in ("DIGEST", "CREATED", "WRITTEN", "VOLUME", "IN USE BY"):
+        table.add_column(title, justify="right" if title in ("WRITTEN", "VOLUME") else "left", no_wrap=True)
+    for record, written, holder in rows:
+        created = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M")
+        digest = record.base.partition("@sha256:")[2][:12]
+        table.add_row(
+            *cells(record.name, record.origin, digest, created, size(written), size(record.size), holder or "-")
+        )
+    tell_table(table)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="CLONE...")
+def rm(names: tuple[str, ...]) -> None:
+    """Remove clones, with all that was written to them; images stay."""
+    from blockmap.server.clones import remove_clone
+
+    for name in names:
+        remove_clone(state().absolute(), name)
+
+
+def parse_size(text: str) -> int:
+    """Returns the bytes of a size such as 40G, whose units are powers of 1024; UsageError."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise UsageError(f"{text!r} is not a size: bytes, or a number with K, M, G or T are expected, as in 40G")
+    return int(found[1]) * _UNITS[found[2].upper()]
