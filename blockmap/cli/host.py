@@ -55,6 +55,7 @@ def detach(directory: Path) -> None:
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.argument("name")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
+@click.option("--clone", is_flag=True, help="NAME is a clone: the program runs on it, and what it writes stays there.")
 @click.option("--entrypoint", metavar="PROGRAM", help="Instead of the image's; its arguments follow --.")
 @label_option
 @hydrate_option
@@ -64,6 +65,7 @@ def detach(directory: Path) -> None:
 def run(
     name: str,
     command: tuple[str, ...],
+    clone: bool,
     entrypoint: str | None,
     label: str | None,
     hydrate: bool,
@@ -71,7 +73,7 @@ def run(
     cache: Path | None,
     socket: Path | None,
 ) -> None:
-    """Run the program of the image NAME on the host's network; what it writes goes with it.
+    """Run the program of the image NAME on the host's network; what it writes goes with it, unless it runs on a --clone.
 
     As with docker run, CMD takes the place of the image's Cmd, after its Entrypoint. The exit status is the program's; 127
     where it is not in the image, and 126 where it cannot be executed.
@@ -81,7 +83,7 @@ def run(
     client = server(store, cache, socket)
     if hydrate:
         client.ask(Hydrate(wanted))
-    program = runner.Program(wanted, words(command), entrypoint, runner.is_terminal())
+    program = runner.Program(wanted, words(command), entrypoint, runner.is_terminal(), clone)
     click.get_current_context().exit(runner.run(client, attachments(), state(), program))
 
 

@@ -38,11 +38,17 @@ nor while another lock is taken. Hits take none. The exceptions, all of them:
     StagingArea._writing    > StagingArea._changed     whoever writes all that is staged; held while the cache is written
     StagingArea._writing    > Cache._room
     StagingArea._writing    > Cache._lock
+    _Entry.lock             > Clones._lock             whoever opens or closes a clone
+    _Entry.lock             > CloneTable._lock
+    _Entry.lock             > CloneVolume._turn
+    _Entry.lock             > CloneVolume._lock
+    CloneVolume._turn       > CloneVolume._lock        a flush takes what has changed,
+    CloneVolume._turn       > CloneTable._lock         and stores it
     Replay._lock            > FrameDecoder._changed    frames are handed on in the order in which ranges come
     Stream._changed         > Ranges._lock             asks how much the link holds
 
-    held across I/O of the local disk: Cache._room and StagingArea._writing; RecordCache._lock, which guards a connection to
-    SQLite; TraceManager._lock, while a trace is made; Recorder._lock, which guards the file; LearnerProcess._lock, while a
+    held across I/O of the local disk: Cache._room and StagingArea._writing; RecordCache._lock and CloneTable._lock, which
+    guard a connection to SQLite; _Entry.lock, one for each clone, and CloneVolume._turn; TraceManager._lock, while a trace is made; Recorder._lock, which guards the file; LearnerProcess._lock, while a
     process starts.
     held while something is computed: Verifier._lock, on purpose: one at a time verifies.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.control.messages import MakeClone
 from blockmap.format import BLOCK
 from tests.serve.conftest import Server, bare_server, content
 from tests.serve.nbd import CMD_TRIM, CMD_ZERO, FAST_ZERO, FUA, NO_HOLE, Nbd, RefusedError
@@ -20,16 +21,24 @@ from tests.waiting import until
 DISK = content("disk", 8 << 20) + bytes(24 << 20)
 
 
-@pytest.fixture
-def cloned(tmp_path: Path, need: Callable[..., None]) -> Iterator[Server]:
-    """A server with a small disk, disk:1, and its clone c."""
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory: pytest.TempPathFactory, need: Callable[..., None]) -> Iterator[Server]:
+    """A server with a small disk, disk:1."""
     need("nbdkit")
-    (tmp_path / "disk.raw").write_bytes(DISK)
-    with bare_server(tmp_path) as server:
-        server.run("import", tmp_path / "disk.raw", "disk:1", "--quiet")
+    with bare_server(tmp_path_factory.mktemp("disks")) as server:
+        (server.where / "disk.raw").write_bytes(DISK)
+        server.run("import", server.where / "disk.raw", "disk:1", "--quiet")
         server.start()
-        server.run("clone", "disk:1", "c")
         yield server
+
+
+@pytest.fixture
+def cloned(disks: Server) -> Iterator[Server]:
+    """The same with a clone of it, c."""
+    disks.client.ask(MakeClone("disk:1", "c"))
+    yield disks
+    for each in listed(disks):
+        disks.run("rm", str(each["name"]))
 
 
 def open_clone(server: Server, name: str = "c") -> Nbd:
@@ -189,7 +198,7 @@ def test_names_sizes_and_removal(cloned: Server) -> None:
     assert "a clone c already" in refused("clone", "disk:1", "c")
     assert "is a clone" in refused("clone", "c", "d")
     assert "no image disk:2" in refused("clone", "disk:2", "d")
-    for name in ("D", "a:1", "a/b", "a@b", "a+b", "-a", "a" * 65, ""):
+    for name in ("D", "a:1", "a/b", "a@b", "a+b", "a-", "a" * 65, ""):
         assert "is not a name for a clone" in refused("clone", "disk:1", name)
     assert "is not a size" in refused("clone", "disk:1", "d", "--size", "big")
     for size in ("31M", "33554433", "8192T"):
@@ -218,11 +227,21 @@ def test_names_sizes_and_removal(cloned: Server) -> None:
 
 
 def test_a_clone_stays_on_its_version(cloned: Server, tmp_path: Path) -> None:
+    cloned.run("import", cloned.where / "disk.raw", "moved:1", "--quiet")
+    cloned.run("clone", "moved:1", "d")
     (tmp_path / "disk.raw").write_bytes(b"new!" * (8 << 20))
-    cloned.run("import", tmp_path / "disk.raw", "disk:1", "--quiet")
-    with Nbd(cloned.socket, "disk:1") as image, open_clone(cloned) as clone:
+    cloned.run("import", tmp_path / "disk.raw", "moved:1", "--quiet")
+    with Nbd(cloned.socket, "moved:1") as image, open_clone(cloned, "d") as clone:
         assert image.read(0, 8) == b"new!new!"
         assert clone.read(0, 8) == DISK[:8]
+
+
+def fill(client: Nbd, model: dict[int, bytes]) -> None:
+    """Writes blocks apart from each other, and notes those that were answered; OSError where one is not."""
+    for number in range(1 << 20):
+        at, data = (1 << 30) + number * 3 * BLOCK, bytes([number % 255 + 1]) * BLOCK
+        client.write(at, data)
+        model[at] = data
 
 
 @pytest.mark.root
@@ -239,18 +258,14 @@ def test_a_full_disk_is_an_error_to_the_writer_and_no_damage(
         model: dict[int, bytes] = {}
         with open_clone(server) as client:
             before = client.read(1 << 30, BLOCK)
-            number, full = 0, 1 << 30
             with pytest.raises(OSError, match="error") as told:
-                while True:
-                    data = bytes([number % 255 + 1]) * BLOCK
-                    client.write(full, data)
-                    model[full] = data
-                    number, full = number + 1, full + 3 * BLOCK
+                fill(client, model)
             assert told.value.errno == errno.ENOSPC
             assert len(model) > 500
             assert client.read((1 << 30) + BLOCK, BLOCK) == before
             client.change(CMD_TRIM, 1 << 30, 300 * 3 * BLOCK)
             model = {at: each for at, each in model.items() if at >= (1 << 30) + 300 * 3 * BLOCK}
+            full = max(model) + BLOCK
             client.write(full, b"z" * BLOCK, FUA)
             model[full] = b"z" * BLOCK
         server.stop()

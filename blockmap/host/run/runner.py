@@ -47,6 +47,8 @@ class Program:
     entrypoint: str | None
     """What replaces the image's Entrypoint and Cmd."""
     terminal: bool
+    on_clone: bool = False
+    """True if the name is that of a clone, which is the container's root, and keeps what is written."""
 
 
 class Observer(Protocol):
@@ -75,14 +77,21 @@ def run(
     tools.need_root("run")
     runc = tools.find("runc")
     supervised = _supervised()
-    export = client.ask(Resolve(program.name)).export
+    found = client.ask(Resolve(program.name))
+    _check_clone(program, found.writable)
+    export = found.export
     config = client.ask(Config(export)).config.encode()
     with _Signals() as signals, contextlib.ExitStack() as stack:
         try:
             work = stack.enter_context(_folder(runc, attachments, state.absolute() / "runs"))
             lower, root = work / "image", work / "root"
-            attachments.attach(client, export, program.name, lower, exact=observer is not None)
-            _overlay(lower, work / "scratch", root)
+            attachments.attach(
+                client, export, program.name, lower, exact=observer is not None, writable=program.on_clone
+            )
+            if program.on_clone:
+                root = lower
+            else:
+                _overlay(lower, work / "scratch", root)
             bundle = runtime_config(
                 config, program.command, program.entrypoint, root, os.uname().nodename,
                 terminal=program.terminal, supervised=supervised,
@@ -94,6 +103,17 @@ def run(
             return _run_container(runc, work, supervised, signals)
         finally:
             signals.over = True
+
+
+def _check_clone(program: Program, is_clone: bool) -> None:
+    if is_clone and not program.on_clone:
+        raise UsageError(
+            f"{program.name} is a clone: add --clone, so that the program runs on it, and what it writes stays"
+        )
+    if program.on_clone and not is_clone:
+        raise UsageError(
+            f"{program.name} is no clone: make one with `blockmap clone {program.name} NAME`, or leave out --clone"
+        )
 
 
 class _Signals:
