@@ -48,8 +48,8 @@ nor while another lock is taken. Hits take none. The exceptions, all of them:
     Stream._changed         > Ranges._lock             asks how much the link holds
 
     held across I/O of the local disk: Cache._room and StagingArea._writing; RecordCache._lock and CloneTable._lock, which
-    guard a connection to SQLite; _Entry.lock, one for each clone, and CloneVolume._turn; TraceManager._lock, while a trace is made; Recorder._lock, which guards the file; LearnerProcess._lock, while a
-    process starts.
+    guard a connection to SQLite; _Entry.lock, one for each clone, and CloneVolume._turn; TraceManager._lock, while a trace is
+    made; Recorder._lock, which guards the file; LearnerProcess._lock, while a process starts.
     held while something is computed: Verifier._lock, on purpose: one at a time verifies.
 
 tests/server/test_lock_order.py reads this, and runs a server under load.

@@ -163,6 +163,20 @@ class Load:
             session.volume.extents(0, session.volume.size, session.start)
             self.sessions.close(session)
 
+    def write(self, seed: int) -> None:
+        chosen = random.Random(seed)
+        for number in range(20):
+            session = self.sessions.open("clone")
+            for _ in range(20):
+                block = chosen.randrange(BLOCKS - 4)
+                session.writable.write(bytes([number]) * BLOCK, block * BLOCK)
+                session.read(memoryview(bytearray(4 * BLOCK)), block * BLOCK)
+                session.writable.trim(chosen.randrange(BLOCKS) * BLOCK, BLOCK)
+                session.tally().hits += 1
+            session.writable.flush()
+            session.volume.extents(0, session.volume.size, session.start)
+            self.sessions.close(session)
+
     def ask(self, seed: int) -> None:
         chosen = random.Random(seed)
         for _ in range(40):
@@ -182,9 +196,11 @@ def test_locks_are_taken_in_the_order_that_is_written_down(tmp_path: Path, monke
     import_all(tmp_path / "store")
     watch = LockWatch(monkeypatch)
     server = Server(str(tmp_path / "store"), tmp_path / "cache", 300 * BLOCK)
+    server.clone("app:1", "clone", None)
     load = Load(server)
-    with ThreadPoolExecutor(6, "test") as pool:
-        done = [pool.submit(act, seed) for seed, act in enumerate([load.read] * 4 + [load.ask] * 2)]
+    with ThreadPoolExecutor(8, "test") as pool:
+        acts = [load.read] * 4 + [load.ask] * 2 + [load.write] * 2
+        done = [pool.submit(act, seed) for seed, act in enumerate(acts)]
         for each in done:
             each.result(120)
     status = server.status()
