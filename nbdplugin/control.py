@@ -64,9 +64,8 @@ def dispatcher(
     def resolve(request: messages.Resolve) -> messages.ResolveAnswer:
         return messages.ResolveAnswer(server.resolve(request.export), server.is_writable(request.export))
 
-    def clone(request: messages.MakeClone) -> messages.EmptyAnswer:
-        server.clone(request.export, request.name, request.size)
-        return messages.EmptyAnswer()
+    def clone(request: messages.MakeClone) -> messages.CloneAnswer:
+        return messages.CloneAnswer(server.clone(request.export, request.name, request.size))
 
     made.register(messages.Status, lambda _: messages.StatusAnswer({"control_requests": made.uses, **status()}))  # type: ignore[typeddict-item]
     made.register(
@@ -77,6 +76,7 @@ def dispatcher(
     made.register(messages.Resolve, resolve)
     made.register(messages.Config, config)
     made.register(messages.MakeClone, clone)
+    made.register(messages.RemoveClone, lambda request: messages.CloneAnswer(server.remove_clone(request.export)))
     made.register(messages.Hydrate, hydrate)
     made.register(messages.Readings, readings)
     made.register(messages.Expect, expect)

@@ -10,10 +10,10 @@ import click
 
 from blockmap.cli.attached import state
 from blockmap.cli.server import server
-from blockmap.control.messages import MakeClone
+from blockmap.control.messages import MakeClone, RemoveClone
 from blockmap.errors import UsageError
 from blockmap.terminal.options import cache_option, socket_option, store_option
-from blockmap.terminal.output import tell
+from blockmap.terminal.output import tell, warn
 
 _SIZE = re.compile(r"([0-9]{1,16})([KMGT]?)i?B?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -39,7 +39,9 @@ def clone(
     CLONE. It stays, also while the server restarts, until `rm CLONE`.
     """
     wanted = None if size is None else parse_size(size)
-    server(store, cache, socket).ask(MakeClone(name, clone_name, wanted))
+    note = server(store, cache, socket).ask(MakeClone(name, clone_name, wanted)).note
+    if note:
+        warn(note)
     tell(f"{clone_name} is a clone of {name}")
 
 
@@ -76,12 +78,16 @@ def clones(as_json: bool) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="CLONE...")
-def rm(names: tuple[str, ...]) -> None:
+@store_option
+@cache_option
+@socket_option
+def rm(names: tuple[str, ...], store: str | None, cache: Path | None, socket: Path | None) -> None:
     """Remove clones, with all that was written to them; images stay."""
-    from blockmap.server.clones import remove_clone
-
+    client = server(store, cache, socket)
     for name in names:
-        remove_clone(state().absolute(), name)
+        note = client.ask(RemoveClone(name)).note
+        if note:
+            warn(f"{name}: {note}")
 
 
 def parse_size(text: str) -> int:

@@ -22,7 +22,7 @@ ERRORS: dict[str, type[BlockmapError]] = {
     for each in (
         errors.UsageError, errors.NotFound, errors.AlreadyExists, errors.NameMoved, errors.FormatError, errors.Corrupt,
         errors.StoreError, errors.NotAStore, errors.StoreTooNew, errors.StoreRefused, errors.CannotList,
-        errors.StoreReadOnly, errors.StoreUnavailable, errors.ImageError, errors.HostError, errors.DiskFull,
+        errors.StoreReadOnly, errors.StoreUnavailable, errors.ImageError, errors.HostError, errors.DiskFull, errors.Collected,
     )
 }  # fmt: skip
 """The errors that cross the socket, by `kind`; any other arrives as HostError."""
@@ -203,10 +203,16 @@ class EmptyAnswer(Answer):
 
 
 @dataclass(frozen=True)
-class MakeClone(_AboutExport[EmptyAnswer]):
+class CloneAnswer(Answer):
+    note: str
+    """What people should know; empty where there is nothing to say."""
+
+
+@dataclass(frozen=True)
+class MakeClone(_AboutExport[CloneAnswer]):
     """Makes a writable clone of an image."""
 
-    op, answer = "clone", EmptyAnswer
+    op, answer = "clone", CloneAnswer
     name: str = ""
     size: int | None = None
     """Bytes; None for the image's."""
@@ -215,6 +221,12 @@ class MakeClone(_AboutExport[EmptyAnswer]):
         super().__post_init__()
         if type(self.name) is not str or type(self.size) not in (int, type(None)):
             raise UsageError(f"name is a name, and size a number or null, not {self.name!r} and {self.size!r}")
+
+
+class RemoveClone(_AboutExport[CloneAnswer]):
+    """Removes a clone, by its export name."""
+
+    op, answer = "rm", CloneAnswer
 
 
 class Hydrate(_AboutExport[EmptyAnswer]):
@@ -269,7 +281,20 @@ class Ready(_AboutExport[ReadyAnswer]):
 
 OPERATIONS: dict[str, type[Operation[Any]]] = {
     each.op: each
-    for each in (Status, Calls, Traces, Names, Resolve, Config, MakeClone, Hydrate, Readings, Expect, Ready)
+    for each in (
+        Status,
+        Calls,
+        Traces,
+        Names,
+        Resolve,
+        Config,
+        MakeClone,
+        RemoveClone,
+        Hydrate,
+        Readings,
+        Expect,
+        Ready,
+    )
 }
 
 

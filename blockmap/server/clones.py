@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from blockmap.durable import settle
-from blockmap.errors import BlockmapError, DiskFull, HostError, NotFound, UsageError
+from blockmap.errors import AlreadyExists, BlockmapError, DiskFull, HostError, NotFound, UsageError
 from blockmap.format import BLOCK
 from blockmap.volume.clone import CloneVolume
 from blockmap.volume.clone_loader import load_clone
@@ -75,9 +75,8 @@ class Clones:
         record = self.find(name)
         return record is None or self._table().is_empty(record)
 
-    def create(self, name: str, origin: str, base: str, base_size: int, size: int | None) -> CloneRecord:
-        """Makes a clone of the version with the export name `base`, larger than it if `size` says so; AlreadyExists,
-        UsageError."""
+    def check_new(self, name: str, origin: str, base_size: int, size: int | None) -> int:
+        """Returns the size of a clone to be made; UsageError where name or size make no sense, AlreadyExists."""
         if not is_clone_name(name):
             raise UsageError(
                 f"{name!r} is not a name for a clone: 1 to {_MAX_NAME} of a-z and 0-9, with single . _ - between them, are "
@@ -88,7 +87,26 @@ class Clones:
             raise UsageError(
                 f"a clone of {origin} has from {base_size} to {_MAX_BYTES} bytes, a multiple of {BLOCK}, and not {size}"
             )
-        return self._table().create(name, self._store, origin, base, size)
+        if self.find(name) is not None:
+            raise AlreadyExists(f"there is a clone {name} already: name another, or remove it with `blockmap rm`")
+        return size
+
+    def create(self, name: str, origin: str, base: str, pin: str, size: int) -> CloneRecord:
+        """Makes a clone of the version with the export name `base`, which `pin` holds; AlreadyExists."""
+        return self._table().create(name, self._store, origin, base, pin, size)
+
+    def remove(self, name: str) -> CloneRecord:
+        """Removes a clone with all that only it has; UsageError, NotFound, and HostError where it is in use."""
+        if not is_clone_name(name):
+            raise UsageError(f"{name!r} is no name of a clone: only clones are removed so, and no images")
+        record = self.find(name)
+        if record is None:
+            raise NotFound(f"there is no clone {name}: see `blockmap clones`; images are not removed so")
+        table = self._table()
+        with owned_clone(clone_folder(self._state, record.id), name, self._holder):
+            table.remove(record)
+        _sweep(self._state, table)
+        return record
 
     def open(self, record: CloneRecord, base: Volume) -> CloneVolume:
         """Returns the volume of a clone, whose base is at hand; HostError if another server has it. `close` must follow."""
@@ -232,25 +250,6 @@ def holder_of(folder: Path) -> str | None:
         return _holder(fd)
     finally:
         os.close(fd)
-
-
-def remove_clone(state: Path, name: str) -> None:
-    """Removes a clone with all that only it has; NotFound, and HostError where it is in use."""
-    if not is_clone_name(name):
-        raise UsageError(f"{name!r} is no name of a clone: only clones are removed so, and no images")
-    absent = NotFound(f"there is no clone {name}: see `blockmap clones`; images are not removed so")
-    if not has_clones(state):
-        raise absent
-    table = CloneTable(state)
-    try:
-        record = table.find(name)
-        if record is None:
-            raise absent
-        with owned_clone(clone_folder(state, record.id), name, f"process {os.getpid()}, which removes it"):
-            table.remove(record)
-        _sweep(state, table)
-    finally:
-        table.close()
 
 
 def _sweep(state: Path, table: CloneTable) -> None:

@@ -1,6 +1,7 @@
 """Composes one server: the store, the cache, the fetcher between them, and the exports."""
 
 import os
+import secrets
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -9,9 +10,10 @@ from pathlib import Path
 
 from blockmap.cache.cache import Cache, default_cap
 from blockmap.cache.scrubber import Scrubber
-from blockmap.errors import AlreadyExists, NotFound, StoreError, UsageError
+from blockmap.errors import AlreadyExists, NotFound, StoreError, StoreReadOnly, UsageError
 from blockmap.fetch.fetcher import Fetcher
-from blockmap.format import BLOCK
+from blockmap.format import BLOCK, keys
+from blockmap.format.digest import Digest
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.refs import parse_reference
 from blockmap.format.trace import TraceHead
@@ -27,9 +29,10 @@ from blockmap.server.listing import Listing
 from blockmap.server.opener import ANSWER_SECONDS, Opener, ResolvedStart
 from blockmap.server.registry import Opened, Registry
 from blockmap.server.store_log import CallLog
-from blockmap.store.base import Writer
+from blockmap.store.base import Pruner, Writer
 from blockmap.store.names import NameLog
 from blockmap.store.observed import Observed
+from blockmap.store.pins import pin_version, unpin_version
 from blockmap.trace.manager import TraceManager
 from blockmap.volume.clone_table import CloneRecord
 
@@ -53,6 +56,7 @@ class Server:
         given."""
         engine, form = open_served(store_url, cache_directory, ANSWER_SECONDS)
         self.calls = CallLog()
+        self._engine = engine
         self._store = Observed(engine, self.calls.note)
         cap = default_cap(cache_directory) if cache_bytes is None else cache_bytes
         self._cache = Cache(cache_directory, cap)
@@ -117,15 +121,43 @@ class Server:
         """Returns True if all that `export` shows is of the store: it is no clone, or nothing was written to it."""
         return self._clones.is_untouched(export.partition("+")[0])
 
-    def clone(self, export: str, name: str, size: int | None) -> None:
-        """Makes a clone of an image, of `size` bytes if that is given; AlreadyExists, UsageError, NotFound, HostError."""
+    def clone(self, export: str, name: str, size: int | None) -> str:
+        """Makes a clone of an image, of `size` bytes if that is given; returns what people should know.
+
+        AlreadyExists, UsageError, NotFound, Collected, StoreError, HostError.
+        """
         if self.is_writable(export):
             raise UsageError(f"{export} is a clone: make one of an image, as `blockmap images` lists them")
         found = self._find(export).resolved
-        with suppress(NotFound, StoreError, UsageError):  # the last is told by `create`
+        size = self._clones.check_new(name, export, found.root.size * BLOCK, size)
+        with suppress(NotFound, StoreError):
             taken = self._opener.find(parse_reference(name)).resolved.reference
             raise AlreadyExists(f"{name} means the image {taken} already: choose another name for the clone")
-        self._clones.create(name, export, found.pinned, found.root.size * BLOCK, size)
+        # Before the clone is there: a version that is in use is never without its pin.
+        pin = self._pin(found.name)
+        try:
+            self._clones.create(name, export, found.pinned, pin, size)
+        except BaseException:
+            self._unpin(found.name, pin)
+            raise
+        if pin:
+            return ""
+        return (
+            f"its version is not pinned, since {self._store.url} cannot be written from here: when no name stands for it any "
+            "more, it may be collected; `blockmap attach --hydrate` keeps it on this host"
+        )
+
+    def remove_clone(self, name: str) -> str:
+        """Removes a clone; returns what people should know. UsageError, NotFound, HostError."""
+        removed = self._clones.remove(name)
+        digest = parse_reference(removed.base).digest
+        assert digest is not None
+        try:
+            self._unpin(Digest(digest), removed.pin)
+        except StoreError as error:
+            key = keys.pin(Digest(digest), removed.pin)
+            return f"its version stays pinned, until somebody deletes {key} in {self._store.url}: {error}"
+        return ""
 
     def config(self, export: str) -> bytes:
         """Returns the OCI image configuration of an export; NotFound where it has none."""
@@ -195,6 +227,19 @@ class Server:
         name, plus, label = export.partition("+")
         clone = self._clones.find(name)
         return self._opener.find(parse_reference(export if clone is None else clone.base + plus + label))
+
+    def _pin(self, version: Digest) -> str:
+        """Pins a version in the store for a clone; returns the holder, or nothing where the store cannot be written."""
+        holder = f"clone-{secrets.token_hex(8)}"
+        with suppress(StoreReadOnly):
+            if isinstance(self._engine, Pruner):
+                pin_version(self._engine, version, holder)
+                return holder
+        return ""
+
+    def _unpin(self, version: Digest, holder: str) -> None:
+        if holder and isinstance(self._engine, Pruner):
+            unpin_version(self._engine, version, holder)
 
     def _open_clone(self, clone: CloneRecord, found: ResolvedStart, policy: OutagePolicy) -> Opened:
         volume = self._clones.open(clone, self._registry.volume(found, policy))

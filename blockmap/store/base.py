@@ -57,6 +57,7 @@ class Writer(Reader, Protocol):
         """Overwrites a hint in one step."""
 
 
+@runtime_checkable
 class Pruner(Writer, Protocol):
     def delete(self, key: str) -> None:
         """Removes an object; an absent one is no error."""

@@ -28,6 +28,7 @@ CREATE TABLE clones (
     store TEXT NOT NULL,                    -- the store's UUID
     origin TEXT NOT NULL,                   -- the image as it was asked for
     base TEXT NOT NULL,                     -- the version below the layers: its export name by digest
+    pin TEXT NOT NULL,                      -- the holder of the pin on that version; empty where the store has none
     size INTEGER NOT NULL,                  -- bytes
     created INTEGER NOT NULL,               -- Unix time
     stored INTEGER NOT NULL DEFAULT 0       -- the first change of its journal that `extents` does not have
@@ -51,7 +52,7 @@ CREATE TABLE extents (
 ) WITHOUT ROWID;
 """,
 )
-_COLUMNS = "clones.id, name, store, origin, base, size, created, stored"
+_COLUMNS = "clones.id, name, store, origin, base, pin, size, created, stored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class CloneRecord:
     """The image as it was asked for."""
     base: str
     """The export name by digest of the version below its layers."""
+    pin: str
+    """The holder of the pin on that version, empty where the store has none: this host may not write to it."""
     size: int
     """Bytes."""
     created: int
@@ -93,20 +96,20 @@ class CloneTable:
             row = self._connection.execute(f"SELECT {_COLUMNS} FROM clones WHERE name = ?", (name,)).fetchone()
         return CloneRecord(*row) if row else None
 
-    def create(self, name: str, store: str, origin: str, base: str, size: int) -> CloneRecord:
+    def create(self, name: str, store: str, origin: str, base: str, pin: str, size: int) -> CloneRecord:
         """Records a new clone with one layer, which is empty; AlreadyExists."""
         created = int(time.time())
         with self._changing() as connection:
             if connection.execute("SELECT 1 FROM clones WHERE name = ?", (name,)).fetchone():
                 raise AlreadyExists(f"there is a clone {name} already: name another, or remove it with `blockmap rm`")
             cursor = connection.execute(
-                "INSERT INTO clones (name, store, origin, base, size, created) VALUES (?, ?, ?, ?, ?, ?)",
-                (name, store, origin, base, size, created),
+                "INSERT INTO clones (name, store, origin, base, pin, size, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (name, store, origin, base, pin, size, created),
             )
             number = int(cursor.lastrowid or 0)
             layer = connection.execute("INSERT INTO layers DEFAULT VALUES").lastrowid
             connection.execute("INSERT INTO stacks VALUES (?, 0, ?)", (number, layer))
-        return CloneRecord(number, name, store, origin, base, size, created, 0)
+        return CloneRecord(number, name, store, origin, base, pin, size, created, 0)
 
     def remove(self, record: CloneRecord) -> list[int]:
         """Forgets a clone, and the layers that no other clone has; returns these."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from blockmap.control.messages import MakeClone
+from blockmap.control.messages import MakeClone, RemoveClone
 from blockmap.format import BLOCK
 from tests.serve.conftest import Server, bare_server, content
 from tests.serve.nbd import CMD_TRIM, CMD_ZERO, FAST_ZERO, FUA, NO_HOLE, Nbd, RefusedError
@@ -38,7 +38,8 @@ def cloned(disks: Server) -> Iterator[Server]:
     disks.client.ask(MakeClone("disk:1", "c"))
     yield disks
     for each in listed(disks):
-        disks.run("rm", str(each["name"]))
+        disks.client.ask(RemoveClone(str(each["name"])))
+    assert not list((disks.store / "pins").rglob("clone-*"))
 
 
 def open_clone(server: Server, name: str = "c") -> Nbd:
@@ -178,9 +179,10 @@ def test_one_server_at_a_time_writes_to_a_clone(cloned: Server, tmp_path: Path) 
                 open_clone(other)
             assert f"c is in use by the server of {cloned.cache}, process {cloned.nbdkit()}" in other.said()
             assert listed(cloned)[0]["in_use_by"] == f"the server of {cloned.cache}, process {cloned.nbdkit()}"
-            done = cloned.run("rm", "c", check=False)
-            assert done.returncode == 1
-            assert "in use by" in done.stderr
+            for server in (cloned, other):
+                done = server.run("rm", "c", check=False)
+                assert done.returncode == 1
+                assert "in use by" in done.stderr
         until(lambda: listed(cloned)[0]["in_use_by"] is None)
         with open_clone(other) as client:
             assert client.read(0, BLOCK) == b"a" * BLOCK
@@ -242,6 +244,53 @@ def fill(client: Nbd, model: dict[int, bytes]) -> None:
         at, data = (1 << 30) + number * 3 * BLOCK, bytes([number % 255 + 1]) * BLOCK
         client.write(at, data)
         model[at] = data
+
+
+def test_the_version_of_a_clone_is_not_collected(cloned: Server, tmp_path: Path) -> None:
+    cloned.run("import", cloned.where / "disk.raw", "moved:1", "--quiet")
+    (tmp_path / "disk.raw").write_bytes(content("other", 4 << 20))
+    cloned.run("import", tmp_path / "disk.raw", "gone:1", "--quiet")
+    cloned.run("clone", "gone:1", "d")
+    cloned.run("untag", "gone:1")
+    base = next(str(each["base"]) for each in listed(cloned) if each["name"] == "d")
+    record = cloned.store / "versions" / base.partition("@sha256:")[2] / "1"
+    collect(cloned)
+    assert record.exists()
+    with open_clone(cloned, "d") as client:
+        assert client.read(0, 4 << 20) == content("other", 4 << 20)
+    cloned.run("rm", "d")
+    collect(cloned)
+    assert not record.exists()
+
+
+def collect(server: Server) -> None:
+    for _ in range(2):  # one condemns, one deletes
+        server.run("gc", "--keep", "0s", "--grace", "0s")
+
+
+def fill(client: Nbd, model: dict[int, bytes]) -> None:
+    """Writes blocks apart from each other, and notes those that were answered; OSError where one is not."""
+    for number in range(1 << 20):
+        at, data = (1 << 30) + number * 3 * BLOCK, bytes([number % 255 + 1]) * BLOCK
+        client.write(at, data)
+        model[at] = data
+
+
+def test_the_version_of_a_clone_is_not_collected(cloned: Server, tmp_path: Path) -> None:
+    cloned.run("import", cloned.where / "disk.raw", "moved:1", "--quiet")
+    (tmp_path / "disk.raw").write_bytes(content("other", 4 << 20))
+    cloned.run("import", tmp_path / "disk.raw", "gone:1", "--quiet")
+    cloned.run("clone", "gone:1", "d")
+    cloned.run("untag", "gone:1")
+    for _ in range(2):
+        cloned.run("gc", "--keep", "0s", "--grace", "0s")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    with open_clone(cloned, "d") as client:
+        assert client.read(0, 4 << 20) == content("other", 4 << 20)
+    cloned.run("rm", "d")
+    for _ in range(2):
+        cloned.run("gc", "--keep", "0s", "--grace", "0s")
+    assert cloned.run("gc", "--dry-run", "--json").returncode == 0
 
 
 @pytest.mark.root

@@ -42,7 +42,7 @@ class Stand:
         self.base = base
         self.boot = BOOT
         self.table = CloneTable(where)
-        self.record: CloneRecord = self.table.create("c", "store", "a:1", "a@sha256:0", blocks * BLOCK)
+        self.record: CloneRecord = self.table.create("c", "store", "a:1", "a@sha256:0", "", blocks * BLOCK)
         self.files: dict[int, VolatileFile] = {}
         self.open()
 
@@ -276,8 +276,8 @@ class CloneMachine(RuleBasedStateMachine):
 
 def test_a_clone_is_its_model_through_crashes(tmp_path: Path) -> None:
     with based(tmp_path) as base:
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
-            lambda: CloneMachine(tmp_path / "clone", base),
+        run_state_machine_as_test(
+            lambda: CloneMachine(tmp_path / "clone", base),  # type: ignore[arg-type]
             settings=settings(
                 max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
             ),
