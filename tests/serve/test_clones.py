@@ -268,31 +268,6 @@ def collect(server: Server) -> None:
         server.run("gc", "--keep", "0s", "--grace", "0s")
 
 
-def fill(client: Nbd, model: dict[int, bytes]) -> None:
-    """Writes blocks apart from each other, and notes those that were answered; OSError where one is not."""
-    for number in range(1 << 20):
-        at, data = (1 << 30) + number * 3 * BLOCK, bytes([number % 255 + 1]) * BLOCK
-        client.write(at, data)
-        model[at] = data
-
-
-def test_the_version_of_a_clone_is_not_collected(cloned: Server, tmp_path: Path) -> None:
-    cloned.run("import", cloned.where / "disk.raw", "moved:1", "--quiet")
-    (tmp_path / "disk.raw").write_bytes(content("other", 4 << 20))
-    cloned.run("import", tmp_path / "disk.raw", "gone:1", "--quiet")
-    cloned.run("clone", "gone:1", "d")
-    cloned.run("untag", "gone:1")
-    for _ in range(2):
-        cloned.run("gc", "--keep", "0s", "--grace", "0s")
-    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-    with open_clone(cloned, "d") as client:
-        assert client.read(0, 4 << 20) == content("other", 4 << 20)
-    cloned.run("rm", "d")
-    for _ in range(2):
-        cloned.run("gc", "--keep", "0s", "--grace", "0s")
-    assert cloned.run("gc", "--dry-run", "--json").returncode == 0
-
-
 @pytest.mark.root
 def test_a_full_disk_is_an_error_to_the_writer_and_no_damage(
     idle_server: Server, need_root: None, tmp_path: Path
