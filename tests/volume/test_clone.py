@@ -5,6 +5,7 @@ import random
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -13,17 +14,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from blockmap.durable import Buffer
 from blockmap.errors import DiskFull, HostError
 from blockmap.format import BLOCK
 from blockmap.store.memory import MemoryStore
 from blockmap.volume.clone import CloneVolume, Layer
 from blockmap.volume.clone_loader import load_clone
 from blockmap.volume.clone_table import CloneRecord, CloneTable
-from blockmap.volume.overlay import OverlayMap
+from blockmap.volume.overlay import Held, Kind, OverlayMap
 from tests.image.builder import bulk
 from tests.volume.building import model, publish
 from tests.volume.opened import OpenVolume, opened
 from tests.volume.volatile import PowerCut, VolatileFile
+from tests.waiting import until
 
 UNIT = 512
 """Clients write less than a block, too."""
@@ -295,6 +298,14 @@ def test_the_journal_makes_room_by_flushing(stand: Stand, monkeypatch: pytest.Mo
     assert stand.table.find("c").stored > 80  # type: ignore[union-attr]
 
 
+def test_a_server_that_is_killed_twice_loses_nothing(stand: Stand) -> None:
+    """What the first left in the journal is still needed: nobody flushed since."""
+    for number in range(4):
+        stand.volume.write(bytes([number + 1]) * BLOCK, number * 2 * BLOCK)
+        stand.kill()
+    assert stand.bytes(0, 8 * BLOCK)[:: 2 * BLOCK] == bytes(range(1, 5))
+
+
 def test_records_of_an_earlier_boot_are_never_believed(stand: Stand) -> None:
     stand.volume.write(b"a" * BLOCK, 0)
     stand.volume.write(b"b" * BLOCK, BLOCK)
@@ -357,6 +368,32 @@ def test_writers_on_many_threads_while_it_is_flushed_and_frozen(stand: Stand) ->
     whole = stand.bytes()
     stand.cut(random.Random(1))
     assert stand.bytes() == whole
+
+
+def test_a_freeze_waits_for_what_has_begun_and_lets_nothing_begin(stand: Stand) -> None:
+    below, entered, go_on = stand.files[1], threading.Event(), threading.Event()
+    write = below.write
+
+    def write_slowly(data: Buffer, offset: int) -> None:
+        entered.set()
+        assert go_on.wait(30)
+        write(data, offset)
+
+    below.write = write_slowly  # type: ignore[method-assign]
+    with ThreadPoolExecutor() as pool:
+        early = pool.submit(stand.volume.write, b"early", 0)
+        assert entered.wait(30)
+        freezing = pool.submit(stand.freeze)
+        until(lambda: stand.volume._freezing)
+        late = pool.submit(stand.volume.write, b"late", BLOCK)
+        assert not freezing.done()
+        assert not late.done()
+        go_on.set()
+        for each in (early, freezing, late):
+            each.result(30)
+    upper, lower = stand.volume._layers
+    assert list(lower.map) == [Held(0, 5, Kind.DATA)]
+    assert list(upper.map) == [Held(BLOCK, BLOCK + 4, Kind.DATA)]
 
 
 def test_a_frozen_layer_is_one_moment(stand: Stand) -> None:
