@@ -40,6 +40,7 @@ Helpers, by what they provide:
     volume/building.py             volumes made of bytes, without a file system; a store that records requests
     volume/bundled.py              volumes with bundles of some of their blocks
     volume/opened.py               a volume that is open, its parts, and a start that reads it and may replay a bundle
+    volume/volatile.py             a file that forgets what was not synced, when the power is cut
 
 Fixtures, by the conftest.py that defines them:
 

@@ -19,11 +19,11 @@ from typing import Final, Protocol
 
 from blockmap.durable import Buffer
 from blockmap.errors import DiskFull, HostError
-from blockmap.volume.overlay import Held, Kind, OverlayMap, Piece, look
+from blockmap.volume.overlay import Held, Kind, OverlayMap, OverlayPiece, look
 from blockmap.volume.reads import Note, Read, Slow, Source
 from blockmap.volume.start import Start
 from blockmap.volume.volume import Volume
-from blockmap.volume.write_journal import RECORDS, Change
+from blockmap.volume.write_journal import RECORDS, MapChange
 
 _GRAIN_BITS: Final = 16
 """The overlay is looked up for reads of a grain that some change touched; 64 KiB is the least grain."""
@@ -50,10 +50,10 @@ class LayerFile(Protocol):
     def sync(self) -> None: ...
 
 
-class Journal(Protocol):
+class ChangeNotes(Protocol):
     """Notes of the changes that are not stored yet; DiskFull, HostError."""
 
-    def write(self, change: Change) -> None: ...
+    def write(self, change: MapChange) -> None: ...
 
 
 Keep = Callable[[int, Sequence[Held], Sequence[int], int], None]
@@ -62,7 +62,7 @@ any more, and the first change that is not among them. DiskFull, HostError."""
 
 
 @dataclass(slots=True, eq=False)
-class Layer:
+class CloneLayer:
     """One layer; its volume's lock guards map and count."""
 
     number: int
@@ -83,8 +83,8 @@ class CloneVolume:
         name: str,
         size: int,
         base: Volume,
-        layers: Sequence[Layer],
-        journal: Journal,
+        layers: Sequence[CloneLayer],
+        journal: ChangeNotes,
         keep: Keep,
         stored: int = 0,
         number: int = 0,
@@ -208,7 +208,7 @@ class CloneVolume:
                 return  # one that began later has done it
             self._store(self._keep)
 
-    def freeze(self, fresh: Layer, push: Keep) -> None:
+    def freeze(self, fresh: CloneLayer, push: Keep) -> None:
         """Puts a new layer on the others, and freezes the one below it as it is at one moment: whatever began after
         another change was answered is frozen only if that is. Changes wait meanwhile.
 
@@ -250,7 +250,7 @@ class CloneVolume:
         with self._lock:
             self._flushed, self._stored = answered, number
 
-    def _piece_extents(self, piece: Piece, start: Start) -> list[tuple[int, int, bool]]:
+    def _piece_extents(self, piece: OverlayPiece, start: Start) -> list[tuple[int, int, bool]]:
         at, end, _, kind = piece
         if kind is not None:
             return [(at, end - at, kind == Kind.ZEROS)]
@@ -261,7 +261,7 @@ class CloneVolume:
             at = found[-1][0] + found[-1][1]
         return found if at == end else [*found, (at, end - at, True)]
 
-    def _sync(self, layer: Layer) -> None:
+    def _sync(self, layer: CloneLayer) -> None:
         try:
             layer.file.sync()
         except (DiskFull, HostError) as error:
@@ -269,7 +269,7 @@ class CloneVolume:
             self._failed = f"{self._name} takes no more writes until it is opened again, as its disk lost some: {error}"
             raise HostError(self._failed) from error
 
-    def _begin(self) -> Layer:
+    def _begin(self) -> CloneLayer:
         """Returns the layer to which a change goes, which `_end` or `_give_up` must follow."""
         while True:
             if self._failed:
@@ -283,16 +283,16 @@ class CloneVolume:
                     return layer
             self.flush()  # the journal has no place for more
 
-    def _give_up(self, layer: Layer) -> None:
+    def _give_up(self, layer: CloneLayer) -> None:
         with self._lock:
             self._leave(layer)
 
-    def _leave(self, layer: Layer) -> None:
+    def _leave(self, layer: CloneLayer) -> None:
         layer.writers -= 1
         if self._freezing and not layer.writers:
             self._idle.notify_all()
 
-    def _end(self, layer: Layer, start: int, end: int, kind: Kind) -> bool:
+    def _end(self, layer: CloneLayer, start: int, end: int, kind: Kind) -> bool:
         """Puts a change into the map, and notes it; returns True if zeros took the place of bytes."""
         with self._lock:
             self._leave(layer)
@@ -304,7 +304,7 @@ class CloneVolume:
             self._touch(start, end)
             number = self._number
             self._number += 1
-        self._journal.write(Change(number, start, end, kind))
+        self._journal.write(MapChange(number, start, end, kind))
         return had
 
     def _touch(self, start: int, end: int) -> None:
@@ -325,7 +325,7 @@ class CloneVolume:
             source = max(source, self._read_piece(below, layers, piece, buf[piece.start - offset : piece.end - offset]))
         return Slow(source, time.perf_counter() - began)
 
-    def _read_piece(self, below: Read, layers: Sequence[Layer], piece: Piece, buf: memoryview) -> Source:
+    def _read_piece(self, below: Read, layers: Sequence[CloneLayer], piece: OverlayPiece, buf: memoryview) -> Source:
         if piece.kind == Kind.DATA:
             layers[piece.level].file.read(buf, piece.start)
             return Source.LOCAL

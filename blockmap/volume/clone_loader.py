@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
-from blockmap.volume.clone import CloneVolume, Layer, LayerFile
+from blockmap.volume.clone import CloneLayer, CloneVolume, LayerFile
 from blockmap.volume.clone_table import CloneRecord, CloneTable
 from blockmap.volume.overlay import Held
 from blockmap.volume.volume import Volume
@@ -36,7 +36,7 @@ def load_clone(
     for number, extents in table.layers(record):
         file = open_file(number)
         stack.callback(file.close)
-        layers.append(Layer(number, file, extents))
+        layers.append(CloneLayer(number, file, extents))
     notes = WriteJournal(journal, boot, record.stored)
     stack.callback(notes.close)
     number = record.stored

@@ -29,7 +29,7 @@ class Held(NamedTuple):
     kind: Kind
 
 
-class Piece(NamedTuple):
+class OverlayPiece(NamedTuple):
     """Bytes [start, end) of a volume, and the layer that shows them."""
 
     start: int
@@ -147,20 +147,20 @@ class OverlayMap:
             last = each
 
 
-def look(maps: Sequence[OverlayMap], start: int, end: int) -> list[Piece]:
+def look(maps: Sequence[OverlayMap], start: int, end: int) -> list[OverlayPiece]:
     """Returns what shows in a range through maps that lie on each other, the highest first, in ascending order and without
     gaps."""
     return _look(maps, 0, start, end)
 
 
-def _look(maps: Sequence[OverlayMap], level: int, start: int, end: int) -> list[Piece]:
+def _look(maps: Sequence[OverlayMap], level: int, start: int, end: int) -> list[OverlayPiece]:
     if level == len(maps):
-        return [Piece(start, end, -1, None)]
-    found: list[Piece] = []
+        return [OverlayPiece(start, end, -1, None)]
+    found: list[OverlayPiece] = []
     for first, last, kind in maps[level].within(start, end):
         if start < first:
             found += _look(maps, level + 1, start, first)
-        found.append(Piece(first, last, level, kind))
+        found.append(OverlayPiece(first, last, level, kind))
         start = last
     if start < end:
         found += _look(maps, level + 1, start, end)

@@ -31,7 +31,7 @@ _RECORD_BYTES = _FIELDS.size + _CHECK.size
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class Change(NamedTuple):
+class MapChange(NamedTuple):
     """A range that was put into a map."""
 
     number: int
@@ -66,7 +66,7 @@ class WriteJournal:
         self.found = [change for change in _changes(data) if change.number >= stored]
         """The changes that are not durable, in their order."""
 
-    def write(self, change: Change) -> None:
+    def write(self, change: MapChange) -> None:
         """Notes a change; none that is not durable may be at its place."""
         fields = _FIELDS.pack(*change)
         place = _HEADER.size + change.number % RECORDS * _RECORD_BYTES
@@ -84,11 +84,11 @@ def boot_id() -> bytes:
     return uuid.UUID(_BOOT_ID.read_text().strip()).bytes
 
 
-def _changes(data: bytes) -> list[Change]:
+def _changes(data: bytes) -> list[MapChange]:
     found = []
     for at in range(_HEADER.size, len(data) - _RECORD_BYTES + 1, _RECORD_BYTES):
         number, start, end, kind = _FIELDS.unpack_from(data, at)
         (check,) = _CHECK.unpack_from(data, at + _FIELDS.size)
         if end > start and check == zlib.crc32(data[at : at + _FIELDS.size]):
-            found.append(Change(number, start, end, Kind(kind)))
+            found.append(MapChange(number, start, end, Kind(kind)))
     return sorted(found)

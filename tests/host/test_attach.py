@@ -304,7 +304,7 @@ def test_a_detach_that_is_killed_half_way_is_finished_by_the_next(mounting: Host
 def test_an_attach_that_fails_half_way_leaves_nothing(mounting: Host, module: str, name: str) -> None:
     mounting.serve()
     (where,) = directories(mounting, "mnt")
-    fail = "def instead(*arguments):\n    raise HostError('it is broken')"
+    fail = "def instead(*arguments, **options):\n    raise HostError('it is broken')"
     process = faulty(mounting, module, name, fail, "attach", "app:1", where)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (1, "blockmap: it is broken\n")
@@ -352,7 +352,7 @@ class Refuses:
 
     kind = "refuses"
 
-    def attach(self, nbd_socket: Path, export: str, directory: Path) -> Device:
+    def attach(self, nbd_socket: Path, export: str, directory: Path, *, writable: bool = False) -> Device:
         (directory / "half").write_text("done")
         raise HostError("no")
 

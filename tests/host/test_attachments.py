@@ -196,7 +196,7 @@ def test_a_directory_is_free_again_when_the_attach_there_failed(
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         begun.set()
         assert go_on.wait(LIMIT_S)
         raise HostError("it is broken")

@@ -65,6 +65,22 @@ class Served:
             raise NotFound(f"there is no {export}")
         return PINNED + ("+" + export.partition("+")[2] if "+" in export else "")
 
+    def version(self, export: str) -> str:
+        name, plus, label = export.partition("+")
+        return PINNED + plus + label if name == "clone" else self.resolve(export)
+
+    def is_writable(self, export: str) -> bool:
+        return export == "clone"
+
+    def is_untouched(self, export: str) -> bool:
+        return export != "clone"
+
+    def clone(self, export: str, name: str, size: int | None) -> str:
+        return f"{name} of {export}, {size}"
+
+    def remove_clone(self, name: str) -> str:
+        return f"{name} is gone"
+
     def hydrate(self, export: str) -> None:
         pass
 
@@ -111,6 +127,16 @@ def test_answers(control: Dispatcher) -> None:
     assert ask(control, v=1, op="resolve", export="app:1")["export"] == PINNED
     assert ask(control, v=1, op="config", export="app:1")["config"].startswith('{"config": {}}')
     assert ask(control, v=1, op="status")["control_requests"] == 3
+
+
+def test_clones(control: Dispatcher, served: Served) -> None:
+    assert not ask(control, v=1, op="resolve", export="app:1")["writable"]
+    assert ask(control, v=1, op="clone", export="app:1", name="c")["note"] == "c of app:1, None"
+    assert ask(control, v=1, op="clone", export="app:1", name="c", size=4096)["note"] == "c of app:1, 4096"
+    assert ask(control, v=1, op="clone", export="app:1", name="c", size="4G")["kind"] == "UsageError"
+    assert ask(control, v=1, op="rm", export="c")["note"] == "c is gone"
+    assert ask(control, v=1, op="expect", export="clone", new=True)["ok"]
+    assert served.expected is None, "starts on a clone that was written to teach nothing"
 
 
 def test_calls_since_a_number(control: Dispatcher) -> None:

@@ -85,6 +85,7 @@ def test_every_thread_has_a_tally_and_all_count(sessions: Sessions) -> None:
     assert found["errors"] == 6
     assert {source: (n["reads"], n["bytes"]) for source, n in found["sources"].items()} == {
         "zeros": (0, 0),
+        "local": (0, 0),
         "cache": (30, 30 * 4096),
         "bundle": (0, 0),
         "fetched": (6, 6 * 4096),

@@ -18,7 +18,7 @@ from blockmap.durable import Buffer
 from blockmap.errors import DiskFull, HostError
 from blockmap.format import BLOCK
 from blockmap.store.memory import MemoryStore
-from blockmap.volume.clone import CloneVolume, Layer
+from blockmap.volume.clone import CloneLayer, CloneVolume
 from blockmap.volume.clone_loader import load_clone
 from blockmap.volume.clone_table import CloneRecord, CloneTable
 from blockmap.volume.overlay import Held, Kind, OverlayMap
@@ -79,7 +79,7 @@ class Stand:
 
     def freeze(self) -> None:
         number = self.table.add_layer()
-        fresh = Layer(number, self.file(number), OverlayMap())
+        fresh = CloneLayer(number, self.file(number), OverlayMap())
         self.volume.freeze(fresh, lambda *changes: self.table.push(number, self.record.id, *changes))
 
     def bytes(self, offset: int = 0, count: int | None = None) -> bytes:

@@ -73,7 +73,7 @@ def _attach(backing: int, name: bytes, flags: int) -> str:
         for attempt in range(_TRIES):
             device = f"/dev/loop{fcntl.ioctl(control, _GET_FREE)}"
             try:
-                _control(device, _CONFIGURE, config)
+                _control(device, _CONFIGURE, config, os.O_RDONLY if flags & _READ_ONLY else os.O_RDWR)
                 return device
             except OSError as error:
                 if error.errno != errno.EBUSY or attempt == _TRIES - 1:
@@ -83,8 +83,8 @@ def _attach(backing: int, name: bytes, flags: int) -> str:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _control(device: str, request: int, argument: int | bytes) -> None:
-    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+def _control(device: str, request: int, argument: int | bytes, mode: int = os.O_RDONLY) -> None:
+    fd = os.open(device, mode | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, request, argument)
     finally:
