@@ -1,7 +1,7 @@
 """Network block devices with lazy, content-addressed volumes.
 
 A folder is a concern; its `__init__` says what lives there, what it may import, and where its data comes from and goes.
-Imports point down the list in setup.cfg. Six walks through the folders, a line a stop:
+Imports point down the list in setup.cfg. Seven walks through the folders, a line a stop:
 
     A read that hits
     nbdplugin.plugin        `pread` calls the connection's `read`, and counts
@@ -17,6 +17,13 @@ Imports point down the list in setup.cfg. Six walks through the folders, a line 
     store.packs             which bytes of which pack; what comes is opened and verified
     origin.ranges           one range of the store, while the gate of outages lets it through
     cache.cache             keeps the chunk, after the reader has got it
+
+    A write to a clone
+    nbdplugin.plugin        `pwrite`
+    volume.clone            the highest layer: bytes to volume.scratch, the range to its volume.overlay, a note of that to
+                            volume.write_journal; a flush makes these durable
+    volume.clone_table      the maps of all clones, and what each clone is made of
+    server.clones           which clones there are, and which are open
 
     An open by name
     nbdplugin.session       a connection asks the server for an export

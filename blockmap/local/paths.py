@@ -42,7 +42,7 @@ def own(directory: Path) -> Path:
 
 
 def default_state() -> Path:
-    """Returns the folder for attachments, and for what containers write."""
+    """Returns the folder for attachments, for clones, and for what containers write."""
     if os.geteuid() == 0:
         return Path("/var/lib/blockmap")
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "blockmap"

@@ -1,4 +1,5 @@
-"""One server: its parts, the exports that are open, how they are opened, listed and hydrated, and the log of store calls.
+"""One server: its parts, the exports and clones that are open, how they are opened, listed and hydrated, and the log of store
+calls.
 
 Imports `volume`, `trace` and lower layers. `nbdplugin` holds one server; requests come from it and from `control`.
 

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockmap.durable import sync_directory
 from blockmap.errors import AlreadyExists, DiskFull, HostError
 from blockmap.local.database import Schema, open_database, open_to_read, transaction
 from blockmap.volume.overlay import Held, Kind, OverlayMap
@@ -85,7 +86,9 @@ class CloneTable:
         # Guards the connection; held across I/O of the local disk, and no other is taken meanwhile.
         self._lock = threading.Lock()
         try:
-            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not state.is_dir():
+                state.mkdir(mode=0o700, parents=True, exist_ok=True)
+                sync_directory(state.parent)
             self._connection = open_database(self._path, _SCHEMA)
             self._connection.execute("PRAGMA synchronous=FULL")  # what a flush has stored survives a crash
         except (OSError, sqlite3.Error) as error:
