@@ -110,7 +110,7 @@ class CloneVolume:
         self._number, self._stored = number, stored
         """The numbers of the next change, and of the first that is not stored."""
         self._answered = 1
-        """Counts changes of any kind, and what the layers had before as one."""
+        """Counts changes of any kind, and what the layers had before as one. Bytes are in the file before they count."""
         self._flushed = 0
         """The value of `_answered` up to which all is durable."""
         self._shift = max(_GRAIN_BITS, max(size - 1, 0).bit_length() - _GRAINS_BITS)
@@ -176,24 +176,21 @@ class CloneVolume:
         layer = self._begin()
         try:
             layer.file.write(data, offset)
-        except BaseException:
-            self._give_up(layer)
-            raise
-        self._end(layer, offset, offset + len(data), Kind.DATA)
+            self._put(layer, offset, offset + len(data), Kind.DATA)
+        finally:
+            self._end(layer)
 
     def zero(self, offset: int, count: int, *, allocate: bool = False) -> None:
         """Makes a range zeros; with `allocate`, later writes to it find room. DiskFull, HostError."""
         layer = self._begin()
-        if allocate:
-            try:
+        try:
+            if allocate:
                 layer.file.write_zeros(offset, count)
-            except BaseException:
-                self._give_up(layer)
-                raise
-            self._end(layer, offset, offset + count, Kind.DATA)
-            return
-        if self._end(layer, offset, offset + count, Kind.ZEROS):
-            layer.file.punch(offset, count)
+                self._put(layer, offset, offset + count, Kind.DATA)
+            elif self._put(layer, offset, offset + count, Kind.ZEROS):
+                layer.file.punch(offset, count)
+        finally:
+            self._end(layer)
 
     def trim(self, offset: int, count: int) -> None:
         """Makes a range zeros: the kernel's loop driver turns a wish for zeros into a trim. DiskFull, HostError."""
@@ -217,11 +214,11 @@ class CloneVolume:
         """
         self.flush()  # so that little is left to do while changes wait
         with self._turn:
-            with self._lock:
-                self._freezing = True
-                while self._layers[0].writers:
-                    self._idle.wait()
             try:
+                with self._lock:
+                    self._freezing = True
+                    while self._layers[0].writers:
+                        self._idle.wait()
                 self._store(push)
                 with self._lock:
                     self._layers = (fresh, *self._layers)
@@ -270,7 +267,7 @@ class CloneVolume:
             raise HostError(self._failed) from error
 
     def _begin(self) -> CloneLayer:
-        """Returns the layer to which a change goes, which `_end` or `_give_up` must follow."""
+        """Returns the layer to which a change goes, and which is not frozen before `_end` is called."""
         while True:
             if self._failed:
                 raise HostError(self._failed)
@@ -283,21 +280,11 @@ class CloneVolume:
                     return layer
             self.flush()  # the journal has no place for more
 
-    def _give_up(self, layer: CloneLayer) -> None:
-        with self._lock:
-            self._leave(layer)
-
-    def _leave(self, layer: CloneLayer) -> None:
-        layer.writers -= 1
-        if self._freezing and not layer.writers:
-            self._idle.notify_all()
-
-    def _end(self, layer: CloneLayer, start: int, end: int, kind: Kind) -> bool:
+    def _put(self, layer: CloneLayer, start: int, end: int, kind: Kind) -> bool:
         """Puts a change into the map, and notes it; returns True if zeros took the place of bytes."""
         with self._lock:
-            self._leave(layer)
             self._answered += 1
-            if layer.map.covers(start, end, kind):
+            if start == end or layer.map.covers(start, end, kind):
                 return False
             had = kind == Kind.ZEROS and layer.map.has(start, end, Kind.DATA)
             layer.map.put(start, end, kind)
@@ -306,6 +293,12 @@ class CloneVolume:
             self._number += 1
         self._journal.write(MapChange(number, start, end, kind))
         return had
+
+    def _end(self, layer: CloneLayer) -> None:
+        with self._lock:
+            layer.writers -= 1
+            if self._freezing and not layer.writers:
+                self._idle.notify_all()
 
     def _touch(self, start: int, end: int) -> None:
         first, last = start >> self._shift, (end - 1 >> self._shift) + 1

@@ -396,6 +396,31 @@ def test_a_freeze_waits_for_what_has_begun_and_lets_nothing_begin(stand: Stand) 
     assert list(upper.map) == [Held(BLOCK, BLOCK + 4, Kind.DATA)]
 
 
+def test_a_frozen_layer_keeps_what_a_trim_below_it_would_take(stand: Stand) -> None:
+    """The hole of a trim is punched before the layer is frozen: what is frozen never changes."""
+    stand.volume.write(b"a" * BLOCK, 0)
+    below, entered, go_on = stand.files[1], threading.Event(), threading.Event()
+    punch = below.punch
+
+    def punch_slowly(offset: int, count: int) -> None:
+        entered.set()
+        assert go_on.wait(30)
+        punch(offset, count)
+
+    below.punch = punch_slowly  # type: ignore[method-assign]
+    with ThreadPoolExecutor() as pool:
+        trimming = pool.submit(stand.volume.trim, 0, BLOCK)
+        assert entered.wait(30)
+        stand.volume.write(b"b" * BLOCK, 0)
+        freezing = pool.submit(stand.freeze)
+        until(lambda: stand.volume._freezing)
+        assert len(stand.volume._layers) == 1
+        go_on.set()
+        trimming.result(30)
+        freezing.result(30)
+    assert stand.bytes(0, BLOCK) == bytes(BLOCK)
+
+
 def test_a_frozen_layer_is_one_moment(stand: Stand) -> None:
     """A counter that goes up in one place before it does in another is never seen the other way round."""
     stop = threading.Event()
@@ -429,6 +454,14 @@ def test_what_is_beyond_the_base_reads_as_zeros(tmp_path: Path) -> None:
         stand = Stand(tmp_path / "clone", base, 1 << 12)
         assert stand.bytes() == bytes(model(PIECES, BASE_BLOCKS)).ljust(BLOCK << 12, b"\0")
         stand.end()
+
+
+def test_nothing_is_a_change_of_no_bytes(stand: Stand) -> None:
+    stand.volume.write(b"", 100)
+    stand.volume.trim(100, 0)
+    stand.volume.flush()
+    stand.kill()
+    assert stand.volume.untouched
 
 
 def test_space_of_what_is_trimmed_comes_back(stand: Stand) -> None:
