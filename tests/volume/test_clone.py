@@ -396,7 +396,7 @@ def test_a_freeze_waits_for_what_has_begun_and_lets_nothing_begin(stand: Stand) 
     assert list(upper.map) == [Held(BLOCK, BLOCK + 4, Kind.DATA)]
 
 
-def test_a_frozen_layer_keeps_what_a_trim_below_it_would_take(stand: Stand) -> None:
+def test_a_trim_under_way_ends_before_its_layer_is_frozen(stand: Stand) -> None:
     """The hole of a trim is punched before the layer is frozen: what is frozen never changes."""
     stand.volume.write(b"a" * BLOCK, 0)
     below, entered, go_on = stand.files[1], threading.Event(), threading.Event()
