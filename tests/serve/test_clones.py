@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from blockmap.control.messages import MakeClone, RemoveClone
-from blockmap.format import BLOCK
+from blockmap.format import BLOCK, keys
+from blockmap.format.digest import from_hex
 from tests.serve.conftest import Server, bare_server, content
 from tests.serve.nbd import CMD_TRIM, CMD_ZERO, FAST_ZERO, FUA, NO_HOLE, Nbd, RefusedError
 from tests.waiting import until
@@ -253,7 +254,7 @@ def test_the_version_of_a_clone_is_not_collected(cloned: Server, tmp_path: Path)
     cloned.run("clone", "gone:1", "d")
     cloned.run("untag", "gone:1")
     base = next(str(each["base"]) for each in listed(cloned) if each["name"] == "d")
-    record = cloned.store / "versions" / base.partition("@sha256:")[2] / "1"
+    record = cloned.store / keys.version(from_hex(base.partition("@sha256:")[2]), 1)
     collect(cloned)
     assert record.exists()
     with open_clone(cloned, "d") as client:
