@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.origin.outage_policy import OutagePolicy
@@ -38,10 +37,10 @@ class Registry:
         self._open: dict[int, Opened] = {}
         """By number, the latest at the end."""
         self._opened = 0
-        self._volumes: WeakValueDictionary[tuple[str, OutagePolicy], ReadOnlyVolume] = WeakValueDictionary()
-        """The versions that a connection or a clone reads."""
+        self._versions: dict[int, Volume] = {}
+        """What each connection reads of the store, by the same numbers: its volume, or the base of its clone."""
 
-    def volume(self, found: ResolvedStart, policy: OutagePolicy) -> ReadOnlyVolume:
+    def volume(self, found: ResolvedStart, policy: OutagePolicy) -> Volume:
         """Returns the volume of a version, shared by all that have it open under one policy."""
         with self._lock:
             return self._volume(found, policy)
@@ -54,8 +53,10 @@ class Registry:
             self._opened += 1
             number = self._opened
             running = self._running(found)
-            volume, start = clone or self._volume(found, policy), running or _begin(found)
+            version = self._volume(found, policy) if clone is None else clone.base
+            volume, start = clone or version, running or _begin(found)
             self._open[number] = Opened(volume, start, policy, running is None, lambda: self._close(number), traced)
+            self._versions[number] = version
             return self._open[number]
 
     def note_profile(self, found: ResolvedStart, number: int) -> None:
@@ -76,13 +77,12 @@ class Registry:
         ]
         return {"exports": exports, "opens": opened}
 
-    def _volume(self, found: ResolvedStart, policy: OutagePolicy) -> ReadOnlyVolume:
+    def _volume(self, found: ResolvedStart, policy: OutagePolicy) -> Volume:
         resolved = found.resolved
-        volume = self._volumes.get((resolved.pinned, policy))
-        if volume is None:
-            volume = ReadOnlyVolume(resolved.pinned, resolved.root, self._fetcher, policy)
-            self._volumes[resolved.pinned, policy] = volume
-        return volume
+        for number, version in self._versions.items():
+            if version.name == resolved.pinned and self._open[number].policy == policy:
+                return version
+        return ReadOnlyVolume(resolved.pinned, resolved.root, self._fetcher, policy)
 
     def _running(self, found: ResolvedStart) -> Start | None:
         """Returns the latest start of a version and label, unless another bundle is replayed by now."""
@@ -91,7 +91,7 @@ class Registry:
 
     def _close(self, number: int) -> None:
         with self._lock:
-            del self._open[number]
+            del self._open[number], self._versions[number]
 
 
 def _begin(found: ResolvedStart) -> Start:

@@ -132,6 +132,11 @@ class CloneVolume:
         return self._size
 
     @property
+    def base(self) -> Volume:
+        """Returns the version below the layers."""
+        return self._base
+
+    @property
     def waiting(self) -> int:
         return self._base.waiting
 
