@@ -21,7 +21,7 @@ from blockmap.format import BLOCK
 from blockmap.volume.clone import CloneVolume
 from blockmap.volume.clone_loader import load_clone
 from blockmap.volume.clone_table import CloneRecord, CloneTable, has_clones, read_clones
-from blockmap.volume.scratch import ScratchFile
+from blockmap.volume.scratch import ScratchFile, layer_file
 from blockmap.volume.volume import Volume
 from blockmap.volume.write_journal import boot_id
 
@@ -210,10 +210,6 @@ def is_clone_name(name: str) -> bool:
 def clone_folder(state: Path, number: int) -> Path:
     """Returns the folder with a clone's lock and journal."""
     return state / "clones" / str(number)
-
-
-def layer_file(state: Path, number: int) -> Path:
-    return state / "layers" / str(number)
 
 
 @contextmanager

@@ -149,14 +149,26 @@ class CloneVolume:
     def reader(self, start: Start, note: Note | None = None, mark: Callable[[], None] | None = None) -> Read:
         """Returns a function that raises what the base's does, and HostError. What a layer has is not noted: whoever learns
         from reads learns what starts need of the image."""
-        below = self._base.reader(start, note, mark)
-        touched, shift, merged = self._touched, self._shift, self._read_merged
+        base = self._base
+        below = base.reader(start, note, mark)
+        bound = base, below
+        touched, shift = self._touched, self._shift
         find = touched.find
+
+        def merged(buf: memoryview, offset: int) -> Slow | None:
+            nonlocal bound, below
+            with self._lock:
+                now, layers, pieces = self._base, self._layers, look(self._maps, offset, offset + len(buf))
+            mine = bound
+            if mine[0] is not now:  # the clone was put on a version that has what a layer had
+                mine = bound = now, now.reader(start, note, mark)
+                below = mine[1]
+            return self._read_merged(mine[1], now.size, layers, pieces, buf, offset)
 
         def read(buf: memoryview, offset: int) -> Slow | None:
             first, last = offset >> shift, offset + len(buf) - 1 >> shift
             if touched[first] or (first != last and find(1, first + 1, last + 1) >= 0):
-                return merged(below, buf, offset)
+                return merged(buf, offset)
             return below(buf, offset)
 
         return read
@@ -232,6 +244,18 @@ class CloneVolume:
                 with self._lock:
                     self._freezing = False
                     self._idle.notify_all()
+
+    def rebase(self, base: Volume, layer: int) -> list[CloneLayer]:
+        """Puts the clone on a version that has what its layers up to `layer` have, in place of them; returns these.
+
+        Reads that have begun may use them for a moment more.
+        """
+        with self._turn, self._lock:
+            at = next(at for at, each in enumerate(self._layers) if each.number == layer)
+            gone = self._layers[at:]
+            self._layers, self._base = self._layers[:at], base
+            self._maps = tuple(each.map for each in self._layers)
+        return list(gone)
 
     def _store(self, keep: Keep) -> None:
         """Makes durable what is answered; the turn is held."""
@@ -312,27 +336,31 @@ class CloneVolume:
         else:
             self._touched[first:last] = b"\1" * (last - first)
 
-    def _read_merged(self, below: Read, buf: memoryview, offset: int) -> Slow | None:
+    @staticmethod
+    def _read_merged(
+        below: Read, size: int, layers: Sequence[CloneLayer], pieces: Sequence[OverlayPiece], buf: memoryview, offset: int
+    ) -> Slow | None:
+        """Reads pieces of `layers` and of what is below them, which has `size` bytes."""
         began = time.perf_counter()
-        with self._lock:
-            layers, pieces = self._layers, look(self._maps, offset, offset + len(buf))
-        if len(pieces) == 1 and pieces[0].kind is None and pieces[0].end <= self._base.size:
+        if len(pieces) == 1 and pieces[0].kind is None and pieces[0].end <= size:
             return below(buf, offset)
         source = Source.ZEROS
         for piece in pieces:
-            source = max(source, self._read_piece(below, layers, piece, buf[piece.start - offset : piece.end - offset]))
+            part = buf[piece.start - offset : piece.end - offset]
+            source = max(source, _read_piece(below, size, layers, piece, part))
         return Slow(source, time.perf_counter() - began)
 
-    def _read_piece(self, below: Read, layers: Sequence[CloneLayer], piece: OverlayPiece, buf: memoryview) -> Source:
-        if piece.kind == Kind.DATA:
-            layers[piece.level].file.read(buf, piece.start)
-            return Source.LOCAL
-        source, inside = Source.ZEROS, 0
-        if piece.kind is None and piece.start < self._base.size:
-            inside = min(piece.end, self._base.size) - piece.start
-            slow = below(buf[:inside], piece.start)
-            source = Source.CACHE if slow is None else slow.source
-        for at in range(inside, len(buf), len(_ZEROS)):
-            part = buf[at : at + len(_ZEROS)]
-            part[:] = _ZEROS[: len(part)]
-        return source
+
+def _read_piece(below: Read, size: int, layers: Sequence[CloneLayer], piece: OverlayPiece, buf: memoryview) -> Source:
+    if piece.kind == Kind.DATA:
+        layers[piece.level].file.read(buf, piece.start)
+        return Source.LOCAL
+    source, inside = Source.ZEROS, 0
+    if piece.kind is None and piece.start < size:
+        inside = min(piece.end, size) - piece.start
+        slow = below(buf[:inside], piece.start)
+        source = Source.CACHE if slow is None else slow.source
+    for at in range(inside, len(buf), len(_ZEROS)):
+        part = buf[at : at + len(_ZEROS)]
+        part[:] = _ZEROS[: len(part)]
+    return source

@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from blockmap.durable import sync_directory
-from blockmap.errors import AlreadyExists, DiskFull, HostError
+from blockmap.errors import AlreadyExists, DiskFull, HostError, NotFound
 from blockmap.local.database import Schema, open_database, open_to_read, transaction
 from blockmap.volume.overlay import Held, Kind, OverlayMap
 
@@ -44,6 +44,21 @@ CREATE TABLE stacks (
     PRIMARY KEY (clone, height)
 ) WITHOUT ROWID;
 CREATE INDEX stacks_of ON stacks (layer);
+CREATE TABLE captures (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- a clone's captures become versions in this order
+    clone INTEGER NOT NULL REFERENCES clones (id),
+    layer INTEGER NOT NULL REFERENCES layers (id),  -- the highest of its moment
+    repo TEXT NOT NULL,                     -- the name that is to stand for the version
+    tag TEXT NOT NULL,
+    force INTEGER NOT NULL,                 -- 1 to move the name whatever it stands for
+    message TEXT NOT NULL,
+    author TEXT NOT NULL,
+    changes TEXT NOT NULL,                  -- of the image's configuration, as JSON
+    nonce TEXT NOT NULL,                    -- by which the entry is found again after a crash
+    created INTEGER NOT NULL,               -- Unix time
+    conflict TEXT NOT NULL DEFAULT ''       -- why it waits for a person
+);
+CREATE INDEX captures_of ON captures (clone);
 CREATE TABLE extents (
     layer INTEGER NOT NULL REFERENCES layers (id),
     start INTEGER NOT NULL,                 -- bytes [start, stop) of the volume
@@ -78,6 +93,36 @@ class CloneRecord:
     """The first change of its journal that its recorded map lacks."""
 
 
+@dataclass(frozen=True, slots=True)
+class CaptureDraft:
+    """What is to become of a moment of a clone."""
+
+    repo: str
+    tag: str
+    force: bool
+    """True if the name is to be moved although it has moved on since the clone was made of it."""
+    message: str
+    author: str
+    changes: str
+    """Changes of the image's configuration, as JSON."""
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureRecord:
+    """A moment of a clone that is not published yet."""
+
+    id: int
+    clone: int
+    layer: int
+    """The highest of its layers."""
+    draft: CaptureDraft
+    created: int
+    """Unix time."""
+    conflict: str
+    """Why it waits for a person; empty where it does not."""
+
+
 class CloneTable:
     """Reads and changes the record; safe to share between threads. Raises DiskFull and HostError."""
 
@@ -98,6 +143,14 @@ class CloneTable:
         with self._reading():
             row = self._connection.execute(f"SELECT {_COLUMNS} FROM clones WHERE name = ?", (name,)).fetchone()
         return CloneRecord(*row) if row else None
+
+    def get(self, number: int) -> CloneRecord:
+        """Returns the clone with a number; NotFound."""
+        with self._reading():
+            row = self._connection.execute(f"SELECT {_COLUMNS} FROM clones WHERE id = ?", (number,)).fetchone()
+        if row is None:
+            raise NotFound(f"there is no clone with number {number} any more")
+        return CloneRecord(*row)
 
     def create(self, name: str, store: str, origin: str, base: str, pin: str, size: int) -> CloneRecord:
         """Records a new clone with one layer, which is empty; AlreadyExists."""
@@ -120,9 +173,8 @@ class CloneTable:
             own = "SELECT layer FROM stacks GROUP BY layer HAVING count(*) = 1 AND max(clone) = ?"
             gone = [layer for (layer,) in connection.execute(own, (record.id,))]
             connection.execute("DELETE FROM stacks WHERE clone = ?", (record.id,))
-            for layer in gone:
-                connection.execute("DELETE FROM extents WHERE layer = ?", (layer,))
-                connection.execute("DELETE FROM layers WHERE id = ?", (layer,))
+            connection.execute("DELETE FROM captures WHERE clone = ?", (record.id,))
+            self._forget_unused(connection, gone)
             connection.execute("DELETE FROM clones WHERE id = ?", (record.id,))
         return gone
 
@@ -152,14 +204,75 @@ class CloneTable:
             return int(connection.execute("INSERT INTO layers DEFAULT VALUES").lastrowid or 0)
 
     def push(
-        self, fresh: int, clone: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int
-    ) -> None:
-        """Stores changes of a map as `keep` does, and puts the layer `fresh` on the stack, all or nothing."""
+        self,
+        fresh: int,
+        clone: int,
+        layer: int,
+        extents: Sequence[Held],
+        gone: Sequence[int],
+        stored: int,
+        capture: CaptureDraft,
+    ) -> int:
+        """Stores changes of a map as `keep` does, puts the layer `fresh` on the stack, and records the capture of what is
+        below it, all or nothing; returns the capture's number."""
         with self._changing() as connection:
             self._keep(clone, layer, extents, gone, stored)
             connection.execute(
                 "INSERT INTO stacks SELECT clone, max(height) + 1, ? FROM stacks WHERE clone = ?", (fresh, clone)
             )
+            cursor = connection.execute(
+                "INSERT INTO captures (clone, layer, repo, tag, force, message, author, changes, nonce, created)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (clone, layer, *astuple(capture), int(time.time())),
+            )
+            return int(cursor.lastrowid or 0)
+
+    def captures(self, clone: int | None = None) -> list[CaptureRecord]:
+        """Returns what is captured and not published, of one clone or of all, in order."""
+        with self._reading():
+            rows = self._connection.execute(
+                "SELECT id, clone, layer, created, conflict, repo, tag, force, message, author, changes, nonce"
+                " FROM captures WHERE ? IS NULL OR clone = ? ORDER BY id",
+                (clone, clone),
+            ).fetchall()
+        return [
+            CaptureRecord(number, clone, layer, CaptureDraft(*draft), created, conflict)
+            for number, clone, layer, created, conflict, *draft in rows
+        ]
+
+    def note_conflict(self, capture: int, why: str) -> None:
+        """Notes that a capture waits for a person."""
+        with self._changing() as connection:
+            connection.execute("UPDATE captures SET conflict = ? WHERE id = ?", (why, capture))
+
+    def redirect(self, capture: int, repo: str, tag: str, force: bool) -> None:
+        """Has a capture published under another name, or by force."""
+        with self._changing() as connection:
+            connection.execute(
+                "UPDATE captures SET repo = ?, tag = ?, force = ?, conflict = '' WHERE id = ?",
+                (repo, tag, force, capture),
+            )
+
+    def drop_capture(self, capture: int) -> None:
+        """Forgets that something was captured; what was written stays in the clone."""
+        with self._changing() as connection:
+            connection.execute("DELETE FROM captures WHERE id = ?", (capture,))
+
+    def rebase(self, capture: CaptureRecord, base: str) -> list[int]:
+        """Puts a clone on the version that a capture of it became, in place of the layers that it was made of; returns those
+        layers that no other clone has, which are forgotten."""
+        with self._changing() as connection:
+            below = (
+                "SELECT layer FROM stacks WHERE clone = ? AND height <="
+                " (SELECT height FROM stacks WHERE clone = ? AND layer = ?)"
+            )
+            layers = [n for (n,) in connection.execute(below, (capture.clone, capture.clone, capture.layer))]
+            connection.executemany(
+                "DELETE FROM stacks WHERE clone = ? AND layer = ?", [(capture.clone, layer) for layer in layers]
+            )
+            connection.execute("DELETE FROM captures WHERE id = ?", (capture.id,))
+            connection.execute("UPDATE clones SET base = ? WHERE id = ?", (base, capture.clone))
+            return self._forget_unused(connection, layers)
 
     def known(self) -> tuple[set[int], set[int]]:
         """Returns the numbers of all clones and layers."""
@@ -170,6 +283,17 @@ class CloneTable:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+    @staticmethod
+    def _forget_unused(connection: sqlite3.Connection, layers: Sequence[int]) -> list[int]:
+        """Forgets those of `layers` that are in no stack; returns them."""
+        gone = []
+        for layer in layers:
+            if connection.execute("SELECT 1 FROM stacks WHERE layer = ?", (layer,)).fetchone() is None:
+                connection.execute("DELETE FROM extents WHERE layer = ?", (layer,))
+                connection.execute("DELETE FROM layers WHERE id = ?", (layer,))
+                gone.append(layer)
+        return gone
 
     def _keep(self, clone: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
         self._connection.executemany(

@@ -18,6 +18,7 @@ class ScratchFile:
     def __init__(self, path: Path) -> None:
         """Makes an absent file; it is durable with the first `sync`, and its entry in the directory from now on."""
         self._path = path
+        self._fd = -1
         try:
             absent = not path.exists()
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -69,7 +70,18 @@ class ScratchFile:
             raise local_error(self._path, error) from error
 
     def close(self) -> None:
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        # A layer that became part of a version is let go of while reads of it are under way.
+        self.close()
+
+
+def layer_file(state: Path, number: int) -> Path:
+    """Returns the path of a layer's bytes."""
+    return state / "layers" / str(number)
 
 
 def local_error(path: Path, error: OSError) -> HostError:

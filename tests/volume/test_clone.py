@@ -20,7 +20,7 @@ from blockmap.format import BLOCK
 from blockmap.store.memory import MemoryStore
 from blockmap.volume.clone import CloneLayer, CloneVolume
 from blockmap.volume.clone_loader import load_clone
-from blockmap.volume.clone_table import CloneRecord, CloneTable
+from blockmap.volume.clone_table import CaptureDraft, CloneRecord, CloneTable
 from blockmap.volume.overlay import Held, Kind, OverlayMap
 from tests.image.builder import bulk
 from tests.volume.building import model, publish
@@ -35,6 +35,7 @@ SIZE = BLOCKS * BLOCK
 UNITS = SIZE // UNIT
 PIECES = [(2, bulk(1, 9 * BLOCK)), (15, bulk(2, 6 * BLOCK))]
 BOOT = bytes(range(16))
+CAPTURE = CaptureDraft("repo", "tag", False, "why", "who", "[]", "nonce")
 
 
 class Stand:
@@ -80,7 +81,7 @@ class Stand:
     def freeze(self) -> None:
         number = self.table.add_layer()
         fresh = CloneLayer(number, self.file(number), OverlayMap())
-        self.volume.freeze(fresh, lambda *changes: self.table.push(number, self.record.id, *changes))
+        self.volume.freeze(fresh, lambda *changes: self.table.push(number, self.record.id, *changes, CAPTURE))
 
     def bytes(self, offset: int = 0, count: int | None = None) -> bytes:
         buf = bytearray(b"\xee" * (self.volume.size - offset if count is None else count))

@@ -1,0 +1,1 @@
+"""Commits of clones: a moment that was captured on this host becomes a version in the store."""
