@@ -121,13 +121,8 @@ class LearnerProcess:
             _log.info("%s+%s: %s", head.repo, head.label, last)
 
     def _start(self, head: TraceHead, trace: Path) -> "subprocess.Popen[str] | None":
-        # The program itself asks the kernel for this: between fork and exec no Python code may run in a
-        # process of many threads.
-        guard = _KILLED_WITH_PARENT if shutil.which(_KILLED_WITH_PARENT[0]) else ()
-        command = [
-            *guard, *self._program, self._store, str(self._cache), f"{head.repo}@sha256:{head.version.hex()}+{head.label}",
-            str(trace),
-        ]  # fmt: skip
+        export = f"{head.repo}@sha256:{head.version.hex()}+{head.label}"
+        command = guarded([*self._program, self._store, str(self._cache), export, str(trace)])
         with self._lock:
             if self._closed:
                 return None
@@ -145,3 +140,10 @@ class LearnerProcess:
         with contextlib.suppress(ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
         return process
+
+
+def guarded(command: list[str]) -> list[str]:
+    """Returns a command that ends with this process, however that ends."""
+    # The program itself asks the kernel for this: between fork and exec no Python code may run in a process of many threads.
+    guard = _KILLED_WITH_PARENT if shutil.which(_KILLED_WITH_PARENT[0]) else ()
+    return [*guard, *command]

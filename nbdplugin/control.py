@@ -1,17 +1,20 @@
 """Answers the operations of the control socket."""
 
 import os
+import secrets
 from collections.abc import Callable
 from typing import Any
 
 from blockmap.control import messages
 from blockmap.control.dispatch import Dispatcher
 from blockmap.format.reading_list import ReadItem
-from blockmap.format.refs import DEFAULT_LABEL
+from blockmap.format.refs import DEFAULT_LABEL, parse_name
 from blockmap.learn.local_files import LocalProfiles
 from blockmap.learn.port_profile import read_items
 from blockmap.server.server import Server
+from blockmap.store.names import NameTarget
 from blockmap.trace.manager import TraceManager
+from blockmap.volume.clone_table import CaptureDraft
 
 _CALLS_AT_ONCE = 2048
 """Calls in one answer, some 300 kB: reads make no progress while it is encoded."""
@@ -67,6 +70,23 @@ def dispatcher(
     def clone(request: messages.MakeClone) -> messages.CloneAnswer:
         return messages.CloneAnswer(server.clone(request.export, request.name, request.size))
 
+    def capture(request: messages.Capture) -> messages.CaptureAnswer:
+        repo, tag = parse_name(request.name)
+        draft = CaptureDraft(
+            repo, tag, request.force, request.message, request.author, request.changes, secrets.token_hex(16)
+        )
+        return messages.CaptureAnswer(server.capture(request.export, draft))
+
+    def published(request: messages.AwaitPublished) -> messages.PublishedAnswer:
+        found = server.published(request.capture, request.seconds)
+        if isinstance(found, str):
+            return messages.PublishedAnswer("", 0, found)
+        return messages.PublishedAnswer(found.export, found.entry, "")
+
+    def settle(request: messages.SettleCaptures) -> messages.SettledAnswer:
+        target = None if request.name is None else NameTarget(*parse_name(request.name))
+        return messages.SettledAnswer(server.settle_captures(request.export, request.drop, target, request.force))
+
     made.register(messages.Status, lambda _: messages.StatusAnswer({"control_requests": made.uses, **status()}))  # type: ignore[typeddict-item]
     made.register(
         messages.Calls, lambda request: messages.CallsAnswer(*server.calls.since(request.since, _CALLS_AT_ONCE))
@@ -77,6 +97,9 @@ def dispatcher(
     made.register(messages.Config, config)
     made.register(messages.MakeClone, clone)
     made.register(messages.RemoveClone, lambda request: messages.CloneAnswer(server.remove_clone(request.export)))
+    made.register(messages.Capture, capture)
+    made.register(messages.AwaitPublished, published)
+    made.register(messages.SettleCaptures, settle)
     made.register(messages.Hydrate, hydrate)
     made.register(messages.Readings, readings)
     made.register(messages.Expect, expect)

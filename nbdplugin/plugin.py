@@ -27,6 +27,7 @@ from nbdplugin.control import dispatcher
 from nbdplugin.failures import Failures
 from nbdplugin.metrics import MetricsServer
 from nbdplugin.options import Options, OptionsParser
+from nbdplugin.publishing import PublisherProcess
 from nbdplugin.session import Session, Sessions
 from nbdplugin.sockets import hang_up_on_idle, peer
 from nbdplugin.threads import here, keep
@@ -56,9 +57,12 @@ class Service:
     def __init__(self, options: Options) -> None:
         self._learner = LearnerProcess(options.store, options.cache)
         evidence = self._learner.offer if options.learn else None
+        state = options.state or options.cache / "state"
+        self._publisher = PublisherProcess(options.store, state)
         self.server = Server(
-            options.store, options.cache, options.cache_bytes, options.outages, evidence, options.state
+            options.store, options.cache, options.cache_bytes, options.outages, evidence, state, self._publisher.publish
         )
+        self.server.begin()
         self.sessions = Sessions(self.server)
         if options.control_fd is not None:
             listening = socket.socket(fileno=options.control_fd)
@@ -69,6 +73,7 @@ class Service:
 
     def close(self) -> None:
         self._learner.close()
+        self._publisher.close()
         self.server.close()
 
     def _status(self) -> dict[str, object]:

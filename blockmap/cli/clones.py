@@ -57,22 +57,35 @@ def clones(as_json: bool) -> None:
     from blockmap.terminal.units import size
     from blockmap.volume.clone_table import read_clones
 
-    rows = [(record, written, holder_of(clone_folder(state(), record.id))) for record, written in read_clones(state())]
+    rows = [(each, holder_of(clone_folder(state(), each.record.id))) for each in read_clones(state())]
     if as_json:
-        listed = [{**asdict(record), "written_bytes": written, "in_use_by": holder} for record, written, holder in rows]
+        listed = [
+            {
+                **asdict(each.record),
+                "written_bytes": each.written,
+                "unpublished": each.unpublished,
+                "conflict": each.conflict,
+                "in_use_by": holder,
+            }
+            for each, holder in rows
+        ]
         tell(json.dumps(listed))
         return
     table = Table(box=None, pad_edge=False)
     for title in ("CLONE", "IMAGE"):
         table.add_column(title, overflow="fold")
-    for title in ("DIGEST", "CREATED", "WRITTEN", "VOLUME", "IN USE BY"):
+    for title in ("DIGEST", "CREATED", "WRITTEN", "VOLUME", "UNPUBLISHED", "IN USE BY"):
         table.add_column(title, justify="right" if title in ("WRITTEN", "VOLUME") else "left", no_wrap=True)
-    for record, written, holder in rows:
+    for each, holder in rows:
+        record = each.record
         created = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M")
         digest = record.base.partition("@sha256:")[2][:12]
-        table.add_row(
-            *cells(record.name, record.origin, digest, created, size(written), size(record.size), holder or "-")
-        )
+        unpublished = f"{each.unpublished}{', waits for you' if each.conflict else ''}" if each.unpublished else "-"
+        sizes = size(each.written), size(record.size)
+        table.add_row(*cells(record.name, record.origin, digest, created, *sizes, unpublished, holder or "-"))
+    for each, _ in rows:
+        if each.conflict:
+            warn(f"{each.record.name}: {each.conflict}")
     tell_table(table)
 
 

@@ -19,6 +19,7 @@ _COMMANDS = {
     "bench": "blockmap.bench.command:bench",
     "clone": "blockmap.cli.clones:clone",
     "clones": "blockmap.cli.clones:clones",
+    "commit": "blockmap.cli.commit:commit",
     "create": "blockmap.cli.images:create",
     "detach": "blockmap.cli.host:detach",
     "diff": "blockmap.cli.history:diff",

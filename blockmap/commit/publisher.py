@@ -14,8 +14,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from blockmap.commit import CONFLICT_STATUS
 from blockmap.commit.config_changes import changed_config
-from blockmap.errors import BlockmapError, Collected, NameMoved, NotFound
+from blockmap.errors import BlockmapError, Collected, Corrupt, NameMoved, NotFound, UsageError
 from blockmap.format import BLOCK
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
@@ -42,8 +43,6 @@ _log = logging.getLogger("blockmap")
 _LOOK_BYTES = 1 << 30
 _CLOCKS_APART_S = 86400
 """Seconds by which clocks of two hosts may differ: entries that are older than a capture by more were made before it."""
-CONFLICT = 3
-"""The exit code where the name has moved, so that a person must decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ def _expected(names: NameLog, target: NameTarget, clone: CloneRecord, base: Dige
         now = "nothing" if newest is None or newest.version is None else f"sha256:{newest.version.hex()[:12]}"
         raise NameMoved(
             f"{target} has moved on since {clone.name} was made of it: it stands for {now}, and not for "
-            f"sha256:{base.hex()[:12]}; commit under another name, or with --force"
+            f"sha256:{base.hex()[:12]}: commit under another name, or with --force"
         )
     return newest.n if newest is not None else 0
 
@@ -184,9 +183,9 @@ def _main(store_url: str, state: str, number: str) -> None:
             done = publish_capture(store, form, Path(state), int(number), _log.warning)
         except Collected:  # once more, over what is there now
             done = publish_capture(store, form, Path(state), int(number), _log.warning)
-    except NameMoved as error:
+    except (NameMoved, NotFound, Corrupt, UsageError) as error:  # trying again would not help
         print(error)
-        sys.exit(CONFLICT)
+        sys.exit(CONFLICT_STATUS)
     except BlockmapError as error:
         sys.exit(str(error))
     print(json.dumps({"export": done.export, "entry": done.entry}))

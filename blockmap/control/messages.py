@@ -229,6 +229,74 @@ class RemoveClone(_AboutExport[CloneAnswer]):
     op, answer = "rm", CloneAnswer
 
 
+@dataclass(frozen=True)
+class CaptureAnswer(Answer):
+    capture: int
+
+
+@dataclass(frozen=True)
+class Capture(_AboutExport[CaptureAnswer]):
+    """Captures a clone as it is at this moment, for it to become a version that `name` stands for."""
+
+    op, answer = "capture", CaptureAnswer
+    name: str = ""
+    message: str = ""
+    author: str = ""
+    changes: str = "[]"
+    """Changes of the image's configuration, as JSON."""
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        texts = (self.name, self.message, self.author, self.changes)
+        if any(type(each) is not str for each in texts) or type(self.force) is not bool:
+            raise UsageError("name, message, author and changes are texts, and force is true or false")
+
+
+@dataclass(frozen=True)
+class PublishedAnswer(Answer):
+    export: str
+    """The version's export name by digest; empty where it is not published yet."""
+    entry: int
+    """The number of the name's entry."""
+    failure: str
+    """Why it is not published yet, where an attempt has failed."""
+
+
+@dataclass(frozen=True)
+class AwaitPublished(Operation[PublishedAnswer]):
+    """Asks what a capture has become, and waits for that for some seconds."""
+
+    op, answer = "published", PublishedAnswer
+    capture: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if type(self.capture) is not int or type(self.seconds) not in (int, float) or not 0 <= self.seconds <= 60:
+            raise UsageError("capture is a number, and seconds are from 0 to 60")
+
+
+@dataclass(frozen=True)
+class SettledAnswer(Answer):
+    captures: list[int]
+
+
+@dataclass(frozen=True)
+class SettleCaptures(_AboutExport[SettledAnswer]):
+    """Decides what becomes of captures of a clone: all are dropped, or the first that waits is published after all."""
+
+    op, answer = "settle", SettledAnswer
+    drop: bool = False
+    name: str | None = None
+    """Another name to publish it under."""
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.drop) is not bool or type(self.force) is not bool or type(self.name) not in (str, type(None)):
+            raise UsageError("drop and force are true or false, and name is a name or null")
+
+
 class Hydrate(_AboutExport[EmptyAnswer]):
     """Begins to bring all of an export into the cache."""
 
@@ -289,6 +357,9 @@ OPERATIONS: dict[str, type[Operation[Any]]] = {
         Resolve,
         Config,
         MakeClone,
+        Capture,
+        AwaitPublished,
+        SettleCaptures,
         RemoveClone,
         Hydrate,
         Readings,

@@ -90,6 +90,14 @@ class Attachments:
         there = mounts.sources()
         return [each for each in read_attached(self._state) if there.get(each.directory) == each.device]
 
+    def place_of(self, export: str) -> str | None:
+        """Returns a directory where an export is mounted; None where it is not."""
+        there = mounts.sources()
+        for each in read_attached(self._state) if is_recorded(self._state) else ():
+            if each.export.partition("+")[0] == export and there.get(each.directory) == each.device:
+                return each.directory
+        return None
+
     def clean(self, nbd_socket: Path) -> None:
         """Takes apart what a server that has gone left at its socket, and what nobody uses; called by the next server.
 

@@ -11,16 +11,17 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from blockmap.durable import settle
 from blockmap.errors import AlreadyExists, BlockmapError, DiskFull, HostError, NotFound, UsageError
 from blockmap.format import BLOCK
-from blockmap.volume.clone import CloneVolume
+from blockmap.volume.clone import CloneVolume, Layer
 from blockmap.volume.clone_loader import load_clone
-from blockmap.volume.clone_table import CloneRecord, CloneTable, has_clones, read_clones
+from blockmap.volume.clone_table import CaptureDraft, CaptureRecord, CloneRecord, CloneTable, has_clones, read_clones
+from blockmap.volume.overlay import Held, OverlayMap
 from blockmap.volume.scratch import ScratchFile, layer_file
 from blockmap.volume.volume import Volume
 from blockmap.volume.write_journal import boot_id
@@ -104,9 +105,73 @@ class Clones:
             raise NotFound(f"there is no clone {name}: see `blockmap clones`; images are not removed so")
         table = self._table()
         with owned_clone(clone_folder(self._state, record.id), name, self._holder):
+            unpublished = table.captures(record.id)
+            if unpublished:
+                raise HostError(
+                    f"{name} has {len(unpublished)} captures that are not published yet: wait until they are, or forget them "
+                    f"with `blockmap commit {name} --drop`"
+                )
             table.remove(record)
         _sweep(self._state, table)
         return record
+
+    def capture(self, record: CloneRecord, base: Volume, draft: CaptureDraft) -> int:
+        """Captures a clone as it is at one moment; returns the capture's number. DiskFull, HostError: nothing has happened
+        then."""
+        volume, table = self.open(record, base), self._table()
+        captured = 0
+        try:
+            number = table.add_layer()
+            fresh = Layer(number, ScratchFile(layer_file(self._state, number)), OverlayMap())
+
+            def push(layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
+                nonlocal captured
+                captured = table.push(number, record.id, layer, extents, gone, stored, draft)
+
+            try:
+                volume.freeze(fresh, push)
+            except BaseException:
+                self._delete(table.forget_layers([number]))
+                raise
+            return captured
+        finally:
+            self.close(record.name)
+
+    def captures(self, clone: int | None = None) -> list[CaptureRecord]:
+        """Returns what is captured of one clone or of all clones of the store, and not published, in order."""
+        if not has_clones(self._state):
+            return []
+        own = {each.record.id for each in read_clones(self._state) if each.record.store == self._store}
+        return [each for each in self._table().captures(clone) if each.clone in own]
+
+    def note_conflict(self, capture: int, why: str) -> None:
+        self._table().note_conflict(capture, why)
+
+    def redirect(self, capture: CaptureRecord, repo: str, tag: str, force: bool) -> None:
+        """Has a capture published under another name, or by force."""
+        self._table().redirect(capture.id, repo, tag, force)
+
+    def drop(self, capture: CaptureRecord) -> None:
+        """Forgets that something was captured; the clone keeps what was written to it."""
+        self._table().drop_capture(capture.id)
+
+    def of_capture(self, capture: CaptureRecord) -> CloneRecord:
+        return self._table().get(capture.clone)
+
+    def rebase(self, record: CloneRecord, capture: CaptureRecord, export: str, base: Volume) -> None:
+        """Puts a clone on the version that a capture of it has become; HostError if another server has it open."""
+        table = self._table()
+        with self._lock:
+            entry = self._open.get(record.name)
+        if entry is not None:
+            with entry.lock:
+                if entry.volume is not None:
+                    gone = table.rebase(capture, export)
+                    entry.volume.rebase(base, capture.layer)
+                    self._delete(gone)
+                    return
+        with owned_clone(clone_folder(self._state, record.id), record.name, self._holder):
+            self._delete(table.rebase(capture, export))
 
     def open(self, record: CloneRecord, base: Volume) -> CloneVolume:
         """Returns the volume of a clone, whose base is at hand; HostError if another server has it. `close` must follow."""
@@ -135,7 +200,7 @@ class Clones:
         """Returns the export names of all clones of the store, each with a description."""
         if not has_clones(self._state):
             return []
-        found = (record for record, _ in read_clones(self._state))
+        found = (each.record for each in read_clones(self._state))
         return [(each.name, f"clone of {each.origin}") for each in found if each.store == self._store]
 
     def end(self) -> None:
@@ -184,6 +249,12 @@ class Clones:
     def _is_used(self, name: str, entry: _Entry) -> bool:
         with self._lock:
             return entry.users > 0 or self._open.get(name) is not entry
+
+    def _delete(self, layers: Sequence[int]) -> None:
+        """Removes the files of layers that are not recorded any more; a sweep finds what stays."""
+        for layer in layers:
+            with suppress(OSError):
+                layer_file(self._state, layer).unlink(missing_ok=True)
 
     def _load(self, record: CloneRecord, base: Volume, stack: ExitStack) -> CloneVolume:
         folder = clone_folder(self._state, record.id)

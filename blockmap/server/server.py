@@ -1,5 +1,7 @@
 """Composes one server: the store, the cache, the fetcher between them, and the exports."""
 
+import json
+import logging
 import os
 import secrets
 import threading
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from blockmap.cache.cache import Cache, default_cap
 from blockmap.cache.scrubber import Scrubber
-from blockmap.errors import AlreadyExists, NotFound, StoreError, StoreReadOnly, UsageError
+from blockmap.errors import AlreadyExists, HostError, NotFound, StoreError, StoreReadOnly, UsageError
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.format import BLOCK, keys
 from blockmap.format.digest import Digest
@@ -24,19 +26,26 @@ from blockmap.origin.ranges import Ranges
 from blockmap.origin.records import RecordCache, open_served
 from blockmap.replay.replays import Replays
 from blockmap.server.clones import Clones
+from blockmap.server.commits import Commits, PublishedCapture
 from blockmap.server.hydration import Hydrations
 from blockmap.server.listing import Listing
 from blockmap.server.opener import ANSWER_SECONDS, Opener, ResolvedStart
 from blockmap.server.registry import Opened, Registry
 from blockmap.server.store_log import CallLog
 from blockmap.store.base import Pruner, Writer
-from blockmap.store.names import NameLog
+from blockmap.store.names import NameLog, NameTarget
 from blockmap.store.observed import Observed
 from blockmap.store.pins import pin_version, unpin_version
 from blockmap.trace.manager import TraceManager
-from blockmap.volume.clone_table import CloneRecord
+from blockmap.volume.clone_table import CaptureDraft, CaptureRecord, CloneRecord
+
+_log = logging.getLogger(__name__)
 
 _HEAD_SECONDS = 10.0
+
+
+def _no_publisher(capture: int) -> PublishedCapture:
+    raise HostError("this server publishes nothing")
 
 
 class Server:
@@ -50,6 +59,7 @@ class Server:
         outages: Mapping[str, OutagePolicy] | None = None,
         evidence: Callable[[TraceHead, Path], None] | None = None,
         state: Path | None = None,
+        publish: Callable[[int], PublishedCapture] | None = None,
     ) -> None:
         """`outages` has the policies of exports by name, that of all others by the empty name; `evidence` is called with
         each trace that is evidence of a start's needs. Clones are below `state`, which is beside the cache where it is not
@@ -74,6 +84,7 @@ class Server:
         self._registry = Registry(self._fetcher)
         holder = f"the server of {cache_directory}, process {os.getpid()}"
         self._clones = Clones(state or cache_directory / "state", form.store, holder)
+        self._commits = Commits(self._clones, publish or _no_publisher, self._rebase)
         self._hydrations = Hydrations(self._fetcher)
         self.traces = TraceManager(traces_folder(cache_directory), evidence or (lambda head, trace: None))
         self._lock = threading.Lock()  # guards _outages; never held across I/O, nor while another lock is taken
@@ -86,8 +97,7 @@ class Server:
         """Opens what an export name stands for now; NotFound, UsageError, StoreError, Corrupt, HostError."""
         name = export.partition("+")[0]
         clone, found = self._clones.find(name), self._find(export)
-        with self._lock:
-            policy = self._outages.get(name, self._outages[""])
+        policy = self._policy(name)
         if clone is None:
             opened = self._registry.open(found, policy)
         else:
@@ -159,6 +169,44 @@ class Server:
             return f"its version stays pinned, until somebody deletes {key} in {self._store.url}: {error}"
         return ""
 
+    def capture(self, name: str, draft: CaptureDraft) -> int:
+        """Captures a clone as it is at one moment, for it to become a version; returns the capture's number.
+
+        UsageError, DiskFull, HostError.
+        """
+        clone = self._clones.find(name)
+        if clone is None:
+            raise UsageError(f"{name} is no clone: see `blockmap clones`")
+        found = self._find(name)
+        if found.resolved.version.config is None and json.loads(draft.changes):
+            raise UsageError(f"{name} is the clone of a disk image, which has no configuration to change")
+        number = self._clones.capture(clone, self._registry.volume(found, self._policy(name)), draft)
+        self._commits.begin()
+        return number
+
+    def published(self, capture: int, seconds: float) -> PublishedCapture | str:
+        """Returns what a capture has become, or after `seconds` why it is not published yet; NameMoved where a person must
+        decide."""
+        return self._commits.wait(capture, seconds)
+
+    def settle_captures(self, name: str, drop: bool, target: NameTarget | None, force: bool) -> list[int]:
+        """Drops all captures of a clone, or has the first that waits for a decision published under another name or by
+        force; returns the numbers of those. UsageError, HostError."""
+        clone = self._clones.find(name)
+        if clone is None:
+            raise UsageError(f"{name} is no clone: see `blockmap clones`")
+        captures = self._clones.captures(clone.id)
+        chosen = captures if drop else [each for each in captures if each.conflict][:1]
+        for each in chosen:
+            if drop:
+                self._clones.drop(each)
+            else:
+                own = each.draft
+                repo, tag = (target.repo, target.tag) if target is not None else (own.repo, own.tag)
+                self._clones.redirect(each, repo, tag, force)
+        self._commits.begin()
+        return [each.id for each in chosen]
+
     def config(self, export: str) -> bytes:
         """Returns the OCI image configuration of an export; NotFound where it has none."""
         found = self._find(export).resolved
@@ -195,6 +243,10 @@ class Server:
             "traces": self.traces.status(),
         }
 
+    def begin(self) -> None:
+        """Has published what earlier servers captured."""
+        self._commits.begin()
+
     def stop(self) -> None:
         """Ends all waiting for the store, with StoreUnavailable."""
         self._fetcher.stop()
@@ -211,6 +263,7 @@ class Server:
             self._keeper.close()
         self._scrubber.close()
         self.stop()
+        self._commits.close()
         self._clones.end()
         self._hydrations.close()
         self._replays.close()
@@ -227,6 +280,26 @@ class Server:
         name, plus, label = export.partition("+")
         clone = self._clones.find(name)
         return self._opener.find(parse_reference(export if clone is None else clone.base + plus + label))
+
+    def _policy(self, name: str) -> OutagePolicy:
+        with self._lock:
+            return self._outages.get(name, self._outages[""])
+
+    def _rebase(self, capture: CaptureRecord, export: str) -> None:
+        """Puts a clone on the version that a capture of it has become."""
+        clone = self._clones.of_capture(capture)
+        found = self._opener.find(parse_reference(export))
+        if clone.pin and isinstance(self._engine, Pruner):
+            pin_version(self._engine, found.resolved.name, clone.pin)
+        self._clones.rebase(
+            clone, capture, found.resolved.pinned, self._registry.volume(found, self._policy(clone.name))
+        )
+        before = parse_reference(clone.base).digest
+        if before is not None and before != found.resolved.name:
+            try:
+                self._unpin(Digest(before), clone.pin)
+            except StoreError as error:
+                _log.warning("%s stays pinned: %s", clone.base, error)
 
     def _pin(self, version: Digest) -> str:
         """Pins a version in the store for a clone; returns the holder, or nothing where the store cannot be written."""

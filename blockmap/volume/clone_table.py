@@ -203,6 +203,11 @@ class CloneTable:
         with self._changing() as connection:
             return int(connection.execute("INSERT INTO layers DEFAULT VALUES").lastrowid or 0)
 
+    def forget_layers(self, layers: Sequence[int]) -> list[int]:
+        """Forgets those of some layers that are in no stack; returns these."""
+        with self._changing() as connection:
+            return self._forget_unused(connection, layers)
+
     def push(
         self,
         fresh: int,
@@ -333,19 +338,35 @@ def has_clones(state: Path) -> bool:
     return (state / _FILE).exists()
 
 
-def read_clones(state: Path) -> list[tuple[CloneRecord, int]]:
-    """Returns all clones of a host, by name, each with the bytes that its own layers have; HostError."""
+@dataclass(frozen=True, slots=True)
+class CloneUsage:
+    """What a clone has, for people."""
+
+    record: CloneRecord
+    written: int
+    """Bytes that its layers have."""
+    unpublished: int
+    """Captures that are not published yet."""
+    conflict: str
+    """Why the first of them waits for a decision; empty where none does."""
+
+
+def read_clones(state: Path) -> list[CloneUsage]:
+    """Returns all clones of a host, by name; HostError."""
     if not has_clones(state):
         return []
     query = f"""
-SELECT {_COLUMNS}, coalesce(sum(stop - start), 0) FROM clones
-LEFT JOIN stacks ON clone = clones.id
+SELECT {_COLUMNS}, coalesce(sum(stop - start), 0),
+    (SELECT count(*) FROM captures WHERE captures.clone = clones.id),
+    (SELECT coalesce(max(conflict), '') FROM captures WHERE captures.clone = clones.id)
+FROM clones
+LEFT JOIN stacks ON stacks.clone = clones.id
 LEFT JOIN extents ON extents.layer = stacks.layer AND kind = {Kind.DATA.value}
 GROUP BY clones.id ORDER BY name
 """
     try:
         with closing(open_to_read(state / _FILE, _SCHEMA)) as connection:
-            return [(CloneRecord(*row), written) for *row, written in connection.execute(query)]
+            return [CloneUsage(CloneRecord(*row[:-3]), *row[-3:]) for row in connection.execute(query)]
     except sqlite3.Error as error:
         raise _unusable(state / _FILE, error) from error
 

@@ -1,0 +1,146 @@
+"""Commits of clones in two steps: a moment is captured, which is local and takes milliseconds; then it is published.
+
+What is captured is on record until it is published, in order, by a thread that has nothing else to do: through restarts of
+the server, and as often as it takes while the store is away. Where the name has moved on, a person decides.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from blockmap.errors import BlockmapError, NameMoved, NotFound
+from blockmap.server.clones import Clones
+from blockmap.volume.clone_table import CaptureRecord
+
+_log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 30.0)
+"""After a failure the store is left alone for so long; the last is repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedCapture:
+    """A capture that has become a version."""
+
+    export: str
+    """The version's export name by digest."""
+    entry: int
+    """The number of the name's entry."""
+
+
+class Commits:
+    """Has captures published one after another; safe to share between threads."""
+
+    def __init__(
+        self,
+        clones: Clones,
+        publish: Callable[[int], PublishedCapture],
+        rebase: Callable[[CaptureRecord, str], None],
+    ) -> None:
+        """`publish` makes a version of a capture, given its number; NameMoved, or a BlockmapError that may pass. `rebase` puts
+        a clone on the version that a capture of it has become, given the version's export name."""
+        self._clones = clones
+        self._publish = publish
+        self._rebase = rebase
+        self._lock = threading.Lock()  # guards what follows; never held across I/O, nor while another lock is taken
+        self._changed = threading.Condition(self._lock)
+        self._is_running = False
+        self._closed = False
+        self._news = False
+        """True if there may be something that the thread has not seen."""
+        self._outcomes: dict[int, PublishedCapture | NameMoved] = {}
+        """What captures have become in this server's time."""
+        self._failures: dict[int, str] = {}
+        """Why the last attempt at a capture failed."""
+
+    def begin(self) -> None:
+        """Has published what is captured: at the start of a server, and after each change."""
+        with self._lock:
+            if self._closed:
+                return
+            self._news = True
+            self._outcomes = {n: each for n, each in self._outcomes.items() if isinstance(each, PublishedCapture)}
+            self._changed.notify_all()
+            if not self._is_running:
+                self._is_running = True
+                threading.Thread(target=self._work, name="commit", daemon=True).start()
+
+    def wait(self, number: int, seconds: float) -> PublishedCapture | str:
+        """Returns what a capture has become, or after `seconds` why it is not published yet, as far as that is known.
+
+        NameMoved where a person must decide.
+        """
+        end = time.monotonic() + seconds
+        with self._lock:
+            while number not in self._outcomes and not self._closed and (left := end - time.monotonic()) > 0:
+                self._changed.wait(left)
+            outcome, failure = self._outcomes.get(number), self._failures.get(number, "")
+        if isinstance(outcome, NameMoved):
+            raise outcome
+        return failure if outcome is None else outcome
+
+    def close(self) -> None:
+        """Publishes no more; what is captured stays on record."""
+        with self._lock:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        failed = 0
+        while True:
+            with self._lock:
+                self._news = False
+            is_done = self._publish_all()
+            failed = 0 if is_done else failed + 1
+            with self._lock:
+                if failed and not self._news and not self._closed:
+                    self._changed.wait(_RETRY_SECONDS[min(failed, len(_RETRY_SECONDS)) - 1])
+                if self._closed or not (failed or self._news):
+                    self._is_running = False
+                    return
+
+    def _publish_all(self) -> bool:
+        """Returns False if something is to be tried again later."""
+        blocked: set[int] = set()
+        is_done = True
+        try:
+            captures = self._clones.captures()
+        except BlockmapError as error:
+            _log.error("what is captured cannot be published: %s", error)
+            return False
+        for capture in captures:
+            if self._closed:
+                return True
+            if capture.clone in blocked:
+                continue
+            if capture.conflict:
+                blocked.add(capture.clone)
+                self._note(capture.id, NameMoved(capture.conflict))
+                continue
+            try:
+                done = self._publish(capture.id)
+                self._rebase(capture, done.export)
+                self._note(capture.id, done)
+            except NameMoved as error:
+                blocked.add(capture.clone)
+                self._clones.note_conflict(capture.id, str(error))
+                self._note(capture.id, error)
+                _log.warning("a capture waits for a decision: %s", error)
+            except NotFound as error:
+                blocked.add(capture.clone)
+                _log.info("a capture has gone: %s", error)
+            except BlockmapError as error:
+                blocked.add(capture.clone)
+                is_done = False
+                with self._lock:
+                    self._failures[capture.id] = str(error)
+                _log.warning("a capture is not published yet: %s", error)
+        return is_done
+
+    def _note(self, number: int, outcome: PublishedCapture | NameMoved) -> None:
+        with self._lock:
+            self._outcomes[number] = outcome
+            self._failures.pop(number, None)
+            self._changed.notify_all()

@@ -1,0 +1,208 @@
+"""Clones of a real server become versions, while they are written to, and whatever happens to server and store."""
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from blockmap.control.messages import MakeClone
+from blockmap.format import BLOCK
+from blockmap.format.refs import parse_reference
+from blockmap.store.resolver import find_version
+from blockmap.store.volume_reader import stored_reader
+from tests.serve.conftest import Server, bare_server, content
+from tests.serve.nbd import Nbd
+from tests.waiting import until
+
+SIZE = 8 << 20
+DISK = content("disk", 4 << 20) + bytes(4 << 20)
+
+
+@pytest.fixture
+def server(tmp_path: Path, need: Callable[..., None]) -> Iterator[Server]:
+    """A server with disk:1 and a clone of it, c."""
+    need("nbdkit")
+    with bare_server(tmp_path) as made:
+        (made.where / "disk.raw").write_bytes(DISK)
+        made.run("import", made.where / "disk.raw", "disk:1", "--quiet")
+        made.start()
+        made.client.ask(MakeClone("disk:1", "c"))
+        yield made
+
+
+def stored(server: Server, name: str) -> bytes:
+    repository, _ = server.volume(name)
+    return stored_reader(repository, find_version(repository, parse_reference(name)).root)(0, SIZE)
+
+
+def commit(server: Server, name: str, *options: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(server.run("commit", "c", name, "--json", *options).stdout)
+    return found
+
+
+def test_a_commit_is_seen_by_others_and_the_clone_goes_on(server: Server) -> None:
+    expected = bytearray(DISK)
+    with Nbd(server.socket, "c") as client:
+        for round_ in range(4):
+            data = content(f"round {round_}", 3 * BLOCK)
+            client.write(round_ * 10 * BLOCK, data)
+            expected[round_ * 10 * BLOCK :][:0] = b""
+            expected[round_ * 10 * BLOCK : round_ * 10 * BLOCK + len(data)] = data
+            done = commit(server, "disk:1", "-m", f"round {round_}")
+            assert done["entry"] == round_ + 2
+            assert stored(server, "disk:1") == expected
+            assert client.read(0, SIZE // 2) == expected[: SIZE // 2], "read through the new version"
+            with Nbd(server.socket, "disk:1") as other:
+                assert other.read(0, SIZE // 2) == expected[: SIZE // 2]
+    said = server.run("log", "disk:1").stdout
+    assert "round 3" in said
+    (row,) = json.loads(server.run("clones", "--json").stdout)
+    assert row["written_bytes"] == 0, "what is published is no layer any more"
+    assert len(list((server.where / "state" / "layers").iterdir())) == 1
+
+
+def test_a_moment_is_one_while_clients_write(server: Server) -> None:
+    """A counter goes to two places in lockstep: no version shows the later without the earlier."""
+    ended = threading.Event()
+
+    def count() -> None:
+        with Nbd(server.socket, "c") as client:
+            number = 0
+            while not ended.is_set():
+                number += 1
+                client.write(5 << 20, number.to_bytes(8, "little") * 512)
+                client.write(6 << 20, number.to_bytes(8, "little") * 512)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        seen = []
+        for number in range(5):
+            commit(server, f"moment:{number}")
+            data = stored(server, f"moment:{number}")
+            first, second = data[5 << 20 :][:BLOCK], data[6 << 20 :][:BLOCK]
+            one, two = (int.from_bytes(each[:8], "little") for each in (first, second))
+            assert first == one.to_bytes(8, "little") * 512
+            assert one - 1 <= two <= one
+            seen.append(one)
+        assert seen == sorted(seen)
+        assert seen[-1] > seen[0]
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_what_is_captured_survives_the_server_and_a_store_that_is_away(server: Server) -> None:
+    with Nbd(server.socket, "c") as client:
+        client.write(0, b"captured" * 512)
+        away = server.store.rename(server.where / "away")
+        done = commit(server, "disk:1", "--wait", "local")
+        assert "capture" in done
+        client.write(0, b"later..." * 512)
+        until(lambda: "not published yet" in server.said())
+        os.kill(server.nbdkit(), 9)
+    assert json.loads(server.run("clones", "--json").stdout)[0]["unpublished"] == 1
+    refused = server.run("rm", "c", check=False)
+    assert refused.returncode == 1
+    assert "not published yet" in refused.stderr
+    away.rename(server.store)
+    server.wait_ready()
+    until(lambda: json.loads(server.run("clones", "--json").stdout)[0]["unpublished"] == 0)
+    assert stored(server, "disk:1") == b"captured" * 512 + DISK[BLOCK:]
+    with Nbd(server.socket, "c") as client:
+        assert client.read(0, BLOCK) == b"later..." * 512
+        assert client.read(BLOCK, BLOCK) == DISK[BLOCK : 2 * BLOCK]
+
+
+def test_a_name_that_moved_on_waits_for_a_decision(server: Server) -> None:
+    with Nbd(server.socket, "c") as client:
+        client.write(0, b"mine" * 1024)
+        server.run("import", server.where / "disk.raw", "other:1", "--quiet")
+        (server.where / "disk.raw").write_bytes(content("another", SIZE))
+        server.run("import", server.where / "disk.raw", "disk:1", "--quiet")
+        failed = server.run("commit", "c", "disk:1", check=False)
+        assert failed.returncode == 1
+        assert "has moved on" in failed.stderr
+        assert "--retry" in failed.stderr
+        client.write(BLOCK, b"more" * 1024)
+        assert json.loads(server.run("clones", "--json").stdout)[0]["unpublished"] == 1
+        assert "waits" in server.run("clones").stdout
+        server.run("commit", "c", "mine:1", "--retry")
+        assert stored(server, "mine:1") == b"mine" * 1024 + DISK[BLOCK:]
+        assert commit(server, "mine:2")["entry"] == 1
+        assert stored(server, "mine:2") == b"mine" * 1024 + b"more" * 1024 + DISK[2 * BLOCK :]
+        failed = server.run("commit", "c", "disk:1", check=False)
+        assert failed.returncode == 1
+        server.run("commit", "c", "--drop")
+        assert "done" if commit(server, "disk:1", "--force")["entry"] == 3 else ""
+
+
+def test_mistakes_are_explained_and_change_nothing(server: Server) -> None:
+    for arguments, said in (
+        (("c",), "no NAME"),
+        (("none", "x:1"), "is no clone"),
+        (("disk:1", "x:1"), "is no clone"),
+        (("c", "X:1"), "is not the name of a repository"),
+        (("c", "x:1", "--change", "RUN x"), "cannot be changed"),
+        (("c", "x:1", "--change", "USER me"), "no configuration"),
+        (("c", "--retry"), "say how"),
+    ):
+        done = server.run("commit", *arguments, check=False)
+        assert done.returncode != 0
+        assert said in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+    server.run("commit", "c", "--drop")
+    assert [row["unpublished"] for row in json.loads(server.run("clones", "--json").stdout)] == [0]
+
+
+@pytest.mark.root
+def test_a_mounted_clone_is_frozen_for_a_moment(tmp_path: Path, need: Callable[..., None], images: Path) -> None:
+    """Two files get a counter in lockstep, each synced; the committed file system is clean, and shows one moment."""
+    need("nbdkit", "nbdfuse", "losetup", "e2fsck")
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mounts")
+    with bare_server(tmp_path) as server:
+        server.run("import", f"oci:{images}/1:1", "small:1", "--platform", "linux/amd64")
+        server.start()
+        server.client.ask(MakeClone("small:1", "c"))
+        mounted = tmp_path / "mnt"
+        mounted.mkdir()
+        server.run("attach", "c", mounted)
+        ended = threading.Event()
+        try:
+
+            def count() -> None:
+                number = 0
+                files = [os.open(mounted / name, os.O_RDWR | os.O_CREAT) for name in ("one", "two")]
+                while not ended.is_set():
+                    number += 1
+                    for fd in files:
+                        os.pwrite(fd, f"{number:20}".encode(), 0)
+                        os.fsync(fd)
+                for fd in files:
+                    os.close(fd)
+
+            thread = threading.Thread(target=count)
+            thread.start()
+            try:
+                until(lambda: (mounted / "two").exists())
+                done = json.loads(server.run("commit", "c", "moment:1", "--json").stdout)
+            finally:
+                ended.set()
+                thread.join()
+            assert 0 < done["stall_seconds"] < 5
+        finally:
+            server.run("detach", mounted)
+        raw = tmp_path / "raw"
+        subprocess.run(["nbdcopy", server.uri("moment:1"), str(raw)], check=True)
+        checked = subprocess.run(["e2fsck", "-fn", raw], capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stdout
+        found = []
+        for name in ("one", "two"):
+            out = subprocess.run(["debugfs", "-R", f"cat /{name}", raw], capture_output=True, text=True, check=True)
+            found.append(int(out.stdout or "0"))
+        assert found[0] - 1 <= found[1] <= found[0]
