@@ -18,7 +18,7 @@ from pathlib import Path
 from blockmap.durable import settle
 from blockmap.errors import AlreadyExists, BlockmapError, DiskFull, HostError, NotFound, UsageError
 from blockmap.format import BLOCK
-from blockmap.volume.clone import CloneVolume, Layer
+from blockmap.volume.clone import CloneLayer, CloneVolume
 from blockmap.volume.clone_loader import load_clone
 from blockmap.volume.clone_table import CaptureDraft, CaptureRecord, CloneRecord, CloneTable, has_clones, read_clones
 from blockmap.volume.overlay import Held, OverlayMap
@@ -122,7 +122,7 @@ class Clones:
         captured = 0
         try:
             number = table.add_layer()
-            fresh = Layer(number, ScratchFile(layer_file(self._state, number)), OverlayMap())
+            fresh = CloneLayer(number, ScratchFile(layer_file(self._state, number)), OverlayMap())
 
             def push(layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
                 nonlocal captured

@@ -338,7 +338,12 @@ class CloneVolume:
 
     @staticmethod
     def _read_merged(
-        below: Read, size: int, layers: Sequence[CloneLayer], pieces: Sequence[OverlayPiece], buf: memoryview, offset: int
+        below: Read,
+        size: int,
+        layers: Sequence[CloneLayer],
+        pieces: Sequence[OverlayPiece],
+        buf: memoryview,
+        offset: int,
     ) -> Slow | None:
         """Reads pieces of `layers` and of what is below them, which has `size` bytes."""
         began = time.perf_counter()
