@@ -27,6 +27,7 @@ object that made them, all of these by `Server.close` or by the plugin's end.
     hydrate                   Hydration, when all has come             brings the rest of a version
     traces                    TraceManager, while a trace runs         writes what was read, ends traces that are over
     learn                     LearnerProcess, while something waits    runs `blockmap profile build`
+    commit                    Commits, while something is captured     has captures published by `blockmap.commit.publisher`
     watch                     the plugin, with the process             waits for nbdkit's signal to end
     control, control client   Control, with the process                answers the control socket, one thread a client
     metrics (1+32)            MetricsServer, with the process          answers Prometheus
@@ -50,7 +51,8 @@ nor while another lock is taken. Hits take none. The exceptions, all of them:
 
     held across I/O of the local disk: Cache._room and StagingArea._writing; RecordCache._lock and CloneTable._lock, which
     guard a connection to SQLite; _Entry.lock, one for each clone, and CloneVolume._turn; TraceManager._lock, while a trace is
-    made; Recorder._lock, which guards the file; LearnerProcess._lock, while a process starts.
+    made; Recorder._lock, which guards the file; LearnerProcess._lock and PublisherProcess._lock, while a process
+    starts.
     held while something is computed: Verifier._lock, on purpose: one at a time verifies.
 
 tests/server/test_lock_order.py reads this, and runs a server under load.
