@@ -21,8 +21,11 @@ from blockmap.format.digest import Digest
 from blockmap.format.profile import Profile, ProfileItem
 from blockmap.format.reading_list import ReadItem
 from blockmap.learn.local_files import LocalProfiles
+from blockmap.server.commits import PublishedCapture
 from blockmap.server.store_log import CallLog
+from blockmap.store.names import NameTarget
 from blockmap.store.observed import Call
+from blockmap.volume.clone_table import CaptureDraft
 from nbdplugin.control import dispatcher
 
 PINNED = f"app@sha256:{bytes(32).hex()}"
@@ -80,6 +83,15 @@ class Served:
 
     def remove_clone(self, name: str) -> str:
         return f"{name} is gone"
+
+    def capture(self, name: str, draft: CaptureDraft) -> int:
+        return len(name)
+
+    def published(self, capture: int, seconds: float) -> PublishedCapture | str:
+        return PublishedCapture(PINNED, capture) if capture else "the store is away"
+
+    def settle_captures(self, name: str, drop: bool, target: NameTarget | None, force: bool) -> list[int]:
+        return [7] if drop else []
 
     def hydrate(self, export: str) -> None:
         pass
@@ -215,7 +227,18 @@ def test_an_error_of_another_kind_is_one_of_the_host(kind: object) -> None:
 def test_each_operation_has_a_handler_and_says_what_it_is(control: Dispatcher) -> None:
     for op, kind in OPERATIONS.items():
         assert kind.__doc__
-        assert ask(control, v=1, op=op, export="app:1", new=True)["ok"], op
+        assert ask(control, v=1, op=op, export="app:1", name="app:1", new=True)["ok"], op
+
+
+def test_a_capture_is_published_or_it_is_said_why_not(control: Dispatcher) -> None:
+    assert ask(control, v=1, op="capture", export="web", name="app:2")["capture"] == 3
+    assert ask(control, v=1, op="capture", export="web", name="APP")["kind"] == "UsageError"
+    done = ask(control, v=1, op="published", capture=3, seconds=0)
+    assert (done["export"], done["entry"], done["failure"]) == (PINNED, 3, "")
+    waits = ask(control, v=1, op="published", capture=0, seconds=0)
+    assert (waits["export"], waits["failure"]) == ("", "the store is away")
+    assert ask(control, v=1, op="published", capture=0, seconds=1e9)["kind"] == "UsageError"
+    assert ask(control, v=1, op="settle", export="web", drop=True)["captures"] == [7]
 
 
 def test_answers_arrive_as_they_were_given(control: Dispatcher, served: Served) -> None:
