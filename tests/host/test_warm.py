@@ -346,7 +346,7 @@ def test_the_server_is_told_of_new_devices_alone(mounting: Host, stand_in: Calla
 def test_a_label_goes_with_the_name(mounting: Host, stand_in: Callable[..., StandIn]) -> None:
     def pinned(request: dict[str, Any]) -> dict[str, Any]:
         name, plus, label = request["export"].partition("+")
-        return {"export": mounting.client.ask(Resolve(name)).export + plus + label}
+        return {"export": mounting.client.ask(Resolve(name)).export + plus + label, "writable": False}
 
     front = stand_in(readings=readings(), resolve=pinned)
     where = directory(mounting)
