@@ -16,7 +16,7 @@ The rules, which `image.compare` follows as well (OCI image-spec, layer.md, and 
 import re
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 from blockmap.errors import ImageError
 from blockmap.filesystem.member import Member, MemberKind
@@ -29,15 +29,21 @@ _AUFS = re.compile(rb"(?:^|/)\.wh\.\.wh\.(?!\.opq\Z)")
 """Matches paths that are aufs's own, or below one."""
 _BELOW_WHITEOUT = re.compile(rb"(?:^|/)\.wh\.[^/]*/")
 _NOTHING: Mapping[bytes, Any] = MappingProxyType({})
-"""Stands for the dictionaries of inodes that need none: images have millions of them."""
+_PARENTS = 10_000
+"""Directories that are kept by path: those of the last members are asked for again, and each path may be long."""
+MAX_INODES = 4_000_000
+"""Files, directories and others that the layers of an image may bring: each takes half a kB of memory until the end."""
+_ORDINARY = 128
+"""Bytes of a member's name, target and attributes; what goes beyond them counts as long."""
+MAX_LONG_BYTES = 64 << 20
+"""Bytes of an image's names, targets and attributes beyond the ordinary ones; attributes that are equal count once."""
 
 
 class Inode:
-    """A file, directory or other object with all its names."""
+    """A file, directory or other object with all its names; images have millions, so each kind has the fields it needs."""
 
     __slots__ = (
-        "children", "gid", "kind", "layers", "links", "major", "minor", "mode", "mtime_ns", "mtime_s", "parent", "place",
-        "size", "target", "uid", "xattrs",
+        "block", "gid", "kind", "links", "mode", "mtime_ns", "mtime_s", "number", "place", "size", "uid", "xattrs",
     )  # fmt: skip
 
     def __init__(self, kind: MemberKind) -> None:
@@ -46,67 +52,121 @@ class Inode:
         self.uid = self.gid = 0
         self.mtime_s = self.mtime_ns = 0
         self.size = 0
-        self.target = b""
-        self.major = self.minor = 0
         self.xattrs: Mapping[bytes, bytes] = _NOTHING
         self.links = 0
         """Number of its names; 0 if it was removed."""
-        directory = kind is MemberKind.DIR
-        self.children: dict[bytes, Inode] = {} if directory else cast(Any, _NOTHING)
-        """Children of a directory, in order of insertion."""
-        self.layers: dict[bytes, int] = {} if directory else cast(Any, _NOTHING)
-        """The layer that added each child of a directory, or last declared it."""
-        self.parent: Inode = self
-        """The parent of a directory; the root is its own."""
+        self.number = 0
+        """Its number in the file system; 0 before it has one."""
+        self.block = 0
+        """The first block of a file whose contents are in one piece; 0 otherwise."""
         self.place: object = None
-        """Data of the file system's writer about the inode."""
+        """What else the file system's writer has of it; most files have nothing else."""
 
-    def describe(self, member: Member) -> None:
+    @property
+    def children(self) -> "Mapping[bytes, Inode]":
+        """Children of a directory, in order of insertion."""
+        return _NOTHING
+
+    @property
+    def parent(self) -> "Inode":
+        """The parent of a directory; the root is its own."""
+        return self
+
+    @property
+    def target(self) -> bytes:
+        """The target of a symlink."""
+        return b""
+
+    @property
+    def device(self) -> tuple[int, int]:
+        """Major and minor number of a device."""
+        return 0, 0
+
+    def describe(self, member: Member, xattrs: Mapping[bytes, bytes]) -> None:
         """Sets the attributes to those of a member."""
         self.mode, self.uid, self.gid = member.mode, member.uid, member.gid
         self.mtime_s, self.mtime_ns = member.mtime_s, member.mtime_ns
-        self.size, self.target = member.size, member.target
-        self.major, self.minor = member.major, member.minor
-        self.xattrs = member.xattrs or _NOTHING
+        self.size, self.xattrs = member.size, xattrs
 
     def reset(self) -> None:
         """Sets the attributes to those of a directory that no member describes."""
         self.mode, self.uid, self.gid, self.mtime_s, self.mtime_ns, self.xattrs = 0o755, 0, 0, 0, 0, _NOTHING
 
 
+class DirectoryInode(Inode):
+    """A directory with its children."""
+
+    __slots__ = ("children", "layer", "parent")
+
+    def __init__(self, parent: "DirectoryInode | None", layer: int) -> None:
+        super().__init__(MemberKind.DIR)
+        self.children: dict[bytes, Inode] = {}
+        self.parent: DirectoryInode = parent or self
+        self.layer = layer
+        """The layer that made it."""
+
+
+class _SymlinkInode(Inode):
+    __slots__ = ("target",)
+    target: bytes
+
+    def describe(self, member: Member, xattrs: Mapping[bytes, bytes]) -> None:
+        super().describe(member, xattrs)
+        self.target = member.target
+
+
+class _DeviceInode(Inode):
+    __slots__ = ("device",)
+    device: tuple[int, int]
+
+    def describe(self, member: Member, xattrs: Mapping[bytes, bytes]) -> None:
+        super().describe(member, xattrs)
+        self.device = member.major, member.minor
+
+
+_CLASSES: Mapping[MemberKind, type[Inode]] = MappingProxyType(
+    {MemberKind.SYMLINK: _SymlinkInode, MemberKind.CHAR: _DeviceInode, MemberKind.BLOCK: _DeviceInode}
+)
+
+
 class Tree:
     """The merged tree; callers `add` members layer by layer."""
 
     def __init__(self) -> None:
-        self.root = Inode(MemberKind.DIR)
+        self.root = DirectoryInode(None, -1)
         self.root.links = 1
         self.layer = -1
         self.made: list[Inode] = []
         """Inodes that the present layer added, in order; some may be removed again."""
-        self.touched: dict[Inode, None] = {}
+        self.touched: dict[DirectoryInode, None] = {}
         """Directories whose children or attributes the present layer changed."""
-        self._below: dict[tuple[Inode, bytes], Inode | None] = {}
+        self._own: dict[DirectoryInode, set[bytes]] = {}
+        """Names that the present layer has in directories of lower layers; in those that it made, it has them all."""
+        self._below: dict[tuple[DirectoryInode, bytes], Inode] = {}
         """What lower layers have at the names that the present layer changed."""
-        self._released: list[Inode] = []
+        self._released: list[DirectoryInode] = []
         """Directories that the present layer removed."""
         self._aufs: dict[bytes, Inode] = {}
         """Files of the present layer's directory of pseudo-links, by path."""
-        self._parents: dict[bytes, Inode] = {}  # directories by path as written; emptied when a path may lead elsewhere
+        self._parents: dict[bytes, DirectoryInode] = {}  # by path as written; emptied when a path may lead elsewhere
+        self._xattrs: dict[tuple[tuple[bytes, bytes], ...], Mapping[bytes, bytes]] = {}
+        """Each set of attributes once: often all files of an image have the same."""
+        self._inodes = self._long_bytes = 0
 
     def begin_layer(self) -> None:
         self.layer += 1
         self.made = []
         self.touched = {}
         for gone in self._released:
-            gone.children, gone.layers = {}, {}
-        self._below, self._aufs, self._released = {}, {}, []
+            gone.children = {}
+        self._own, self._below, self._aufs, self._released = {}, {}, {}, []
 
     def add(self, member: Member) -> Inode | None:
         """Adds one member, and returns the inode that its contents belong to. Raises ImageError for an impossible member."""
         if not member.path:
             if member.kind is not MemberKind.DIR:
                 raise ImageError(f"the root of a layer is a {member.kind.value}: a directory is expected")
-            self.root.describe(member)
+            self.root.describe(member, self._attributes(member))
             self.touched[self.root] = None
             return None
         check_path(member.path, member.path)
@@ -128,8 +188,8 @@ class Tree:
             return None
         old = parent.children.get(name)
         self.touched[parent] = None
-        if old is not None and old.kind is MemberKind.DIR and member.kind is MemberKind.DIR:
-            old.describe(member)
+        if isinstance(old, DirectoryInode) and member.kind is MemberKind.DIR:
+            old.describe(member, self._attributes(member))
             self._declare(parent, name)
             self.touched[old] = None
             return None
@@ -139,31 +199,63 @@ class Tree:
                 f"{len(member.target)}: {show(member.target[:80])}"
             )
         inode = self.make(parent, name, member.kind)
-        inode.describe(member)
+        inode.describe(member, self._attributes(member))
         return inode if member.kind is MemberKind.FILE else None
 
     def walk(self) -> Iterator[tuple[bytes, Inode]]:
-        """Yields every path with its inode, parents first, sorted by name within a directory. Raises ImageError for a long path."""
-        waiting: list[tuple[bytes, Inode]] = [(b"", self.root)]
+        """Yields every path with its inode, parents first, files in the order of their paths. Raises ImageError for a long path."""
+        yield b"", self.root
+        waiting = [(b"", self.root, iter(_in_order(self.root)))]
         while waiting:
-            path, inode = waiting.pop()
-            if len(path) > MAX_PATH:
-                raise ImageError(f"{show(path[:80])}...: its path has {len(path)} bytes, {MAX_PATH} are allowed")
-            yield path, inode
-            if inode.children:
-                prefix = path + b"/" if path else b""
-                waiting.extend((prefix + name, inode.children[name]) for name in sorted(inode.children, reverse=True))
+            prefix, directory, names = waiting[-1]
+            for name in names:
+                path, inode = prefix + name, directory.children[name]
+                if len(path) > MAX_PATH:
+                    raise ImageError(f"{show(path[:80])}...: its path has {len(path)} bytes, {MAX_PATH} are allowed")
+                yield path, inode
+                if isinstance(inode, DirectoryInode) and inode.children:
+                    waiting.append((path + b"/", inode, iter(_in_order(inode))))
+                    break
+            else:
+                waiting.pop()
 
-    def make(self, parent: Inode, name: bytes, kind: MemberKind) -> Inode:
-        """Makes an inode with a name, and replaces the one that has the name."""
-        inode = Inode(kind)
-        if kind is MemberKind.DIR:
-            inode.parent = parent
+    def make(self, parent: DirectoryInode, name: bytes, kind: MemberKind) -> Inode:
+        """Makes an inode with a name, and replaces the one that has the name. Raises ImageError for one too many."""
+        inode = DirectoryInode(parent, self.layer) if kind is MemberKind.DIR else _CLASSES.get(kind, Inode)(kind)
         self._put(parent, name, inode)
-        self.made.append(inode)
+        self._keep(inode)
         return inode
 
-    def _put(self, parent: Inode, name: bytes, inode: Inode) -> None:
+    def _keep(self, inode: Inode) -> None:
+        self.made.append(inode)
+        self._inodes += 1
+        if self._inodes > MAX_INODES:
+            raise ImageError(
+                f"the image brings more than {MAX_INODES:,} files and directories, the most that an import takes: make it smaller"
+            )
+
+    def _attributes(self, member: Member) -> Mapping[bytes, bytes]:
+        """Counts what is long about a member, and returns its extended attributes. Raises ImageError for too much."""
+        size = len(member.path) - member.path.rfind(b"/") + len(member.target)
+        found: Mapping[bytes, bytes] = _NOTHING
+        if member.xattrs:
+            key = tuple(sorted(member.xattrs.items()))
+            found = self._xattrs.setdefault(key, member.xattrs)
+            if found is member.xattrs:
+                size += sum(len(name) + len(value) for name, value in key)
+        if size > _ORDINARY:
+            self._long_bytes += size - _ORDINARY
+            self._check_long(member.path)
+        return found
+
+    def _check_long(self, path: bytes) -> None:
+        if self._long_bytes > MAX_LONG_BYTES:
+            raise ImageError(
+                f"{show(path)}: with it, names, targets and attributes of more than {_ORDINARY} bytes take more than the "
+                f"{MAX_LONG_BYTES >> 20} MiB that an image may have of them: the archive is hostile, or damaged"
+            )
+
+    def _put(self, parent: DirectoryInode, name: bytes, inode: Inode) -> None:
         """Gives an inode a name, and replaces the one that has the name."""
         old = parent.children.get(name)
         self._declare(parent, name)
@@ -175,10 +267,9 @@ class Tree:
         parent.children[name] = inode
         self.touched[parent] = None
 
-    def _remove(self, parent: Inode, name: bytes) -> None:
+    def _remove(self, parent: DirectoryInode, name: bytes) -> None:
         self._declare(parent, name)
         inode = parent.children.pop(name)
-        del parent.layers[name]
         self.touched[parent] = None
         if inode.kind in (MemberKind.DIR, MemberKind.SYMLINK):
             self._parents.clear()
@@ -190,7 +281,7 @@ class Tree:
         while waiting:
             gone = waiting.pop()
             gone.links -= 1
-            if gone.kind is MemberKind.DIR:
+            if isinstance(gone, DirectoryInode):
                 self._released.append(gone)
                 waiting.extend(gone.children.values())
 
@@ -201,33 +292,34 @@ class Tree:
                 raise ImageError(f"{show(path)}: a whiteout must name what it removes")
             check_name(hidden, path)
         parent = self._look_up(above, self._lower_child, follow=True)
-        if parent is None or parent.kind is not MemberKind.DIR or not parent.links:
+        if not isinstance(parent, DirectoryInode) or not parent.links:
             return
         if name == OPAQUE:
             self._prune(parent, list(parent.children))
         elif hidden in parent.children:
             self._prune(parent, [hidden])
 
-    def _prune(self, directory: Inode, names: list[bytes]) -> None:
+    def _prune(self, directory: DirectoryInode, names: list[bytes]) -> None:
         """Removes inodes of lower layers at `names` and below; those of this layer stay."""
         # Not recursive: archives nest deeper than Python's stack. True: everything below has been pruned.
         waiting = [(directory, name, False) for name in names]
         while waiting:
             parent, name, done = waiting.pop()
             inode = parent.children[name]
-            if inode.children and not done:
+            below = inode if isinstance(inode, DirectoryInode) and inode.children else None
+            if below is not None and not done:
                 waiting.append((parent, name, True))
-                waiting.extend((inode, child, False) for child in inode.children)
-            elif parent.layers[name] == self.layer:
+                waiting.extend((below, child, False) for child in below.children)
+            elif self._is_own(parent, name):
                 continue
-            elif inode.children:
-                inode.reset()
+            elif below is not None:
+                below.reset()
                 self._declare(parent, name)
-                self.touched[inode] = None
+                self.touched[below] = None
             else:
                 self._remove(parent, name)
 
-    def _link(self, parent: Inode, name: bytes, member: Member) -> None:
+    def _link(self, parent: DirectoryInode, name: bytes, member: Member) -> None:
         check_path(member.target, member.path)
         if _AUFS.search(member.target):
             target = self._aufs.get(member.target)
@@ -248,15 +340,25 @@ class Tree:
         if member.kind is not MemberKind.FILE:
             return None
         inode = self._aufs[member.path] = Inode(member.kind)
-        inode.describe(member)
-        self.made.append(inode)
+        inode.describe(member, self._attributes(member))
+        self._long_bytes += len(member.path)
+        self._check_long(member.path)
+        self._keep(inode)
         return inode
 
-    def _declare(self, parent: Inode, name: bytes) -> None:
+    def _is_own(self, parent: DirectoryInode, name: bytes) -> bool:
+        """Returns True if what stands at a name is of the present layer."""
+        return parent.layer == self.layer or name in self._own.get(parent, ())
+
+    def _declare(self, parent: DirectoryInode, name: bytes) -> None:
         """Notes that the present layer has something at a name, and what lower layers have there."""
-        if parent.layers.get(name, self.layer) != self.layer:
-            self._below[parent, name] = parent.children[name]
-        parent.layers[name] = self.layer
+        if parent.layer == self.layer:
+            return
+        own = self._own.setdefault(parent, set())
+        if name not in own:
+            own.add(name)
+            if name in parent.children:
+                self._below[parent, name] = parent.children[name]
 
     @staticmethod
     def _child(directory: Inode, name: bytes) -> Inode | None:
@@ -264,13 +366,15 @@ class Tree:
 
     def _lower_child(self, directory: Inode, name: bytes) -> Inode | None:
         """Returns what lower layers have at a name."""
-        if directory.layers.get(name) == self.layer or name not in directory.children:
+        if not isinstance(directory, DirectoryInode):
+            return None
+        if self._is_own(directory, name) or name not in directory.children:
             return self._below.get((directory, name))
         return directory.children[name]
 
     def _look_up(self, path: bytes, child: Callable[[Inode, bytes], Inode | None], follow: bool) -> Inode | None:
         """Returns the inode at a path, None if there is none; a symlink at its end is followed only with `follow`."""
-        at = self.root
+        at: Inode = self.root
         todo = path.split(b"/")[::-1] if path else []
         followed = 0
         while todo:
@@ -294,15 +398,17 @@ class Tree:
             todo.extend(below.target.split(b"/")[::-1])
         return at
 
-    def _directory(self, path: bytes, of: bytes) -> Inode:
+    def _directory(self, path: bytes, of: bytes) -> DirectoryInode:
         """Returns the directory at `path`, and makes it if it is missing; `of` is the member that needs it."""
         found = self._parents.get(path)
         if found is None:
             found = self._resolve(path, of)
+            if len(self._parents) >= _PARENTS:
+                self._parents.clear()
             self._parents[path] = found
         return found
 
-    def _resolve(self, path: bytes, of: bytes) -> Inode:
+    def _resolve(self, path: bytes, of: bytes) -> DirectoryInode:
         at = self.root
         todo = path.split(b"/")[::-1] if path else []
         followed = 0
@@ -325,7 +431,13 @@ class Tree:
                     at = self.root
                 todo.extend(below.target.split(b"/")[::-1])
                 continue
-            if below.kind is not MemberKind.DIR:
+            if not isinstance(below, DirectoryInode):
                 raise ImageError(f"{show(of)}: {show(part)} on its path is a {below.kind.value}, not a directory")
             at = below
         return at
+
+
+def _in_order(directory: DirectoryInode) -> list[bytes]:
+    """Returns the names in a directory in the order that the paths below them have, as bytes."""
+    children = directory.children
+    return sorted(children, key=lambda name: name + b"/" if children[name].kind is MemberKind.DIR else name)

@@ -28,9 +28,9 @@ class Encoder:
         """Returns `data` as one zstd frame, which may be longer than `data`."""
         return self._zstd.compress(data)
 
-    def stream(self) -> BodyStream:
-        """Returns a compressor of pieces to one zstd frame, which does not say how long its content is."""
-        return self._zstd.compressobj()
+    def stream(self, raw: int = -1) -> BodyStream:
+        """Returns a compressor of pieces to one zstd frame, which says how long its content is only if it is known."""
+        return self._zstd.compressobj(raw)
 
     def encode(self, data: bytes | memoryview) -> tuple[int, bytes | memoryview]:
         """Chooses a codec, and returns it with the stored form, which is `data` itself where compression saves less than 3 %."""

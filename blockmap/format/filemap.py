@@ -19,6 +19,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from blockmap.errors import FormatError
+from blockmap.format.codec import BodyStream
 from blockmap.format.digest import DIGEST_BYTES, Digest
 
 MAGIC = b"bmfm"
@@ -27,6 +28,7 @@ MAX_BODY = 1 << 30
 MAX_PATH = (1 << 16) - 1
 """Bytes of a path; a longer one, which no system call takes, has no record."""
 
+_PIECE_BYTES = 1 << 16
 _HEAD = struct.Struct("<4sB3s32sI")
 _FILE = struct.Struct("<HIQ")
 _RUN = struct.Struct("<QI")
@@ -55,15 +57,30 @@ def folders_above(path: bytes) -> list[bytes]:
     return [b"/".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
 
 
-def encode(root: Digest, files: Iterable[File], compress: Callable[[bytes], bytes]) -> bytes:
-    """Returns the object as stored."""
-    body = b"".join(
-        part
-        for path, size, runs in files
-        for part in (_FILE.pack(len(path), len(runs), size), path, *(_RUN.pack(*run) for run in runs))
-    )
-    data = _HEAD.pack(MAGIC, FORMAT, bytes(3), root, len(body)) + compress(body)
-    return data + sha256(data).digest()
+def encode(
+    root: Digest, files: Iterable[tuple[bytes, int, list[FileRun]]], compressor: Callable[[int], BodyStream]
+) -> bytes:
+    """Returns the object as stored; `files` are gone through twice, since the size of the body comes before it.
+
+    `compressor` makes what compresses a body of so many bytes, which comes in pieces. Raises FormatError for too many files.
+    """
+    raw = sum(_FILE.size + len(path) + _RUN.size * len(runs) for path, _, runs in files)
+    if raw > MAX_BODY:
+        raise FormatError(f"the file map takes {raw} bytes: {MAX_BODY} at most are kept")
+    stream = compressor(raw)
+    data = bytearray(_HEAD.pack(MAGIC, FORMAT, bytes(3), root, raw))
+    piece = bytearray()
+    for path, size, runs in files:
+        piece += _FILE.pack(len(path), len(runs), size)
+        piece += path
+        for run in runs:
+            piece += _RUN.pack(*run)
+        if len(piece) >= _PIECE_BYTES:
+            data += stream.compress(bytes(piece))
+            piece.clear()
+    data += stream.compress(bytes(piece))
+    data += stream.flush()
+    return bytes(data) + sha256(data).digest()
 
 
 def decode(data: bytes, root: Digest, expand: Callable[[memoryview, int], bytes]) -> Iterator[File]:

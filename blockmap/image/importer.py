@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from blockmap.filesystem.ext4.writer import WRITER, Ext4Writer
 from blockmap.filesystem.member import ImageSource
 from blockmap.format import BLOCK, filemap, keys, layer, oci
 from blockmap.format.digest import Digest
-from blockmap.format.filemap import File
+from blockmap.format.filemap import FileRun
 from blockmap.format.oci import DocumentRecord
 from blockmap.format.version import Version, WriterLayout
 from blockmap.image.disk_image import DiskSource
@@ -39,7 +39,7 @@ from blockmap.store.documents import check_document
 from blockmap.store.names import NameLog, NameTarget
 from blockmap.store.numbered import newest_right, read_numbers
 from blockmap.store.opening import Format
-from blockmap.store.packs import body_stream, compress, expand, expand_stream
+from blockmap.store.packs import body_stream, expand, expand_stream
 from blockmap.store.repository import Repository
 
 THRESHOLD_BLOCKS = 32
@@ -91,7 +91,8 @@ class WrittenVolume:
     """Blocks of the volume."""
     layout: WriterLayout
     hidden: list[tuple[int, int]]
-    files: list[File]
+    files: Iterable[tuple[bytes, int, list[FileRun]]]
+    """Path, bytes and runs of every file, sorted by path."""
     headers: list[LayerHeaders]
 
 
@@ -148,7 +149,7 @@ class Importer:
             return
         name, number = published.version, published.number
         root, repository = version.root.digest, Repository(self._store)
-        files = filemap.encode(root, laid.files, compress)
+        files = filemap.encode(root, laid.files, body_stream)
 
         def lists_them(data: bytes) -> bool:
             return data == files or filemap.body(data, root, expand) == filemap.body(files, root, expand)
@@ -250,8 +251,7 @@ def write_image(source: ImageSource, chunks: ChunkWriter, threshold: int) -> Wri
         kept.end()
         headers.append(kept)
     volume = writer.finish(_uuid(source))
-    files = [File(path, size, runs) for path, size, runs in volume.files if len(path) <= filemap.MAX_PATH]
-    return WrittenVolume(volume.size_blocks, WriterLayout(WRITER, threshold), volume.hidden, files, headers)
+    return WrittenVolume(volume.size_blocks, WriterLayout(WRITER, threshold), volume.hidden, volume.files, headers)
 
 
 def write_disk(source: DiskSource, chunks: ChunkWriter) -> WrittenVolume:

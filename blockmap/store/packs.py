@@ -209,7 +209,7 @@ def pack_key(name: Digest) -> str:
 
 
 def compress(body: bytes) -> bytes:
-    """Returns the body of a record (a file map, a profile, a reading list) as it is stored."""
+    """Returns the body of a record (a profile, a reading list) as it is stored."""
     return codec.Encoder().compress(body)
 
 
@@ -223,9 +223,9 @@ def expand_stream(stored: bytes | memoryview, raw: int) -> bytes:
     return codec.decode_stream(stored, raw)
 
 
-def body_stream() -> codec.BodyStream:
-    """Returns what compresses a body that comes in pieces (a layer's headers)."""
-    return codec.Encoder().stream()
+def body_stream(raw: int = -1) -> codec.BodyStream:
+    """Returns what compresses a body that comes in pieces: a file map of `raw` bytes, or a layer's headers."""
+    return codec.Encoder().stream(raw)
 
 
 @overload

@@ -35,7 +35,6 @@ def check(tree: Tree, model: Model) -> None:
     for path, inode in tree.walk():
         groups.setdefault(inode, set()).add(path)
         if inode.kind is MemberKind.DIR:
-            assert set(inode.children) == set(inode.layers)
             assert all(child.parent is inode for child in inode.children.values() if child.kind is MemberKind.DIR)
     assert {frozenset(paths) for paths in groups.values()} == model.groups()
     assert all(inode.links == len(paths) for inode, paths in groups.items())

@@ -11,7 +11,7 @@ from blockmap.errors import FormatError
 from blockmap.format import codec
 from blockmap.format.digest import Digest
 from blockmap.format.filemap import MAX_BODY, MAX_PATH, File, decode, encode
-from blockmap.store.packs import compress, expand
+from blockmap.store.packs import body_stream, expand
 
 ROOT = Digest(bytes(range(32)))
 runs = st.lists(st.tuples(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 32) - 1)), max_size=3)
@@ -22,11 +22,11 @@ GOLDEN = "e3b6ceeced987befa4f8b11a0d074c214d0a8c70208014e8d953940e805f0051"
 
 @given(st.lists(files, max_size=5))
 def test_what_is_encoded_comes_back(found: list[File]) -> None:
-    assert list(decode(encode(ROOT, found, compress), ROOT, expand)) == found
+    assert list(decode(encode(ROOT, found, body_stream), ROOT, expand)) == found
 
 
 def test_the_body_is_frozen() -> None:
-    data = encode(ROOT, SAMPLE, compress)
+    data = encode(ROOT, SAMPLE, body_stream)
     raw = int.from_bytes(data[40:44], "little")
     body = codec.decode(codec.ZSTD, data[44:-32], raw)
     assert data[:40] == b"bmfm\x01\0\0\0" + ROOT
@@ -35,7 +35,7 @@ def test_the_body_is_frozen() -> None:
 
 @given(st.data())
 def test_any_damage_is_noticed(data: st.DataObject) -> None:
-    whole = encode(ROOT, SAMPLE, compress)
+    whole = encode(ROOT, SAMPLE, body_stream)
     at = data.draw(st.integers(0, len(whole) - 1))
     byte = data.draw(st.integers(1, 255))
     for damaged in (whole[:at] + bytes([whole[at] ^ byte]) + whole[at + 1 :], whole[:at], whole + b"\0"):
@@ -68,4 +68,4 @@ def test_a_body_is_not_believed_about_its_length() -> None:
 
 def test_the_map_of_another_volume_is_refused() -> None:
     with pytest.raises(FormatError, match="not the file map"):
-        list(decode(encode(ROOT, [], compress), Digest(bytes(32)), expand))
+        list(decode(encode(ROOT, [], body_stream), Digest(bytes(32)), expand))

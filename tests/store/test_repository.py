@@ -21,7 +21,7 @@ from blockmap.format.version import Version, WriterLayout
 from blockmap.publish.object_writer import ObjectWriter, put
 from blockmap.store.base import Pruner
 from blockmap.store.memory import MemoryStore
-from blockmap.store.packs import compress
+from blockmap.store.packs import body_stream
 from blockmap.store.repository import VERSION_ATTEMPTS, Repository
 from tests.image.builder import bulk
 
@@ -81,7 +81,7 @@ def test_nodes_come_back(store: Pruner) -> None:
 def test_file_maps_come_back(store: Pruner) -> None:
     with pytest.raises(NotFound):
         Repository(store).file_map(ROOT)
-    assert put(store, keys.filemap(ROOT, 1), [filemap.encode(ROOT, FILES, compress)])
+    assert put(store, keys.filemap(ROOT, 1), [filemap.encode(ROOT, FILES, body_stream)])
     assert Repository(store).file_map(ROOT) == FILES
 
 
@@ -178,7 +178,7 @@ def every_object(store: Pruner) -> dict[str, list[Callable[[], object]]]:
     objects.put_pack(chunks)
     objects.put_pack(nodes)
     objects.put_version(RECORD, set())
-    put(store, keys.filemap(ROOT, 1), [filemap.encode(ROOT, FILES, compress)])
+    put(store, keys.filemap(ROOT, 1), [filemap.encode(ROOT, FILES, body_stream)])
     read = Repository(store)
     return {
         keys.pack(chunks.name): [

@@ -14,7 +14,7 @@ FAST_SYMLINK = 60
 """Bytes; a symlink's target that is shorter is stored in the inode."""
 
 _EXTRA_BYTES = 32
-_EXTENTS_FLAG = 0x80000
+_EXTENTS_FLAG, _INDEX_FLAG = 0x80000, 0x1000
 MIN_TIME, MAX_TIME = -(1 << 31), 0x37FFFFFFF
 """Seconds from 1970 that ext4 holds: 1901 to 2446."""
 _MAX_LINKS = 65000
@@ -88,6 +88,7 @@ def encode(
     leaves: list[int],
     xattr_block: int,
     inline_xattrs: bytes,
+    is_hashed: bool,
 ) -> bytes:
     """Returns the 256 bytes of an inode. Raises ImageError, with `path`, if ext4 cannot hold an attribute."""
     if not MIN_TIME <= inode.mtime_s <= MAX_TIME:
@@ -110,7 +111,7 @@ def encode(
         if len(inode.target) < FAST_SYMLINK:
             body = inode.target.ljust(60, b"\0")
     if not body and inode.kind is not MemberKind.FIFO:
-        flags, body = _EXTENTS_FLAG, tree(extents, leaves)
+        flags, body = _EXTENTS_FLAG | (_INDEX_FLAG if is_hashed else 0), tree(extents, leaves)
     return assemble(
         _TYPES[inode.kind] | mode, inode.uid, inode.gid, size, links, blocks * 8, flags, body.ljust(60, b"\0"),
         inode.mtime_s, inode.mtime_ns, xattr_block, inline_xattrs,
@@ -134,7 +135,7 @@ def assemble(
 
 
 def _device(inode: Inode, path: object) -> bytes:
-    major, minor = inode.major, inode.minor
+    major, minor = inode.device
     if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
         raise ImageError(f"{path}: its device number {major}:{minor} is out of range")
     if major < 256 and minor < 256:

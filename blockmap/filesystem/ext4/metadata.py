@@ -1,7 +1,7 @@
 """The fixed metadata of a volume: superblock, descriptors, bitmaps, inode tables, journal and resize inode."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from blockmap.filesystem.ext4.geometry import (
     inode_table,
 )
 from blockmap.filesystem.ext4.inode import assemble, tree
+from blockmap.filesystem.ext4.name_hash import HALF_MD4, SEED
 from blockmap.filesystem.sink import BlockSink
 
 JOURNAL_BLOCKS = 4096
@@ -58,7 +59,6 @@ class Metadata:
         """The block of the resize inode that points at the reserved descriptor blocks."""
         self._descriptors = -(-groups * 32 // 4096)
         self._used = np.zeros((groups, GROUP_BLOCKS), dtype=bool)
-        self._tables: dict[int, bytearray] = {}
         self._inodes = np.zeros((groups, GROUP_INODES), dtype=bool)
         self._directories = [0] * groups
         for start, length in fixed_used(groups):
@@ -71,42 +71,53 @@ class Metadata:
     def used_blocks(self) -> int:
         return int(self._used.sum())
 
-    def inode(self, number: int, data: bytes, directory: bool = False) -> None:
-        """Stores an inode in its table, and marks it as used."""
+    def use_inode(self, number: int, directory: bool) -> None:
+        """Marks an inode as used."""
         group, slot = divmod(number - 1, GROUP_INODES)
-        block, at = divmod(slot, _PER_BLOCK)
-        table = self._tables.setdefault(inode_table(group) + block, bytearray(4096))
-        table[at * INODE_BYTES : (at + 1) * INODE_BYTES] = data
         self._inodes[group, slot] = True
         self._directories[group] += directory
 
-    def write(self, sink: BlockSink) -> None:
-        """Writes every block that is not zero, in ascending order; each fixed range is cut at its edges."""
+    def write(self, sink: BlockSink, inode: Callable[[int], bytes]) -> None:
+        """Writes every block that is not zero, in ascending order; each fixed range is cut at its edges.
+
+        `inode` gives the 256 bytes of an inode by its number, or none; one block of them is in memory at a time.
+        """
         self._inodes[0, : FIRST_INODE - 1] = True
-        body = self._journal_inode()
         reserved = DESCRIPTOR_BLOCKS - self._descriptors
         sectors = (1 + reserved * (1 + len(copies(self.groups)))) * 8
         size = 4096 * (12 + 1024 + 1024**2)
         pointer = (bytes(13 * 4) + struct.pack("<I", self._pointers)).ljust(60, b"\0")
         self.use(self._journal, JOURNAL_BLOCKS)
         self.use(self._pointers, 1)
-        self.inode(8, assemble(0o100600, 0, 0, JOURNAL_BLOCKS * 4096, 1, JOURNAL_BLOCKS * 8, 0x80000, body))
-        self.inode(7, assemble(0o100600, 0, 0, size, 1, sectors, 0, pointer))
+        own = {
+            8: assemble(0o100600, 0, 0, JOURNAL_BLOCKS * 4096, 1, JOURNAL_BLOCKS * 8, 0x80000, self._journal_inode()),
+            7: assemble(0o100600, 0, 0, size, 1, sectors, 0, pointer),
+        }
         blocks = dict(self._blocks())
+        tables = dict(self._table_blocks())
         starts = set()
         for group in range(self.groups):
             starts |= {group * GROUP_BLOCKS, block_bitmap(group), inode_bitmap(group), inode_table(group)}
         starts |= {self._journal, self._pointers}
-        for block in sorted(blocks):
+        for block in sorted([*blocks, *tables]):
             if block in starts:
                 sink.cut()
-            sink.write(block, blocks[block])
+            if block in blocks:
+                sink.write(block, blocks[block])
+            else:
+                numbers = range(tables[block], tables[block] + _PER_BLOCK)
+                sink.write(block, b"".join((own.get(n) or inode(n)).ljust(INODE_BYTES, b"\0") for n in numbers))
         sink.cut()
+
+    def _table_blocks(self) -> Iterator[tuple[int, int]]:
+        """Yields each block of an inode table that has inodes in use, with the number of its first one."""
+        used = self._inodes.reshape(self.groups, -1, _PER_BLOCK).any(axis=2)
+        for group, at in np.argwhere(used).tolist():
+            yield inode_table(group) + at, group * GROUP_INODES + at * _PER_BLOCK + 1
 
     def _blocks(self) -> Iterator[tuple[int, bytes | bytearray]]:
         yield self._journal, self._journal_header()
         yield from self._reserved()
-        yield from self._tables.items()
         table, free_blocks, free_inodes = self._describe()
         for group in range(self.groups):
             if has_copy(group):
@@ -177,8 +188,8 @@ class Metadata:
         data[0x68:0x78] = self.uuid
         put(0xCE, "H", DESCRIPTOR_BLOCKS - self._descriptors)
         put(0xE0, "I", 8)
-        data[0xEC:0xFC] = self.uuid
-        put(0xFC, "BBH", 1, 1, 0)
+        data[0xEC:0xFC] = SEED
+        put(0xFC, "BBH", HALF_MD4, 1, 0)
         put(0x100, "I", 0xC)
         data[0x10C : 0x10C + 60] = self._journal_inode()
         put(0x10C + 60, "II", 0, JOURNAL_BLOCKS * 4096)

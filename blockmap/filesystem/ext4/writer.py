@@ -6,19 +6,20 @@ known, because an upper layer may remove the files they list. The fixed metadata
 that layer and those below it, so equal layers below different ones have equal blocks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from blockmap.errors import ImageError
 from blockmap.filesystem.ext4 import directory, inode, xattr
 from blockmap.filesystem.ext4.geometry import GROUP_BLOCKS, GROUP_INODES, MAX_GROUPS, Cursor, Runs, as_ranges
 from blockmap.filesystem.ext4.metadata import FIRST_INODE, JOURNAL_BLOCKS, Metadata
 from blockmap.filesystem.member import MemberKind, Members
-from blockmap.filesystem.merge import Inode, Tree
+from blockmap.filesystem.merge import DirectoryInode, Inode, Tree
 from blockmap.filesystem.sink import BlockSink
 
 BLOCK = 4096
-WRITER = 1
+WRITER = 2
 """Number of the layout's rules; it changes when the same image would get other blocks."""
 _MIN_GROUPS = 128
 _GIB_GROUPS = 8
@@ -32,8 +33,8 @@ class Ext4Volume:
     size_blocks: int
     hidden: list[tuple[int, int]]
     """Half-open ranges, ascending, of contents that upper layers hide: written, but free in the file system."""
-    files: list[tuple[bytes, int, Runs]]
-    """Path, bytes, and (start, length) in blocks of every name of a regular file, sorted by path."""
+    files: Iterable[tuple[bytes, int, Runs]]
+    """Path, bytes, and (start, length) in blocks of every name of a regular file, sorted by path; made while they are read."""
     used_blocks: int
     """Blocks that the file system counts as used, with the fixed metadata."""
     inodes: int
@@ -44,14 +45,26 @@ class Ext4Volume:
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """The blocks of an inode on disk."""
+    """The blocks of an inode, if they are more than the contents of a file in one piece."""
 
-    number: int = 0
     runs: Runs = field(default_factory=list)
-    names: directory.Places | None = None
+    tree: directory.HashTree | None = None
+    """The leaves and index of a directory that has more than a block of entries, or had."""
     symlink: int = 0
     xattr: int = 0
     leaves: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Lists the files of a tree that is complete; a list would take as much memory as the tree."""
+
+    tree: Tree
+
+    def __iter__(self) -> Iterator[tuple[bytes, int, Runs]]:
+        for path, node in self.tree.walk():
+            if node.kind is MemberKind.FILE:
+                yield path, node.size, _runs(node)
 
 
 _Part = list[tuple[int, Inode, str, int]]
@@ -72,7 +85,7 @@ class Ext4Writer:
         ((self._journal, _),) = self._cursor.take(JOURNAL_BLOCKS)
         ((self._pointers, _),) = self._cursor.take(1)
         self._next = FIRST_INODE + 1
-        self._rendered: tuple[Inode, dict[int, list[directory.Placed]]] | None = None
+        self._rendered: tuple[DirectoryInode, Callable[[int], bytes]] | None = None
         self._begin()
 
     def layer(self, members: Members) -> None:
@@ -83,45 +96,50 @@ class Ext4Writer:
         start = self._cursor.block
         for member, contents in members:
             owner = tree.add(member)
-            if owner is not None:
-                place = owner.place = _Place()
-                if member.size:
-                    place.runs = self._room(owner, -(-member.size // BLOCK))
-                    self._contents.append(owner)
-                    self._stream(place.runs, member.size, contents)
+            if owner is not None and member.size:
+                runs = self._room(owner, -(-member.size // BLOCK))
+                if len(runs) == 1 and runs[0][1] <= inode.MAX_EXTENT:
+                    owner.block = runs[0][0]
+                else:
+                    _place(owner).runs = runs
+                self._contents.append(owner)
+                self._stream(runs, member.size, contents)
         sink.cut()
         self._layer_blocks.append((start, self._cursor.block))
         self._end_layer()
 
     def finish(self, uuid: bytes) -> Ext4Volume:
         """Writes all metadata. Raises ImageError if the image is too big."""
-        paths: dict[Inode, bytes] = {}
-        files: list[tuple[bytes, int, Runs]] = []
-        for path, node in self._tree.walk():
-            paths.setdefault(node, path)
-            if node.kind is MemberKind.FILE:
-                files.append((path, node.size, _place(node).runs))
-        files.sort(key=lambda file: file[0])
-        groups = self._groups(len(paths))
+        nodes: list[Inode | None] = [None] * self._next
+        for _, node in self._tree.walk():
+            nodes[node.number] = node
+        count = len(nodes) - nodes.count(None)
+        groups = self._groups(count)
         metadata = Metadata(uuid, groups, self._journal, self._pointers)
         for node in self._contents:
             if node.links:
-                for start, length in _place(node).runs:
+                for start, length in _runs(node):
                     metadata.use(start, length)
         for part in self._parts:
             self._sink.cut()
-            for block, node, what, number in part:
-                data = self._render(node, what, number) if node.links else b""
+            for block, owner, what, number in part:
+                data = self._render(owner, what, number) if owner.links else b""
                 if data:
                     metadata.use(block, 1)
                     self._sink.write(block, data)
         self._sink.cut()
-        for node, path in paths.items():
-            metadata.inode(_place(node).number, self._inode(node, path), node.kind is MemberKind.DIR)
-        metadata.write(self._sink)
-        hidden = [run for node in self._contents if not node.links for run in _place(node).runs]
+        for at, found in enumerate(nodes):
+            if found is not None:
+                metadata.use_inode(at, found.kind is MemberKind.DIR)
+
+        def encoded(number: int) -> bytes:
+            node = nodes[number] if number < len(nodes) else None
+            return b"" if node is None else self._inode(node)
+
+        metadata.write(self._sink, encoded)
+        hidden = [run for node in self._contents if not node.links for run in _runs(node)]
         size, used = groups * GROUP_BLOCKS, metadata.used_blocks()
-        return Ext4Volume(size, as_ranges(hidden), files, used, len(paths), self._layer_blocks)
+        return Ext4Volume(size, as_ranges(hidden), _Files(self._tree), used, count, self._layer_blocks)
 
     def _room(self, node: Inode, blocks: int) -> Runs:
         """Allocates blocks for a file's contents; a header may state any size, so impossible ones are refused first."""
@@ -138,55 +156,62 @@ class Ext4Writer:
     def _begin(self) -> None:
         """Makes the root, and the lost+found that e2fsck looks for."""
         root, tree = self._tree.root, self._tree
-        root.place = _Place(number=2, names=directory.Places())
+        root.number = 2
         found = tree.make(root, b"lost+found", MemberKind.DIR)
-        found.mode = 0o700
-        names = directory.Places()
-        names.blocks, names.offset = _LOST_FOUND_BLOCKS, BLOCK
-        place = found.place = _Place(FIRST_INODE, self._cursor.take(_LOST_FOUND_BLOCKS), names)
-        part: _Part = [(block, found, "directory", at) for at, block in enumerate(_blocks(place.runs))]
+        assert isinstance(found, DirectoryInode)
+        found.mode, found.number = 0o700, FIRST_INODE
+        part: _Part = []
         self._parts.append(part)
-        self._place_directory(root, part)
+        self._extend(found, _LOST_FOUND_BLOCKS, part)
+        self._extend(root, 1, part)
 
     def _end_layer(self) -> None:
         tree = self._tree
         made = [node for node in tree.made if node.links]
-        for node in [node for node in made if node.kind is MemberKind.DIR] + [
-            n for n in made if n.kind is not MemberKind.DIR
-        ]:
-            place = node.place if isinstance(node.place, _Place) else _Place()
-            place.number = self._next
-            self._next += 1
-            node.place = place
-            if node.kind is MemberKind.DIR:
-                place.names = directory.Places()
+        directories = sorted(
+            (node for node in tree.touched if node.links and node.number), key=lambda node: node.number
+        )
+        directories += [node for node in made if isinstance(node, DirectoryInode)]
+        others = [node for node in made if node.kind is not MemberKind.DIR]
+        for nodes in (directories, others):
+            for node in nodes:
+                if not node.number:
+                    node.number = self._next
+                    self._next += 1
         part: _Part = []
         self._parts.append(part)
-        touched = {node: None for node in (*tree.touched, *made) if node.links and node.kind is MemberKind.DIR}
-        directories = sorted(touched, key=lambda node: _place(node).number)
         for node in directories:
-            self._place_directory(node, part)
-        for node in made:
+            self._extend(node, self._blocks_wanted(node), part)
+        for node in others:
             if node.kind is MemberKind.SYMLINK and len(node.target) >= inode.FAST_SYMLINK:
                 _place(node).symlink = self._one(part, node, "symlink")
-        described = dict.fromkeys((*directories, *made))
-        for node in sorted(described, key=lambda node: _place(node).number):
-            place = _place(node)
-            if not place.xattr and node.xattrs and xattr.encode(node.xattrs, _Path(tree, node))[1]:
-                place.xattr = self._one(part, node, "xattr")
-        for node in sorted(described, key=lambda node: _place(node).number):
-            place = _place(node)
-            while len(place.leaves) < inode.leaf_blocks(place.runs, _Path(tree, node)):
-                block = self._one(part, node, "leaf", len(place.leaves))
-                place.leaves.append(block)
+        for nodes in (directories, others):
+            for node in nodes:
+                if node.xattrs and xattr.encode(node.xattrs, _Path(tree, node))[1] and not _place(node).xattr:
+                    _place(node).xattr = self._one(part, node, "xattr")
+        for nodes in (directories, others):
+            for node in nodes:
+                if node.place is not None:
+                    place = _place(node)
+                    while len(place.leaves) < inode.leaf_blocks(place.runs, _Path(tree, node)):
+                        place.leaves.append(self._one(part, node, "leaf", len(place.leaves)))
 
-    def _place_directory(self, node: Inode, part: _Part) -> None:
+    def _blocks_wanted(self, node: DirectoryInode) -> int:
+        """Returns the number of blocks that a directory needs now; one that outgrows its first block is hashed from then on."""
         place = _place(node)
-        assert place.names is not None
-        place.names.update(node.children)
-        have = sum(length for _, length in place.runs)
-        if place.names.blocks > have:
-            runs = self._cursor.take(place.names.blocks - have)
+        if place.tree is None:
+            if directory.DOTS_BYTES + directory.entries_bytes(node.children) <= BLOCK:
+                return 1
+            place.tree = directory.HashTree()
+        place.tree.grow(node.children, _length(place.runs), _Path(self._tree, node))
+        return place.tree.blocks
+
+    def _extend(self, node: DirectoryInode, blocks: int, part: _Part) -> None:
+        """Gives a directory more blocks, so that it has as many as `blocks`."""
+        place = _place(node)
+        have = _length(place.runs)
+        if blocks > have:
+            runs = self._cursor.take(blocks - have)
             part.extend((block, node, "directory", have + at) for at, block in enumerate(_blocks(runs)))
             place.runs.extend(runs)
 
@@ -198,7 +223,7 @@ class Ext4Writer:
     def _stream(self, runs: Runs, size: int, contents: Iterator[bytes]) -> None:
         """Writes a file's contents; the last block is filled up with zeros."""
         sink = self._sink
-        edges = self._threshold and sum(length for _, length in runs) >= self._threshold
+        edges = self._threshold and _length(runs) >= self._threshold
         if edges:
             sink.cut()
         waiting = iter(runs)
@@ -248,35 +273,30 @@ class Ext4Writer:
             return inode.leaf(inode.split_runs(place.runs), number)
         if what == "xattr":
             return xattr.encode(node.xattrs, _Path(self._tree, node))[1]
-        assert place.names is not None
-        entries = self._entries(node, place.names).get(number, [])
-        return directory.block(entries, (place.number, _place(node.parent).number) if number == 0 else None)
+        assert isinstance(node, DirectoryInode)
+        dots = node.number, node.parent.number
+        if place.tree is None:
+            entries = map(partial(_entry, node), node.children) if number == 0 else ()
+            return directory.block(entries, dots if number == 0 else None)
+        if self._rendered is None or self._rendered[0] is not node:
+            self._rendered = node, place.tree.renderer(node.children, partial(_entry, node), dots)
+        return self._rendered[1](number)
 
-    def _entries(self, node: Inode, names: directory.Places) -> dict[int, list[directory.Placed]]:
-        """Returns the entries of a directory by block, sorted by offset."""
-        cached = self._rendered
-        if cached is None or cached[0] is not node:
-            by_block: dict[int, list[directory.Placed]] = {}
-            for name, (block, offset) in names.of.items():
-                child = node.children[name]
-                by_block.setdefault(block, []).append((offset, name, _place(child).number, child.kind))
-            cached = self._rendered = (node, by_block)
-        return cached[1]
-
-    def _inode(self, node: Inode, path: bytes) -> bytes:
-        place = _place(node)
-        text = repr(path.decode("utf-8", "backslashreplace"))
-        links, size, extents = node.links, 0, inode.split_runs(place.runs)
-        inline, block = xattr.encode(node.xattrs, text)
+    def _inode(self, node: Inode) -> bytes:
+        path = _Path(self._tree, node)
+        links, size, runs = node.links, node.size, _runs(node)
+        place = node.place if isinstance(node.place, _Place) else _Place()
+        inline, block = xattr.encode(node.xattrs, path)
         if node.kind is MemberKind.DIR:
             links = 2 + sum(child.kind is MemberKind.DIR for child in node.children.values())
-            size = sum(length for _, length in place.runs) * BLOCK
-        elif node.kind is MemberKind.FILE:
-            size = node.size
+            size = _length(runs) * BLOCK
         elif node.kind is MemberKind.SYMLINK:
             size = len(node.target)
-            extents = [(0, place.symlink, 1)] if place.symlink else []
-        return inode.encode(node, text, links, size, extents, place.leaves, place.xattr if block else 0, inline)
+            runs = [(place.symlink, 1)] if place.symlink else []
+        return inode.encode(
+            node, path, links, size, inode.split_runs(runs), place.leaves, place.xattr if block else 0, inline,
+            is_hashed=place.tree is not None,
+        )  # fmt: skip
 
 
 class _Path:
@@ -292,8 +312,26 @@ class _Path:
 
 
 def _place(node: Inode) -> _Place:
+    if node.place is None:
+        node.place = _Place()
     assert isinstance(node.place, _Place)
     return node.place
+
+
+def _runs(node: Inode) -> Runs:
+    """Returns the runs of a file's contents or a directory."""
+    if node.block:
+        return [(node.block, -(-node.size // BLOCK))]
+    return node.place.runs if isinstance(node.place, _Place) else []
+
+
+def _entry(node: DirectoryInode, name: bytes) -> directory.DirectoryRecord:
+    child = node.children[name]
+    return name, child.number, child.kind
+
+
+def _length(runs: Runs) -> int:
+    return sum(length for _, length in runs)
 
 
 def _blocks(runs: Runs) -> Iterator[int]:

@@ -9,6 +9,7 @@ import pytest
 
 from blockmap.filesystem.ext4 import geometry
 from blockmap.filesystem.ext4.metadata import crc16
+from blockmap.filesystem.ext4.name_hash import SEED
 from blockmap.filesystem.ext4.writer import Ext4Volume
 from tests.filesystem.ext4.odd import LAYERS
 from tests.filesystem.ext4.volumes import BLOCK, UUID, FileSink, Raw, compare, fsck, has_copy, make, reader
@@ -41,7 +42,8 @@ def test_the_superblock(raw: Raw) -> None:
     assert get(0x54, "IH") == (11, 256)
     assert get(0x5C, "III") == (0x3C, 0x242, 0x7B)
     assert get(0xE0, "I") == (8,)
-    assert raw.super[0x68:0x78] == raw.super[0xEC:0xFC] == UUID
+    assert raw.super[0x68:0x78] == UUID
+    assert raw.super[0xEC:0xFC] == SEED
     assert get(0xFC, "BBH") == (1, 1, 0)  # half-MD4, a copy of the journal's inode, descriptors of 32 bytes
     assert get(0x100, "I") == (0xC,)
     assert get(0x108, "I") == (0,)  # made at
@@ -129,7 +131,8 @@ def test_every_inode(raw: Raw, made: tuple[Path, Ext4Volume, FileSink]) -> None:
         assert inode[0x84:0x88] == inode[0x88:0x8C] == inode[0x8C:0x90] == inode[0x94:0x98]
         flags = struct.unpack_from("<I", inode, 0x20)[0]
         owns = entry.kind.value in ("file", "directory") or len(entry.target) >= 60
-        assert flags == (0x80000 if owns else 0)
+        hashed = entry.kind.value == "directory" and entry.size > BLOCK and entry.path != b"lost+found"
+        assert flags == (0x80000 if owns else 0) | (0x1000 if hashed else 0)
         if owns:
             magic, count, room, depth = struct.unpack_from("<HHHH", inode, 0x28)
             assert (magic, room) == (0xF30A, 4)

@@ -6,6 +6,7 @@ import struct
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def write(path: Path, layers: Iterable[Members], threshold: int = THRESHOLD) -> 
         writer.layer(layer)
     volume = writer.finish(UUID)
     sink.finish(volume.size_blocks)
-    return volume, sink
+    return replace(volume, files=list(volume.files)), sink
 
 
 def make(path: Path, layers: Iterable[Layer], piece: int = 1 << 20) -> tuple[Ext4Volume, FileSink]:
