@@ -31,12 +31,12 @@ _BELOW_WHITEOUT = re.compile(rb"(?:^|/)\.wh\.[^/]*/")
 _NOTHING: Mapping[bytes, Any] = MappingProxyType({})
 _PARENTS = 10_000
 """Directories that are kept by path: those of the last members are asked for again, and each path may be long."""
-MAX_INODES = 4_000_000
-"""Files, directories and others that the layers of an image may bring: each takes half a kB of memory until the end."""
-_ORDINARY = 128
-"""Bytes of a member's name, target and attributes; what goes beyond them counts as long."""
+MAX_NAMES = 2_000_000
+"""Files, directories, links and others that the layers of an image may bring: 0.5 kB of memory each, so 1 GB at most."""
+_SHORT_BYTES = 128
+"""Bytes that a name, a target or a set of attributes has without counting as long."""
 MAX_LONG_BYTES = 64 << 20
-"""Bytes of an image's names, targets and attributes beyond the ordinary ones; attributes that are equal count once."""
+"""Bytes of an image's names, targets and attributes beyond the short ones; attributes that are equal count once."""
 
 
 class Inode:
@@ -58,7 +58,7 @@ class Inode:
         self.number = 0
         """Its number in the file system; 0 before it has one."""
         self.block = 0
-        """The first block of a file whose contents are in one piece; 0 otherwise."""
+        """The first block of a file whose contents are in one piece, or of a directory of one block; 0 otherwise."""
         self.place: object = None
         """What else the file system's writer has of it; most files have nothing else."""
 
@@ -151,7 +151,7 @@ class Tree:
         self._parents: dict[bytes, DirectoryInode] = {}  # by path as written; emptied when a path may lead elsewhere
         self._xattrs: dict[tuple[tuple[bytes, bytes], ...], Mapping[bytes, bytes]] = {}
         """Each set of attributes once: often all files of an image have the same."""
-        self._inodes = self._long_bytes = 0
+        self._names = self._long_bytes = 0
 
     def begin_layer(self) -> None:
         self.layer += 1
@@ -223,40 +223,43 @@ class Tree:
         """Makes an inode with a name, and replaces the one that has the name. Raises ImageError for one too many."""
         inode = DirectoryInode(parent, self.layer) if kind is MemberKind.DIR else _CLASSES.get(kind, Inode)(kind)
         self._put(parent, name, inode)
-        self._keep(inode)
+        self.made.append(inode)
         return inode
 
-    def _keep(self, inode: Inode) -> None:
-        self.made.append(inode)
-        self._inodes += 1
-        if self._inodes > MAX_INODES:
+    def _count(self, name: bytes) -> None:
+        """Counts a name that is to be kept. Raises ImageError for one too many."""
+        self._names += 1
+        if self._names > MAX_NAMES:
             raise ImageError(
-                f"the image brings more than {MAX_INODES:,} files and directories, the most that an import takes: make it smaller"
+                f"the image brings more than {MAX_NAMES:,} files, directories and links, the most that an import takes: "
+                "leave some out, or import a disk image with a file system that has them"
+            )
+        if len(name) > _SHORT_BYTES:
+            self._count_long(len(name), name)
+
+    def _count_long(self, size: int, of: bytes) -> None:
+        self._long_bytes += max(0, size - _SHORT_BYTES)
+        if self._long_bytes > MAX_LONG_BYTES:
+            raise ImageError(
+                f"{show(of)}: with it, names, targets and attributes of more than {_SHORT_BYTES} bytes take more than the "
+                f"{MAX_LONG_BYTES >> 20} MiB that an image may have of them: it is hostile, or damaged"
             )
 
     def _attributes(self, member: Member) -> Mapping[bytes, bytes]:
-        """Counts what is long about a member, and returns its extended attributes. Raises ImageError for too much."""
-        size = len(member.path) - member.path.rfind(b"/") + len(member.target)
-        found: Mapping[bytes, bytes] = _NOTHING
-        if member.xattrs:
-            key = tuple(sorted(member.xattrs.items()))
-            found = self._xattrs.setdefault(key, member.xattrs)
-            if found is member.xattrs:
-                size += sum(len(name) + len(value) for name, value in key)
-        if size > _ORDINARY:
-            self._long_bytes += size - _ORDINARY
-            self._check_long(member.path)
+        """Counts a member's target and extended attributes, and returns the latter. Raises ImageError for too much."""
+        if member.target:
+            self._count_long(len(member.target), member.path)
+        if not member.xattrs:
+            return _NOTHING
+        key = tuple(sorted(member.xattrs.items()))
+        found = self._xattrs.setdefault(key, member.xattrs)
+        if found is member.xattrs:
+            self._count_long(sum(len(name) + len(value) for name, value in key), member.path)
         return found
-
-    def _check_long(self, path: bytes) -> None:
-        if self._long_bytes > MAX_LONG_BYTES:
-            raise ImageError(
-                f"{show(path)}: with it, names, targets and attributes of more than {_ORDINARY} bytes take more than the "
-                f"{MAX_LONG_BYTES >> 20} MiB that an image may have of them: the archive is hostile, or damaged"
-            )
 
     def _put(self, parent: DirectoryInode, name: bytes, inode: Inode) -> None:
         """Gives an inode a name, and replaces the one that has the name."""
+        self._count(name)
         old = parent.children.get(name)
         self._declare(parent, name)
         inode.links += 1
@@ -341,9 +344,8 @@ class Tree:
             return None
         inode = self._aufs[member.path] = Inode(member.kind)
         inode.describe(member, self._attributes(member))
-        self._long_bytes += len(member.path)
-        self._check_long(member.path)
-        self._keep(inode)
+        self._count(member.path)
+        self.made.append(inode)
         return inode
 
     def _is_own(self, parent: DirectoryInode, name: bytes) -> bool:

@@ -34,21 +34,22 @@ class LayerRecord(NamedTuple):
     number: int
     raw: int
     """Bytes before compression."""
-    packed: bytes
+    packed: bytes | bytearray
     """One zstd frame of the archive without its file contents."""
 
-    def headers(self, expand: Callable[[bytes, int], bytes], limit_bytes: int = 1 << 30) -> bytes:
+    def headers(self, expand: Callable[[bytes | memoryview, int], bytes], limit_bytes: int = 1 << 30) -> bytes:
         """Returns the archive without its file contents. Raises FormatError."""
         if self.raw > limit_bytes:
             raise FormatError(f"a layer record claims {self.raw} bytes of headers: {limit_bytes} at most are read")
-        return expand(self.packed, self.raw)
+        return expand(memoryview(self.packed), self.raw)
 
 
 def encode(record: LayerRecord) -> bytes:
     """Returns the object as stored."""
     head = _HEAD.pack(MAGIC, FORMAT, bytes(3), record.chain, record.version, record.number, record.raw)
-    data = head + record.packed
-    return data + sha256(data).digest()
+    digest = sha256(head)
+    digest.update(record.packed)
+    return b"".join((head, record.packed, digest.digest()))
 
 
 def decode(data: bytes, chain: bytes) -> LayerRecord:

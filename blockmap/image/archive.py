@@ -23,10 +23,13 @@ from blockmap.image.platforms import Platform
 from blockmap.image.tolerance import UnpackPolicy
 
 STANDARD_INPUT = Path("-")
-_MAX_DOCUMENT = 8 << 20
+_MAX_DOCUMENT = 4 << 20
 _MAX_LINKS = 8
 _MAX_MEMBERS = 100_000
 """Members of a docker archive, which has three or four for each layer."""
+_MAX_HEADER = 1 << 16
+_MAX_HEADERS = 16 << 20
+"""Bytes of one header with a long name, and of the names of all members."""
 _PIECE_BYTES = 1 << 20
 # tarfile raises errors of its own parsing for a forged header.
 _NO_TAR = (OSError, EOFError, tarfile.TarError, ValueError, OverflowError, RecursionError)
@@ -72,10 +75,15 @@ class DockerArchive:
     def _open_image(self, reference: str | None) -> None:
         try:
             self._members: dict[str, tarfile.TarInfo] = {}
+            held = 0
             with _BoundedFile(self._path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
                 while (member := archive.next()) is not None and len(self._members) <= _MAX_MEMBERS:
                     self._members[os.path.normpath(member.name)] = member
                     archive.members.clear()  # type: ignore[attr-defined] # it would keep all
+                    held += len(member.name) + len(member.linkname)
+                    held += sum(len(key) + len(value) for key, value in member.pax_headers.items())
+                    if held > _MAX_HEADERS:
+                        raise ValueError(f"the names of its members take more than {_MAX_HEADERS >> 20} MiB")
         except _NO_TAR as error:
             raise ImageError(f"{self._name} is not a docker archive, or is truncated: {error}") from error
         if len(self._members) > _MAX_MEMBERS:
@@ -240,10 +248,10 @@ def _full(reference: str) -> str:
 
 
 class _BoundedFile(io.FileIO):
-    """A file of which tarfile reads no header that is longer than any document."""
+    """A file of which tarfile reads no long header."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > _MAX_DOCUMENT:
+        if size is not None and size > _MAX_HEADER:
             raise ValueError(f"a header of {size} bytes")
         return super().read(size)
 

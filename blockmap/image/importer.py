@@ -49,6 +49,9 @@ By `blockmap bench dedup` over 13 images of Debian (3.5 GB): none 1.878, 32 bloc
 with 8 %, 8 blocks 1.893 with 15 %, 2 blocks 1.900 with 50 %; the block-level limit is 2.03.
 """
 
+_MAX_HEADERS = 64 << 20
+"""Bytes of the headers of all layers as they are stored, which are in memory until then: 40 or so a file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -67,20 +70,32 @@ class Summary:
     """Processor seconds by stage."""
 
 
+@dataclass(frozen=True, slots=True)
 class LayerHeaders:
-    """A layer's archive without its contents, compressed as it comes."""
+    """A layer's archive without its contents."""
 
-    def __init__(self) -> None:
+    raw: int
+    packed: bytearray | None
+    """One zstd frame; None if it takes too much memory."""
+
+
+class HeadersKeeper:
+    """Compresses a layer's archive without its contents as it comes, into `room` bytes at most."""
+
+    def __init__(self, room: int) -> None:
         self._compressor = body_stream()
-        self.packed = bytearray()
-        self.raw = 0
+        self._room = room
+        self._packed = bytearray()
+        self._raw = 0
 
     def keep(self, data: bytes) -> None:
-        self.raw += len(data)
-        self.packed += self._compressor.compress(data)
+        self._raw += len(data)
+        if len(self._packed) <= self._room:
+            self._packed += self._compressor.compress(data)
 
-    def end(self) -> None:
-        self.packed += self._compressor.flush()
+    def end(self) -> LayerHeaders:
+        self._packed += self._compressor.flush()
+        return LayerHeaders(self._raw, self._packed if len(self._packed) <= self._room else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +171,13 @@ class Importer:
 
         puts = [partial(self._put_derived, partial(keys.filemap, root), limits.FILE_MAP, lists_them, files)]
         for own, headers in zip(source.layers, laid.headers, strict=True):
-            record = layer.LayerRecord(own.chain, name, number, headers.raw, bytes(headers.packed))
+            if headers.packed is None:
+                self._warn(
+                    f"layer {own.chain.hex()}: its headers are not kept beside the version: those of the image take more than "
+                    f"{_MAX_HEADERS >> 20} MiB"
+                )
+                continue
+            record = layer.LayerRecord(own.chain, name, number, headers.raw, headers.packed)
             puts.append(partial(self._put_layer, repository, record))
         for document in (source.index, source.manifest, source.config):
             leads = DocumentRecord(name, number, document if document is source.index else None)
@@ -244,12 +265,11 @@ def _store_trees(
 
 def write_image(source: ImageSource, chunks: ChunkWriter, threshold: int) -> WrittenVolume:
     writer = Ext4Writer(chunks, threshold)
-    headers = []
+    headers: list[LayerHeaders] = []
     for own in source.layers:
-        kept = LayerHeaders()
-        writer.layer(own.members(kept.keep))
-        kept.end()
-        headers.append(kept)
+        keeper = HeadersKeeper(_MAX_HEADERS - sum(len(kept.packed) for kept in headers if kept.packed is not None))
+        writer.layer(own.members(keeper.keep))
+        headers.append(keeper.end())
     volume = writer.finish(_uuid(source))
     return WrittenVolume(volume.size_blocks, WriterLayout(WRITER, threshold), volume.hidden, volume.files, headers)
 

@@ -20,7 +20,8 @@ from blockmap.image.media_types import INDEXES, LAYERS, MANIFESTS, refuse_artifa
 from blockmap.image.platforms import Platform
 from blockmap.image.tolerance import UnpackPolicy, Warn
 
-_MAX_DOCUMENT = 8 << 20
+_MAX_DOCUMENT = 4 << 20
+"""The most that registries take; as JSON of nothing but brackets it takes 100 MB of memory."""
 _REF_NAME = "org.opencontainers.image.ref.name"
 _REFERENCE_TYPE = "vnd.docker.reference.type"
 _MAX_DEPTH = 4

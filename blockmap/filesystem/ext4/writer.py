@@ -45,7 +45,7 @@ class Ext4Volume:
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """The blocks of an inode, if they are more than the contents of a file in one piece."""
+    """The blocks of an inode, if they are more than the contents of a file in one piece, or one block of a directory."""
 
     runs: Runs = field(default_factory=list)
     tree: directory.HashTree | None = None
@@ -198,22 +198,26 @@ class Ext4Writer:
 
     def _blocks_wanted(self, node: DirectoryInode) -> int:
         """Returns the number of blocks that a directory needs now; one that outgrows its first block is hashed from then on."""
-        place = _place(node)
-        if place.tree is None:
+        tree = node.place.tree if isinstance(node.place, _Place) else None
+        if tree is None:
             if directory.DOTS_BYTES + directory.entries_bytes(node.children) <= BLOCK:
                 return 1
-            place.tree = directory.HashTree()
-        place.tree.grow(node.children, _length(place.runs), _Path(self._tree, node))
-        return place.tree.blocks
+            tree = _place(node).tree = directory.HashTree()
+        tree.grow(node.children, _length(_runs(node)), _Path(self._tree, node))
+        return tree.blocks
 
     def _extend(self, node: DirectoryInode, blocks: int, part: _Part) -> None:
         """Gives a directory more blocks, so that it has as many as `blocks`."""
-        place = _place(node)
-        have = _length(place.runs)
-        if blocks > have:
-            runs = self._cursor.take(blocks - have)
-            part.extend((block, node, "directory", have + at) for at, block in enumerate(_blocks(runs)))
-            place.runs.extend(runs)
+        before = _runs(node)
+        have = _length(before)
+        if blocks <= have:
+            return
+        runs = self._cursor.take(blocks - have)
+        part.extend((block, node, "directory", have + at) for at, block in enumerate(_blocks(runs)))
+        if blocks == 1:
+            node.block = runs[0][0]
+        else:
+            node.block, _place(node).runs = 0, before + runs
 
     def _one(self, part: _Part, node: Inode, what: str, number: int = 0) -> int:
         ((block, _),) = self._cursor.take(1)
@@ -266,20 +270,20 @@ class Ext4Writer:
 
     def _render(self, node: Inode, what: str, number: int) -> bytes:
         """Returns one of the blocks that follow a layer's contents; empty if an upper layer made it superfluous."""
-        place = _place(node)
         if what == "symlink":
             return node.target.ljust(BLOCK, b"\0")
         if what == "leaf":
-            return inode.leaf(inode.split_runs(place.runs), number)
+            return inode.leaf(inode.split_runs(_runs(node)), number)
         if what == "xattr":
             return xattr.encode(node.xattrs, _Path(self._tree, node))[1]
         assert isinstance(node, DirectoryInode)
         dots = node.number, node.parent.number
-        if place.tree is None:
+        tree = node.place.tree if isinstance(node.place, _Place) else None
+        if tree is None:
             entries = map(partial(_entry, node), node.children) if number == 0 else ()
             return directory.block(entries, dots if number == 0 else None)
         if self._rendered is None or self._rendered[0] is not node:
-            self._rendered = node, place.tree.renderer(node.children, partial(_entry, node), dots)
+            self._rendered = node, tree.renderer(node.children, partial(_entry, node), dots)
         return self._rendered[1](number)
 
     def _inode(self, node: Inode) -> bytes:
@@ -321,7 +325,7 @@ def _place(node: Inode) -> _Place:
 def _runs(node: Inode) -> Runs:
     """Returns the runs of a file's contents or a directory."""
     if node.block:
-        return [(node.block, -(-node.size // BLOCK))]
+        return [(node.block, 1 if node.kind is MemberKind.DIR else -(-node.size // BLOCK))]
     return node.place.runs if isinstance(node.place, _Place) else []
 
 
