@@ -156,3 +156,22 @@ def test_the_kernel_finds_every_name_and_no_other(tmp_path: Path, need_root: Non
                 os.lstat(os.path.join(place, name))
                 with pytest.raises(FileNotFoundError):
                     os.lstat(os.path.join(place, name[:-1] + b"m"))
+
+
+@pytest.mark.root
+def test_the_kernel_reads_one_leaf_for_a_name(tmp_path: Path, need_root: None) -> None:
+    """All leaves but the last are spoiled: without the index, a search from the first block would not get there."""
+    raw = tmp_path / "raw"
+    make(raw, [[file(b"d/" + name) for name in long_names(1000)]])
+    runs = {each.path: each.runs for each in reader(raw).walk()}[b"d"]
+    ((_, start, length),) = runs
+    with open(raw, "r+b") as volume:
+        for block in range(start + 1, start + length - 1):
+            volume.seek(block * BLOCK)
+            volume.write(bytes(BLOCK))
+        volume.seek((start + length - 1) * BLOCK)
+        kept = set(re.findall(rb"[0-9]{8}n{247}", volume.read(BLOCK)))
+    assert kept
+    with mounted(raw, tmp_path / "at") as top:
+        for name in kept:
+            os.lstat(os.path.join(os.fsencode(top), b"d", name))
