@@ -143,14 +143,14 @@ class Ext4Writer:
 
     def _room(self, node: Inode, blocks: int) -> Runs:
         """Allocates blocks for a file's contents; a header may state any size, so impossible ones are refused first."""
-        path = _Path(self._tree, node)
         if self._cursor.block + blocks > MAX_GROUPS * GROUP_BLOCKS:
             raise ImageError(
-                f"{path}: with its {blocks * BLOCK} bytes the image is too big for its volume, of which 1 TiB is the most: "
-                "make the image without it"
+                f"{_Path(self._tree, node)}: with its {blocks * BLOCK} bytes the image is too big for its volume, of which "
+                "1 TiB is the most: make the image without it"
             )
         runs = self._cursor.take(blocks)
-        inode.leaf_blocks(runs, path)
+        if len(runs) > 1:
+            inode.leaf_blocks(runs, _Path(self._tree, node))
         return runs
 
     def _begin(self) -> None:
