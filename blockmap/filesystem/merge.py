@@ -14,11 +14,11 @@ The rules, which `image.compare` follows as well (OCI image-spec, layer.md, and 
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from blockmap.errors import ImageError
+from blockmap.filesystem.inodes import DirectoryInode, Inode, make_inode
+from blockmap.filesystem.kept import KeptMembers
 from blockmap.filesystem.member import Member, MemberKind
 from blockmap.filesystem.paths import MAX_PATH, MAX_TARGET, check_name, check_path, show
 
@@ -28,105 +28,8 @@ _MAX_SYMLINKS = 40
 _AUFS = re.compile(rb"(?:^|/)\.wh\.\.wh\.(?!\.opq\Z)")
 """Matches paths that are aufs's own, or below one."""
 _BELOW_WHITEOUT = re.compile(rb"(?:^|/)\.wh\.[^/]*/")
-_NOTHING: Mapping[bytes, Any] = MappingProxyType({})
 _PARENTS = 10_000
 """Directories that are kept by path: those of the last members are asked for again, and each path may be long."""
-MAX_NAMES = 2_000_000
-"""Files, directories, links and others that the layers of an image may bring: 0.5 kB of memory each, so 1 GB at most."""
-_SHORT_BYTES = 128
-"""Bytes that a name, a target or a set of attributes has without counting as long."""
-MAX_LONG_BYTES = 64 << 20
-"""Bytes of an image's names, targets and attributes beyond the short ones; attributes that are equal count once."""
-
-
-class Inode:
-    """A file, directory or other object with all its names; images have millions, so each kind has the fields it needs."""
-
-    __slots__ = (
-        "block", "gid", "kind", "links", "mode", "mtime_ns", "mtime_s", "number", "place", "size", "uid", "xattrs",
-    )  # fmt: skip
-
-    def __init__(self, kind: MemberKind) -> None:
-        self.kind = kind
-        self.mode = 0o755
-        self.uid = self.gid = 0
-        self.mtime_s = self.mtime_ns = 0
-        self.size = 0
-        self.xattrs: Mapping[bytes, bytes] = _NOTHING
-        self.links = 0
-        """Number of its names; 0 if it was removed."""
-        self.number = 0
-        """Its number in the file system; 0 before it has one."""
-        self.block = 0
-        """The first block of a file whose contents are in one piece, or of a directory of one block; 0 otherwise."""
-        self.place: object = None
-        """What else the file system's writer has of it; most files have nothing else."""
-
-    @property
-    def children(self) -> "Mapping[bytes, Inode]":
-        """Children of a directory, in order of insertion."""
-        return _NOTHING
-
-    @property
-    def parent(self) -> "Inode":
-        """The parent of a directory; the root is its own."""
-        return self
-
-    @property
-    def target(self) -> bytes:
-        """The target of a symlink."""
-        return b""
-
-    @property
-    def device(self) -> tuple[int, int]:
-        """Major and minor number of a device."""
-        return 0, 0
-
-    def describe(self, member: Member, xattrs: Mapping[bytes, bytes]) -> None:
-        """Sets the attributes to those of a member."""
-        self.mode, self.uid, self.gid = member.mode, member.uid, member.gid
-        self.mtime_s, self.mtime_ns = member.mtime_s, member.mtime_ns
-        self.size, self.xattrs = member.size, xattrs
-
-    def reset(self) -> None:
-        """Sets the attributes to those of a directory that no member describes."""
-        self.mode, self.uid, self.gid, self.mtime_s, self.mtime_ns, self.xattrs = 0o755, 0, 0, 0, 0, _NOTHING
-
-
-class DirectoryInode(Inode):
-    """A directory with its children."""
-
-    __slots__ = ("children", "layer", "parent")
-
-    def __init__(self, parent: "DirectoryInode | None", layer: int) -> None:
-        super().__init__(MemberKind.DIR)
-        self.children: dict[bytes, Inode] = {}
-        self.parent: DirectoryInode = parent or self
-        self.layer = layer
-        """The layer that made it."""
-
-
-class _SymlinkInode(Inode):
-    __slots__ = ("target",)
-    target: bytes
-
-    def describe(self, member: Member, xattrs: Mapping[bytes, bytes]) -> None:
-        super().describe(member, xattrs)
-        self.target = member.target
-
-
-class _DeviceInode(Inode):
-    __slots__ = ("device",)
-    device: tuple[int, int]
-
-    def describe(self, member: Member, xattrs: Mapping[bytes, bytes]) -> None:
-        super().describe(member, xattrs)
-        self.device = member.major, member.minor
-
-
-_CLASSES: Mapping[MemberKind, type[Inode]] = MappingProxyType(
-    {MemberKind.SYMLINK: _SymlinkInode, MemberKind.CHAR: _DeviceInode, MemberKind.BLOCK: _DeviceInode}
-)
 
 
 class Tree:
@@ -149,9 +52,7 @@ class Tree:
         self._aufs: dict[bytes, Inode] = {}
         """Files of the present layer's directory of pseudo-links, by path."""
         self._parents: dict[bytes, DirectoryInode] = {}  # by path as written; emptied when a path may lead elsewhere
-        self._xattrs: dict[tuple[tuple[bytes, bytes], ...], Mapping[bytes, bytes]] = {}
-        """Each set of attributes once: often all files of an image have the same."""
-        self._names = self._long_bytes = 0
+        self._kept = KeptMembers()
 
     def begin_layer(self) -> None:
         self.layer += 1
@@ -166,7 +67,7 @@ class Tree:
         if not member.path:
             if member.kind is not MemberKind.DIR:
                 raise ImageError(f"the root of a layer is a {member.kind.value}: a directory is expected")
-            self.root.describe(member, self._attributes(member))
+            self.root.describe(member, self._kept.attributes(member))
             self.touched[self.root] = None
             return None
         check_path(member.path, member.path)
@@ -189,7 +90,7 @@ class Tree:
         old = parent.children.get(name)
         self.touched[parent] = None
         if isinstance(old, DirectoryInode) and member.kind is MemberKind.DIR:
-            old.describe(member, self._attributes(member))
+            old.describe(member, self._kept.attributes(member))
             self._declare(parent, name)
             self.touched[old] = None
             return None
@@ -199,7 +100,7 @@ class Tree:
                 f"{len(member.target)}: {show(member.target[:80])}"
             )
         inode = self.make(parent, name, member.kind)
-        inode.describe(member, self._attributes(member))
+        inode.describe(member, self._kept.attributes(member))
         return inode if member.kind is MemberKind.FILE else None
 
     def walk(self) -> Iterator[tuple[bytes, Inode]]:
@@ -221,45 +122,14 @@ class Tree:
 
     def make(self, parent: DirectoryInode, name: bytes, kind: MemberKind) -> Inode:
         """Makes an inode with a name, and replaces the one that has the name. Raises ImageError for one too many."""
-        inode = DirectoryInode(parent, self.layer) if kind is MemberKind.DIR else _CLASSES.get(kind, Inode)(kind)
+        inode = DirectoryInode(parent, self.layer) if kind is MemberKind.DIR else make_inode(kind)
         self._put(parent, name, inode)
         self.made.append(inode)
         return inode
 
-    def _count(self, name: bytes) -> None:
-        """Counts a name that is to be kept. Raises ImageError for one too many."""
-        self._names += 1
-        if self._names > MAX_NAMES:
-            raise ImageError(
-                f"the image brings more than {MAX_NAMES:,} files, directories and links, the most that an import takes: "
-                "leave some out, or import a disk image with a file system that has them"
-            )
-        if len(name) > _SHORT_BYTES:
-            self._count_long(len(name), name)
-
-    def _count_long(self, size: int, of: bytes) -> None:
-        self._long_bytes += max(0, size - _SHORT_BYTES)
-        if self._long_bytes > MAX_LONG_BYTES:
-            raise ImageError(
-                f"{show(of)}: with it, names, targets and attributes of more than {_SHORT_BYTES} bytes take more than the "
-                f"{MAX_LONG_BYTES >> 20} MiB that an image may have of them: it is hostile, or damaged"
-            )
-
-    def _attributes(self, member: Member) -> Mapping[bytes, bytes]:
-        """Counts a member's target and extended attributes, and returns the latter. Raises ImageError for too much."""
-        if member.target:
-            self._count_long(len(member.target), member.path)
-        if not member.xattrs:
-            return _NOTHING
-        key = tuple(sorted(member.xattrs.items()))
-        found = self._xattrs.setdefault(key, member.xattrs)
-        if found is member.xattrs:
-            self._count_long(sum(len(name) + len(value) for name, value in key), member.path)
-        return found
-
     def _put(self, parent: DirectoryInode, name: bytes, inode: Inode) -> None:
         """Gives an inode a name, and replaces the one that has the name."""
-        self._count(name)
+        self._kept.name(name)
         old = parent.children.get(name)
         self._declare(parent, name)
         inode.links += 1
@@ -343,8 +213,8 @@ class Tree:
         if member.kind is not MemberKind.FILE:
             return None
         inode = self._aufs[member.path] = Inode(member.kind)
-        inode.describe(member, self._attributes(member))
-        self._count(member.path)
+        inode.describe(member, self._kept.attributes(member))
+        self._kept.name(member.path)
         self.made.append(inode)
         return inode
 

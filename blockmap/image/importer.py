@@ -22,6 +22,7 @@ from blockmap.format.filemap import FileRun
 from blockmap.format.oci import DocumentRecord
 from blockmap.format.version import Version, WriterLayout
 from blockmap.image.disk_image import DiskSource
+from blockmap.image.headers import MAX_HEADERS, HeadersKeeper, LayerHeaders
 from blockmap.image.layer import chain_ids
 from blockmap.image.oci import config_diff_ids
 from blockmap.learn.bundler import put_bundles
@@ -49,11 +50,6 @@ By `blockmap bench dedup` over 13 images of Debian (3.5 GB): none 1.878, 32 bloc
 with 8 %, 8 blocks 1.893 with 15 %, 2 blocks 1.900 with 50 %; the block-level limit is 2.03.
 """
 
-_PIECE_BYTES = 1 << 16
-"""Bytes of headers that are compressed at once: to do it for each took a tenth of an import of small files."""
-_MAX_HEADERS = 64 << 20
-"""Bytes of the headers of all layers as they are stored, which are in memory until then: 40 or so a file."""
-
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -70,42 +66,6 @@ class Summary:
     seconds: float
     cpu: dict[str, float]
     """Processor seconds by stage."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerHeaders:
-    """A layer's archive without its contents."""
-
-    raw: int
-    packed: bytearray | None
-    """One zstd frame; None if it takes too much memory."""
-
-
-class HeadersKeeper:
-    """Compresses a layer's archive without its contents as it comes, into `room` bytes at most."""
-
-    def __init__(self, room: int) -> None:
-        self._compressor = body_stream()
-        self._room = room
-        self._waiting = bytearray()
-        self._packed = bytearray()
-        self._raw = 0
-
-    def keep(self, data: bytes) -> None:
-        self._waiting += data
-        if len(self._waiting) >= _PIECE_BYTES:
-            self._pack()
-
-    def _pack(self) -> None:
-        self._raw += len(self._waiting)
-        if len(self._packed) <= self._room:
-            self._packed += self._compressor.compress(bytes(self._waiting))
-        self._waiting.clear()
-
-    def end(self) -> LayerHeaders:
-        self._pack()
-        self._packed += self._compressor.flush()
-        return LayerHeaders(self._raw, self._packed if len(self._packed) <= self._room else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +144,7 @@ class Importer:
             if headers.packed is None:
                 self._warn(
                     f"layer {own.chain.hex()}: its headers are not kept beside the version: those of the image take more than "
-                    f"{_MAX_HEADERS >> 20} MiB"
+                    f"{MAX_HEADERS >> 20} MiB"
                 )
                 continue
             record = layer.LayerRecord(own.chain, name, number, headers.raw, headers.packed)
@@ -277,7 +237,7 @@ def write_image(source: ImageSource, chunks: ChunkWriter, threshold: int) -> Wri
     writer = Ext4Writer(chunks, threshold)
     headers: list[LayerHeaders] = []
     for own in source.layers:
-        keeper = HeadersKeeper(_MAX_HEADERS - sum(len(kept.packed) for kept in headers if kept.packed is not None))
+        keeper = HeadersKeeper(MAX_HEADERS - sum(len(kept.packed) for kept in headers if kept.packed is not None))
         writer.layer(own.members(keeper.keep))
         headers.append(keeper.end())
     volume = writer.finish(_uuid(source))

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockmap.errors import ImageError
+from blockmap.filesystem.inodes import Inode
 from blockmap.filesystem.member import Member, MemberKind
-from blockmap.filesystem.merge import Inode, Tree
+from blockmap.filesystem.merge import Tree
 from tests.image.model import Layer, Model, entry, file, hardlink, symlink, unpacked
 
 

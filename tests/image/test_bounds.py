@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from blockmap.errors import ImageError
-from blockmap.filesystem import merge
+from blockmap.filesystem import kept
 from blockmap.filesystem.member import Member, MemberKind
+from blockmap.filesystem.merge import Tree
 from tests.image.layouts import archive, compress_zstd, file, layout
 
 MORE_BYTES = 150_000_000
@@ -166,13 +167,15 @@ def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
 
 
 def test_more_names_than_an_import_takes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files, links, and directories that no member describes all count; what is declared again does not."""
-    monkeypatch.setattr(merge, "MAX_NAMES", 10)
-    tree = merge.Tree()
+    """Files, links, and directories that no member describes all count; what is declared again counts with new attributes."""
+    monkeypatch.setattr(kept, "MAX_NAMES", 10)
+    tree = Tree()
     tree.begin_layer()
     for _ in range(20):
         tree.add(Member(b"a/b/c", MemberKind.DIR, 0o755))
-    for n in range(4):
+    for n in range(2):
+        tree.add(Member(b"a/b/c", MemberKind.DIR, 0o755, xattrs={b"user.n": b"%d" % n}))
+    for n in range(2):
         tree.add(Member(b"f%d" % n, MemberKind.FILE, 0o644))
     for n in range(3):
         tree.add(Member(b"l%d" % n, MemberKind.HARDLINK, 0o644, target=b"f1"))
@@ -181,8 +184,8 @@ def test_more_names_than_an_import_takes_are_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_equal_attributes_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "MAX_LONG_BYTES", 1000)
-    tree = merge.Tree()
+    monkeypatch.setattr(kept, "MAX_LONG_BYTES", 1000)
+    tree = Tree()
     tree.begin_layer()
     for n in range(100):
         tree.add(Member(b"f%d" % n, MemberKind.FILE, 0o644, xattrs={b"user.label": bytes(1000)}))

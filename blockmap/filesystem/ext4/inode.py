@@ -4,8 +4,8 @@ import struct
 
 from blockmap.errors import ImageError
 from blockmap.filesystem.ext4.geometry import INODE_BYTES, Runs
+from blockmap.filesystem.inodes import Inode
 from blockmap.filesystem.member import MemberKind
-from blockmap.filesystem.merge import Inode
 
 INLINE_EXTENTS = 4
 LEAF_EXTENTS = 340

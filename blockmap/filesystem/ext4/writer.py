@@ -12,10 +12,12 @@ from functools import partial
 
 from blockmap.errors import ImageError
 from blockmap.filesystem.ext4 import directory, inode, xattr
+from blockmap.filesystem.ext4.contents import write_contents
 from blockmap.filesystem.ext4.geometry import GROUP_BLOCKS, GROUP_INODES, MAX_GROUPS, Cursor, Runs, as_ranges
 from blockmap.filesystem.ext4.metadata import FIRST_INODE, JOURNAL_BLOCKS, Metadata
+from blockmap.filesystem.inodes import DirectoryInode, Inode
 from blockmap.filesystem.member import MemberKind, Members
-from blockmap.filesystem.merge import DirectoryInode, Inode, Tree
+from blockmap.filesystem.merge import Tree
 from blockmap.filesystem.sink import BlockSink
 
 BLOCK = 4096
@@ -103,7 +105,7 @@ class Ext4Writer:
                 else:
                     _place(owner).runs = runs
                 self._contents.append(owner)
-                self._stream(runs, member.size, contents)
+                write_contents(sink, runs, member.size, contents, self._threshold)
         sink.cut()
         self._layer_blocks.append((start, self._cursor.block))
         self._end_layer()
@@ -223,38 +225,6 @@ class Ext4Writer:
         ((block, _),) = self._cursor.take(1)
         part.append((block, node, what, number))
         return block
-
-    def _stream(self, runs: Runs, size: int, contents: Iterator[bytes]) -> None:
-        """Writes a file's contents; the last block is filled up with zeros."""
-        sink = self._sink
-        edges = self._threshold and _length(runs) >= self._threshold
-        if edges:
-            sink.cut()
-        waiting = iter(runs)
-        block, room = next(waiting)
-        rest = b""
-        left = size
-        for data in contents:
-            left -= len(data)
-            if rest:
-                data = rest + data
-            if not left:
-                data = bytes(data) + bytes(-len(data) % BLOCK)
-            view = memoryview(data)
-            while len(view) >= BLOCK:
-                count = min(len(view) // BLOCK, room)
-                sink.write(block, view[: count * BLOCK])
-                view = view[count * BLOCK :]
-                block, room = block + count, room - count
-                if not room:
-                    block, room = next(waiting, (0, 0))
-                    if not room:
-                        break
-            rest = bytes(view)
-        if left or rest:
-            raise ImageError(f"a file of {size} bytes came with {size - left} bytes of content")
-        if edges:
-            sink.cut()
 
     def _groups(self, inodes: int) -> int:
         """Returns the number of groups: twice the blocks written, in whole GiB, so that the volume has room."""
