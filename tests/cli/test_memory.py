@@ -150,3 +150,14 @@ def test_a_file_of_3_gib(tmp_path: Path) -> None:
     assert summary["new_bytes"] >= size
     print(f"peak memory {most / 1e6:.0f} MB")
     assert most < LIMIT_BYTES
+
+
+def test_a_million_small_files(tmp_path: Path) -> None:
+    def fill(tar: tarfile.TarFile) -> None:
+        for n in range(1_000_000):
+            add(tar, f"folder-{n // 1000:03}/file-{n:06}", 6, io.BytesIO(b"%06d" % n))
+
+    summary, most = peak("import", f"oci:{image(tmp_path / 'image', fill)}", "small:1", "--store", tmp_path / "store")
+    assert summary["data_bytes"] > 4_000_000_000
+    print(f"peak memory {most / 1e6:.0f} MB")
+    assert most < 700_000_000
