@@ -55,5 +55,5 @@ class KeptMembers:
         if self._long_bytes > MAX_LONG_BYTES:
             raise ImageError(
                 f"{show(of)}: with it, names, targets and attributes of more than {_SHORT_BYTES} bytes take more than the "
-                f"{MAX_LONG_BYTES >> 20} MiB that an image may have of them: it is hostile, or damaged"
+                f"{MAX_LONG_BYTES >> 20} MiB that an image may have of them: leave such files out, if you trust the image at all"
             )

@@ -119,7 +119,7 @@ class HashTree:
                 self._leaves.append(self.blocks)
                 self.blocks += 1
         if len(self._leaves) > MAX_LEAVES:
-            raise ImageError(f"{path}: has {len(names)} entries, more than a directory of ext4 holds")
+            raise ImageError(f"{path}: has {len(names)} entries, more than a directory of ext4 holds: use several")
         while len(self._leaves) > max(_ROOT_POINTERS, len(self._nodes) * _NODE_POINTERS):
             self._nodes.append(self.blocks)
             self.blocks += 1
