@@ -335,7 +335,7 @@ def long_bundle() -> bytes:
 
 def long_filemap() -> bytes:
     files = [filemap.File(b"usr/lib/file-%06d" % at, 5000, [(7 + at, 2)]) for at in range(MEGABYTE // 40)]
-    return filemap.encode(NAME, files, compress)
+    return filemap.encode(NAME, files, body_stream)
 
 
 def long_pack() -> bytes:
