@@ -241,7 +241,7 @@ class _Run:
         stored = store_nodes([draft], places.get, objects.put_pack, known.leaf)
         root = stored.roots[0]
         sample = hooks.sample((span, own.chunks) for span, own in leaves)
-        put(self.store, keys.hooks(root.digest), [hooks.encode(root.digest, sample)])
+        put(self.store, keys.hooks(root.digest, 1), [hooks.encode(root.digest, sample)])
         version = Version(root, Root(ABSENT, root.size), WriterLayout(0, 0), run=stored.run)
         number = objects.put_version(version, set())
         tag = str(len(self.trees))

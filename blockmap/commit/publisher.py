@@ -140,7 +140,7 @@ def publish_capture(store: Pruner, form: Format, state: Path, number: int, warn:
                 target,
                 made,
                 draft.message,
-                [lambda own: put_bundles(store, draft.repo, own.version, made.root)],
+                [lambda own: put_bundles(store, draft.repo, own.version, made.root, warn)],
                 after,
                 draft.nonce,
             )

@@ -68,8 +68,9 @@ def filemap(root: Digest, number: int) -> str:
     return _numbered(f"filemaps/{root.hex()}", number)
 
 
-def hooks(root: Digest) -> str:
-    return f"hooks/{root.hex()}"
+def hooks(root: Digest, number: int) -> str:
+    """Returns the key of a tree's hooks; number 0 is the one of older stores, whose key has no number."""
+    return _numbered(f"hooks/{root.hex()}", number)
 
 
 def profile(repo: str, label: str, number: int) -> str:
@@ -94,17 +95,20 @@ def bundles(version: Digest) -> str:
     return f"bundles/{version.hex()}/"
 
 
-def parse_bundle(key: str) -> tuple[str, int] | None:
-    """Returns the label and the profile's number of the bundle at `key`; None if `key` is not that of a bundle."""
+def parse_bundle(key: str) -> tuple[str, int, int] | None:
+    """Returns the label, the profile's number and the number of the bundle at `key`; None if `key` is not that of a bundle."""
     parts = key.split("/")
-    if len(parts) != 4 or parts[0] != "bundles" or not _NUMBER.fullmatch(parts[3]) or int(parts[3]) == 0:
+    if len(parts) not in (4, 5) or parts[0] != "bundles" or not all(map(_NUMBER.fullmatch, parts[3:])):
         return None
-    return from_component(parts[2]), int(parts[3])
+    profile, *number = map(int, parts[3:])
+    if profile == 0 or number == [0]:
+        return None
+    return from_component(parts[2]), profile, number[0] if number else 0
 
 
-def bundle(version: Digest, label: str, number: int) -> str:
-    """Returns the key of the bundle of the profile `number` on a version."""
-    return f"{bundles(version)}{to_component(label)}/{_number(number)}"
+def bundle(version: Digest, label: str, profile: int, number: int) -> str:
+    """Returns the key of a bundle of a profile on a version; number 0 is the one of older stores, whose key has no number."""
+    return _numbered(f"{bundles(version)}{to_component(label)}/{_number(profile)}", number)
 
 
 def moved(pack: Digest, number: int) -> str:

@@ -8,12 +8,10 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 
-from blockmap.errors import Corrupt, ImageError, NotFound, StoreError
+from blockmap.errors import Corrupt, ImageError
 from blockmap.filesystem.ext4.writer import WRITER, Ext4Writer
 from blockmap.filesystem.member import ImageSource
 from blockmap.format import BLOCK, filemap, keys, layer, oci
@@ -28,8 +26,8 @@ from blockmap.image.oci import config_diff_ids
 from blockmap.learn.bundler import put_bundles
 from blockmap.publish.catalogue import read_catalogue
 from blockmap.publish.chunks import ChunkWriter, Counts
+from blockmap.publish.derived import put_derived
 from blockmap.publish.local import LocalCatalogue
-from blockmap.publish.object_writer import put
 from blockmap.publish.publication import Derive, Publication, Published
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import Trees
@@ -38,7 +36,6 @@ from blockmap.store.base import Pruner
 from blockmap.store.concurrent import each
 from blockmap.store.documents import check_document
 from blockmap.store.names import NameLog, NameTarget
-from blockmap.store.numbered import newest_right, read_numbers
 from blockmap.store.opening import Format
 from blockmap.store.packs import body_stream, expand, expand_stream
 from blockmap.store.repository import Repository
@@ -104,7 +101,7 @@ class Importer:
             version = _version(source, trees, laid.layout)
             derived: list[Derive] = [
                 lambda published: self._put_records(source, laid, version, published),
-                lambda published: put_bundles(self._store, repo, published.version, published.root),
+                lambda published: put_bundles(self._store, repo, published.version, published.root, self._warn),
             ]
             published = publication.publish(NameTarget(repo, tag), version, "import", derived)
         return Summary(
@@ -139,7 +136,11 @@ class Importer:
         def lists_them(data: bytes) -> bool:
             return data == files or filemap.body(data, root, expand) == filemap.body(files, root, expand)
 
-        puts = [partial(self._put_derived, partial(keys.filemap, root), limits.FILE_MAP, lists_them, files)]
+        puts = [
+            partial(
+                put_derived, self._store, self._warn, partial(keys.filemap, root), limits.FILE_MAP, files, lists_them
+            )
+        ]
         for own, headers in zip(source.layers, laid.headers, strict=True):
             if headers.packed is None:
                 self._warn(
@@ -164,7 +165,9 @@ class Importer:
             same = found.packed == record.packed
             return same or found.headers(expand_stream) == record.headers(expand_stream)
 
-        self._put_derived(partial(keys.layer, record.chain), limits.LAYER, is_right, layer.encode(record))
+        put_derived(
+            self._store, self._warn, partial(keys.layer, record.chain), limits.LAYER, layer.encode(record), is_right
+        )
 
     def _put_document(
         self, repository: Repository, document: bytes | None, record: DocumentRecord, version: Version
@@ -180,29 +183,7 @@ class Importer:
             check_document(repository, digest, data)
             return True
 
-        self._put_derived(partial(keys.oci, digest), limits.OCI, is_right, oci.encode(record))
-
-    def _put_derived(
-        self, key: Callable[[int], str], most: int, is_right: Callable[[bytes], bool], data: bytes
-    ) -> None:
-        """Stores an object that is derived, under the next number, unless the newest that reads well is right.
-
-        `is_right` raises NotFound, Corrupt, FormatError for one that does not read well.
-        """
-        store = self._store
-        numbered = read_numbers(store, key, most)
-        try:
-            right = newest_right(store, key, most, is_right, numbered)
-        except (NotFound, Corrupt):
-            right = False
-        if right:
-            return
-        newest = max(numbered, default=0)
-        if right is not None:
-            self._warn(f"{key(newest)} is damaged or wrong, and superseded")
-            with suppress(StoreError):  # in a directory, a file without a number stands where numbers are to be
-                store.delete(key(0))
-        next(n for n in count(newest + 1) if put(store, key(n), [data]))
+        put_derived(self._store, self._warn, partial(keys.oci, digest), limits.OCI, oci.encode(record), is_right)
 
 
 def _check_layer(version: Version, chain: bytes) -> None:

@@ -1,10 +1,13 @@
 """Makes and stores bundles of profiles on versions: ports each profile, with the blocks that ext4 reads to find its files."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 
-from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound
+from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound, StoreError
 from blockmap.filesystem.ext4.lookup import Lookup
 from blockmap.format import keys
 from blockmap.format.digest import Digest
@@ -18,7 +21,9 @@ from blockmap.learn.guess_files import guess_files
 from blockmap.learn.port_profile import port, read_items
 from blockmap.learn.stored_index import index_of
 from blockmap.publish.object_writer import put
-from blockmap.store.base import Writer
+from blockmap.store.base import Pruner, Writer
+from blockmap.store.bundles import bundle_key, check_bundle
+from blockmap.store.log import LogReader
 from blockmap.store.profiles import ProfileLog
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
@@ -61,10 +66,8 @@ def port_to(
 
 
 def put_bundle(store: Writer, version: Digest, root: Root, layout: BlockIndex, profile: Profile) -> BuiltBundle | None:
-    """Makes and stores the bundle of a profile on a version; None if it has one already, or no block of the profile."""
-    log, repository = ProfileLog(store), Repository(store)
-    if log.has_bundle(version, profile.label, profile.n):
-        return None
+    """Makes and stores the next bundle of a profile on a version; None if that has no block of the profile."""
+    repository = Repository(store)
     ported = profile.root != root.digest
     besides: list[FileRun] = []
     if ported:
@@ -78,22 +81,28 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: BlockIndex, p
     if not items:
         return None
     parts, _ = build_bundle.build_bundle(repository, root, read_items(items), layout.blocks, ported, besides)
-    put(store, keys.bundle(version, profile.label, profile.n), parts)
+    key = partial(keys.bundle, version, profile.label, profile.n)
+    next(n for n in count(LogReader(store, key).newest() + 1) if put(store, key(n), parts))
     return BuiltBundle(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
 
 
-def put_bundles(store: Writer, repo: str, version: Digest, root: Root) -> list[BuiltBundle]:
-    """Makes the bundles of all profiles of a repository on a version, and updates the hints of names that refer to it."""
+def put_bundles(
+    store: Pruner, repo: str, version: Digest, root: Root, warn: Callable[[str], object]
+) -> list[BuiltBundle]:
+    """Makes the bundles of all profiles of a repository on a version, and updates the hints of names that refer to it.
+
+    A bundle that is there is read whole, and superseded where it is damaged or wrong.
+    """
     log = ProfileLog(store)
     layout: BlockIndex | None = None
     made = []
     for label, n in log.labels(repo).items():
-        if log.has_bundle(version, label, n):
+        if _is_stored(store, version, root, label, n, warn):
             continue
         try:
             profile = log.get(repo, label, n)
         except BlockmapError as error:
-            _log.warning("version %s starts without what was learnt for %s: %s", version.hex(), label, error)
+            warn(f"version {version.hex()} starts without what was learnt for {label}: {error}")
             continue
         layout = layout or index_of(Repository(store), root)
         one = put_bundle(store, version, root, layout, profile)
@@ -101,3 +110,21 @@ def put_bundles(store: Writer, repo: str, version: Digest, root: Root) -> list[B
     if made:
         log.advise(repo, version)
     return made
+
+
+def _is_stored(
+    store: Pruner, version: Digest, root: Root, label: str, profile: int, warn: Callable[[str], object]
+) -> bool:
+    """Returns True if the newest bundle of a profile is right; says what is wrong with it, and makes room for the next."""
+    key = bundle_key(store, version, label, profile)
+    if key is None:
+        return False
+    try:
+        check_bundle(store, key, root)
+    except (Corrupt, NotFound) as error:
+        warn(f"{error}; it is superseded")
+    else:
+        return True
+    with suppress(StoreError):  # in a directory, a file without a number stands where numbers are to be
+        store.delete(keys.bundle(version, label, profile, 0))
+    return False

@@ -3,20 +3,22 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
-from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreError
+from blockmap.errors import BlockmapError, Corrupt, FormatError, StoreError
 from blockmap.format import hooks, keys
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.tree import Root
 from blockmap.publish.dedup_index import DedupIndex, StoredTree
+from blockmap.publish.derived import put_derived
 from blockmap.publish.local import CatalogueSnapshot, LocalCatalogue, Numbered
-from blockmap.publish.object_writer import put
 from blockmap.publish.parallel import gather
 from blockmap.store import limits
-from blockmap.store.base import Writer
+from blockmap.store.base import Pruner
 from blockmap.store.collections import CollectionReader, CollectionState
 from blockmap.store.names import NameReader
+from blockmap.store.numbered import newest_right, read_numbers
 from blockmap.store.pack_logs import read_damage
 from blockmap.store.repository import Repository
 from blockmap.store.walk import leaves
@@ -38,10 +40,10 @@ class Catalogue:
     """What the log of collections said before the catalogue was read."""
 
 
-def read_catalogue(store: Writer, names: NameReader, local: LocalCatalogue, warn: Warn) -> Catalogue:
+def read_catalogue(store: Pruner, names: NameReader, local: LocalCatalogue, warn: Warn) -> Catalogue:
     """Reads what `local` lacks, 16 requests at a time; leaves out, and logs, a name or tree that cannot be read.
 
-    Makes missing hooks, and stores them if the store can be written.
+    Makes hooks that are missing, damaged or found wrong, and stores them if the store can be written.
     """
     collections = CollectionReader(store).state()
     before, now = local.load(), CatalogueSnapshot()
@@ -69,7 +71,17 @@ def read_catalogue(store: Writer, names: NameReader, local: LocalCatalogue, warn
                 roots[root.digest].append(root)
     trees = _trees(store, roots, before.hooks, now.hooks, warn)
     local.save(now)
-    return Catalogue(now.versions, DedupIndex(repository, trees, warn, read_damage(store)), collections)
+
+    def mend(root: Digest) -> None:
+        warn(f"the hooks of tree {root.hex()} are wrong, and made again")
+        try:
+            now.hooks[root] = _make(store, roots[root])
+        except BlockmapError as error:
+            warn(f"they cannot be: {error}")
+        else:
+            local.save(now)
+
+    return Catalogue(now.versions, DedupIndex(repository, trees, warn, read_damage(store), mend), collections)
 
 
 def _complete(
@@ -97,7 +109,7 @@ def _roots(repository: Repository, at: Numbered) -> tuple[Root, Root]:
 
 
 def _trees(
-    store: Writer,
+    store: Pruner,
     roots: dict[Digest, list[Root]],
     remembered: dict[Digest, bytes],
     kept: dict[Digest, bytes],
@@ -116,14 +128,11 @@ def _trees(
         except FormatError as error:
             warn(f"what this host remembers of tree {root.hex()} is fetched again: {error}")
     unread = [root for root in roots if root not in found]
-    for root, data in zip(unread, gather(lambda root: store.get(keys.hooks(root), limits.HOOKS), unread), strict=True):
-        try:
-            if isinstance(data, bytes):
-                take(root, data)
-            elif not isinstance(data, NotFound):
-                raise data
-        except BlockmapError as error:
-            warn(f"{keys.hooks(root)} is of no use, and made again for this host: {error}")
+    for root, data in zip(unread, gather(lambda root: _stored(store, root), unread), strict=True):
+        if isinstance(data, bytes):
+            take(root, data)
+        elif data is not None:
+            warn(f"the hooks of tree {root.hex()} are of no use, and made again: {data}")
     unmade = [root for root in roots if root not in found]
     for root, made in zip(unmade, gather(lambda root: _make(store, roots[root]), unmade), strict=True):
         if isinstance(made, BlockmapError):
@@ -133,7 +142,18 @@ def _trees(
     return [StoredTree(own, found[root]) for root, own in roots.items() if root in found]
 
 
-def _make(store: Writer, places: list[Root]) -> bytes:
+def _stored(store: Pruner, root: Digest) -> bytes | None:
+    """Returns the object with the hooks of a tree; None where there is none, Corrupt where it is damaged."""
+
+    def check(data: bytes) -> bytes:
+        hooks.decode(data, root)
+        return data
+
+    key = partial(keys.hooks, root)
+    return newest_right(store, key, limits.HOOKS, check, read_numbers(store, key, limits.HOOKS))
+
+
+def _make(store: Pruner, places: list[Root]) -> bytes:
     """Makes the hooks of a tree from its leaves, and stores them where that is possible; returns the object."""
     repository = Repository(store)
     error: BlockmapError = Corrupt("it is stored nowhere")
@@ -145,8 +165,13 @@ def _make(store: Writer, places: list[Root]) -> bytes:
             error = why
             continue
         try:
-            put(store, keys.hooks(root.digest), [made])
+            put_hooks(store, _log.info, root.digest, made)
         except StoreError as why:
             _log.debug("the hooks of %s are not stored: %s", root.digest.hex(), why)
         return made
     raise error
+
+
+def put_hooks(store: Pruner, warn: Callable[[str], object], root: Digest, data: bytes) -> None:
+    """Stores the hooks of a tree, unless the newest that are stored are just these."""
+    put_derived(store, warn, partial(keys.hooks, root), limits.HOOKS, data, lambda stored: stored == data)

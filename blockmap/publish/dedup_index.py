@@ -9,7 +9,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from blockmap.errors import BlockmapError, Corrupt
+from blockmap.format import hooks
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.hooks import Hooks
@@ -36,6 +39,10 @@ class StoredTree:
     roots: Sequence[Root]
     """Roots of one digest, in the places where versions have it."""
     hooks: Hooks
+
+
+class _NoLeafError(Corrupt):
+    """A tree lacks a leaf that its hooks name."""
 
 
 class RecentLeaves:
@@ -93,13 +100,18 @@ class DedupIndex:
         trees: Sequence[StoredTree],
         warn: Callable[[str], None],
         damage: Damage | None = None,
+        mend: Callable[[Digest], object] = lambda root: None,
     ) -> None:
+        """`mend` is called, once each, with the roots of trees whose hooks turn out not to be theirs."""
         self.health = PackHealth(repository.store, damage or {})
         self._packs = Packs(repository.store.get_range)
         self._trees = trees
         self._roots = {tree.roots[0].digest: tree.roots for tree in trees}
         self._table = HookTable([tree.hooks for tree in trees])
         self._warn = warn
+        self._mend = mend
+        self._wrong: set[int] = set()
+        """Numbers of trees whose hooks are wrong."""
         self._recent = RecentLeaves(MAX_CHUNKS)
         self._inner: OrderedDict[NodeRef, Inner] = OrderedDict()
         self._unreadable: dict[NodeRef, BlockmapError] = {}
@@ -137,30 +149,47 @@ class DedupIndex:
 
     def _load(self, champions: Sequence[Champion]) -> bool:
         """Reads leaves and their neighbours; returns True if a champion failed, so that others may now be better."""
-        wanted: dict[NodeRef, None] = {}
+        wanted: dict[NodeRef, Champion | None] = {}
         failed = False
         for champion in champions:
             try:
-                wanted[self._locate(champion)] = None
+                wanted[self._locate(champion)] = champion
             except BlockmapError as error:
                 self._table.drop(champion)
                 self._note(error)
+                if isinstance(error, _NoLeafError):
+                    self._note_wrong(champion.tree)
                 failed = True
         for distance in range(1, _NEIGHBOURS + 1):
             for champion in champions:
                 for span in (champion.span - distance, champion.span + distance):
                     with contextlib.suppress(BlockmapError):
-                        wanted[self._locate(Champion(champion.tree, span))] = None
+                        wanted.setdefault(self._locate(Champion(champion.tree, span)))
         unread = [at for at in wanted if at[0] not in self._recent.leaves][:_MOST_LEAVES]
         for at, found in zip(unread, self._nodes(unread), strict=True):
             if isinstance(found, Leaf):
                 self._recent.add(at[0], found)
+                self._check_hooks(wanted[at], found)
             failed = failed or isinstance(found, BlockmapError)
         return failed
 
+    def _check_hooks(self, champion: Champion | None, leaf: Leaf) -> None:
+        """Has the hooks made again that led to a leaf which lacks one of them."""
+        if champion is None:
+            return
+        tree = self._trees[champion.tree]
+        listed = tree.hooks["hook"][tree.hooks["span"] == champion.span]
+        if not np.isin(listed, hooks.prefixes(leaf.chunks)).all():
+            self._note_wrong(champion.tree)
+
+    def _note_wrong(self, tree: int) -> None:
+        if tree not in self._wrong:
+            self._wrong.add(tree)
+            self._mend(self._trees[tree].roots[0].digest)
+
     def _locate(self, champion: Champion) -> NodeRef:
         """Returns where a leaf is stored, in any of the places of its tree; BlockmapError."""
-        error: BlockmapError = Corrupt("the hooks of a tree name a leaf that cannot be read, or that the tree lacks")
+        error: BlockmapError = _NoLeafError("the hooks of a tree name a leaf that the tree lacks")
         for root in self._trees[champion.tree].roots:
             try:
                 at = self._descend(root, champion.span)
@@ -169,6 +198,8 @@ class DedupIndex:
                 continue
             if at is not None and at not in self._unreadable:
                 return at
+            if at is not None:
+                error = self._unreadable[at]
         raise error
 
     def _descend(self, root: Root, span: int) -> NodeRef | None:

@@ -14,19 +14,18 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from blockmap.errors import BlockmapError, Corrupt, NotFound
-from blockmap.format import keys
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.format.extent import Extent
 from blockmap.format.node import Node
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version
-from blockmap.publish.catalogue import Catalogue, Warn
+from blockmap.publish.catalogue import Catalogue, Warn, put_hooks
 from blockmap.publish.chunks import ChunkWriter, Counts
 from blockmap.publish.dirty import nodes_above
 from blockmap.publish.healing import heal
 from blockmap.publish.local import Numbered
-from blockmap.publish.object_writer import ObjectWriter, put
+from blockmap.publish.object_writer import ObjectWriter
 from blockmap.publish.reliance import Reliance
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import TreeDrafts, Trees, draft_rewrite, draft_whole, store_trees
@@ -135,7 +134,7 @@ class Publication:
         published = Published(name, number, entry, root)
         try:
             for tree, sample in self._hooks:
-                put(self._store, keys.hooks(tree), [sample])
+                put_hooks(self._store, self._warn, tree, sample)
             for derive in derived:
                 derive(published)
         except BlockmapError as error:

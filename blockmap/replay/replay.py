@@ -15,7 +15,7 @@ from blockmap.cache.cache import Cache
 from blockmap.cache.staging import StagingArea
 from blockmap.cache.verifier import Verifier
 from blockmap.errors import Corrupt, NotFound
-from blockmap.format import BLOCK
+from blockmap.format import BLOCK, keys
 from blockmap.format.bundle import BundleHead
 from blockmap.format.hint import BundleRef
 from blockmap.format.tree import Root
@@ -66,7 +66,8 @@ class Replay:
         whether the head was verified, unless it does not come."""
         self.ref = ref
         self.key = ref.key
-        self.number = int(ref.key.rpartition("/")[2])
+        about = keys.parse_bundle(ref.key)
+        self.number = about[1] if about is not None else 0
         """The number of the profile that the bundle was made of."""
         self.head: BundleHead | None = None
         self.failed = ""

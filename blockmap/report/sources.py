@@ -1,6 +1,5 @@
 """Finds what a report is about: traces on this host, and what the store and a running server know of them."""
 
-import struct
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,13 +9,12 @@ from pathlib import Path
 
 from blockmap.control.client import Client
 from blockmap.control.store_log import read_calls
-from blockmap.errors import BlockmapError, Corrupt, FormatError, HostError, NotFound, UsageError
-from blockmap.format import bundle, keys
+from blockmap.errors import BlockmapError, FormatError, HostError, NotFound, UsageError
 from blockmap.format.digest import Digest
 from blockmap.format.filemap import File
 from blockmap.format.profile import Profile
 from blockmap.format.refs import Reference, parse_reference
-from blockmap.format.trace import HEAD_BYTES, Trace, TraceHead, decode_head
+from blockmap.format.trace import HEAD_BYTES, Trace, decode_head
 from blockmap.learn.local_files import TraceFolder, load_trace
 from blockmap.learn.port_profile import port
 from blockmap.learn.stored_index import index_of
@@ -24,8 +22,8 @@ from blockmap.local.paths import TRACE_SUFFIX
 from blockmap.report import files
 from blockmap.report.data import Image, ReportRun, analyse, expand
 from blockmap.report.files import Numbers
+from blockmap.store.bundles import bundle_key, read_head
 from blockmap.store.observed import Call
-from blockmap.store.packs import Packs
 from blockmap.store.profiles import ProfileReader
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
@@ -128,8 +126,9 @@ def find_profile(run: ReportRun, repository: Repository, number: int | None) -> 
         return f"{head.repo} has no profile for the label {head.label} yet."
     try:
         found = reader.get(head.repo, head.label, chosen)
-        if reader.has_bundle(head.version, head.label, chosen):
-            read_items = _bundle(repository, head, chosen).read_items
+        key = bundle_key(repository.store, head.version, head.label, chosen)
+        if key is not None:
+            read_items = read_head(repository.store, key).read_items
             return Profiled(found, expand([(item.start, item.blocks) for item in read_items]), chosen == head.profile)
         items = found.items
         if found.root != head.root:
@@ -137,15 +136,6 @@ def find_profile(run: ReportRun, repository: Repository, number: int | None) -> 
         return Profiled(found, expand([(item.start, item.blocks) for item in items]), chosen == head.profile)
     except NotFound as error:
         return f"Profile {chosen} cannot be compared: {error}."
-
-
-def _bundle(repository: Repository, head: TraceHead, n: int) -> bundle.BundleHead:
-    key = keys.bundle(head.version, head.label, n)
-    try:
-        _, length = bundle.measure(lambda start, end: repository.store.get_range(key, start, end))
-        return Packs.open_bundle(repository.store.get_range(key, 0, length))
-    except (Corrupt, FormatError, struct.error) as error:
-        raise Corrupt(f"the bundle of profile {n} on version {head.version.hex()} is damaged: {error}") from error
 
 
 def server_calls(client: Client, run: ReportRun) -> list[Call] | str:

@@ -338,7 +338,7 @@ def _choose(bundles: Sequence[BundleRef], reference: Reference, name: Digest) ->
     label = reference.label or DEFAULT_LABEL
     for each in bundles:
         found = keys.parse_bundle(each.key)
-        if found is not None and (each.label, each.key) == (label, keys.bundle(name, label, found[1])):
+        if found is not None and (each.label, each.key) == (label, keys.bundle(name, label, *found[1:])):
             return each
     return None
 

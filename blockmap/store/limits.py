@@ -18,8 +18,6 @@ HOOKS = 16 << 20
 """One in 64 chunks has a hook of 12 bytes: this is enough for 90 million chunks."""
 PROFILE = 64 << 20
 FILE_MAP = 128 << 20
-BUNDLE = 1 << 30
-"""Only who checks a store reads one whole."""
 PACK_LOG = pack_log.MAX_BYTES
 COLLECTION = collection.MAX_BYTES
 LAYER = 128 << 20

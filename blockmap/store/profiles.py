@@ -71,9 +71,6 @@ class ProfileReader:
         """Returns the number of the newest profile of each repository and label; CannotList, StoreUnavailable."""
         return self._listed(keys.PROFILES)
 
-    def has_bundle(self, version: Digest, label: str, n: int) -> bool:
-        return self._store.exists(keys.bundle(version, label, n))
-
     def _listed(self, prefix: str) -> dict[tuple[str, str], int]:
         return dict(sorted(newest_of(self._store.list(prefix), keys.parse_profile).items()))
 

@@ -80,7 +80,7 @@ def swap(path: Path, data: bytes | None) -> None:
 
 
 def bundle_of(store: Path, name: str) -> Path:
-    (found,) = (store / keys.bundles(version_of(store, name))).glob("default/*")
+    (found,) = (store / keys.bundles(version_of(store, name))).glob("default/*/*")
     return found
 
 

@@ -303,7 +303,7 @@ def test_hooks_follow_the_name(tmp_path: Path) -> None:
     repository, version = version_of(store, summary)
     for root in (version.root, version.extra):
         if root.digest != ABSENT:
-            own = hooks.decode(repository.store.get(keys.hooks(root.digest)), root.digest)
+            own = hooks.decode(repository.store.get(keys.hooks(root.digest, 1)), root.digest)
             of_tree = hooks.sample((span, leaf.chunks) for span, leaf in leaves(root, repository.packs.nodes))
             assert own.tolist() == of_tree.tolist()
 

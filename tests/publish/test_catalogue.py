@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from blockmap.errors import StoreReadOnly
-from blockmap.format import BLOCK, keys
+from blockmap.format import BLOCK, hooks, keys
 from blockmap.format.chunker import SPAN
 from blockmap.format.tree import Root
 from blockmap.publish.catalogue import Catalogue, read_catalogue
@@ -67,7 +67,7 @@ def check(store: MemoryStore, catalogue: Catalogue, roots: list[Root]) -> None:
 def test_hooks_that_are_missing_are_made_once_and_stored() -> None:
     store, roots = filled(3)
     check(store, read(store, None), roots)
-    assert store.list("hooks/") == sorted(keys.hooks(root.digest) for root in roots)
+    assert store.list("hooks/") == sorted(keys.hooks(root.digest, 1) for root in roots)
     store.read.clear()
     check(store, read(store, None), roots)
     assert store.read["hooks"] == 3
@@ -84,7 +84,8 @@ def test_what_a_host_read_once_it_does_not_read_again(tmp_path: Path) -> None:
     name(store, roots[-1], "b", "1")
     store.read.clear()
     check(store, read(store, local), roots)
-    assert (store.read["names"], store.read["versions"], store.read["hooks"]) == (1, 1, 1)
+    assert (store.read["names"], store.read["versions"]) == (1, 1)
+    assert store.read["hooks"] == 4, "two keys are tried before hooks are made, and before they are stored"
 
 
 def test_what_no_name_stands_for_is_forgotten(tmp_path: Path) -> None:
@@ -155,16 +156,56 @@ def test_a_local_file_that_is_damaged_costs_requests_and_nothing_else(tmp_path: 
 def test_hooks_that_are_damaged_are_said_and_made_again(tmp_path: Path) -> None:
     store, roots = filled(2)
     read(store, None)
-    key = keys.hooks(roots[0].digest)
-    damaged = bytearray(store.get(key))
-    damaged[50] ^= 1
-    store.delete(key)
-    store.create(key, [bytes(damaged)])
+    key = keys.hooks(roots[0].digest, 1)
+    whole = store.get(key)
+    replace(store, key, whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
     warnings: list[str] = []
     check(store, read(store, tmp_path / "hooks.db", warnings), roots)
     assert len(warnings) == 1
     assert key in warnings[0]
+    assert store.get(keys.hooks(roots[0].digest, 2)) == whole
     check(store, read(store, tmp_path / "hooks.db"), roots)
+    check(store, read(store, None), roots)
+
+
+@pytest.mark.parametrize("leaf", ["its own", "one that the tree lacks"])
+def test_hooks_that_are_those_of_no_tree_are_found_when_they_are_used(tmp_path: Path, leaf: str) -> None:
+    store, roots = filled(2)
+    read(store, None)
+    key = keys.hooks(roots[0].digest, 1)
+    whole = store.get(key)
+    own = hooks.decode(whole, roots[0].digest)
+    rows = own[[*range(len(own)), -1]]
+    if leaf == "its own":
+        rows["hook"][-1] += 1
+    else:
+        rows["span"][-1] += 1
+    replace(store, key, hooks.encode(roots[0].digest, rows))
+    read(store, tmp_path / "hooks.db")
+    warnings: list[str] = []
+    catalogue = read(store, tmp_path / "hooks.db", warnings)
+    for _, tree in leaves(roots[0], Repository(store).packs.nodes):
+        catalogue.known.lookup(tree.chunks)
+    assert any(roots[0].digest.hex() in text and "wrong" in text for text in warnings)
+    assert store.get(keys.hooks(roots[0].digest, 2)) == whole
+    check(store, read(store, tmp_path / "hooks.db"), roots)
+    check(store, read(store, None), roots)
+    assert len(store.list("hooks/")) == 3
+
+
+def test_hooks_of_older_stores_are_read() -> None:
+    store, roots = filled(2)
+    read(store, None)
+    for root in roots:
+        store.create(keys.hooks(root.digest, 0), [store.get(keys.hooks(root.digest, 1))])
+        store.delete(keys.hooks(root.digest, 1))
+    check(store, read(store, None), roots)
+    assert store.list("hooks/") == sorted(keys.hooks(root.digest, 0) for root in roots)
+
+
+def replace(store: MemoryStore, key: str, data: bytes) -> None:
+    store.delete(key)
+    store.create(key, [data])
 
 
 def test_a_store_that_cannot_be_written_is_read() -> None:

@@ -56,7 +56,7 @@ def made() -> tuple[dict[str, bytes], Version, BundleRef]:
     with tempfile.TemporaryDirectory() as directory:
         store.create(keys.FORMAT, [create_store(directory)[0].get(keys.FORMAT)])
     own = volume(store, 1)
-    about = bundled(store, own.root, [0, 1, 2], keys.bundle(own.name, "default", 1))
+    about = bundled(store, own.root, [0, 1, 2], keys.bundle(own.name, "default", 1, 1))
     ProfileLog(store).advise("a", own.name)
     return {key: store.get(key) for key in store.list("")}, own, about
 
@@ -272,7 +272,7 @@ def test_a_kept_bundle_that_turns_out_wrong_is_forgotten(tmp_path: Path) -> None
 def test_the_bundle_of_another_volume_is_not_kept(tmp_path: Path) -> None:
     _, own, _ = made()
     store = stored()
-    other = bundled(store, volume(store, 2, "2").root, [0, 1], keys.bundle(own.name, "default", 2))
+    other = bundled(store, volume(store, 2, "2").root, [0, 1], keys.bundle(own.name, "default", 2, 1))
     store.replace(HINT, hint.encode(replace(told(store), bundles=(other,))))
     with living(tmp_path, store) as here:
         found = here.start()
@@ -319,7 +319,7 @@ def test_lists_of_a_bundle_are_cut_to_the_volume(tmp_path: Path) -> None:
     ]
     frames = nodes_of(store, own)
     parts, table = bundle.encode(frames, [], outside, 1 << 50, bytes(16), Sealer().seal, compress)
-    key = keys.bundle(own.name, "default", 2)
+    key = keys.bundle(own.name, "default", 2, 1)
     store.create(key, parts)
     store.replace(
         HINT, hint.encode(replace(told(store), bundles=(BundleRef("default", key, sum(map(len, parts)), table),)))
@@ -349,7 +349,7 @@ def test_bytes_of_a_bundle_that_nothing_refers_to_are_not_fetched(
         "blockmap.format.bundle.BundleHead.within", lambda head, _: replace(head, pieces=head.pieces[:1])
     )
     parts, table = bundle.encode(nodes_of(store, own), surplus, [], 1, bytes(16), Sealer().seal, compress)
-    key = keys.bundle(own.name, "default", 2)
+    key = keys.bundle(own.name, "default", 2, 1)
     store.create(key, parts)
     about = BundleRef("default", key, sum(map(len, parts)), table)
     store.replace(HINT, hint.encode(replace(told(store), bundles=(about,))))
@@ -387,7 +387,7 @@ def test_a_hint_that_cannot_be_read(tmp_path: Path) -> None:
 def test_what_is_no_bundle_hides_no_bundle_of_its_label() -> None:
     _, own, about = made()
     store = stored()
-    store.create(keys.bundle(own.name, "default", 10**16 - 1), [b"none"])
+    store.create(keys.bundle(own.name, "default", 10**16 - 1, 1), [b"none"])
     assert newest_bundles(store, own.name) == (about,)
 
 

@@ -23,8 +23,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
     store = create_store(str(tmp_path / "store"))[0]
     root = publish(store, [(0, DATA)], SIZE)
     made = name(store, root, "app", "1")
-    default = bundled(store, root, [0, 1, 2], keys.bundle(made.name, "default", 1))
-    migrate = bundled(store, root, [100, 101], keys.bundle(made.name, "migrate", 3), ported=True)
+    default = bundled(store, root, [0, 1, 2], keys.bundle(made.name, "default", 1, 1))
+    migrate = bundled(store, root, [100, 101], keys.bundle(made.name, "migrate", 3, 1), ported=True)
     told = replace(hint.decode(store.get(HINT), "app", "1"), bundles=(default, replace(migrate, label="migrate")))
     store.replace(HINT, hint.encode(told))
     opened = Server(str(tmp_path / "store"), tmp_path / "cache", 1 << 28)

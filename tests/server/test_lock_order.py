@@ -133,7 +133,7 @@ def import_all(folder: Path) -> None:
         root = publish(store, [(0, bulk(seed, BLOCKS * BLOCK))], BLOCKS)
         made = name(store, root, export, "1")
         bundles = tuple(
-            replace(bundled(store, root, wanted, keys.bundle(made.name, label, 1)), label=label)
+            replace(bundled(store, root, wanted, keys.bundle(made.name, label, 1, 1)), label=label)
             for label, wanted in (("default", range(0, 200, 3)), ("migrate", range(150, 300, 2)))
         )
         key = keys.name_hint(export, "1")

@@ -21,7 +21,7 @@ __all__ = ["host", "store"]
 
 def learn(store: Pruner, made: Version, n: int = 1) -> BundleRef:
     """A bundle of the first blocks of a version, of which its name's hint tells."""
-    about = bundled(store, made.root, [0, 1, 2], keys.bundle(made.name, "default", n))
+    about = bundled(store, made.root, [0, 1, 2], keys.bundle(made.name, "default", n, 1))
     assert ProfileLog(store).advise("a", made.name) == 1
     return about
 
@@ -122,7 +122,7 @@ def test_a_hint_that_lies_about_a_bundle_costs_time_alone(store: Pruner, host: H
         "longer": replace(about, length=1 << 31),
         "shorter": replace(about, length=about.length - 100),
         "table": replace(about, table=about.length),
-        "missing": replace(about, key=keys.bundle(made.name, "default", 9)),
+        "missing": replace(about, key=keys.bundle(made.name, "default", 9, 1)),
     }[lie]
     tell(store, wrong)
     here = host(store)
@@ -135,7 +135,7 @@ def test_a_hint_that_lies_about_a_bundle_costs_time_alone(store: Pruner, host: H
 
 def test_the_bundle_of_another_volume_leaves_the_nodes_to_the_run(store: Pruner, host: Hosts, tmp_path: Path) -> None:
     other = volume(store, 2)
-    about = bundled(store, other.root, [0, 1], keys.bundle(volume(store, 1).name, "default", 1))
+    about = bundled(store, other.root, [0, 1], keys.bundle(volume(store, 1).name, "default", 1, 1))
     tell(store, about)
     here = host(store)
     found = here.find()

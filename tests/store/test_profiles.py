@@ -180,10 +180,10 @@ def test_the_hints_of_names_say_where_the_newest_bundles_are() -> None:
     building.name(store, root, "other", "1")
     log, names = ProfileLog(store), NameLog(store)
     parts, length = build_bundle.build_bundle(Repository(store), root, READINGS, 1000)
-    assert put(store, keys.bundle(version.name, LABEL, 1), parts)
-    assert put(store, keys.bundle(version.name, LABEL, 2), parts)
+    assert put(store, keys.bundle(version.name, LABEL, 1, 1), parts)
+    assert put(store, keys.bundle(version.name, LABEL, 2, 1), parts)
     assert log.advise(REPO, version.name) == 2
-    expected = (hint.BundleRef(LABEL, keys.bundle(version.name, LABEL, 2), sum(map(len, parts)), length),)
+    expected = (hint.BundleRef(LABEL, keys.bundle(version.name, LABEL, 2, 1), sum(map(len, parts)), length),)
     for tag in ("1", "also"):
         told = names.hint(REPO, tag)
         assert told is not None
@@ -198,7 +198,7 @@ def test_a_name_that_moves_tells_the_bundles_of_its_new_version() -> None:
     one, two = (building.publish(store, pieces, SIZE) for pieces in (PIECES, PIECES[:2]))
     first = building.name(store, one, REPO, "1")
     parts, _ = build_bundle.build_bundle(Repository(store), one, READINGS, 1000)
-    put(store, keys.bundle(first.name, LABEL, 1), parts)
+    put(store, keys.bundle(first.name, LABEL, 1, 1), parts)
     ProfileLog(store).advise(REPO, first.name)
     names = NameLog(store)
     building.name(store, two, REPO, "1")
@@ -214,6 +214,6 @@ def test_a_name_that_moves_tells_the_bundles_of_its_new_version() -> None:
 def test_a_damaged_bundle_is_left_out_of_hints(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore()
     for n, junk in enumerate((b"junk", bytes(32), b"bmpk\x01\x03\0\0" + b"\xff" * 24), 1):
-        store.create(keys.bundle(digest("v"), f"l{n}", 1), [junk])
+        store.create(keys.bundle(digest("v"), f"l{n}", 1, 1), [junk])
     assert newest_bundles(store, digest("v")) == ()
     assert caplog.text.count("left out") == 3
