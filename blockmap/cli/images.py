@@ -228,7 +228,7 @@ def verify(
         raise ImageError(f"{name} differs from {against} in {len(differences)} places")
     try:
         count = len(repository.file_map(found.version.root.digest))
-    except NotFound:
+    except (NotFound, Corrupt):
         count = 0
     tell(f"the same as {against}, file by file ({count:,} regular files)")
 
