@@ -124,7 +124,7 @@ class Publication:
         self._attempt = target, name, number
 
         draft = replace(EntryDraft.of(version, number, message), nonce=nonce)
-        entry = Reliance(self._store, self._names, self._catalogue.collections).name(
+        entry = Reliance(self._store, self._names, self._catalogue.collections, self._warn).name(
             target, version, draft, lambda: check_unchanged(self._store, self._form), after, self._is_of_another
         )
         self._is_named = True

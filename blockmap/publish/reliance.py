@@ -1,5 +1,6 @@
 """What a writer relies on, watched from before it is read until a name needs it: collections may delete it meanwhile."""
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -16,15 +17,25 @@ from blockmap.store.repository import VERSION_ATTEMPTS, Repository
 from blockmap.store.resolver import find_version
 from blockmap.store.walk import packs_below
 
+_log = logging.getLogger(__name__)
+
 
 class Reliance:
     """Names a version whose objects were stored or relied on since `seen`, if none of them may have been deleted since."""
 
-    def __init__(self, store: Writer, names: NameLog, seen: CollectionState) -> None:
+    def __init__(
+        self,
+        store: Writer,
+        names: NameLog,
+        seen: CollectionState,
+        warn: Callable[[str], object] = _log.warning,
+    ) -> None:
+        """`warn` is told of damage that a name got over."""
         self._repository = Repository(store)
         self._names = names
         self._collections = CollectionReader(store)
         self._seen = seen
+        self._warn = warn
 
     def name(
         self,
@@ -55,7 +66,7 @@ class Reliance:
             self._seen = self._collections.check(self._seen, used)
 
         if after is None:
-            entry = self._names.set(target, draft, check, is_as_good)
+            entry = self._names.set(target, draft, check, is_as_good, self._warn)
         else:
             expected = self._names.entry(target.repo, target.tag, after)[0] if after else None
             entry = self._names.append(target, expected, draft, check)

@@ -8,6 +8,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -119,7 +120,7 @@ class NameReader:
         more = spawn(lambda: log.exists(n + 1))
         try:
             stands = log.get(n) == believed.stored
-        except NotFound:
+        except (NotFound, Corrupt):
             stands = False
         moved = more.result()
         if not stands:
@@ -198,8 +199,8 @@ class NameLog(NameReader):
         super().__init__(store)
         self._writer = store
         self._clock = clock
-        self._listed: dict[tuple[str, str], int] = {}
-        """The catalogue as it was last listed here, which completes an object that two writers overwrote at once."""
+        self._listed: dict[tuple[str, str], int] | None = None
+        """The catalogue as it was last listed here: a stored one that differs may be wrong, or newer."""
 
     def catalogue(self) -> dict[tuple[str, str], int]:
         found = super().catalogue()
@@ -207,10 +208,7 @@ class NameLog(NameReader):
         return found
 
     def mend(self, repo: str, tag: str, newest: StoredEntry) -> None:
-        """Rewrites the hint of a name, which is out of date, or whose version has a new bundle.
-
-        What cannot be written stays as it is.
-        """
+        """Rewrites the hint of a name, unless it is just as it should be; what cannot be written stays as it is."""
         entry = newest.entry
         bundles = () if entry.version is None else self._bundles(repo, tag, entry.version)
         try:
@@ -219,7 +217,7 @@ class NameLog(NameReader):
         except BlockmapError as error:
             _log.debug("the hint of %s:%s goes without the record of its version: %s", repo, tag, error)
             about = None
-        self._advise(keys.name_hint(repo, tag), hint.encode(Hint(entry, newest.stored, about, bundles)))
+        self._advise(keys.name_hint(repo, tag), hint.encode(Hint(entry, newest.stored, about, bundles)), limits.HINT)
 
     def set(
         self,
@@ -227,17 +225,30 @@ class NameLog(NameReader):
         draft: EntryDraft,
         before_create: Callable[[], None] = lambda: None,
         is_as_good: Callable[[Entry], bool] = lambda entry: False,
+        warn: Callable[[str], object] = _log.warning,
     ) -> Entry | None:
         """Makes a name stand for a version, whatever it stood for; returns None where it does already.
 
         Takes the next number, again and again while others take it; calls `before_create` each time before. An entry of the
-        same version with another record counts where `is_as_good` says so.
-        Raises StoreUnavailable, StoreReadOnly, and what both raise.
+        same version with another record counts where `is_as_good` says so. What the name stood for is lost where its newest
+        entry is damaged: the log goes on after it, and `warn` is told.
+        Raises StoreUnavailable, StoreReadOnly, and what the first two raise.
         """
         while True:
-            newest = self.newest(target.repo, target.tag)
+            try:
+                newest = self.newest(target.repo, target.tag)
+            except Corrupt as error:
+                damaged = self._damaged(target)
+                if damaged is None:
+                    continue
+                with suppress(NameMoved):
+                    made = self._create(target, *damaged, draft, before_create)
+                    warn(f"{error}; what {target} stood for since then is not known, it goes on with entry {made.n}")
+                    return made
+                continue
             same = newest is not None and newest.version == draft.version
             if newest is not None and same and (newest.number == draft.number or is_as_good(newest)):
+                self._mend_advice(target, newest)
                 return None
             try:
                 return self.append(target, newest, draft, before_create)
@@ -272,9 +283,20 @@ class NameLog(NameReader):
 
         Calls `before_create` before each attempt, when the number of the entry is fixed, and raises what it raises.
         """
+        if expected is None:
+            return self._create(target, 1, None, draft, before_create)
+        before = self.entry(target.repo, target.tag, expected.n)[1]
+        return self._create(target, expected.n + 1, entries.digest(before), draft, before_create)
+
+    def _create(
+        self,
+        target: NameTarget,
+        n: int,
+        previous: bytes | None,
+        draft: EntryDraft,
+        before_create: Callable[[], None],
+    ) -> Entry:
         repo, tag = target.repo, target.tag
-        n = expected.n + 1 if expected else 1
-        previous = entries.digest(self.entry(repo, tag, n - 1)[1]) if expected else None
         key, now = partial(keys.entry, repo, tag), int(self._clock())
         made = Entry(
             key(n), n, draft.version, draft.number, draft.root, draft.run, draft.oci, previous, draft.nonce or nonce(), now,
@@ -295,6 +317,32 @@ class NameLog(NameReader):
         self._announce(repo, tag, n)
         return made
 
+    def _damaged(self, target: NameTarget) -> tuple[int, bytes] | None:
+        """Returns the number after a name's newest entry, and that entry's digest, if it is damaged; None if it is not.
+
+        One that is too long to be read counts as empty.
+        """
+        log = self._log(target.repo, target.tag)
+        n, stored = log.newest(), b""
+        try:
+            stored = log.get(n)
+            _decode(stored, target, n)
+        except NotFound:
+            return None
+        except Corrupt:
+            return n + 1, entries.digest(stored)
+        return None
+
+    def _mend_advice(self, target: NameTarget, newest: Entry) -> None:
+        """Rewrites the hint of a name and the catalogue where they are wrong."""
+        try:
+            stored = self.entry(target.repo, target.tag, newest.n)[1]
+        except BlockmapError as error:
+            _log.debug("the hint of %s stays as it is: %s", target, error)
+            return
+        self.mend(target.repo, target.tag, StoredEntry(newest, stored))
+        self._announce(target.repo, target.tag, newest.n)
+
     def _mend(self, repo: str, tag: str, newest: StoredEntry) -> None:
         self.mend(repo, tag, newest)
 
@@ -307,17 +355,27 @@ class NameLog(NameReader):
         return old.bundles if old is not None and old.entry.version == version else ()
 
     def _announce(self, repo: str, tag: str, n: int) -> None:
-        """Writes the catalogue anew with a name that has just been moved."""
+        """Writes the catalogue anew with what a name stands for now, unless it has that; makes it right where it differs from
+        what was listed."""
         try:
             known = self._told()
         except BlockmapError as error:
             _log.debug("the catalogue is written anew: %s", error)
             known = {}
-        for name, number in (*self._listed.items(), ((repo, tag), n)):
-            known[name] = max(number, known.get(name, 0))
-        self._advise(keys.CATALOGUE, catalogue.encode(known))
+        if self._listed is not None and known != self._listed:
+            try:
+                known = self.catalogue()
+            except BlockmapError as error:
+                _log.debug("the catalogue is written as far as it is known: %s", error)
+                known |= self._listed
+        known[repo, tag] = max(n, known.get((repo, tag), 0))
+        self._advise(keys.CATALOGUE, catalogue.encode(known), limits.CATALOGUE)
 
-    def _advise(self, key: str, data: bytes) -> None:
+    def _advise(self, key: str, data: bytes, most: int) -> None:
+        """Writes a hint, unless it is there already."""
+        with suppress(BlockmapError):
+            if self._store.get(key, most) == data:
+                return
         try:
             self._writer.replace(key, data)
         except StoreError as error:

@@ -387,15 +387,19 @@ def rewritten(store: Pruner, n: int, change: Callable[[bytes], bytes]) -> None:
     store.create(key, [data])
 
 
-@pytest.mark.parametrize(
+in_every_way = pytest.mark.parametrize(
     "change",
     [
         lambda data: b"",
         lambda data: data[:-1],
         lambda data: data.replace(b'"set"', b'"sat"'),
         lambda data: bytes([data[0] ^ 1]) + data[1:],
+        lambda data: data * (entries.MAX_BYTES // len(data) + 1),
     ],
 )
+
+
+@in_every_way
 def test_a_damaged_entry_is_corrupt(store: Pruner, change: Callable[[bytes], bytes]) -> None:
     log = log_of(store)
     second = move(log, move(log, None, "a"), "b")
@@ -403,11 +407,91 @@ def test_a_damaged_entry_is_corrupt(store: Pruner, change: Callable[[bytes], byt
     for call in (
         lambda: log.newest(REPO, TAG),
         lambda: list(log.history(REPO, TAG)),
-        lambda: put(log, "c"),
         lambda: move(log, second, "c"),
     ):
-        with pytest.raises(Corrupt, match=f"entry 2 of {REPO}:{TAG} is damaged"):
+        with pytest.raises(Corrupt, match=f"entry 2 of {REPO}:{TAG} is damaged|{keys.entry(REPO, TAG, 2)} has"):
             call()
+    assert len(store.list("names/")) == 2
+
+
+@in_every_way
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_import_goes_on_after_a_damaged_entry_and_says_so(
+    store: Pruner, change: Callable[[bytes], bytes], count: int
+) -> None:
+    log = log_of(store)
+    for at in range(count):
+        put(log, str(at))
+    rewritten(store, count, change)
+    said: list[str] = []
+    target, draft = NameTarget(REPO, TAG), EntryDraft(version("0"), 1)
+    made = log.set(target, draft, warn=said.append)
+    assert made is not None
+    assert made.n == count + 1
+    (told,) = said
+    assert f"goes on with entry {count + 1}" in told
+    assert log.set(target, draft, warn=said.append) is None, "it stands for that now"
+    assert log_of(store).newest(REPO, TAG) == NameReader(store).newest(REPO, TAG) == made
+    assert len(said) == 1
+    stale = hint.encode(hint.Hint(made, entries.encode(made), None))
+    store.replace(keys.name_hint(REPO, TAG), stale)
+    put(log, "more")
+    store.replace(keys.name_hint(REPO, TAG), stale)
+    rewritten(store, count + 1, change)
+    found = log_of(store).newest(REPO, TAG)
+    assert found is not None
+    assert found.n == count + 2, "a hint of a damaged entry leads past it"
+
+
+def test_an_entry_that_was_damaged_on_its_way_stands(store: Pruner) -> None:
+    class Once(Faulty):
+        """Damages the first answer with an entry."""
+
+        left = 1
+
+        def get(self, key: str, *most: int) -> bytes:
+            data = super().get(key, *most)
+            if not key.startswith("names/") or not self.left:
+                return data
+            self.left -= 1
+            return b"damaged"
+
+    put(log_of(store), "a")
+    store.delete(keys.name_hint(REPO, TAG))
+    faulty = Once(store)
+    assert log_of(faulty).set(NameTarget(REPO, TAG), EntryDraft(version("a"), 1), warn=pytest.fail) is None
+    assert not faulty.left
+    assert len(store.list("names/")) == 1
+
+
+# --- what is advice
+
+
+def test_a_name_that_stands_has_its_hint_and_the_catalogue_put_right(store: Pruner) -> None:
+    put(log_of(store), "a")
+    log_of(store).append(NameTarget("other", "1"), None, EntryDraft(version(1), 1))
+    right = {key: store.get(key) for key in (keys.name_hint(REPO, TAG), keys.CATALOGUE)}
+    entry = log_of(store).newest(REPO, TAG)
+    assert entry is not None
+    lies = hint.BundleRef("default", "bundles/none", 10, 5)
+    wrong = {
+        keys.name_hint(REPO, TAG): (b"damaged", hint.encode(hint.Hint(entry, entries.encode(entry), None, (lies,)))),
+        keys.CATALOGUE: (
+            b"damaged",
+            catalogue.encode({}),
+            catalogue.encode({(REPO, TAG): 9, ("other", "1"): 1}),
+            catalogue.encode({(REPO, TAG): 1, ("other", "1"): 1, ("gone", "1"): 1}),
+        ),
+    }
+    for key, spoilt in wrong.items():
+        for data in (*spoilt, None):
+            store.delete(key)
+            if data is not None:
+                store.replace(key, data)
+            log = log_of(store)
+            log.catalogue()  # as an import does first
+            put(log, "a")
+            assert {own: store.get(own) for own in right} == right
     assert len(store.list("names/")) == 2
 
 
