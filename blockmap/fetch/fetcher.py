@@ -28,7 +28,7 @@ from blockmap.format.version import NodeRun
 from blockmap.origin.link import MAX_WINDOW_BYTES
 from blockmap.origin.outage import Attempt
 from blockmap.origin.ranges import Ranges
-from blockmap.store.concurrent import spawn
+from blockmap.store.concurrent import each, spawn
 from blockmap.store.crew import Crew
 from blockmap.store.pack_logs import MovedLogs
 from blockmap.store.packs import NodeRef, Packs
@@ -65,12 +65,15 @@ Around = Callable[[Wanted, int], list[Wanted]]
 class Fetcher:
     """Gets chunks and nodes through the cache; safe to share between threads."""
 
-    def __init__(self, ranges: Ranges, cache: Cache) -> None:
+    def __init__(self, ranges: Ranges, cache: Cache, damaged: Callable[[Wanted], object] = lambda item: None) -> None:
+        """`damaged` is given what the store has not got where it should be, once a reader has found that; it never blocks."""
         self.cache = cache
         self.staging = StagingArea(cache)
         self._ranges = ranges
-        self._demanded = Packs(partial(ranges.read, demand=True), MovedLogs(ranges.store))
-        self._spare = Packs(partial(ranges.read, demand=False))
+        self._damaged_at = damaged
+        moved = MovedLogs(ranges.store)
+        self._demanded = Packs(partial(ranges.read, demand=True), moved)
+        self._spare = Packs(partial(ranges.read, demand=False), moved)
         self.verifier = Verifier()
         self._flights = Flights(self._demanded, cache, self.staging, self.verifier)
         self.outage = self._ranges.outage
@@ -248,8 +251,11 @@ class Fetcher:
             try:
                 self._fly(flight, wanted, around)
             except (Corrupt, NotFound) as error:
-                moved = self._demanded.elsewhere(own)
+                lost = [own]
+                moved = self._demanded.elsewhere(own, lost.append)
                 if moved is None:
+                    for item in lost:
+                        self._damaged_at(item)
                     raise
                 _log.warning("%s; it was stored again, and is read there", error)
                 self._flights.deliver(own, flight, moved)
@@ -261,11 +267,11 @@ class Fetcher:
     def _fly(self, flight: Flight, wanted: Sequence[Wanted], around: Around | None) -> None:
         own = wanted[0]
         request = [own]
-        for each in requests([own, *self._flights.missing(wanted[1:])], MAX_REQUEST_BYTES):
-            if own in each:
-                request = each
+        for part in requests([own, *self._flights.missing(wanted[1:])], MAX_REQUEST_BYTES):
+            if own in part:
+                request = part
             else:
-                self._demands.run(partial(self._fetch, each, demand=True))
+                self._demands.run(partial(self._fetch, part, demand=True))
         request = self._with_neighbours(own, request, around)
         followers = self._flights.begin_missing(request, complete=True)
         try:
@@ -277,8 +283,8 @@ class Fetcher:
             raise
         self._flights.deliver(own, flight, data)
         needed = set(wanted)
-        self._flights.land([each for each in followers if each[0] in needed], stored, start)
-        rest = [each for each in followers if each[0] not in needed]
+        self._flights.land([pair for pair in followers if pair[0] in needed], stored, start)
+        rest = [pair for pair in followers if pair[0] not in needed]
         if rest:
             self._decoders.run(partial(self._flights.land, rest, stored, start))
 
@@ -295,7 +301,7 @@ class Fetcher:
             self._submit_neighbours([item for item in near if item not in request])
             return request
         items = {item.key: item for item in (*request, *near)}
-        return next(each for each in requests(items.values(), 2 * window) if own in each)
+        return next(part for part in requests(items.values(), 2 * window) if own in part)
 
     def _submit_neighbours(self, near: list[Wanted]) -> None:
         """Hands requests for neighbours to helpers, which send them right after the reader's own."""
@@ -342,14 +348,33 @@ class Fetcher:
         if not flights:
             return
         items = [item for item, _ in flights]
+        packs = self._demanded if demand else self._spare
         try:
-            stored = (self._demanded if demand else self._spare).stored(items)
+            stored = packs.stored(items)
+        except (Corrupt, NotFound):  # some of it may be elsewhere, and some in its place
+            each(lambda found: self._fetch_alone(packs, *found), flights)
         except Exception as error:
             _log.info("prefetch of %s failed: %s", items[0].name.hex(), error)
             for item, flight in flights:
                 self._flights.fail(item, flight, error)
-            return
-        self._flights.land(flights, stored, items[0].place.offset)
+        else:
+            self._flights.land(flights, stored, items[0].place.offset, packs.elsewhere)
+
+    def _fetch_alone(self, packs: Packs, item: Wanted, flight: Flight) -> None:
+        """Fetches one thing, from where it was stored again if it is not in its place; never raises."""
+        try:
+            try:
+                data = self._flights.open(item, packs.stored([item]))
+            except (Corrupt, NotFound):
+                moved = packs.elsewhere(item)
+                if moved is None:
+                    raise
+                data = moved
+        except Exception as error:
+            _log.info("prefetch of %s failed: %s", item.name.hex(), error)
+            self._flights.fail(item, flight, error)
+        else:
+            self._flights.deliver(item, flight, data)
 
     def _fetch_when_idle(self, request: Request) -> None:
         self._ranges.await_headroom()

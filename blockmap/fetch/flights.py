@@ -6,7 +6,7 @@ Readers get the content as soon as it is verified; one thread writes it to the c
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from blockmap.cache.cache import Cache
 from blockmap.cache.staging import StagingArea
@@ -89,12 +89,27 @@ class Flights:
                 self._damaged += 1
             raise
 
-    def land(self, flights: Sequence[tuple[Wanted, Flight]], stored: memoryview, start: int) -> None:
-        """Ends flights with the bytes of a range of their pack, which begins at `start`; never raises."""
+    def land(
+        self,
+        flights: Sequence[tuple[Wanted, Flight]],
+        stored: memoryview,
+        start: int,
+        otherwise: Callable[[Wanted], bytes | None] = lambda item: None,
+    ) -> None:
+        """Ends flights with the bytes of a range of their pack, which begins at `start`; never raises.
+
+        What is damaged there is as `otherwise` returns it, if not None.
+        """
         for item, flight in flights:
             at = item.place.offset - start
             try:
-                data = self.open(item, stored[at : at + item.place.stored])
+                try:
+                    data = self.open(item, stored[at : at + item.place.stored])
+                except Corrupt:
+                    moved = otherwise(item)
+                    if moved is None:
+                        raise
+                    data = moved
             except Exception as error:
                 _log.warning("%s; it will be fetched again when it is read", error)
                 self.fail(item, flight, error)

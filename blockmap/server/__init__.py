@@ -14,6 +14,7 @@ object that made them, all of these by `Server.close` or by the plugin's end.
     wants (4)                 Fetcher                                  finds and fetches what is prefetched
     scout (1)                 Fetcher                                  leaves around one that was read
     decoders (2)              Fetcher                                  verifies what came beside what a reader waits for
+    damage recorder           DamageRecorder, at most 1 s later        records what readers found damaged in the store
     cache writer              Flights                                  gives the cache what was delivered
     staging                   StagingArea                              gives the cache what bundles brought, when reads pause
     cache journal             Journal of the Cache                     SQLite: what the cache holds

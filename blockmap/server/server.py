@@ -20,6 +20,7 @@ from blockmap.format.reading_list import ReadItem
 from blockmap.format.refs import parse_reference
 from blockmap.format.trace import TraceHead
 from blockmap.local.paths import traces_folder
+from blockmap.origin.damage import DamageRecorder
 from blockmap.origin.keepalive import ConnectionKeeper
 from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
 from blockmap.origin.ranges import Ranges
@@ -74,10 +75,12 @@ class Server:
         self._scrubber = Scrubber(self._look_after_cache, self._cache.scrub)
         self._records.meet(self._store, form)
         ranges = Ranges(self._store)
-        self._fetcher = Fetcher(ranges, self._cache)
+        writer = engine if isinstance(engine, Writer) else None
+        self._damage = DamageRecorder(self._store, writer)
+        self._fetcher = Fetcher(ranges, self._cache, self._damage.note)
         self._replays = Replays(ranges, self._cache, self._fetcher.staging, self._fetcher.verifier)
         self._keeper = None if self._store.local else ConnectionKeeper(ranges.ping)
-        mend = NameLog(engine) if isinstance(engine, Writer) else None
+        mend = None if writer is None else NameLog(writer)
         self._opener = Opener(self._store, self._records, self._fetcher, self._replays, mend)
         self._outages = {"": DEFAULT, **(outages or {})}
         self._listing = Listing(self._store, self._records, ANSWER_SECONDS, self._outages[""])
@@ -268,6 +271,7 @@ class Server:
         self._hydrations.close()
         self._replays.close()
         self._fetcher.close()
+        self._damage.close()
         self._cache.close()
         self._records.close()
 

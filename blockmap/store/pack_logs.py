@@ -110,12 +110,18 @@ def damage_of(store: Reader, pack: Digest) -> frozenset[Digest] | None:
     return found
 
 
-def record_damage(store: Writer, pack: Digest, names: Collection[Digest]) -> None:
-    """Records that things in a pack are damaged, unless that is recorded already."""
+def record_damage(store: Writer, pack: Digest, names: Collection[Digest] | None) -> None:
+    """Records that things in a pack are damaged, with None all of it, unless that is recorded already."""
     known = damage_of(store, pack)
-    new = sorted(set() if known is None else set(names) - known)
-    for start in range(0, len(new), pack_log.MAX_PLACES):
-        part = new[start : start + pack_log.MAX_PLACES]
+    if known is None:
+        return
+    new = None if names is None else sorted(set(names) - known)
+    parts = (
+        [None]
+        if new is None
+        else [new[at : at + pack_log.MAX_PLACES] for at in range(0, len(new), pack_log.MAX_PLACES)]
+    )
+    for part in parts:
         log = DenseLog(store, partial(keys.damaged, pack), limits.PACK_LOG)
         log.add(pack_log.encode_damaged(pack, part, nonce()), f"the damage of pack {pack.hex()} was recorded")
 

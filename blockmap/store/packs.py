@@ -85,19 +85,22 @@ class Packs:
         moved = each(self.elsewhere, lost)
         return found | {item.key: data for item, data in zip(lost, moved, strict=True) if data is not None}
 
-    def elsewhere(self, item: Wanted) -> bytes | None:
+    def elsewhere(self, item: Wanted, failed: Callable[[Wanted], object] = lambda item: None) -> bytes | None:
         """Returns what could not be read at its place from where it was stored again, or None where it was not.
 
-        That is the content of a chunk, or the frame of a node as it could be at its place. Raises StoreUnavailable.
+        That is the content of a chunk, or the frame of a node as it could be at its place. `failed` is given what turns out
+        lost or damaged where it was stored again. Raises StoreUnavailable.
         """
 
         def attempt(place: Placement) -> bytes | None:
+            moved = item._replace(place=place)
             try:
-                stored = self.stored([item._replace(place=place)])
+                stored = self.stored([moved])
                 if not item.is_node:
                     return bytes(self.open_chunk(item.name, place, stored))
                 return node.encode(self.open_node(item.name, place, stored)[0])  # names the packs, its own too
             except (Corrupt, NotFound):
+                failed(moved)
                 return None
 
         return None if self.moved is None else self.moved.follow(item.name, item.place.pack, attempt)

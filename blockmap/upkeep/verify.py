@@ -1,19 +1,20 @@
 """Adds up and verifies a whole version in the store, past any cache."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from blockmap.errors import BlockmapError, Corrupt, NotFound
+from blockmap.errors import BlockmapError, Corrupt, NotFound, StoreError
 from blockmap.format import BLOCK
 from blockmap.format.digest import Digest
-from blockmap.format.node import Leaf, Node, Placement
+from blockmap.format.node import Leaf, Node
 from blockmap.format.tree import Root
 from blockmap.format.version import Version
 from blockmap.store.base import Writer
 from blockmap.store.concurrent import each
 from blockmap.store.pack_logs import record_damage
 from blockmap.store.packs import NodeRef, Packs
-from blockmap.store.plan import chunk_at
+from blockmap.store.plan import Wanted, chunk_at, node_at
 from blockmap.store.repository import Repository
 from blockmap.store.walk import Spot, leaves, visit
 
@@ -53,8 +54,8 @@ class Fault:
 
     message: str
     name: Digest | None = None
-    pack: Digest | None = None
-    """The pack that should have the chunk or node `name` and has it not; None where the store did not say so."""
+    packs: tuple[Digest, ...] = ()
+    """The packs that should have the chunk or node `name` and have it not; empty where the store did not say so."""
 
 
 class _Unreadable(BlockmapError):
@@ -77,8 +78,10 @@ def check_version(repository: Repository, version: Version) -> Iterator[Fault]:
 
     def load(refs: Sequence[NodeRef]) -> list[Node | BlockmapError]:
         return [
-            _Unreadable(_fault(found, *ref)) if isinstance(found, BlockmapError) else found
-            for ref, found in zip(refs, packs.nodes(refs), strict=True)
+            _Unreadable(_fault(packs, found, None if place is None else node_at(name, place)))
+            if isinstance(found, BlockmapError)
+            else found
+            for (name, place), found in zip(refs, packs.nodes(refs), strict=True)
         ]
 
     for root in (version.root, version.extra):
@@ -95,8 +98,9 @@ def record_faults(store: Writer, faults: Iterable[Fault]) -> None:
     """Records in the store which parts of packs are damaged or lost, so that nobody relies on them."""
     damaged: dict[Digest, set[Digest]] = {}
     for fault in faults:
-        if fault.name is not None and fault.pack is not None:
-            damaged.setdefault(fault.pack, set()).add(fault.name)
+        for pack in fault.packs:
+            assert fault.name is not None
+            damaged.setdefault(pack, set()).add(fault.name)
     each(lambda found: record_damage(store, *found), damaged.items())
 
 
@@ -110,9 +114,14 @@ def _check_leaf(packs: Packs, leaf: Leaf, seen: set[Digest]) -> Iterator[Fault]:
         if isinstance(found, Corrupt):
             found = packs.chunks([item])[item.key]  # what was damaged on its way is no damage of the store
         if isinstance(found, BlockmapError):
-            yield _fault(found, item.name, item.place)
+            yield _fault(packs, found, item)
 
 
-def _fault(error: BlockmapError, name: Digest, place: Placement | None) -> Fault:
-    is_damage = isinstance(error, (Corrupt, NotFound))
-    return Fault(str(error), name, place.pack if place is not None and is_damage else None)
+def _fault(packs: Packs, error: BlockmapError, item: Wanted | None) -> Fault:
+    """Returns what is wrong with something that cannot be read, neither in its place nor where it was stored again."""
+    if item is None or not isinstance(error, (Corrupt, NotFound)):
+        return Fault(str(error))
+    lost = [item]
+    with suppress(StoreError):
+        packs.elsewhere(item, lost.append)
+    return Fault(str(error), item.name, tuple(each.place.pack for each in lost))

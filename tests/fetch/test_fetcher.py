@@ -19,10 +19,13 @@ from blockmap.fetch.neighbours import Neighbours
 from blockmap.format import BLOCK, keys
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
+from blockmap.format.pack import PackKind, seal
 from blockmap.origin.link import Link
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.origin.ranges import Ranges
 from blockmap.store.memory import MemoryStore
+from blockmap.store.pack_logs import record_moved
+from blockmap.store.packs import Sealer
 from blockmap.store.plan import Wanted, chunk_at
 from blockmap.store.repository import Repository
 from blockmap.store.walk import leaves
@@ -254,6 +257,33 @@ def test_advice_that_makes_a_range_impossible_costs_a_request(
     lie = chunk_at(Digest(bytes(31) + b"x"), replace(last.place, offset=last.end))
     assert fetcher.get([last], lambda own, each: [lie], fetcher.outage.attempt(FAIL)) == content(number, chunks)
     assert len(asked(store)) == 2
+
+
+def stored_again(store: Watched, chunks: list[Wanted]) -> None:
+    """Stores chunks in another pack, and says so in the log of theirs."""
+    frames = [(item.name, content(number, chunks)) for number, item in enumerate(chunks)]
+    made = seal(PackKind.CHUNKS, Sealer().frames(frames), bytes(16))
+    store.create(keys.pack(made.name), made.parts)
+    places = {item.name: place for item, place in zip(chunks, made.placements, strict=True)}
+    record_moved(store.inner, chunks[0].place.pack, places)
+
+
+@pytest.mark.parametrize("how", ["gone", "short", "damaged"])
+def test_what_is_read_ahead_is_read_where_it_was_stored_again(
+    fetcher: Fetcher, store: Watched, chunks: list[Wanted], how: str
+) -> None:
+    key = keys.pack(chunks[0].place.pack)
+    data = store.inner.get(key)
+    stored_again(store, chunks)
+    store.inner.delete(key)
+    first = chunks[0].place
+    if how == "short":
+        store.inner.create(key, [data[: chunks[3].end]])
+    elif how == "damaged":
+        store.inner.create(key, [data[: first.offset], bytes(first.stored), data[first.offset + first.stored :]])
+    fetcher.complete(chunks[:8])
+    settled(fetcher)
+    assert [fetcher.cache.get(item.key) for item in chunks[:8]] == [content(n, chunks) for n in range(8)]
 
 
 def test_a_cache_that_cannot_keep_a_chunk_does_not_fail_its_reader(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from blockmap.errors import StoreUnavailable
-from blockmap.format import keys
+from blockmap.format import keys, pack_log
 from blockmap.format.digest import Digest
 from blockmap.format.node import Placement
 from blockmap.format.tree import Root
@@ -147,6 +147,25 @@ def test_what_a_pack_lost_is_stored_again_by_the_next_import(store: Pruner, one:
     third = imported(store, one, "a:1")
     assert (third.number, third.counts.new_chunks) == (0, 0)
     assert store.list("") == before
+
+
+@every_way
+@pytest.mark.parametrize("kind", ["chunk", "root"])
+def test_what_was_stored_again_is_lost_again(store: Pruner, one: str, kind: str, way: Spoil) -> None:
+    first = imported(store, one, "a:1")
+    version = named(store, "a:1")
+    place = place_of(store, version, kind)
+    assert place is not None
+    for _ in range(2):
+        at = place
+        for key in store.list(f"moved/{place.pack.hex()}/"):
+            at = next(iter(pack_log.decode_moved(store.get(key), place.pack).values()))
+        spoil(store, way, at)
+        found = faults(store, first.version)
+        assert found
+        record_faults(store, found)
+        imported(store, one, "a:1")
+        assert faults(store, first.version) == []
 
 
 @pytest.mark.parametrize("way", [delete, cut])

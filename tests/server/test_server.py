@@ -15,9 +15,13 @@ from blockmap.server.registry import Opened
 from blockmap.server.server import Server
 from blockmap.store.base import Pruner
 from blockmap.store.opening import create_store
+from blockmap.store.pack_logs import read_damage
+from blockmap.store.repository import Repository
+from blockmap.store.walk import leaves
 from tests.image.builder import bulk, import_image
 from tests.image.layouts import archive, file, layout
 from tests.volume.building import name, publish
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -50,6 +54,21 @@ def first_block(opened: Opened) -> bytes:
     buf = bytearray(BLOCK)
     opened.volume.reader(opened.start)(memoryview(buf), 0)
     return bytes(buf)
+
+
+def test_what_a_reader_finds_damaged_is_recorded_in_the_store(server: Server, store: Pruner) -> None:
+    root = publish(store, [(0, bulk(1, 20 * BLOCK))], 100)
+    name(store, root, "a", "1")
+    _, leaf = next(leaves(root, Repository(store).packs.nodes))
+    place = leaf.placements[0]
+    assert place is not None
+    key = keys.pack(place.pack)
+    data = store.get(key)
+    store.delete(key)
+    store.create(key, [data[: place.offset], bytes(place.stored), data[place.offset + place.stored :]])
+    with pytest.raises(Corrupt, match="is damaged"):
+        first(server, "a:1")
+    until(lambda: read_damage(store) == {place.pack: {leaf.chunks[0]}})
 
 
 def test_a_tag_that_moves_leaves_an_open_volume_as_it_is(server: Server, store: Pruner) -> None:
