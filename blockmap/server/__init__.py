@@ -8,6 +8,7 @@ object that made them, all of these by `Server.close` or by the plugin's end.
 
     name                      made by, and ends                        does
     nbdkit's, 64 a connection nbdkit, with the connection              callbacks: reads, block status, prefetch, open, close
+    open (64)                 Opener, at most 1 s later if it hangs    opens by name and digest, for which nbdkit's threads wait
     leader (128)              Fetcher, at most 5 s later if it hangs   first ranges of reads, for which nbdkit's threads wait
     demands (16)              Fetcher, likewise all of these           further ranges of one read
     neighbours (4)            Fetcher                                  ranges around a miss

@@ -4,6 +4,8 @@ An open by name takes two steps over the network. The first reads the name's hin
 at the same time reads the run of nodes that the first reads need. If this host has opened the name before, its own record
 takes the hint's place, and the log alone is asked; if it does not answer in time, the name is opened as this host knows it.
 If there is a bundle, it is read in place of the nodes, which it begins with.
+
+Whatever the store does meanwhile, an open takes no longer than a read may: threads of the opener ask, and who opens waits.
 """
 
 import logging
@@ -13,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreError, StoreUnavailable
@@ -24,13 +27,14 @@ from blockmap.format.hint import BundleRef, Hint
 from blockmap.format.refs import DEFAULT_LABEL, Reference
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version
-from blockmap.origin.outage_policy import OutagePolicy
+from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
 from blockmap.origin.records import RecordCache
 from blockmap.replay.replay import Replay
 from blockmap.replay.replays import Replays
 from blockmap.server.known import KnownImages, hinted_version
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
+from blockmap.store.crew import Crew
 from blockmap.store.names import NameLog, NameReader, StoredEntry
 from blockmap.store.plan import node_at
 from blockmap.store.repository import Repository
@@ -47,6 +51,12 @@ ANSWER_SECONDS = 1.0
 """Seconds that a store has to confirm what this host knows."""
 _SILENT_SECONDS = 5.0
 """Seconds for which a store that did not answer is not waited for again."""
+_GRACE_SECONDS = 1.5
+"""Seconds that an open takes beyond what the outage policy says, at most, as a read does."""
+_OPENS = 64
+"""Opens that are under way at once; those that a store does not answer hold their threads for two minutes."""
+_CLOSE_SECONDS = 1.0
+"""Seconds that opens under way are waited for at the end."""
 _NEVER = float("-inf")
 _AT_ONCE = OutagePolicy(0.0)
 
@@ -68,6 +78,15 @@ class ResolvedStart:
 
 
 @dataclass(frozen=True, slots=True)
+class _Found:
+    """What an open by name or digest has found."""
+
+    start: ResolvedStart
+    nodes: Future[None]
+    """Ends when the nodes are at hand that the first reads need, as far as it is worth while to wait for them."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Opening:
     """An open that is under way."""
 
@@ -77,14 +96,13 @@ class _Opening:
     primed: Future[None]
     replay: Replay | None = None
 
-    def end(self, patient: bool = True) -> ResolvedStart:
-        """Waits for the record of the version, and for the nodes if `patient`; nodes of a bundle are for readers to wait for."""
+    def end(self, patient: bool = True) -> _Found:
+        """Waits for the record of the version; nodes are to be waited for if `patient`, but for those of a bundle."""
         version = self.version.result()
-        if patient and self.replay is None:
-            self.primed.result()
         assert self.entry.version is not None
         found = Resolved(self.reference, self.entry.version, version, root_of(self.entry, version))
-        return ResolvedStart(found, self.replay)
+        nodes = self.primed if patient and self.replay is None else _done(None)
+        return _Found(ResolvedStart(found, self.replay), nodes)
 
 
 class Opener:
@@ -110,6 +128,7 @@ class Opener:
         self._answer_seconds = answer_seconds
         self._names = NameReader(store)
         self._repository = Repository(store)
+        self._crew = Crew(_OPENS, "open")
         self._lock = threading.Lock()  # guards what follows; never held across I/O, nor while another lock is taken
         self._confirmed: dict[tuple[str, str], float] = {}
         """When each name was last confirmed."""
@@ -123,8 +142,31 @@ class Opener:
         with self._lock:
             return self._unconfirmed
 
-    def find(self, reference: Reference) -> ResolvedStart:
-        """Returns what `reference` stands for; NotFound, Corrupt, StoreError if neither store nor disk knows."""
+    def find(self, reference: Reference, policy: OutagePolicy = DEFAULT) -> ResolvedStart:
+        """Returns what `reference` stands for, or raises, within what the policy says of reads.
+
+        Raises NotFound, Corrupt, StoreError if neither store nor disk knows.
+        """
+        asked: Future[_Found] = Future()
+        began = time.monotonic()
+        self._crew.run(partial(_answer, asked, lambda: self._find(reference)))
+        try:
+            found = asked.result(policy.wait_s + _GRACE_SECONDS)
+        except TimeoutError:
+            asked.cancel()
+            raise StoreUnavailable(
+                f"{self._store.url} did not say within {time.monotonic() - began:.1f} s what {reference} is: check that it "
+                "can be reached, or let opens and reads wait longer for it (`--outage`)"
+            ) from None
+        with suppress(TimeoutError):  # then reads ask for them
+            found.nodes.result(max(policy.wait_s + _GRACE_SECONDS - (time.monotonic() - began), 0.0))
+        return found.start
+
+    def close(self) -> None:
+        """Ends the threads, when nobody asks the store any more."""
+        self._crew.close(_CLOSE_SECONDS)
+
+    def _find(self, reference: Reference) -> _Found:
         if reference.digest is not None:
             return self._by_digest(reference, Digest(reference.digest))
         assert reference.tag is not None
@@ -136,7 +178,7 @@ class Opener:
         seen = self._known.entry(reference.repo, reference.tag)
         return self._look(reference, 0) if seen is None else self._again(reference, seen)
 
-    def _by_digest(self, reference: Reference, digest: Digest) -> ResolvedStart:
+    def _by_digest(self, reference: Reference, digest: Digest) -> _Found:
         known = self._known.by_digest(digest)
         kept = None if known is None else Resolved(reference, *known, known[1].root)
         running = None if kept is None else self._running(reference, kept)
@@ -152,9 +194,8 @@ class Opener:
         bundles = self._known.bundles(found.name) if running is None else (running.ref,)
         replay = self._replay(reference, found.name, bundles, lambda: found.root)
         primed = self._bring(reference, found.version.run, found.root, lambda: found.root, replay)
-        if kept is None and replay is None:  # else the store may be away, or the bundle is coming
-            primed.result()
-        return ResolvedStart(found, replay)
+        patient = kept is None and replay is None  # else the store may be away, or the bundle is coming
+        return _Found(ResolvedStart(found, replay), primed if patient else _done(None))
 
     def _running(self, reference: Reference, kept: Resolved) -> Replay | None:
         """Returns the replay of a version that its name began a moment ago, as a device opens by digest what was resolved by
@@ -164,7 +205,7 @@ class Opener:
             return found if found is not None and found.root() == kept.root else None
         return None
 
-    def _again(self, reference: Reference, seen: StoredEntry) -> ResolvedStart:
+    def _again(self, reference: Reference, seen: StoredEntry) -> _Found:
         """Opens a name that this host knows."""
         assert reference.tag is not None
         repo, tag = reference.repo, reference.tag
@@ -194,7 +235,7 @@ class Opener:
             _log.warning("%s is opened as it was last seen here, entry %d: %s", reference, seen.entry.n, error)
             return opening.end(patient=False)
 
-    def _look(self, reference: Reference, low: int, hint: Hint | None = None) -> ResolvedStart:
+    def _look(self, reference: Reference, low: int, hint: Hint | None = None) -> _Found:
         """Opens a name whose entry `low` is known to be there, 0 for none; reads its hint if that is not given."""
         assert reference.tag is not None
         repo, tag = reference.repo, reference.tag
@@ -341,6 +382,16 @@ def _choose(bundles: Sequence[BundleRef], reference: Reference, name: Digest) ->
         if found is not None and (each.label, each.key) == (label, keys.bundle(name, label, *found[1:])):
             return each
     return None
+
+
+def _answer(asked: Future[_T], answer: Callable[[], _T]) -> None:
+    """Answers a question, unless nobody waits for that any more."""
+    if not asked.set_running_or_notify_cancel():
+        return
+    try:
+        asked.set_result(answer())
+    except BaseException as error:
+        asked.set_exception(error)
 
 
 def _done(value: _T) -> Future[_T]:

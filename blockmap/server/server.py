@@ -268,6 +268,7 @@ class Server:
         self.stop()
         self._commits.close()
         self._clones.end()
+        self._opener.close()
         self._hydrations.close()
         self._replays.close()
         self._fetcher.close()
@@ -283,7 +284,9 @@ class Server:
         """Returns what an export reads of the store: a clone, the version below it."""
         name, plus, label = export.partition("+")
         clone = self._clones.find(name)
-        return self._opener.find(parse_reference(export if clone is None else clone.base + plus + label))
+        return self._opener.find(
+            parse_reference(export if clone is None else clone.base + plus + label), self._policy(name)
+        )
 
     def _policy(self, name: str) -> OutagePolicy:
         with self._lock:
@@ -292,7 +295,7 @@ class Server:
     def _rebase(self, capture: CaptureRecord, export: str) -> None:
         """Puts a clone on the version that a capture of it has become."""
         clone = self._clones.of_capture(capture)
-        found = self._opener.find(parse_reference(export))
+        found = self._opener.find(parse_reference(export), self._policy(clone.name))
         if clone.pin and isinstance(self._engine, Pruner):
             pin_version(self._engine, found.resolved.name, clone.pin)
         self._clones.rebase(
