@@ -97,12 +97,13 @@ def put_bundles(
     layout: BlockIndex | None = None
     made = []
     for label, n in log.labels(repo).items():
-        if _is_stored(store, version, root, label, n, warn):
-            continue
+        is_stored = _is_stored(store, version, root, label, n, warn)
         try:
             profile = log.get(repo, label, n)
         except BlockmapError as error:
-            warn(f"version {version.hex()} starts without what was learnt for {label}: {error}")
+            warn(f"versions get no bundles of what was learnt for {label}, until more is learnt: {error}")
+            continue
+        if is_stored:
             continue
         layout = layout or index_of(Repository(store), root)
         one = put_bundle(store, version, root, layout, profile)

@@ -121,6 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
             for at in range(0, len(body), 40):
                 self.wfile.write(body[at : at + 40])
                 if self.server.ended.is_set():
+                    self.close_connection = True
                     return
                 time.sleep(_PAUSE_S)
         else:
