@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,6 +53,8 @@ _SILENT_SECONDS = 5.0
 """Seconds for which a store that did not answer is not waited for again."""
 _GRACE_SECONDS = 1.5
 """Seconds that an open takes beyond what the outage policy says, at most, as a read does."""
+_PATROL_SECONDS = 0.5
+"""Seconds after which an open that waits sees that the server is ending."""
 _OPENS = 64
 """Opens that are under way at once; those that a store does not answer hold their threads for two minutes."""
 _CLOSE_SECONDS = 1.0
@@ -148,19 +150,27 @@ class Opener:
         Raises NotFound, Corrupt, StoreError if neither store nor disk knows.
         """
         asked: Future[_Found] = Future()
-        began = time.monotonic()
+        seconds = policy.wait_s + _GRACE_SECONDS
+        end = time.monotonic() + seconds
         self._crew.run(partial(_answer, asked, lambda: self._find(reference)))
-        try:
-            found = asked.result(policy.wait_s + _GRACE_SECONDS)
-        except TimeoutError:
+        if not self._wait(asked, end):
             asked.cancel()
             raise StoreUnavailable(
-                f"{self._store.url} did not say within {time.monotonic() - began:.1f} s what {reference} is: check that it "
-                "can be reached, or let opens and reads wait longer for it (`--outage`)"
-            ) from None
-        with suppress(TimeoutError):  # then reads ask for them
-            found.nodes.result(max(policy.wait_s + _GRACE_SECONDS - (time.monotonic() - began), 0.0))
+                f"{self._store.url} did not say within {seconds:.1f} s what {reference} is: check that it can be reached, or "
+                "let opens and reads wait longer for it (`--outage`)"
+            )
+        found = asked.result()
+        self._wait(found.nodes, end)  # reads ask for what has not come
         return found.start
+
+    def _wait(self, future: Future[_T], end: float) -> bool:
+        """Returns True if a future is done in time. Raises StoreUnavailable where the server ends meanwhile."""
+        while not wait([future], max(min(_PATROL_SECONDS, end - time.monotonic()), 0.0)).done:
+            if self._fetcher.outage.stopped:
+                raise StoreUnavailable("the server is ending: open again when it is there")
+            if time.monotonic() >= end:
+                return False
+        return True
 
     def close(self) -> None:
         """Ends the threads, when nobody asks the store any more."""

@@ -11,11 +11,13 @@ from blockmap.format import BLOCK, keys
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.server.registry import Opened
 from blockmap.server.server import Server
+from blockmap.store.concurrent import spawn
 from blockmap.store.memory import MemoryStore
 from blockmap.store.opening import create_store
 from tests.image.builder import bulk
 from tests.store.misbehaving import misbehaving
 from tests.volume.building import name, publish_trees
+from tests.waiting import until
 
 WAIT_S = 0.5
 DATA = bulk(1, 400 * BLOCK)
@@ -77,3 +79,16 @@ def test_an_open_waits_for_nodes_no_longer_than_a_read_would(objects: MemoryStor
             web.fault = ""
             web.ended.set()
             server.close()
+
+
+def test_a_server_that_ends_keeps_no_open_waiting(objects: MemoryStore, tmp_path: Path) -> None:
+    with misbehaving(objects) as web:
+        server = Server(web.url, tmp_path / "cache", 1 << 28, {"": OutagePolicy(60)})
+        web.fault = "stall"
+        opening = spawn(lambda: server.open("a:1"))
+        until(lambda: any("hints" in request for request in web.requests))
+        server.stop()
+        with pytest.raises(StoreUnavailable, match="ending"):
+            opening.result(5)
+        web.ended.set()
+        server.close()
