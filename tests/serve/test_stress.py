@@ -210,5 +210,5 @@ def add_bundles(server: Server, exports: list[str]) -> None:
     for export in exports:
         version = Digest(bytes.fromhex(export.rpartition(":")[2]))
         root = Repository(store).version(version).root
-        bundled(store, root, range(0, 1500, 2), keys.bundle(version, "default", 1))
+        bundled(store, root, range(0, 1500, 2), keys.bundle(version, "default", 1, 1))
         ProfileLog(store).advise("disk", version)
