@@ -28,8 +28,9 @@ Imports point down the list in setup.cfg. Seven walks through the folders, a lin
     An open by name
     nbdplugin.session       a connection asks the server for an export
     server.server           which outage policy holds
-    server.opener           what this host knows (origin.records), the name's hint and log (store.names), the record of the
-                            version; begins the bundle (replay.replays), or reads the first run of nodes (fetch.fetcher)
+    server.opener           what this host knows (origin.records), the name's hint and log (store.names), whose signature
+                            counts (store.trusted_names), the record of the version; begins the bundle (replay.replays), or
+                            reads the first run of nodes (fetch.fetcher)
     server.registry         the volume, shared by all who have it open; the start, one for each version and label
     trace.manager           the connection's reads belong to the start's trace
 

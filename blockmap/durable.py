@@ -22,11 +22,11 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of link(2) on file systems without hard links; a lack of permission is EACCES."""
 
 
-def publish(path: Path, parts: Sequence[Buffer]) -> None:
+def publish(path: Path, parts: Sequence[Buffer], mode: int = 0o644) -> None:
     """Creates `path` with the concatenation of `parts`; it is durable when this returns. Raises AlreadyExists."""
     with _explained(path):
         made = _make_directories(path.parent)
-        temporary = _write(path, parts)
+        temporary = _write(path, parts, mode)
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -92,9 +92,9 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _write(path: Path, parts: Sequence[Buffer]) -> Path:
+def _write(path: Path, parts: Sequence[Buffer], mode: int = 0o644) -> Path:
     temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         for part in parts:
             view = memoryview(part)

@@ -8,6 +8,7 @@
       Collected             what a writer relied on may have been deleted as garbage meanwhile
       FormatError           bytes that do not parse in the format expected
       Corrupt               bytes that do not match their name, or that are shorter than recorded
+      Untrusted             a name or version that no key signed that this host trusts
       StoreError
         NotAStore           the location holds something else, or nothing
         StoreTooNew         the store needs a feature that this release does not know
@@ -52,6 +53,10 @@ class FormatError(BlockmapError):
 
 
 class Corrupt(BlockmapError):
+    pass
+
+
+class Untrusted(BlockmapError):
     pass
 
 

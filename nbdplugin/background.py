@@ -12,9 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from blockmap.format.signature import PublicKey
 from blockmap.format.trace import TraceHead
 
 _log = logging.getLogger("blockmap")
@@ -41,8 +42,10 @@ class LearnerProcess:
         cache: Path,
         program: tuple[str, ...] = (f"{sys.prefix}/bin/python", "-m", "blockmap.learn.automatic"),
         clock: Callable[[], float] = time.monotonic,
+        trust: Sequence[PublicKey] = (),
     ) -> None:
         self._store = store
+        self._trust = trust
         self._cache = cache
         self._program = program
         self._clock = clock
@@ -122,7 +125,7 @@ class LearnerProcess:
 
     def _start(self, head: TraceHead, trace: Path) -> "subprocess.Popen[str] | None":
         export = f"{head.repo}@sha256:{head.version.hex()}+{head.label}"
-        command = guarded([*self._program, self._store, str(self._cache), export, str(trace)])
+        command = guarded([*self._program, self._store, str(self._cache), export, str(trace), *map(str, self._trust)])
         with self._lock:
             if self._closed:
                 return None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from blockmap.errors import UsageError
+from blockmap.format.signature import PublicKey, parse_public_key
 from blockmap.origin.outage_policy import OutagePolicy, parse_option
 
 
@@ -22,6 +23,8 @@ class Options:
     control_fd: int | None = None
     metrics_fd: int | None = None
     learn: bool = True
+    trust: tuple[PublicKey, ...] = ()
+    """The keys of which one must have signed what is opened; without any, nothing need be signed."""
 
 
 class OptionsParser:
@@ -30,6 +33,7 @@ class OptionsParser:
     def __init__(self) -> None:
         self._given: dict[str, Any] = {}
         self._outages: dict[str, OutagePolicy] = {}
+        self._trust: list[PublicKey] = []
 
     def add(self, key: str, value: str) -> None:
         """Takes one parameter; UsageError where it is none, or its value makes no sense."""
@@ -39,6 +43,8 @@ class OptionsParser:
         parsed = _PARAMETERS[key](key, value)
         if key == "outage":
             self._outages.update([parsed])
+        elif key == "trust":
+            self._trust.append(parsed)
         else:
             self._given[key] = parsed
 
@@ -47,7 +53,7 @@ class OptionsParser:
         for key in ("store", "cache"):
             if key not in self._given:
                 raise UsageError(f"the parameter {key}= is missing: start the server with `blockmap serve`")
-        return Options(outages=self._outages, **self._given)
+        return Options(outages=self._outages, trust=tuple(self._trust), **self._given)
 
 
 def _number(key: str, value: str) -> int:
@@ -71,5 +77,6 @@ _PARAMETERS: Mapping[str, Callable[[str, str], Any]] = {
     "control_fd": _number,
     "metrics_fd": _number,
     "learn": _switch,
+    "trust": lambda _, value: parse_public_key(value),
 }
 """How the value of each parameter is parsed."""

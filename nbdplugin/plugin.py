@@ -21,6 +21,7 @@ from blockmap.learn.local_files import LocalProfiles
 from blockmap.local.paths import profiles_folder
 from blockmap.server.server import Server
 from blockmap.store.opening import location
+from blockmap.store.signing import Trust
 from blockmap.volume.volume import WritableVolume
 from nbdplugin.background import LearnerProcess
 from nbdplugin.control import dispatcher
@@ -55,12 +56,19 @@ class Service:
     """A server, its connections, and what else runs beside it in this process; threads, sockets and files are its own."""
 
     def __init__(self, options: Options) -> None:
-        self._learner = LearnerProcess(options.store, options.cache)
+        self._learner = LearnerProcess(options.store, options.cache, trust=options.trust)
         evidence = self._learner.offer if options.learn else None
         state = options.state or options.cache / "state"
         self._publisher = PublisherProcess(options.store, state)
         self.server = Server(
-            options.store, options.cache, options.cache_bytes, options.outages, evidence, state, self._publisher.publish
+            options.store,
+            options.cache,
+            options.cache_bytes,
+            options.outages,
+            evidence,
+            state,
+            self._publisher.publish,
+            Trust(options.trust),
         )
         self.server.begin()
         self.sessions = Sessions(self.server)

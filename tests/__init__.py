@@ -35,6 +35,7 @@ Helpers, by what they provide:
     store/misbehaving.py           a web server that breaks HTTP, or dawdles, as it is told to
     store/relay.py                 a relay in front of a server that loses answers on demand
     store/servers.py               SeaweedFS, rclone, Ceph, Azurite and nginx on loopback
+    store/signers.py               keys that are the same in every run; objects that whoever owns the storage has changed
     store/steps.py                 a store that counts sequential round trips
     trace/starting.py              a clock that stands still, a volume that answers at once, readers of stored traces
     volume/building.py             volumes made of bytes, without a file system; a store that records requests

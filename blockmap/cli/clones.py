@@ -12,7 +12,7 @@ from blockmap.cli.attached import state
 from blockmap.cli.server import server
 from blockmap.control.messages import MakeClone, RemoveClone
 from blockmap.errors import UsageError
-from blockmap.terminal.options import cache_option, socket_option, store_option
+from blockmap.terminal.options import cache_option, socket_option, store_option, trust_option
 from blockmap.terminal.output import tell, warn
 
 _SIZE = re.compile(r"([0-9]{1,16})([KMGT]?)i?B?", re.IGNORECASE)
@@ -28,10 +28,17 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
     help="A larger one than the image's, as in 40G; resize2fs in the mounted clone then makes its file system larger.",
 )
 @store_option
+@trust_option
 @cache_option
 @socket_option
 def clone(
-    name: str, clone_name: str, size: str | None, store: str | None, cache: Path | None, socket: Path | None
+    name: str,
+    clone_name: str,
+    size: str | None,
+    store: str | None,
+    trust: tuple[str, ...],
+    cache: Path | None,
+    socket: Path | None,
 ) -> None:
     """Make CLONE, a writable clone of the image NAME.
 
@@ -39,7 +46,7 @@ def clone(
     CLONE. It stays, also while the server restarts, until `rm CLONE`.
     """
     wanted = None if size is None else parse_size(size)
-    note = server(store, cache, socket).ask(MakeClone(name, clone_name, wanted)).note
+    note = server(store, cache, socket, trust).ask(MakeClone(name, clone_name, wanted)).note
     if note:
         warn(note)
     tell(f"{clone_name} is a clone of {name}")

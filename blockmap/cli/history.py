@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,11 +18,13 @@ from blockmap.format.refs import parse_name, parse_reference
 from blockmap.format.version import Version
 from blockmap.publish.reliance import tag_version
 from blockmap.store.base import Reader
+from blockmap.store.key_files import read_signer, read_trusted
 from blockmap.store.names import NameLog, NameReader, NameTarget
 from blockmap.store.opening import open_store, open_writer
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version, no_image
-from blockmap.terminal.options import need_store, store_option
+from blockmap.store.signing import Trust
+from blockmap.terminal.options import need_store, sign_option, store_option, trust_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
 from blockmap.terminal.units import size
@@ -52,7 +55,13 @@ class _Step:
             "author": version.author if version else "",
             "message": self.message,
             "added_bytes": self.added_bytes,
+            "signed_with": self.signer,
         }
+
+    @property
+    def signer(self) -> str | None:
+        """Returns the id of the key that the entry says it is signed with."""
+        return None if self.entry.signature is None else self.entry.signature.key
 
     @property
     def message(self) -> str:
@@ -77,6 +86,9 @@ def log(name: str, store: str | None, count: int, as_json: bool) -> None:
     table = Table(box=None, pad_edge=False)
     for title in ("ENTRY", "TIME", "DIGEST", "PARENT", "ADDED"):
         table.add_column(title, justify="right" if title in ("ENTRY", "ADDED") else "left", no_wrap=True)
+    signed = any(step.signer for step in steps)
+    if signed:
+        table.add_column("SIGNED WITH", no_wrap=True)
     for title in ("HOST", "MESSAGE"):
         table.add_column(title, overflow="fold")
     for step in steps:
@@ -89,6 +101,7 @@ def log(name: str, store: str | None, count: int, as_json: bool) -> None:
                 "removed" if step.entry.version is None else step.entry.version.hex()[:12],
                 ", ".join(parent.hex()[:12] for parent in version.parents) or "-" if version else "-",
                 "-" if step.added_bytes is None else size(step.added_bytes),
+                *([step.signer or "-"] if signed else []),
                 step.entry.host,
                 said,
             )
@@ -131,12 +144,14 @@ def _added(repository: Repository, version: Version, before: Entry | None) -> in
 @click.argument("old")
 @click.argument("new")
 @store_option
+@trust_option
 @click.option("--ranges", is_flag=True, help="List the parts of the volume that differ, not the files.")
 @json_option
-def diff(old: str, new: str, store: str | None, ranges: bool, as_json: bool) -> None:
+def diff(old: str, new: str, store: str | None, trust: tuple[str, ...], ranges: bool, as_json: bool) -> None:
     """Show how NEW differs from OLD: regular files by content, renamed ones too, and bytes of the volume."""
+    trusted = Trust(read_trusted(trust))
     opened, _ = open_store(need_store(store))
-    repository = Repository(opened)
+    repository = Repository(opened, trusted)
     left, right = (find_version(repository, parse_reference(name)).root for name in (old, new))
     trees = compare_trees(repository, left, right)
     places = [(start * BLOCK, (end - start) * BLOCK) for start, end in trees.ranges]
@@ -164,26 +179,35 @@ def diff(old: str, new: str, store: str | None, ranges: bool, as_json: bool) -> 
 @click.argument("source")
 @click.argument("name")
 @store_option
+@sign_option
+@trust_option
 @message_option
-def tag(source: str, name: str, store: str | None, message: str) -> None:
-    """Make NAME stand for what SOURCE stands for, an image of the store; moves no data."""
+def tag(source: str, name: str, store: str | None, sign: Path | None, trust: tuple[str, ...], message: str) -> None:
+    """Make NAME stand for what SOURCE stands for, an image of the store; moves no data.
+
+    With --sign, the image is signed as well: name SOURCE by its digest, or give the --trust of whoever signed it, unless you
+    trust all who write to the store.
+    """
     target = NameTarget(*parse_name(name))
+    trusted, signer = Trust(read_trusted(trust)), None if sign is None else read_signer(sign)
     opened, _ = open_writer(need_store(store))
-    draft, entry = tag_version(opened, parse_reference(source), target, message)
-    assert draft.version is not None
+    draft, entry = tag_version(opened, parse_reference(source), target, message, trusted, signer)
+    version = draft.version
+    assert version is not None
     tell(
-        f"{target}  sha256:{draft.version.hex()}  ({f'entry {entry.n} of its name' if entry else 'it stood for it already'})"
+        f"{target}  sha256:{version.hex()}  ({f'entry {entry.n} of its name' if entry else 'it stood for it already'})"
     )
 
 
 @click.command()
 @click.argument("name")
 @store_option
+@sign_option
 @message_option
-def untag(name: str, store: str | None, message: str) -> None:
+def untag(name: str, store: str | None, sign: Path | None, message: str) -> None:
     """Remove NAME, an image's name. Its history stays, and what it stood for until garbage is collected."""
-    target = NameTarget(*parse_name(name))
-    entry = NameLog(open_writer(need_store(store))[0]).remove(target, message)
+    target, signer = NameTarget(*parse_name(name)), None if sign is None else read_signer(sign)
+    entry = NameLog(open_writer(need_store(store))[0], signer=signer).remove(target, message)
     tell(f"{target} is removed; it was {target}@{{{entry.n - 1}}}")
 
 

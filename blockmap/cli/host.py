@@ -12,7 +12,15 @@ from blockmap.cli.server import server
 from blockmap.control.messages import Hydrate, Resolve
 from blockmap.host import tools
 from blockmap.host.run import runner
-from blockmap.terminal.options import cache_option, hydrate_option, label_option, labelled, socket_option, store_option
+from blockmap.terminal.options import (
+    cache_option,
+    hydrate_option,
+    label_option,
+    labelled,
+    socket_option,
+    store_option,
+    trust_option,
+)
 from blockmap.terminal.output import tell
 
 
@@ -22,6 +30,7 @@ from blockmap.terminal.output import tell
 @label_option
 @hydrate_option
 @store_option
+@trust_option
 @cache_option
 @socket_option
 def attach(
@@ -30,13 +39,14 @@ def attach(
     label: str | None,
     hydrate: bool,
     store: str | None,
+    trust: tuple[str, ...],
     cache: Path | None,
     socket: Path | None,
 ) -> None:
     """Mount the image NAME read-only at DIR, or the clone NAME writable."""
     tools.need_root("attach")
     wanted = labelled(name, label)
-    client = server(store, cache, socket)
+    client = server(store, cache, socket, trust)
     found = client.ask(Resolve(wanted))
     export = found.export
     attachments().attach(client, export, wanted, directory, writable=found.writable)
@@ -60,6 +70,7 @@ def detach(directory: Path) -> None:
 @label_option
 @hydrate_option
 @store_option
+@trust_option
 @cache_option
 @socket_option
 def run(
@@ -70,6 +81,7 @@ def run(
     label: str | None,
     hydrate: bool,
     store: str | None,
+    trust: tuple[str, ...],
     cache: Path | None,
     socket: Path | None,
 ) -> None:
@@ -80,7 +92,7 @@ def run(
     """
     tools.need_root("run")
     wanted = labelled(name, label)
-    client = server(store, cache, socket)
+    client = server(store, cache, socket, trust)
     if hydrate:
         client.ask(Hydrate(wanted))
     program = runner.Program(wanted, words(command), entrypoint, runner.is_terminal(), clone)

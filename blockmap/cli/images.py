@@ -20,11 +20,13 @@ from blockmap.local.paths import default_cache, own
 from blockmap.local.scratch import scratch
 from blockmap.publish.local import LocalCatalogue
 from blockmap.store.base import Reader, Writer
+from blockmap.store.key_files import read_signer, read_trusted
 from blockmap.store.opening import create_store, open_or_create, open_store
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
+from blockmap.store.signing import Trust
 from blockmap.store.volume_reader import stored_reader
-from blockmap.terminal.options import cache_option, need_store, store_option
+from blockmap.terminal.options import cache_option, need_store, sign_option, store_option, trust_option
 from blockmap.terminal.output import OutputFailed, tell, warn
 from blockmap.terminal.units import size
 from blockmap.upkeep.derived import check_derived
@@ -57,6 +59,7 @@ max_size_option = click.option(
 @click.argument("source")
 @click.argument("name")
 @store_option
+@sign_option
 @cache_option
 @click.option("--platform", metavar="OS/ARCH", help="Which image of an index; this host's by default.")
 @max_size_option
@@ -66,6 +69,7 @@ def import_(
     source: str,
     name: str,
     store: str | None,
+    sign: Path | None,
     cache: Path | None,
     platform: str | None,
     max_size: float,
@@ -79,12 +83,13 @@ def import_(
     """
     repo, tag = parse_name(name)
     where = need_store(store)
+    signer = None if sign is None else read_signer(sign)
     with scratch("import") as work:
         found = open_source(source, platform=platform, work=work, warn=warn, most=int(max_size * (1 << 30)))
         try:
             opened, form = open_or_create(where)
             local = LocalCatalogue(own(cache or default_cache()) / f"hooks-{form.store}.db")
-            importer = Importer(opened, form, warn, local)
+            importer = Importer(opened, form, warn, local, signer)
             with Watched(found, f"{repo}:{tag}", quiet or as_json):
                 summary = importer.run(found, repo, tag)
         finally:
@@ -136,11 +141,13 @@ def _tell(summary: Summary) -> None:
 @click.command()
 @click.argument("name")
 @store_option
+@trust_option
 @click.option("--files", is_flag=True, help="List the files, with their sizes and the blocks that they take.")
-def show(name: str, store: str | None, files: bool) -> None:
+def show(name: str, store: str | None, trust: tuple[str, ...], files: bool) -> None:
     """Show what NAME is: configuration, size, digests, deduplication; or its files."""
+    trusted = Trust(read_trusted(trust))
     opened, _ = open_store(need_store(store))
-    repository = Repository(opened)
+    repository = Repository(opened, trusted)
     found = find_version(repository, parse_reference(name))
     version = found.version
     if files:
@@ -160,6 +167,8 @@ def show(name: str, store: str | None, files: bool) -> None:
     hidden = usage(repository, version.extra)
     tell(f"hidden      {size(hidden.data_bytes)} that upper layers replace or remove")
     tell(f"created     {version.created or '-'}")
+    if version.signature is not None:
+        tell(f"signed      with key {version.signature.key}{'' if trusted else ', not checked without --trust'}")
     if version.config is not None:
         tell("config", *_own_config(version.config))
 
@@ -175,6 +184,7 @@ def _own_config(document: bytes) -> list[str]:
 @click.command()
 @click.argument("name")
 @store_option
+@trust_option
 @click.option("--against", metavar="SOURCE", help="Also compare file by file with this image.")
 @click.option(
     "--heal", metavar="SOURCE", help="Store again what is damaged or lost, from the image that NAME was made of."
@@ -182,14 +192,21 @@ def _own_config(document: bytes) -> list[str]:
 @click.option("--platform", metavar="OS/ARCH", help="Which image of SOURCE's index.")
 @max_size_option
 def verify(
-    name: str, store: str | None, against: str | None, heal: str | None, platform: str | None, max_size: float
+    name: str,
+    store: str | None,
+    trust: tuple[str, ...],
+    against: str | None,
+    heal: str | None,
+    platform: str | None,
+    max_size: float,
 ) -> None:
     """Read everything that NAME consists of, and check it against its digests.
 
     Damage is recorded in the store, so that no import relies on what is damaged.
     """
+    trusted = Trust(read_trusted(trust))
     opened, _ = open_store(need_store(store))
-    repository = Repository(opened)
+    repository = Repository(opened, trusted)
     found = find_version(repository, parse_reference(name))
     faults = _faults(repository, found.version)
     if faults:

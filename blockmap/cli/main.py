@@ -26,6 +26,7 @@ _COMMANDS = {
     "gc": "blockmap.cli.garbage:gc",
     "images": "blockmap.cli.image_list:images",
     "import": "blockmap.cli.images:import_",
+    "key": "blockmap.cli.keys:key",
     "log": "blockmap.cli.history:log",
     "profile": "blockmap.cli.profiles:profile",
     "report": "blockmap.report.command:report",

@@ -17,10 +17,12 @@ from blockmap.learn.local_files import LocalProfiles, TraceFolder, load_trace
 from blockmap.local.paths import default_cache, profiles_folder, traces_folder
 from blockmap.store.base import Reader
 from blockmap.store.bundles import newest_bundles
+from blockmap.store.key_files import read_trusted
 from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store
 from blockmap.store.profiles import ProfileReader
-from blockmap.terminal.options import cache_option, need_store, store_option
+from blockmap.store.signing import Trust
+from blockmap.terminal.options import cache_option, need_store, store_option, trust_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
 from blockmap.terminal.units import size
@@ -38,6 +40,7 @@ profile.add_command(record)
 @click.argument("name")
 @click.argument("traces", nargs=-1, metavar="[TRACE]...")
 @store_option
+@trust_option
 @cache_option
 @click.option("--label", help="Which workload of the image.  [default: default]")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary for machines.")
@@ -45,6 +48,7 @@ def build(
     name: str,
     traces: tuple[str, ...],
     store: str | None,
+    trust: tuple[str, ...],
     cache: Path | None,
     label: str | None,
     as_json: bool,
@@ -55,8 +59,9 @@ def build(
     this host that are not in it yet, of starts on a host that had nothing of the image.
     """
     reference = parse_reference(name if label is None else f"{name}+{label}")
+    trusted = Trust(read_trusted(trust))
     opened, _ = open_store(need_store(store))
-    subject = find_subject(opened, reference)
+    subject = find_subject(opened, reference, trusted)
     where = cache or default_cache()
     folder = TraceFolder(traces_folder(where), warn)
     chosen = [load_trace(folder.find(each)) for each in traces]
@@ -70,7 +75,7 @@ def build(
                 f"{traces_folder(where)} has no trace of {subject.repo}+{subject.label} that is not in its profile yet: start "
                 "the image, or name traces"
             )
-    learner = ProfileLearner(opened, subject, LocalProfiles(profiles_folder(where)), warn)
+    learner = ProfileLearner(opened, subject, LocalProfiles(profiles_folder(where)), warn, trusted)
     _tell(learner.learn(chosen), as_json)
 
 

@@ -19,7 +19,7 @@ from blockmap.host import tools
 from blockmap.host.run import runner
 from blockmap.host.run.readiness import parse_readiness
 from blockmap.host.run.recording import Recording
-from blockmap.terminal.options import cache_option, label_option, labelled, socket_option, store_option
+from blockmap.terminal.options import cache_option, label_option, labelled, socket_option, store_option, trust_option
 from blockmap.terminal.output import warn
 
 _PIECE_BYTES = 1 << 16
@@ -45,6 +45,7 @@ _PIECE_BYTES = 1 << 16
 )
 @label_option
 @store_option
+@trust_option
 @cache_option
 @socket_option
 def record(
@@ -55,6 +56,7 @@ def record(
     seconds: float,
     label: str | None,
     store: str | None,
+    trust: tuple[str, ...],
     cache: Path | None,
     socket: Path | None,
 ) -> None:
@@ -67,7 +69,7 @@ def record(
     readiness = parse_readiness(ready)
     if readiness.holds():
         raise UsageError(f"{ready} holds before the program has started: end what answers there, or choose another")
-    client = server(store, cache, socket)
+    client = server(store, cache, socket, trust)
     recording = Recording(client, readiness, seconds, warn)
     program = runner.Program(wanted, words(command), entrypoint, terminal=False)
     with _heard(readiness.hear):
@@ -75,7 +77,7 @@ def record(
     if recording.trace is None:
         raise HostError("the server has recorded nothing of this start: its log says why")
     _tell(recording, ready, seconds, code)
-    _build(wanted, client.status()["store"], recording.trace)
+    _build(wanted, client.status()["store"], trust, recording.trace)
 
 
 def _tell(recording: Recording, ready: str, seconds: float, code: int) -> None:
@@ -88,11 +90,12 @@ def _tell(recording: Recording, ready: str, seconds: float, code: int) -> None:
     warn(f"recorded in {recording.trace}")
 
 
-def _build(wanted: str, store: str, trace: str) -> None:
+def _build(wanted: str, store: str, trust: tuple[str, ...], trace: str) -> None:
     reference = parse_reference(wanted)
     label = ["--label", reference.label] if reference.label else []
     name = wanted.partition("+")[0]
-    arguments = ["profile", "build", "--store", store, *label, name, trace]
+    trusted = [word for each in trust for word in ("--trust", each)]
+    arguments = ["profile", "build", "--store", store, *trusted, *label, name, trace]
     done = subprocess.run([sys.executable, "-m", "blockmap.cli.main", *arguments], check=False)
     if done.returncode:
         raise HostError(

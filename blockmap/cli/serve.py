@@ -11,13 +11,15 @@ from blockmap.local.paths import default_cache, default_socket, own
 from blockmap.origin.outage_policy import parse_option
 from blockmap.origin.records import open_served
 from blockmap.server.opener import ANSWER_SECONDS
+from blockmap.store.key_files import read_trusted
 from blockmap.store.opening import location
-from blockmap.terminal.options import cache_option, need_store, socket_option, store_option
+from blockmap.terminal.options import cache_option, need_store, socket_option, store_option, trust_option
 from blockmap.terminal.output import warn
 
 
 @click.command()
 @store_option
+@trust_option
 @cache_option
 @socket_option
 @click.option(
@@ -47,6 +49,7 @@ from blockmap.terminal.output import warn
 @click.option("--idle-exit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", hidden=True)
 def serve(
     store: str | None,
+    trust: tuple[str, ...],
     cache: Path | None,
     socket: Path | None,
     listen: str | None,
@@ -59,6 +62,7 @@ def serve(
     """Serve every image of the store, and the clones of this host, over NBD."""
     for each in outages:
         parse_option(each)
+    trusted = list(map(str, read_trusted(trust)))
     url = location(need_store(store))
     directory = own((cache or default_cache()).absolute())
     open_served(url, directory, ANSWER_SECONDS)
@@ -81,6 +85,7 @@ def serve(
         take_over,
         metrics,
         learn,
+        trusted,
     ).run()
 
 

@@ -1,29 +1,53 @@
 """Finds the server that a command talks to."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from blockmap.control.client import Client
 from blockmap.errors import HostError
+from blockmap.format.signature import PublicKey
 from blockmap.local.paths import default_cache, default_socket
 from blockmap.terminal.options import need_store
 
 _IDLE_SECONDS = 60.0
 
 
-def server(store: str | None, cache: Path | None, socket: Path | None) -> Client:
-    """Returns the server that answers, else one that is started for as long as it is needed."""
+def server(store: str | None, cache: Path | None, socket: Path | None, trust: Sequence[str] = ()) -> Client:
+    """Returns the server that answers, else one that is started for as long as it is needed.
+
+    Raises HostError where the one that answers trusts other keys than those of `trust`.
+    """
     client = Client((socket or default_socket()).absolute())
+    trusted = _read(trust) if trust else ()
     try:
         served = client.status()["store"]
     except HostError:
         # Imported here: the engines take 0.2 s, which a start that finds its server need not wait for.
         from blockmap.cli.starting import start
 
-        start(need_store(store), (cache or default_cache()).absolute(), client.nbd_socket, _IDLE_SECONDS)
+        start(need_store(store), (cache or default_cache()).absolute(), client.nbd_socket, _IDLE_SECONDS, trusted)
     else:
         _check_store(client, served, store)
+    if trusted:  # also if it was started just now: another command may have been faster
+        _check_trust(client, client.status()["trust"], trusted)
     return client
+
+
+def _check_trust(client: Client, served: Sequence[str], trusted: Sequence[PublicKey]) -> None:
+    """Raises HostError where the server that answers opens more than what one of the trusted keys signed."""
+    ids = {key.id for key in trusted}
+    if not (served and ids.issuperset(served)):
+        raise HostError(
+            f"the server at {client.nbd_socket} opens {'what ' + ' or '.join(served) + ' signed' if served else 'all'}, not only "
+            f"what {' or '.join(sorted(ids))} signed: restart it with the same --trust, or name another with --socket"
+        )
+
+
+def _read(trust: Sequence[str]) -> Sequence[PublicKey]:
+    from blockmap.store.key_files import read_trusted  # takes 0.1 s, which a start without keys need not wait for
+
+    return read_trusted(trust)
 
 
 def _check_store(client: Client, served: str, store: str | None) -> None:

@@ -37,6 +37,8 @@ def _tell(answer: ServerStatus) -> None:
     fetch, cache, calls = answer["fetch"], answer["cache"], remote(answer)
     traces, learn = answer["traces"], answer["learn"]
     tell(f"server    process {answer['pid']}, up {answer['seconds']:.0f} s, store {answer['store']}")
+    if answer["trust"]:
+        tell(f"trust     opens only what is signed with {' or '.join(answer['trust'])}")
     tell(
         f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}, {cache['slots']:,} chunks and nodes, "
         f"{cache['evicted']:,} evicted, {cache['damaged']:,} found damaged, {cache['lost']:,} lost"

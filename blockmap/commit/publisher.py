@@ -135,6 +135,7 @@ def publish_capture(store: Pruner, form: Format, state: Path, number: int, warn:
                 author=draft.author,
                 message=draft.message,
                 run=trees.run,
+                signature=None,
             )
             published = publication.publish(
                 target,

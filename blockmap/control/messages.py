@@ -21,7 +21,7 @@ ERRORS: dict[str, type[BlockmapError]] = {
     each.__name__: each
     for each in (
         errors.UsageError, errors.NotFound, errors.AlreadyExists, errors.NameMoved, errors.FormatError, errors.Corrupt,
-        errors.StoreError, errors.NotAStore, errors.StoreTooNew, errors.StoreRefused, errors.CannotList,
+        errors.Untrusted, errors.StoreError, errors.NotAStore, errors.StoreTooNew, errors.StoreRefused, errors.CannotList,
         errors.StoreReadOnly, errors.StoreUnavailable, errors.ImageError, errors.HostError, errors.DiskFull, errors.Collected,
     )
 }  # fmt: skip
@@ -88,6 +88,8 @@ class ServerStatus(TypedDict):
     control_requests: int
     """Requests of those who use the server: whoever resolves a name is about to open it."""
     store: str
+    trust: list[str]
+    """Ids of the keys of which one must have signed what is opened; empty where nothing need be signed."""
     store_connected: bool
     """True if connections to the store are open, and for a store on this host."""
     exports: list[ExportStatus]

@@ -1,10 +1,10 @@
 """Entries of a name's log: each says which version the name refers to from then on.
 
-An entry is one line of canonical JSON, sealed. Its keys: `format`, `key` (its own), `n`, `kind` (`set`, `remove`, or `fence`,
-which repeats what the entry before it says and takes the number that a writer who has slept would create),
-`version` and `number` (of the version's record; null for `remove`), `root` (placement), `run` (pack, start, end: nodes
-that an open should read), `oci` (SHA-256 of the manifest), `previous` (SHA-256 of entry n - 1: history is a chain),
-`nonce`, `time` (seconds since 1970), `host`, `message`.
+An entry is one line of canonical JSON, and if it is signed a second with its signature (format/signature), sealed. The first
+line's keys: `format`, `key` (its own), `n`, `kind` (`set`, `remove`, or `fence`, which repeats what the entry before it says and
+takes the number that a writer who has slept would create), `version` and `number` (of the version's record; null for `remove`),
+`root` (placement), `run` (pack, start, end: nodes that an open should read), `oci` (SHA-256 of the manifest), `previous` (SHA-256
+of entry n - 1, signature and seal included: history is a chain), `nonce`, `time` (seconds since 1970), `host`, `message`.
 """
 
 from dataclasses import dataclass, replace
@@ -12,9 +12,10 @@ from hashlib import sha256
 from typing import Any
 
 from blockmap.errors import FormatError
-from blockmap.format import record
+from blockmap.format import record, signature
 from blockmap.format.digest import Digest, from_hex
 from blockmap.format.node import Placement
+from blockmap.format.signature import Signature
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version, decode_placement, decode_run, encode_placement, encode_run
 
@@ -45,10 +46,12 @@ class Entry:
     message: str
     is_fence: bool = False
     """True if the entry repeats the one before it."""
+    signature: Signature | None = None
+    """The signature of the line that has all above; `decode` does not check it."""
 
 
-def encode(entry: Entry) -> bytes:
-    """Returns the object as stored."""
+def line(entry: Entry) -> bytes:
+    """Returns the line that a signature is made over."""
     value = {
         "format": FORMAT,
         "host": entry.host,
@@ -65,14 +68,20 @@ def encode(entry: Entry) -> bytes:
         "time": entry.time,
         "version": None if entry.version is None else entry.version.hex(),
     }
-    return record.seal([record.encode(value)])
+    return record.encode(value)
+
+
+def encode(entry: Entry) -> bytes:
+    """Returns the object as stored."""
+    signed = [] if entry.signature is None else [signature.encode(entry.signature)]
+    return record.seal([line(entry), *signed])
 
 
 def decode(data: bytes, key: str) -> Entry:
     """Parses the entry stored at `key`. Raises FormatError, also for an entry that belongs elsewhere."""
     lines = record.unseal(data, MAX_BYTES)
-    if len(lines) != 1:
-        raise FormatError(f"an entry has {len(lines)} lines where 1 is expected")
+    if len(lines) > 2:
+        raise FormatError(f"an entry has {len(lines)} lines where 1 is expected, and another with its signature")
     value = record.decode(lines[0])
     try:
         if value["format"] != FORMAT or value["key"] != key:
@@ -102,6 +111,7 @@ def decode(data: bytes, key: str) -> Entry:
             host=_text(value["host"]),
             message=_text(value["message"]),
             is_fence=kind == "fence",
+            signature=signature.decode(lines[1]) if len(lines) > 1 else None,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"the entry lacks a field, or one has the wrong type: {error}") from error

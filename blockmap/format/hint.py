@@ -2,8 +2,8 @@
 
     lines     content
     1         canonical JSON, below
-    2         the newest entry, as stored
-    0 or 3    the record of its version, as stored; left out if it is long, or was not at hand
+    2 or 3    the newest entry, as stored
+    0, 3, 4   the record of its version, as stored; left out if it is long, or was not at hand
     1         SHA-256 of the lines before
 
 The first line's keys: `bundles` (of that version: a list of `key`, `label`, `length` and `table`, in bytes), `entry` and

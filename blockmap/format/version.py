@@ -3,7 +3,8 @@
     line  content
     1     the version; its digest (kind 3, count: bytes of the line) is the version's name, HEX
     2     placements of the root and of the extra root, and the run of nodes that an open should read: advice
-    3     SHA-256 of the lines before
+    -     if the version is signed, its signature, made over the first line (format/signature)
+    last  SHA-256 of the lines before
 
 The first line's keys: `author`, `config` and `manifest` (OCI documents in base64, null where there is none), `created`
 (taken from the image's configuration, so that an import has one name everywhere), `extra` (root of the contents that upper
@@ -17,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from blockmap.errors import FormatError
-from blockmap.format import record
+from blockmap.format import record, signature
 from blockmap.format.digest import ABSENT, Digest, DigestKind, digest, from_hex
 from blockmap.format.node import Placement
+from blockmap.format.signature import Signature
 from blockmap.format.tree import MAX_BLOCKS, Root
 
 FORMAT = 1
@@ -66,6 +68,8 @@ class Version:
     """The date in the image's configuration; empty if it has none."""
     run: NodeRun | None = None
     """The nodes that an open should read; like placements, it is not part of the name."""
+    signature: Signature | None = None
+    """The signature of the line that defines the version; `decode` does not check it, and it is not part of the name."""
 
     @property
     def name(self) -> Digest:
@@ -98,14 +102,17 @@ def encode(version: Version) -> bytes:
     }
     if version.run is not None:
         places["run"] = encode_run(version.run)
-    return record.seal([version.line(), record.encode(places)])
+    signed = [] if version.signature is None else [signature.encode(version.signature)]
+    return record.seal([version.line(), record.encode(places), *signed])
 
 
 def decode(data: bytes, expected: Digest) -> Version:
     """Parses a stored version record. Raises FormatError for anything but the version named `expected`."""
     lines = record.unseal(data)
-    if len(lines) != 2:
-        raise FormatError(f"a version record has {len(lines)} lines where 2 are expected")
+    if len(lines) not in (2, 3):
+        raise FormatError(
+            f"a version record has {len(lines)} lines where 2 are expected, and another with its signature"
+        )
     if digest(DigestKind.VERSION, len(lines[0]), lines[0]) != expected:
         raise FormatError(f"the version record is not the one named {expected.hex()}")
     value, places = record.decode(lines[0]), record.decode(lines[1])
@@ -132,6 +139,7 @@ def decode(data: bytes, expected: Digest) -> Version:
             message=texts[1],
             created=texts[2],
             run=decode_run(places.get("run")),
+            signature=signature.decode(lines[2]) if len(lines) > 2 else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"the version record lacks a field, or one has the wrong type: {error}") from error

@@ -39,6 +39,7 @@ from blockmap.store.names import NameLog, NameTarget
 from blockmap.store.opening import Format
 from blockmap.store.packs import body_stream, expand, expand_stream
 from blockmap.store.repository import Repository
+from blockmap.store.signing import Signer
 
 THRESHOLD_BLOCKS = 32
 """Files from this size on are cut at their edges.
@@ -82,9 +83,15 @@ class Importer:
     """Imports images into one store."""
 
     def __init__(
-        self, store: Pruner, form: Format, warn: Callable[[str], None], local: LocalCatalogue | None = None
+        self,
+        store: Pruner,
+        form: Format,
+        warn: Callable[[str], None],
+        local: LocalCatalogue | None = None,
+        signer: Signer | None = None,
     ) -> None:
         self._store = store
+        self._signer = signer
         self._local = local or LocalCatalogue(None)
         self._form = form
         self._warn = warn
@@ -93,7 +100,7 @@ class Importer:
         """Imports `source` and moves the name to it; raises ImageError, StoreError, and leaves nothing new then."""
         began = time.monotonic()
         stages = Stages()
-        names = NameLog(self._store)
+        names = NameLog(self._store, signer=self._signer)
         with stages.time("known"):
             catalogue = read_catalogue(self._store, names, self._local, self._warn)
         with Publication(self._store, self._form, names, catalogue, self._warn) as publication:

@@ -1,6 +1,6 @@
 """Learns from one start if that has something to teach; a server runs this in a process of its own:
 
-    python -m blockmap.learn.automatic STORE CACHE EXPORT TRACE
+    python -m blockmap.learn.automatic STORE CACHE EXPORT TRACE [TRUSTED KEY]...
 
 The last line that it prints says what came of it.
 """
@@ -14,10 +14,12 @@ from pathlib import Path
 
 from blockmap.errors import BlockmapError
 from blockmap.format.refs import parse_reference
+from blockmap.format.signature import parse_public_key
 from blockmap.learn.learner import ProfileLearner, find_subject
 from blockmap.learn.local_files import LocalProfiles, load_trace
 from blockmap.local.paths import profiles_folder
 from blockmap.store.opening import open_store
+from blockmap.store.signing import Trust
 
 _log = logging.getLogger("blockmap")
 
@@ -27,14 +29,16 @@ _MAX_WAIT_S = 60.0
 """Each process waits for a random time, so that not all hosts publish what they learnt from one event at once."""
 
 
-def learn_from_start(store_url: str, cache: Path, export: str, trace: Path, warn: Callable[[str], None]) -> str:
+def learn_from_start(
+    store_url: str, cache: Path, export: str, trace: Path, warn: Callable[[str], None], trust: Trust | None = None
+) -> str:
     """Merges the trace of a start of `export` with what is known, if that lacked enough of it.
 
-    Returns what came of it, for people; UsageError, NotFound, FormatError, Corrupt, StoreError.
+    Returns what came of it, for people; UsageError, NotFound, Untrusted, FormatError, Corrupt, StoreError.
     """
     store, _ = open_store(store_url)
-    subject = find_subject(store, parse_reference(export))
-    learner = ProfileLearner(store, subject, LocalProfiles(profiles_folder(cache)), warn)
+    subject = find_subject(store, parse_reference(export), trust)
+    learner = ProfileLearner(store, subject, LocalProfiles(profiles_folder(cache)), warn, trust)
     start = load_trace(trace)
     share = learner.missed(start)
     if share <= _MISSED_SHARE:
@@ -47,11 +51,12 @@ def learn_from_start(store_url: str, cache: Path, export: str, trace: Path, warn
     return f"profile {profile.n} of {about}, with bundles for {len(learnt.bundles)} versions"
 
 
-def _main(store_url: str, cache: str, export: str, trace: str) -> None:
+def _main(store_url: str, cache: str, export: str, trace: str, *keys: str) -> None:
     logging.basicConfig(format="%(message)s")
     time.sleep(random.uniform(0, _MAX_WAIT_S))
     try:
-        print(learn_from_start(store_url, Path(cache), export, Path(trace), _log.warning))
+        trust = Trust(tuple(map(parse_public_key, keys)))
+        print(learn_from_start(store_url, Path(cache), export, Path(trace), _log.warning, trust))
     except BlockmapError as error:
         sys.exit(str(error))
 

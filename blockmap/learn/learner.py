@@ -3,10 +3,11 @@
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockmap.errors import BlockmapError, Corrupt, NotFound, StoreReadOnly
+from blockmap.errors import BlockmapError, Corrupt, NotFound, StoreReadOnly, Untrusted
 from blockmap.format.digest import Digest
 from blockmap.format.entry import root_of
 from blockmap.format.profile import Profile, ProfileItem
@@ -25,6 +26,7 @@ from blockmap.store.names import NameReader
 from blockmap.store.profiles import ProfileLog, ProfileReader
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
+from blockmap.store.signing import Trust
 
 _OTHER_VERSIONS = 4
 """Number of other versions, the last ones named in the repository, that get bundles at once; the rest get theirs at import."""
@@ -40,9 +42,9 @@ class Subject:
     root: Root
 
 
-def find_subject(store: Reader, reference: Reference) -> Subject:
-    """Returns the version that a reference stands for now, and its workload; NotFound, StoreError, Corrupt."""
-    found = find_version(Repository(store), reference)
+def find_subject(store: Reader, reference: Reference, trust: Trust | None = None) -> Subject:
+    """Returns the version that a reference stands for now, and its workload; NotFound, Untrusted, StoreError, Corrupt."""
+    found = find_version(Repository(store, trust), reference)
     return Subject(reference.repo, reference.label or DEFAULT_LABEL, found.name, found.root)
 
 
@@ -56,11 +58,21 @@ class Learnt:
 
 
 class ProfileLearner:
-    """Learns for one version and workload; `warn` gets messages about traces and profiles that are not used."""
+    """Learns for one version and workload; `warn` gets messages about traces and profiles that are not used.
 
-    def __init__(self, store: Reader, subject: Subject, local: LocalProfiles, warn: Callable[[str], None]) -> None:
+    Of the repository's versions, those are read that a key of `trust` signed, if it has any.
+    """
+
+    def __init__(
+        self,
+        store: Reader,
+        subject: Subject,
+        local: LocalProfiles,
+        warn: Callable[[str], None],
+        trust: Trust | None = None,
+    ) -> None:
         self._store = store
-        self._repository = Repository(store)
+        self._repository = Repository(store, trust)
         self._log = ProfileReader(store)
         self._subject = subject
         self._local = local
@@ -170,7 +182,8 @@ class ProfileLearner:
         roots: dict[Digest, Root] = {}
         for entry in sorted(found, key=lambda entry: entry.time, reverse=True):
             if entry.version is not None and entry.version not in roots and len(roots) < _OTHER_VERSIONS:
-                roots[entry.version] = root_of(entry, self._repository.version(entry.version, entry.number))
+                with suppress(Untrusted):
+                    roots[entry.version] = root_of(entry, self._repository.version(entry.version, entry.number))
         return roots
 
 

@@ -5,12 +5,15 @@ from contextlib import suppress
 
 from blockmap.errors import AlreadyExists, Corrupt, StoreUnavailable
 from blockmap.format import keys, version
+from blockmap.format.digest import Digest
 from blockmap.format.pack import Pack
 from blockmap.format.version import Version
 from blockmap.publish.local import Numbered
+from blockmap.store import limits
 from blockmap.store.base import Buffer, Pruner, Writer
 from blockmap.store.packs import pack_key
 from blockmap.store.repository import VERSION_ATTEMPTS
+from blockmap.store.signing import Signer
 
 _CREATE_ATTEMPTS = 3
 """Attempts of a create: engines do not repeat one whose answer was lost, since it may have happened."""
@@ -52,9 +55,7 @@ class ObjectWriter:
             if put(self._store, key, [version.encode(record)]):
                 self._version_key = key
                 return number
-        raise Corrupt(
-            f"version {name.hex()} has {VERSION_ATTEMPTS} records that no name stands for: delete versions/{name.hex()}"
-        )
+        raise _no_number(name)
 
     def keep_packs(self) -> None:
         """Takes none of the packs back that were written until now, whatever becomes of the version."""
@@ -66,6 +67,29 @@ class ObjectWriter:
             self._store.delete(key)
         self._version_key = None
         self._packs.clear()
+
+
+def put_signed(store: Writer, record: Version, number: int, signer: Signer, retired: int) -> int:
+    """Returns the number of a record of a version that `signer` signed, given one that names stand for, under `number`.
+
+    It is the same but for the signature, and is stored under a number above `retired` if there is none. Corrupt where no number
+    is left.
+    """
+    if signer.has_signed_version(record):
+        return number
+    data = version.encode(signer.version(record))
+    for other in range(retired + 1, VERSION_ATTEMPTS + 1):
+        key = keys.version(record.name, other)
+        if put(store, key, [data]) or store.get(key, limits.VERSION) == data:
+            return other
+    raise _no_number(record.name)
+
+
+def _no_number(name: Digest) -> Corrupt:
+    return Corrupt(
+        f"version {name.hex()} has {VERSION_ATTEMPTS} records, which no name stands for or others signed: delete those below "
+        f"versions/{name.hex()} that nobody needs"
+    )
 
 
 def _create(store: Writer, key: str, parts: Sequence[Buffer]) -> bool:

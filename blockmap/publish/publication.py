@@ -11,9 +11,11 @@ The entry is the only commit point: an error before it takes packs and record ba
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from types import TracebackType
 
 from blockmap.errors import BlockmapError, Corrupt, NotFound
+from blockmap.format import keys
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.format.extent import Extent
@@ -33,6 +35,9 @@ from blockmap.store.base import Pruner
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import Format, check_unchanged
 from blockmap.store.repository import Repository
+
+_LATELY = 32
+"""The newest entries of a name that are looked through; they come in six round trips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +122,13 @@ class Publication:
         that entry says, 0 for nothing. Where another import has named the same version meanwhile, its record and its packs
         stand, and these are deleted again. NameMoved, Collected, NotAStore, StoreError.
         """
-        name, root = version.name, version.root
-        number = self._objects.put_version(
-            version, self._standing(name), self._catalogue.collections.retired_number(name)
-        )
+        name, root, signer = version.name, version.root, self._names.signer
+        signed = version if signer is None else signer.version(version)
+        retired = self._catalogue.collections.retired_number(name)
+        standing = self._standing(name)
+        if not standing and self._store.exists(keys.version(name, 1)):
+            standing = self._stood(target, name, retired)
+        number = self._objects.put_version(signed, standing, retired)
         self._attempt = target, name, number
 
         draft = replace(EntryDraft.of(version, number, message), nonce=nonce)
@@ -152,6 +160,9 @@ class Publication:
         try:
             found = self._repository.version_at(entry.version, entry.number)
         except (NotFound, Corrupt):
+            return False
+        signer = self._names.signer
+        if signer is not None and not signer.has_signed_version(found):
             return False
         health = self._catalogue.known.health
         if any(root.placement != health.find(root.digest, root.placement) for root in (found.root, found.extra)):
@@ -206,17 +217,33 @@ class Publication:
         return None
 
     def _standing(self, name: Digest) -> set[Numbered]:
-        """Returns the records of a version that a name stands for and that are whole, trees and all."""
-        found = set()
-        for (other, number), roots in self._catalogue.versions.items():
-            if other != name or not all(map(self._catalogue.known.whole, roots)):
-                continue
-            try:
-                self._repository.version_at(name, number)
-                found.add((name, number))
-            except BlockmapError as error:
-                self._warn(f"version {name.hex()} is stored again: {error}")
-        return found
+        """Returns the records of a version that a name stands for and that are sound."""
+        return {
+            (name, number)
+            for (other, number), roots in self._catalogue.versions.items()
+            if other == name and self._is_sound(name, number, roots)
+        }
+
+    def _stood(self, target: NameTarget, name: Digest, retired: int) -> set[Numbered]:
+        """Returns those records of a version, above `retired`, for which the name stood lately: it may be moved to and fro."""
+        try:
+            lately = list(islice(self._names.history(target.repo, target.tag), _LATELY))
+        except Corrupt as error:
+            self._warn(f"version {name.hex()} is stored again: {error}")
+            return set()
+        numbers = {entry.number for entry in lately if entry.version == name and entry.number > retired}
+        return {(name, number) for number in numbers if self._is_sound(name, number)}
+
+    def _is_sound(self, name: Digest, number: int, roots: tuple[Root, Root] | None = None) -> bool:
+        """Returns True if a record can be read, has the signature that it would get here, and its trees are whole."""
+        signer = self._names.signer
+        try:
+            record = self._repository.version_at(name, number)
+        except BlockmapError as error:
+            self._warn(f"version {name.hex()} is stored again: {error}")
+            return False
+        whole = all(map(self._catalogue.known.whole, roots or (record.root, record.extra)))
+        return whole and (signer is None or signer.has_signed_version(record))
 
     def _take_back(self) -> None:
         """Deletes what was stored, unless the name's entry stands, or may stand, in spite of the failure."""

@@ -4,17 +4,19 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from blockmap.errors import Collected, Corrupt, NotFound
+from blockmap.errors import Collected, Corrupt, NotFound, Untrusted
 from blockmap.format import keys
 from blockmap.format.entry import Entry
 from blockmap.format.refs import Reference
 from blockmap.format.version import Version
+from blockmap.publish.object_writer import put_signed
 from blockmap.store.base import Writer
 from blockmap.store.collections import CollectionReader, CollectionState
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.packs import pack_key
 from blockmap.store.repository import VERSION_ATTEMPTS, Repository
 from blockmap.store.resolver import find_version
+from blockmap.store.signing import Signer, Trust
 from blockmap.store.walk import packs_below
 
 _log = logging.getLogger(__name__)
@@ -80,18 +82,25 @@ class Reliance:
 
 
 def tag_version(
-    store: Writer, reference: Reference, target: NameTarget, message: str
+    store: Writer,
+    reference: Reference,
+    target: NameTarget,
+    message: str,
+    trust: Trust | None = None,
+    signer: Signer | None = None,
 ) -> tuple[EntryDraft, Entry | None]:
     """Makes a name stand for what `reference` stands for; returns None in place of the entry where it does already.
 
-    Raises NotFound, Collected, StoreError.
+    With a signer, the entry is signed, and the version if it is not. Raises NotFound, Untrusted, Collected, StoreError.
     """
     seen = CollectionReader(store).state()
-    repository, names = Repository(store), NameLog(store)
+    repository, names = Repository(store, trust), NameLog(store, signer=signer)
     found = find_version(repository, reference)
     for number in range(1, VERSION_ATTEMPTS + 1):
-        with suppress(NotFound, Corrupt):
+        with suppress(NotFound, Corrupt, Untrusted):
             record = repository.version_at(found.name, number)
+            if signer is not None:
+                number = put_signed(store, record, number, signer, seen.retired_number(found.name))
             draft = EntryDraft.of(record, number, message)
             return draft, Reliance(store, names, seen).name(target, record, draft)
     raise NotFound(f"the record of version {found.name.hex()} has gone from {store.url}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from blockmap.errors import FormatError
+from blockmap.errors import FormatError, Untrusted
 from blockmap.format import entry as entries
 from blockmap.format import keys, oci
 from blockmap.format import version as versions
@@ -15,15 +15,21 @@ from blockmap.format.version import Version
 from blockmap.origin.records import RecordCache
 from blockmap.store.names import StoredEntry
 from blockmap.store.repository import VERSION_ATTEMPTS
+from blockmap.store.signing import Trust
 
 _log = logging.getLogger(__name__)
 
 
 class KnownImages:
-    """Reads and writes the records of one store; safe to share between threads."""
+    """Reads and writes the records of one store; safe to share between threads.
 
-    def __init__(self, records: RecordCache) -> None:
+    A record without the signature of a trusted key, where there are any, is as good as none: it was kept when this host
+    trusted others.
+    """
+
+    def __init__(self, records: RecordCache, trust: Trust | None = None) -> None:
         self._records = records
+        self._trust = trust or Trust()
 
     # --- names
 
@@ -34,7 +40,11 @@ class KnownImages:
             return None
         n, stored = found
         try:
-            return StoredEntry(entries.decode(stored, keys.entry(repo, tag, n)), stored)
+            entry = entries.decode(stored, keys.entry(repo, tag, n))
+            self._trust.check_entry(f"entry {n} of {repo}:{tag}", stored, entry.signature)
+            return StoredEntry(entry, stored)
+        except Untrusted:
+            return None
         except FormatError as error:
             _log.warning("what this host knew of %s:%s is damaged, and forgotten: %s", repo, tag, error)
             self._records.forget_name(repo, tag)
@@ -53,8 +63,8 @@ class KnownImages:
         """Returns the version whose record has a number."""
         data = self._records.record(keys.version(name, number))
         if data is not None:
-            with suppress(FormatError):
-                return versions.decode(data, name)
+            with suppress(FormatError, Untrusted):
+                return self._trusted(name, data)
         return None
 
     def keep_version(self, name: Digest, number: int, version: Version) -> None:
@@ -62,9 +72,29 @@ class KnownImages:
 
     def keep_hinted(self, hint: Hint) -> None:
         """Keeps the version that came with a hint whose entry the log has confirmed."""
-        name, number, version = hint.entry.version, hint.entry.number, hinted_version(hint)
+        name, number, version = hint.entry.version, hint.entry.number, self.hinted_version(hint)
         if name is not None and version is not None and self.version(name, number) is None:
             self.keep_version(name, number, version)
+
+    def hinted_version(self, hint: Hint) -> Version | None:
+        """Returns the version of a hint's entry, placed where the entry says: what the hint says of that is advice."""
+        entry = hint.entry
+        if hint.version is None or entry.version is None:
+            return None
+        try:
+            version = self._trusted(entry.version, hint.version)
+        except (FormatError, Untrusted) as error:
+            _log.warning("the hint's record of version %s is not used: %s", entry.version.hex(), error)
+            return None
+        if entry.root is None and version.root.digest != ABSENT:
+            return None
+        root, extra = replace(version.root, placement=entry.root), replace(version.extra, placement=None)
+        return replace(version, root=root, extra=extra, run=entry.run)
+
+    def _trusted(self, name: Digest, stored: bytes) -> Version:
+        version = versions.decode(stored, name)
+        self._trust.check_version(f"version {name.hex()}", stored, version.signature)
+        return version
 
     def forget_version(self, name: Digest) -> None:
         """Forgets a version whose record did not work."""
@@ -106,19 +136,3 @@ class KnownImages:
         if good != (about in kept):
             others = [each for each in kept if each.label != about.label]
             self._records.keep(keys.bundles(name), encode_bundles([*others, about] if good else others))
-
-
-def hinted_version(hint: Hint) -> Version | None:
-    """Returns the version of a hint's entry, placed where the entry says: what the hint says of that is advice."""
-    entry = hint.entry
-    if hint.version is None or entry.version is None:
-        return None
-    try:
-        version = versions.decode(hint.version, entry.version)
-    except FormatError as error:
-        _log.warning("the hint's record of version %s is not used: %s", entry.version.hex(), error)
-        return None
-    if entry.root is None and version.root.digest != ABSENT:
-        return None
-    root, extra = replace(version.root, placement=entry.root), replace(version.extra, placement=None)
-    return replace(version, root=root, extra=extra, run=entry.run)

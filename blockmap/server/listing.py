@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
-from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreUnavailable
+from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreUnavailable, Untrusted
 from blockmap.format import entry as entries
 from blockmap.format import keys
 from blockmap.format.entry import Entry
@@ -20,8 +20,10 @@ from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
 from blockmap.origin.records import RecordCache
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import each, spawn
-from blockmap.store.names import NameReader
+from blockmap.store.names import StoredEntry
 from blockmap.store.resolver import check_presence
+from blockmap.store.signing import Trust
+from blockmap.store.trusted_names import TrustedNames
 
 _log = logging.getLogger(__name__)
 
@@ -43,14 +45,16 @@ class Listing:
         answer_seconds: float,
         policy: OutagePolicy = DEFAULT,
         clock: Callable[[], float] = time.monotonic,
+        trust: Trust | None = None,
     ) -> None:
-        """`policy` says how long the first listing is waited for, `answer_seconds` each later one."""
+        """`policy` says how long the first listing is waited for, `answer_seconds` each later one; `trust` has the keys of
+        which one must have signed what is listed."""
         self._store = store
         self._known = known
         self._answer_seconds = answer_seconds
         self._first_seconds = max(policy.wait_s, answer_seconds)
         self._clock = clock
-        self._names = NameReader(store)
+        self._names = TrustedNames(store, trust or Trust())
         self._lock = threading.Lock()  # guards what follows; not held across I/O
         self._listed: Listed | None = None
         self._listed_at = float("-inf")
@@ -99,7 +103,11 @@ class Listing:
         if known is not None and known.n == n:
             return known
         try:
-            return self._names.entry(repo, tag, n)[0]
+            found = self._names.judge(repo, tag, StoredEntry(*self._names.entry(repo, tag, n)))
+            return None if found is None else found.entry
+        except Untrusted as error:
+            _log.debug("%s:%s is left out of the catalogue: %s", repo, tag, error)
+            return None
         except (Corrupt, NotFound) as error:
             _log.warning("%s:%s is left out of the catalogue: %s", repo, tag, error)
             return None
@@ -108,8 +116,10 @@ class Listing:
         """Returns the names that this host has opened."""
         found = {}
         for repo, tag, n, stored in self._known.names():
-            with suppress(FormatError):  # advice, as all that this host has noted
-                found[repo, tag] = entries.decode(stored, keys.entry(repo, tag, n))
+            with suppress(FormatError, Untrusted):  # advice, as all that this host has noted
+                entry = entries.decode(stored, keys.entry(repo, tag, n))
+                self._names.check(repo, tag, StoredEntry(entry, stored))
+                found[repo, tag] = entry
         return _described(found)
 
 

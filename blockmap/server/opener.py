@@ -31,14 +31,16 @@ from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
 from blockmap.origin.records import RecordCache
 from blockmap.replay.replay import Replay
 from blockmap.replay.replays import Replays
-from blockmap.server.known import KnownImages, hinted_version
+from blockmap.server.known import KnownImages
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
 from blockmap.store.crew import Crew
-from blockmap.store.names import NameLog, NameReader, StoredEntry
+from blockmap.store.names import NameLog, StoredEntry
 from blockmap.store.plan import node_at
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import Resolved, by_digest, check_presence, find_entry, no_image
+from blockmap.store.signing import Trust
+from blockmap.store.trusted_names import TrustedNames
 from blockmap.volume.start import Key
 
 _log = logging.getLogger(__name__)
@@ -119,17 +121,18 @@ class Opener:
         mend: NameLog | None,
         clock: Callable[[], float] = time.monotonic,
         answer_seconds: float = ANSWER_SECONDS,
+        trust: Trust | None = None,
     ) -> None:
         """`mend` rewrites hints that are out of date."""
         self._store = store
-        self._known = KnownImages(known)
+        self._known = KnownImages(known, trust)
         self._fetcher = fetcher
         self._replays = replays
         self._mend = mend
         self._clock = clock
         self._answer_seconds = answer_seconds
-        self._names = NameReader(store)
-        self._repository = Repository(store)
+        self._names = TrustedNames(store, trust or Trust())
+        self._repository = Repository(store, trust)
         self._crew = Crew(_OPENS, "open")
         self._lock = threading.Lock()  # guards what follows; never held across I/O, nor while another lock is taken
         self._confirmed: dict[tuple[str, str], float] = {}
@@ -147,7 +150,7 @@ class Opener:
     def find(self, reference: Reference, policy: OutagePolicy = DEFAULT) -> ResolvedStart:
         """Returns what `reference` stands for, or raises, within what the policy says of reads.
 
-        Raises NotFound, Corrupt, StoreError if neither store nor disk knows.
+        Raises NotFound, Untrusted, Corrupt, StoreError if neither store nor disk knows.
         """
         asked: Future[_Found] = Future()
         seconds = policy.wait_s + _GRACE_SECONDS
@@ -250,32 +253,43 @@ class Opener:
         assert reference.tag is not None
         repo, tag = reference.repo, reference.tag
         hint = hint or self._names.hint(repo, tag)
+        newest = None
         if hint is not None and hint.entry.n >= low:
             believed = StoredEntry(hint.entry, hint.stored)
             asked = spawn(lambda: self._names.confirm(repo, tag, believed))
-            opening = self._begin(reference, hint.entry, hint)
+            opening = self._begin(reference, hint.entry, hint) if self._names.is_trusted(repo, tag, believed) else None
             stands = asked.result()
-            if stands == hint.entry.n:
+            if stands == hint.entry.n and opening is not None:
                 self._note(repo, tag, believed)
                 self._known.keep_hinted(hint)
                 return opening.end()
             low = max(low, stands)
-        seen = self._names.search(repo, tag, low)
+            newest = believed if stands == hint.entry.n else None
+        seen = self._names.judge(repo, tag, newest or self._search(reference, low))
         if seen is None:
-            check_presence(self._store)
             raise no_image(reference, self._store)
         self._note(repo, tag, seen)
+        return self._begin(reference, seen.entry).end()
+
+    def _search(self, reference: Reference, low: int) -> StoredEntry:
+        """Returns the newest entry of a name whose hint does not have it, where entry `low` is known to be there."""
+        assert reference.tag is not None
+        repo, tag = reference.repo, reference.tag
+        newest = self._names.search(repo, tag, low)
+        if newest is None:
+            check_presence(self._store)
+            raise no_image(reference, self._store)
         mend = self._mend
         if mend is not None:
-            spawn(lambda: mend.mend(repo, tag, seen))
-        return self._begin(reference, seen.entry).end()
+            spawn(lambda: mend.mend(repo, tag, newest))
+        return newest
 
     def _begin(self, reference: Reference, entry: Entry, hint: Hint | None = None) -> _Opening:
         """Asks for what is not at hand: the record of the version, the bundle or the run of nodes."""
         name, number = entry.version, entry.number
         if name is None:
             return _Opening(reference, entry, _failed(no_image(reference, self._store)), _done(None))
-        record = self._known.version(name, number) or (None if hint is None else hinted_version(hint))
+        record = self._known.version(name, number) or (None if hint is None else self._known.hinted_version(hint))
         version = _done(record) if record is not None else spawn(lambda: self._from_store(name, number))
         root = root_of(entry, record) if record is not None else None
 

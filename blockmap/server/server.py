@@ -37,6 +37,7 @@ from blockmap.store.base import Pruner, Writer
 from blockmap.store.names import NameLog, NameTarget
 from blockmap.store.observed import Observed
 from blockmap.store.pins import pin_version, unpin_version
+from blockmap.store.signing import Trust
 from blockmap.trace.manager import TraceManager
 from blockmap.volume.clone_table import CaptureDraft, CaptureRecord, CloneRecord
 
@@ -61,12 +62,14 @@ class Server:
         evidence: Callable[[TraceHead, Path], None] | None = None,
         state: Path | None = None,
         publish: Callable[[int], PublishedCapture] | None = None,
+        trust: Trust | None = None,
     ) -> None:
         """`outages` has the policies of exports by name, that of all others by the empty name; `evidence` is called with
         each trace that is evidence of a start's needs. Clones are below `state`, which is beside the cache where it is not
-        given."""
+        given. `trust` has the keys of which one must have signed what is opened."""
         engine, form = open_served(store_url, cache_directory, ANSWER_SECONDS)
         self.calls = CallLog()
+        self._trust = trust or Trust()
         self._engine = engine
         self._store = Observed(engine, self.calls.note)
         cap = default_cap(cache_directory) if cache_bytes is None else cache_bytes
@@ -81,9 +84,9 @@ class Server:
         self._replays = Replays(ranges, self._cache, self._fetcher.staging, self._fetcher.verifier)
         self._keeper = None if self._store.local else ConnectionKeeper(ranges.ping)
         mend = None if writer is None else NameLog(writer)
-        self._opener = Opener(self._store, self._records, self._fetcher, self._replays, mend)
+        self._opener = Opener(self._store, self._records, self._fetcher, self._replays, mend, trust=self._trust)
         self._outages = {"": DEFAULT, **(outages or {})}
-        self._listing = Listing(self._store, self._records, ANSWER_SECONDS, self._outages[""])
+        self._listing = Listing(self._store, self._records, ANSWER_SECONDS, self._outages[""], trust=self._trust)
         self._registry = Registry(self._fetcher)
         holder = f"the server of {cache_directory}, process {os.getpid()}"
         self._clones = Clones(state or cache_directory / "state", form.store, holder)
@@ -97,7 +100,7 @@ class Server:
         return [*self._listing.names(), *self._clones.names()]
 
     def open(self, export: str) -> Opened:
-        """Opens what an export name stands for now; NotFound, UsageError, StoreError, Corrupt, HostError."""
+        """Opens what an export name stands for now; NotFound, Untrusted, UsageError, StoreError, Corrupt, HostError."""
         name = export.partition("+")[0]
         clone, found = self._clones.find(name), self._find(export)
         policy = self._policy(name)
@@ -236,6 +239,7 @@ class Server:
         """Returns counters, for people and machines."""
         return {
             "store": self._store.url,
+            "trust": self._trust.ids,
             **self._registry.status(),
             "unconfirmed_opens": self._opener.unconfirmed,
             "store_connected": self._keeper is None or self._keeper.is_warm,

@@ -36,6 +36,7 @@ from blockmap.store.base import Reader, Writer
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.concurrent import each, spawn
 from blockmap.store.log import DenseLog, LogReader, newest_of, nonce
+from blockmap.store.signing import Signer
 
 _log = logging.getLogger(__name__)
 
@@ -94,11 +95,16 @@ class NameReader:
 
     def newest(self, repo: str, tag: str) -> Entry | None:
         """Returns the newest entry of a name, which may remove it; None where there is none. Corrupt, StoreUnavailable."""
+        found = self.newest_stored(repo, tag)
+        return found.entry if found else None
+
+    def newest_stored(self, repo: str, tag: str) -> StoredEntry | None:
+        """Returns the same as `newest`, with its stored form."""
         hinted = self.hint(repo, tag)
         found = self._follow(repo, tag, StoredEntry(hinted.entry, hinted.stored) if hinted else None)
         if found is not None and (hinted is None or hinted.stored != found.stored):
             self._mend(repo, tag, found)
-        return found.entry if found else None
+        return found
 
     def hint(self, repo: str, tag: str) -> Hint | None:
         """Returns the hint of a name, which may be wrong; None where it is absent or damaged."""
@@ -193,12 +199,13 @@ class NameReader:
 
 
 class NameLog(NameReader):
-    """Moves names; `clock` gives seconds since 1970."""
+    """Moves names; `clock` gives seconds since 1970, and `signer`, if there is one, signs the entries."""
 
-    def __init__(self, store: Writer, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: Writer, clock: Callable[[], float] = time.time, signer: Signer | None = None) -> None:
         super().__init__(store)
         self._writer = store
         self._clock = clock
+        self.signer = signer
         self._listed: dict[tuple[str, str], int] | None = None
         """The catalogue as it was last listed here: a stored one that differs may be wrong, or newer."""
 
@@ -227,7 +234,8 @@ class NameLog(NameReader):
         is_as_good: Callable[[Entry], bool] = lambda entry: False,
         warn: Callable[[str], object] = _log.warning,
     ) -> Entry | None:
-        """Makes a name stand for a version, whatever it stood for; returns None where it does already.
+        """Makes a name stand for a version, whatever it stood for; returns None where it does already, with the signer's
+        signature if there is a signer.
 
         Takes the next number, again and again while others take it; calls `before_create` each time before. An entry of the
         same version with another record counts where `is_as_good` says so. What the name stood for is lost where its newest
@@ -246,7 +254,7 @@ class NameLog(NameReader):
                     warn(f"{error}; what {target} stood for since then is not known, it goes on with entry {made.n}")
                     return made
                 continue
-            same = newest is not None and newest.version == draft.version
+            same = newest is not None and newest.version == draft.version and self._is_done(newest)
             if newest is not None and same and (newest.number == draft.number or is_as_good(newest)):
                 self._mend_advice(target, newest)
                 return None
@@ -258,7 +266,7 @@ class NameLog(NameReader):
     def remove(self, target: NameTarget, message: str) -> Entry:
         """Makes a name stand for nothing; its history stays. NotFound, NameMoved, StoreUnavailable, StoreReadOnly."""
         newest = self.newest(target.repo, target.tag)
-        if newest is None or newest.version is None:
+        if newest is None or (newest.version is None and self._is_done(newest)):
             raise NotFound(f"there is no image {target} in {self._store.url}: see `blockmap images`")
         return self.append(target, newest, EntryDraft(None, 0, message=message))
 
@@ -302,6 +310,8 @@ class NameLog(NameReader):
             key(n), n, draft.version, draft.number, draft.root, draft.run, draft.oci, previous, draft.nonce or nonce(), now,
             socket.gethostname(), draft.message, draft.is_fence,
         )  # fmt: skip
+        if self.signer is not None:
+            made = self.signer.entry(made)
         stored = entries.encode(made)
         before_create()
         other = DenseLog(self._writer, key).append(n, stored, f"{target} was moved")
@@ -342,6 +352,10 @@ class NameLog(NameReader):
             return
         self.mend(target.repo, target.tag, StoredEntry(newest, stored))
         self._announce(target.repo, target.tag, newest.n)
+
+    def _is_done(self, entry: Entry) -> bool:
+        """Returns True if an entry has the signature that it would have if it were created here."""
+        return self.signer is None or self.signer.has_signed_entry(entry)
 
     def _mend(self, repo: str, tag: str, newest: StoredEntry) -> None:
         self.mend(repo, tag, newest)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TypeVar
 
-from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreError
+from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreError, Untrusted
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import spawn
 from blockmap.store.log import LogReader
@@ -45,8 +45,8 @@ def read_numbers(store: Reader, key: Key, most: int) -> Numbered:
 def newest_right(store: Reader, key: Key, most: int, check: Callable[[bytes], _T], numbered: Numbered) -> _T | None:
     """Returns what `check` makes of the highest object that it takes, given those with numbers; None where there is none at all.
 
-    `check` raises NotFound, Corrupt or FormatError for one that is wrong. Raises NotFound if it raised that for each, else
-    Corrupt; StoreUnavailable.
+    `check` raises NotFound, Corrupt, FormatError or Untrusted for one that is wrong. Raises NotFound if it raised that for
+    each, Untrusted if it did for one, else Corrupt; StoreUnavailable.
     """
     errors: list[BlockmapError] = []
     for number, stored in _descending(store, key, most, numbered):
@@ -54,13 +54,16 @@ def newest_right(store: Reader, key: Key, most: int, check: Callable[[bytes], _T
             if isinstance(stored, Corrupt):
                 raise stored
             return check(stored)
-        except (NotFound, Corrupt, FormatError) as error:
+        except (NotFound, Corrupt, FormatError, Untrusted) as error:
             _log.warning("%s in %s is not believed: %s", key(number), store.url, error)
             errors.append(error)
     if not errors:
         return None
     if all(isinstance(error, NotFound) for error in errors):
         raise errors[0]
+    untrusted = next((error for error in errors if isinstance(error, Untrusted)), None)
+    if untrusted is not None:
+        raise untrusted
     raise Corrupt(
         f"{key(max(numbered, default=0))} is damaged or wrong, importing the image again mends it: {errors[0]}"
     )

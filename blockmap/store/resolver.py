@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from blockmap.errors import Corrupt, NotFound, StoreUnavailable
+from blockmap.errors import BlockmapError, Corrupt, NotFound, StoreUnavailable, Untrusted
 from blockmap.format import keys
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry, root_of
@@ -18,6 +18,7 @@ from blockmap.store.documents import find_document
 from blockmap.store.names import NameReader
 from blockmap.store.numbered import read_numbers
 from blockmap.store.repository import Repository
+from blockmap.store.trusted_names import TrustedNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,10 @@ class Resolved:
 
 
 def find_version(repository: Repository, reference: Reference) -> Resolved:
-    """Returns the version that `reference` stands for now; NotFound, Corrupt, StoreUnavailable."""
+    """Returns the version that `reference` stands for now; NotFound, Untrusted, Corrupt, StoreUnavailable."""
     if reference.digest is not None:
         return by_digest(repository, reference, Digest(reference.digest))
-    entry = find_entry(NameReader(repository.store), reference)
+    entry = find_entry(TrustedNames(repository.store, repository.trust), reference)
     if entry is None or entry.version is None:
         raise no_image(reference, repository.store)
     version = repository.version(entry.version, entry.number)
@@ -50,7 +51,7 @@ def find_version(repository: Repository, reference: Reference) -> Resolved:
 
 
 def find_entry(names: NameReader, reference: Reference) -> Entry | None:
-    """Returns the entry of a name that `reference` asks for, None where there is none; Corrupt, StoreUnavailable."""
+    """Returns the entry of a name that `reference` asks for, None where there is none; Untrusted, Corrupt, StoreUnavailable."""
     assert reference.tag is not None
     if reference.past is None:
         return names.newest(reference.repo, reference.tag)
@@ -61,16 +62,20 @@ def by_digest(repository: Repository, reference: Reference, name: Digest) -> Res
     """Returns a version by its digest, or by that of an OCI document; asks for both at once."""
     first = spawn(lambda: repository.version_at(name, 1))
     numbered = spawn(lambda: read_numbers(repository.store, partial(keys.oci, name), limits.OCI))
-    with suppress(NotFound, Corrupt):
+    with suppress(NotFound, Corrupt, Untrusted):
         version = first.result()
         return Resolved(reference, name, version, version.root)
-    found = find_document(repository, name, numbered.result())
+    missing: BlockmapError = NotFound(f"nothing in {repository.store.url} has the digest of {reference}")
+    try:
+        found = find_document(repository, name, numbered.result())
+    except (NotFound, Corrupt, Untrusted) as error:
+        found, missing = None, error
     if found is not None:
         return Resolved(reference, found.record.version, found.version, found.version.root, found.stored)
     try:
         version = repository.version(name)
     except NotFound:
-        raise NotFound(f"nothing in {repository.store.url} has the digest of {reference}") from None
+        raise missing from None
     return Resolved(reference, name, version, version.root)
 
 

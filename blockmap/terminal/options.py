@@ -23,6 +23,29 @@ def store_option(command: Command) -> Command:
     )(command)
 
 
+def sign_option(command: Command) -> Command:
+    """Adds `--sign KEYFILE`, with BLOCKMAP_SIGN as its default."""
+    return click.option(
+        "--sign",
+        envvar="BLOCKMAP_SIGN",
+        type=click.Path(path_type=Path),
+        metavar="KEYFILE",
+        help="Sign what is written with this private key, which `blockmap key create` makes. [env BLOCKMAP_SIGN]",
+    )(command)
+
+
+def trust_option(command: Command) -> Command:
+    """Adds `--trust KEY`, with BLOCKMAP_TRUST as its default."""
+    return click.option(
+        "--trust",
+        envvar="BLOCKMAP_TRUST",
+        multiple=True,
+        metavar="KEY",
+        help="Open only what is signed with this key: ed25519:..., or a file of such keys. Once for each of several. [env "
+        "BLOCKMAP_TRUST, with spaces between them]",
+    )(command)
+
+
 def cache_option(command: Command) -> Command:
     """Adds `--cache DIR`, with BLOCKMAP_CACHE as its default."""
     return click.option(

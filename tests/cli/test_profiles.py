@@ -14,9 +14,10 @@ from click.testing import CliRunner
 
 from blockmap.cli import profiles as commands
 from blockmap.cli.main import program
-from blockmap.errors import BlockmapError, NotFound, StoreReadOnly, UsageError
+from blockmap.errors import BlockmapError, NotFound, StoreReadOnly, Untrusted, UsageError
 from blockmap.filesystem.ext4.reader import Ext4Reader
 from blockmap.format import BLOCK, bundle, trace
+from blockmap.format.signature import PublicKey
 from blockmap.format.trace import NEW, READ, End, TraceHead
 from blockmap.learn.automatic import learn_from_start
 from blockmap.learn.block_index import BlockIndex
@@ -199,16 +200,23 @@ def test_the_process_of_a_server_says_last_what_came_of_it(site: Site) -> None:
     at_once = "import random, runpy; random.uniform = lambda low, high: 0; "
     code = at_once + "runpy.run_module('blockmap.learn.automatic', run_name='__main__')"
 
-    def run(export: str) -> tuple[int, str]:
-        command = [sys.executable, "-c", code, str(site.store), str(site.cache), export, str(trace)]
+    def run(export: str, *trusted: str) -> tuple[int, str]:
+        command = [sys.executable, "-c", code, str(site.store), str(site.cache), export, str(trace), *trusted]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         return done.returncode, done.stdout.splitlines()[-1]
 
     assert run("app:1+default") == (0, "profile 1 of 1 items from 1 starts, with bundles for 1 versions")
     assert run("app:1+default") == (0, "nothing to learn, 0% of the start was not known")
+    assert "entry 1 of app:1 is not signed" in run("app:1+default", str(PublicKey(bytes(32))))[1]
     code_of_failure, said = run("other:1+default")
     assert code_of_failure == 1
     assert "other" in said
+
+
+def test_nothing_is_learnt_about_what_no_trusted_key_signed(site: Site) -> None:
+    site.start(1, [b"usr/file-1"])
+    with pytest.raises(Untrusted, match="entry 1 of app:1 is not signed"):
+        site.call("profile", "build", "app:1", "--trust", str(PublicKey(bytes(32))))
 
 
 def test_a_damaged_profile_is_followed_by_a_whole_one(site: Site) -> None:

@@ -13,6 +13,7 @@ from blockmap.format import entry, keys, record
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.format.node import Placement
+from blockmap.format.signature import Signature, first_line
 from blockmap.format.version import NodeRun
 
 digests = st.binary(min_size=32, max_size=32).map(Digest)
@@ -25,6 +26,9 @@ runs = st.builds(
     st.integers(1, 1 << 20),
 )
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+signatures = st.builds(Signature, st.binary(min_size=8, max_size=8).map(bytes.hex), st.binary(min_size=64, max_size=64))
 
 
 @st.composite
@@ -44,6 +48,7 @@ def any_entries(draw: st.DrawFn) -> Entry:
         time=draw(st.integers(0, entry.MAX_TIME)),
         host=draw(text),
         message=draw(text),
+        signature=draw(st.none() | signatures),
     )
 
 
@@ -160,10 +165,23 @@ def test_entries_are_bounded() -> None:
         entry.decode(entry.encode(replace(SAMPLE, message="x" * entry.MAX_BYTES)), SAMPLE.key)
 
 
-def test_an_entry_is_one_line() -> None:
-    lines = record.unseal(entry.encode(SAMPLE))
-    with pytest.raises(FormatError, match="2 lines"):
-        entry.decode(record.seal([*lines, *lines]), SAMPLE.key)
+SIGNED = replace(SAMPLE, signature=Signature("00112233445566aa", bytes(range(64))))
+
+
+def test_the_format_with_a_signature_is_frozen() -> None:
+    data = entry.encode(SIGNED)
+    assert first_line(data) == entry.line(SAMPLE) == entry.line(SIGNED) == first_line(entry.encode(SAMPLE))
+    assert hashlib.sha256(data).hexdigest() == "2b366dcd28402d18b1cb2bafd10dc90e9f37316be48e5171830768bf65a146aa"
+    assert entry.digest(data) != entry.digest(entry.encode(SAMPLE)), (
+        "the next entry continues the one with the signature"
+    )
+
+
+def test_an_entry_is_one_line_and_another_with_its_signature() -> None:
+    line, signed = record.unseal(entry.encode(SIGNED))
+    for lines in ([line, line], [line, signed, signed], [signed, line], [signed], [line, b""]):
+        with pytest.raises(FormatError):
+            entry.decode(record.seal(lines), SAMPLE.key)
 
 
 @given(st.binary(max_size=300) | st.dictionaries(text, text).map(lambda value: record.seal([record.encode(value)])))

@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from blockmap.errors import FormatError
 from blockmap.format import record
 from blockmap.format.digest import ABSENT, Digest, DigestKind, digest
 from blockmap.format.node import Placement
+from blockmap.format.signature import Signature, first_line
 from blockmap.format.tree import MAX_BLOCKS, Root
 from blockmap.format.version import (
     MAX_RUN_BYTES,
@@ -51,6 +53,7 @@ runs = st.builds(
     st.integers(0, 1 << 20),
     st.integers(1, MAX_RUN_BYTES),
 )
+signatures = st.builds(Signature, st.binary(min_size=8, max_size=8).map(bytes.hex), st.binary(min_size=64, max_size=64))
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
 
@@ -72,12 +75,32 @@ def versions(draw: st.DrawFn) -> Version:
         draw(texts),
         draw(texts),
         draw(st.none() | runs),
+        draw(st.none() | signatures),
     )
 
 
 @given(versions())
 def test_what_is_encoded_comes_back(version: Version) -> None:
     assert decode(encode(version), version.name) == version
+
+
+GOLDEN_RECORD = "509b46f62859a146cdbf282dd0855fd15dcd2c1bf6ae0c920535df6e7794d66b"
+GOLDEN_SIGNED = "2239f50b4a7e056c218e8066601333d8ff98dad5dfdd1eff4c58dd369172491c"
+
+
+def test_records_with_and_without_a_signature_are_frozen() -> None:
+    signed = replace(VERSION, signature=Signature("00112233445566aa", bytes(range(64))))
+    assert signed.name == VERSION.name
+    assert first_line(encode(signed)) == first_line(encode(VERSION)) == VERSION.line()
+    assert sha256(encode(VERSION)).hexdigest() == GOLDEN_RECORD
+    assert sha256(encode(signed)).hexdigest() == GOLDEN_SIGNED
+
+
+def test_a_record_has_one_signature() -> None:
+    line, places, signed = record.unseal(encode(replace(VERSION, signature=Signature("0" * 16, bytes(64)))))
+    for lines in ([line, places, signed, signed], [line, signed], [line, signed, places], [line, places, b""]):
+        with pytest.raises(FormatError):
+            decode(record.seal(lines), VERSION.name)
 
 
 def test_the_name_does_not_depend_on_where_things_are() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.format.signature import PublicKey
 from nbdplugin.background import LearnerProcess
 from tests.trace.starting import Clock, head
 from tests.waiting import until
@@ -32,6 +33,8 @@ if (said.parent / "fail").exists():
 print("profile 3 published")
 """
 
+KEY = PublicKey(bytes(32))
+
 
 class Place:
     def __init__(self, folder: Path) -> None:
@@ -41,7 +44,9 @@ class Place:
         script.write_text(PROGRAM)
         self.clock = Clock()
         program = (sys.executable, str(script), str(self.said))
-        self.learner = LearnerProcess("s3://store", folder / "cache", program, lambda: self.clock.ns / 1e9)
+        self.learner = LearnerProcess(
+            "s3://store", folder / "cache", program, lambda: self.clock.ns / 1e9, trust=(KEY,)
+        )
 
     def asked(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in self.said.read_text().splitlines()] if self.said.exists() else []
@@ -77,7 +82,7 @@ def test_what_is_asked_for(place: Place, caplog: pytest.LogCaptureFixture) -> No
     place.idle()
     (asked,) = place.asked()
     export = "a@sha256:" + "00" * 32 + "+migrate"
-    assert asked["arguments"] == ["s3://store", str(place.folder / "cache"), export, str(trace)]
+    assert asked["arguments"] == ["s3://store", str(place.folder / "cache"), export, str(trace), str(KEY)]
     assert "a+migrate: profile 3 published" in caplog.text
     assert "some detail" not in caplog.text
     assert place.learner.status() == {"running": 0, "runs": 1, "failures": 0}

@@ -13,6 +13,7 @@ import pytest
 from blockmap.errors import UsageError
 from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
+from blockmap.format.signature import PublicKey
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.server.registry import Opened
 from blockmap.store.memory import MemoryStore
@@ -64,6 +65,9 @@ def test_all_that_lasts_is_in_one_object(plugin: ModuleType) -> None:
 # --- parameters
 
 
+KEYS = (PublicKey(bytes(32)), PublicKey(bytes(range(32))))
+
+
 def test_parameters() -> None:
     parser = OptionsParser()
     for key, value in (
@@ -74,10 +78,13 @@ def test_parameters() -> None:
         ("outage", "redis:7=fail"),
         ("control_fd", "3"),
         ("learn", "off"),
+        ("trust", str(KEYS[0])),
+        ("trust", str(KEYS[1])),
     ):
         parser.add(key, value)
     outages = {"": OutagePolicy(90), "redis:7": OutagePolicy(0)}
-    assert parser.options() == Options("/s", Path("/c"), outages, cache_bytes=0, control_fd=3, learn=False)
+    given = Options("/s", Path("/c"), outages, cache_bytes=0, control_fd=3, learn=False, trust=KEYS)
+    assert parser.options() == given
 
 
 @pytest.mark.parametrize(
@@ -86,11 +93,12 @@ def test_parameters() -> None:
         (
             "size",
             "1",
-            "size= is not a parameter of this plugin: store, cache, cache_bytes, .* metrics_fd and learn are",
+            "size= is not a parameter of this plugin: store, cache, cache_bytes, .* metrics_fd, learn and trust are",
         ),
         ("cache_bytes", "-1", "cache_bytes=-1 is not a number"),
         ("learn", "yes", "learn=yes is neither on nor off"),
         ("outage", "wait", "says nothing about outages"),
+        ("trust", "a", "'a' is not a public key"),
     ],
 )
 def test_parameters_that_make_no_sense(key: str, value: str, said: str) -> None:

@@ -114,6 +114,16 @@ def test_what_was_stored_goes_where_no_name_is_moved(store: Pruner) -> None:
     assert store.list("") == before
 
 
+def test_a_name_can_be_moved_to_and_fro(store: Pruner) -> None:
+    for _ in range(6):
+        for at in (0, 1):
+            publish(store, [PIECES[at]])
+    newest = NameLog(store).newest("a", "1")
+    assert newest is not None
+    assert newest.n == 12
+    assert len(store.list("versions/")) == 2, "a version for which the name stood lately keeps its record"
+
+
 def test_what_cannot_be_derived_is_a_warning(store: Pruner) -> None:
     warnings: list[str] = []
 

@@ -35,6 +35,7 @@ from blockmap.store.memory import MemoryStore
 from blockmap.store.names import EntryDraft, NameLog, NameReader, NameTarget
 from blockmap.store.opening import create_store
 from blockmap.store.resolver import Resolved
+from blockmap.store.signing import Trust
 from blockmap.volume.readonly import ReadOnlyVolume
 from blockmap.volume.reads import Read
 from blockmap.volume.start import Start
@@ -84,7 +85,7 @@ class Remote:
 class Host:
     """One life of a server; the next one finds its cache."""
 
-    def __init__(self, directory: Path, store: Pruner, answer_s: float = 30.0) -> None:
+    def __init__(self, directory: Path, store: Pruner, answer_s: float = 30.0, trust: Trust | None = None) -> None:
         self.seconds = 0.0
         self.cache = Cache(directory, 1 << 26)
         self.known = RecordCache(directory, store.url)
@@ -92,7 +93,7 @@ class Host:
         self.fetcher = Fetcher(ranges, self.cache)
         self.replays = Replays(ranges, self.cache, self.fetcher.staging, self.fetcher.verifier)
         self.opener = Opener(
-            store, self.known, self.fetcher, self.replays, NameLog(store), lambda: self.seconds, answer_s
+            store, self.known, self.fetcher, self.replays, NameLog(store), lambda: self.seconds, answer_s, trust
         )
 
     def start(self, export: str = "a:1") -> ResolvedStart:
@@ -127,9 +128,9 @@ class Hosts:
         self._directory = directory
         self._alive: list[Host] = []
 
-    def __call__(self, store: Pruner, answer_s: float = 30.0) -> Host:
+    def __call__(self, store: Pruner, answer_s: float = 30.0, trust: Trust | None = None) -> Host:
         self.stop()
-        self._alive.append(Host(self._directory, store, answer_s))
+        self._alive.append(Host(self._directory, store, answer_s, trust))
         return self._alive[0]
 
     def stop(self) -> None:

@@ -73,6 +73,7 @@ def command(
     outages: Sequence[str],
     control_fd: int,
     learn: bool,
+    trust: Sequence[str],
 ) -> list[str]:
     """Returns the command that runs nbdkit in the foreground with the plugin; its sockets come by socket activation."""
     spec = find_spec("nbdplugin")
@@ -83,5 +84,6 @@ def command(
         tools.find("nbdkit"), "-f", "--exit-with-parent", "-t", str(_THREADS), "python", str(script),
         f"store={store}", f"cache={cache}", f"state={state}", f"control_fd={control_fd}",
         f"learn={'on' if learn else 'off'}", *(f"outage={each}" for each in outages),
+        *(f"trust={key}" for key in trust),
     ]  # fmt: skip
     return arguments if cache_bytes is None else [*arguments, f"cache_bytes={cache_bytes}"]

@@ -70,8 +70,9 @@ class Supervisor:
         take_over: Callable[[], None],
         metrics: str | None = None,
         learn: bool = True,
+        trust: Sequence[str] = (),
     ) -> None:
-        """`pass_on` gets each line that nbdkit writes.
+        """`pass_on` gets each line that nbdkit writes. `trust` has public keys, of which one must have signed what is opened.
 
         `take_over` is called before it serves, when no other server can be at the socket any more.
         """
@@ -84,6 +85,7 @@ class Supervisor:
         self._pass_on = pass_on
         self._take_over = take_over
         self._learn = learn
+        self._trust = trust
         self._stop = False
         self._listen = parse_listen(listen) if listen else None
         self._metrics = parse_place(metrics) if metrics else None
@@ -155,7 +157,14 @@ class Supervisor:
     def _start(self, sockets: list[socket.socket], own: list[socket.socket], log: StartLog) -> Process:
         control_fd = FIRST_FD + len(sockets)
         arguments = nbdkit.command(
-            self._store, self._cache, self._cache_bytes, self._state, self._outages, control_fd, self._learn
+            self._store,
+            self._cache,
+            self._cache_bytes,
+            self._state,
+            self._outages,
+            control_fd,
+            self._learn,
+            self._trust,
         )
         if self._metrics is not None:
             arguments.append(f"metrics_fd={control_fd + 1}")
@@ -239,13 +248,13 @@ class Supervisor:
             stack.callback(signal.signal, number, signal.signal(number, stop))
 
 
-def spawn(store: str, cache: Path, nbd_socket: Path, idle_seconds: float) -> None:
+def spawn(store: str, cache: Path, nbd_socket: Path, idle_seconds: float, trust: Sequence[str] = ()) -> None:
     """Starts a server in the background, and waits until it answers; HostError with its cause where it does not."""
     nbd_socket.parent.mkdir(parents=True, exist_ok=True)
     log = nbd_socket.with_name(nbd_socket.name + ".log")
     arguments = [
         sys.executable, "-m", "blockmap.cli.main", "serve", "--store", store, "--cache", str(cache),
-        "--socket", str(nbd_socket), "--idle-exit", str(idle_seconds),
+        "--socket", str(nbd_socket), "--idle-exit", str(idle_seconds), *(word for key in trust for word in ("--trust", key)),
     ]  # fmt: skip
     with open(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as out:
         process = subprocess.Popen(
