@@ -1,21 +1,15 @@
 """Codecs of frames: 0 is raw, 1 is zstd at level 3, 16 to 31 are reserved for encryption."""
 
-from typing import Final, Protocol
+from typing import Final
 
 import zstandard
 
 from blockmap.errors import FormatError
+from blockmap.format.filemap import BodyStream
 
 RAW: Final = 0
 ZSTD: Final = 1
 LEVEL: Final = 3
-
-
-class BodyStream(Protocol):
-    """Compresses pieces to one zstd frame as they come."""
-
-    def compress(self, data: bytes) -> bytes: ...
-    def flush(self) -> bytes: ...
 
 
 class Encoder:

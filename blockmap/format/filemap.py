@@ -16,10 +16,9 @@ start u64 and length u32 (blocks). Little-endian.
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from blockmap.errors import FormatError
-from blockmap.format.codec import BodyStream
 from blockmap.format.digest import DIGEST_BYTES, Digest
 
 MAGIC = b"bmfm"
@@ -36,6 +35,13 @@ _RUN = struct.Struct("<QI")
 
 FileRun = tuple[int, int]
 """Start and length, in blocks of the volume."""
+
+
+class BodyStream(Protocol):
+    """Compresses pieces to one zstd frame as they come."""
+
+    def compress(self, data: bytes) -> bytes: ...
+    def flush(self) -> bytes: ...
 
 
 class File(NamedTuple):

@@ -12,6 +12,7 @@ from blockmap.format import BLOCK, bundle, codec, keys, node, pack
 from blockmap.format.bundle import BundleHead
 from blockmap.format.chunker import MAX_BLOCKS
 from blockmap.format.digest import Digest, chunk_digest, held_block_digests
+from blockmap.format.filemap import BodyStream
 from blockmap.format.node import Node, Placement
 from blockmap.format.pack import PackedFrame, PackHead
 from blockmap.format.version import NodeRun
@@ -226,7 +227,7 @@ def expand_stream(stored: bytes | memoryview, raw: int) -> bytes:
     return codec.decode_stream(stored, raw)
 
 
-def body_stream(raw: int = -1) -> codec.BodyStream:
+def body_stream(raw: int = -1) -> BodyStream:
     """Returns what compresses a body that comes in pieces: a file map of `raw` bytes, or a layer's headers."""
     return codec.Encoder().stream(raw)
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from blockmap.commit.config_changes import changed_config, parse_changes
 from blockmap.commit.publisher import Committed, publish_capture
 from blockmap.errors import NameMoved, NotFound, StoreUnavailable, UsageError
-from blockmap.format import BLOCK
+from blockmap.format import BLOCK, keys
+from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
+from blockmap.publish.reliance import tag_version
 from blockmap.store.directory import DirectoryStore
 from blockmap.store.names import NameLog, NameTarget
 from blockmap.store.opening import open_writer
@@ -27,6 +29,7 @@ from blockmap.volume.overlay import Held, Kind
 from blockmap.volume.scratch import ScratchFile, layer_file
 from tests.image.builder import bulk, import_image
 from tests.image.layouts import archive, file, layout
+from tests.store.signers import signer
 
 SIZE = 64 * BLOCK
 BASE = bulk(1, SIZE // 2) + bytes(SIZE // 2)
@@ -114,6 +117,19 @@ def test_a_version_is_the_moment_and_names_its_parent(clone: CloneOnDisk) -> Non
     second = clone.publish(clone.capture("disk:1", nonce="n2"))
     assert second.entry == 3
     assert clone.bytes(second.export) == clone.content
+
+
+def test_a_commit_does_not_take_over_the_signature_of_its_base(clone: CloneOnDisk) -> None:
+    signed = tag_version(
+        open_writer(str(clone.store))[0], parse_reference("disk:1"), NameTarget("disk", "1"), "", None, signer(1)
+    )
+    assert signed[1] is not None
+    # The clone's record of its version is the signed one.
+    (clone.store / keys.version(Digest(bytes.fromhex(clone.record.base.partition(":")[2])), 1)).unlink()
+    clone.write(0, b"written")
+    done = clone.publish(clone.capture("disk:2"))
+    assert find_version(clone.repository, parse_reference(clone.record.base)).version.signature is not None
+    assert find_version(clone.repository, parse_reference(done.export)).version.signature is None
 
 
 def test_a_commit_stores_what_changed_and_reads_no_chunk_of_the_base(
