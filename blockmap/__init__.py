@@ -17,6 +17,7 @@ Imports point down the list in setup.cfg. Seven walks through the folders, a lin
     store.packs             which bytes of which pack; what comes is opened and verified
     origin.ranges           one range of the store, while the gate of outages lets it through
     cache.cache             keeps the chunk, after the reader has got it
+    server.start_hydration  brings what is near, and then the rest, to a start that goes on missing (fetch.prefetcher)
 
     A write to a clone
     nbdplugin.plugin        `pwrite`

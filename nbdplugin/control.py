@@ -49,7 +49,7 @@ def dispatcher(
         return messages.ReadingsAnswer(number, rows, soon)
 
     def hydrate(request: messages.Hydrate) -> messages.EmptyAnswer:
-        server.hydrate(request.export)
+        server.hydrate(request.export, request.wanted)
         return messages.EmptyAnswer()
 
     def expect(request: messages.Expect) -> messages.EmptyAnswer:

@@ -59,6 +59,8 @@ _COUNTERS = {
         "joined_reads": "Reads that waited for a request of another read",
         "retries": "Requests made again because the store did not answer",
         "outages": "Times that the store stopped answering",
+        "hydrated_bytes": "Bytes brought ahead of starts that went on missing; `bytes` counts them too",
+        "hydrated_reads": "Chunks of these that were read before they were in the cache",
         "bundles": "Bundles of starts that were fetched",
         "bundles_failed": "Bundles that could not be fetched, or were damaged",
         "bundle_bytes": "Bytes of bundles",

@@ -25,6 +25,7 @@ class Options:
     learn: bool = True
     trust: tuple[PublicKey, ...] = ()
     """The keys of which one must have signed what is opened; without any, nothing need be signed."""
+    hydrate: bool = True
 
 
 class OptionsParser:
@@ -78,5 +79,6 @@ _PARAMETERS: Mapping[str, Callable[[str, str], Any]] = {
     "metrics_fd": _number,
     "learn": _switch,
     "trust": lambda _, value: parse_public_key(value),
+    "hydrate": _switch,
 }
 """How the value of each parameter is parsed."""

@@ -69,6 +69,7 @@ class Service:
             state,
             self._publisher.publish,
             Trust(options.trust),
+            options.hydrate,
         )
         self.server.begin()
         self.sessions = Sessions(self.server)

@@ -88,7 +88,8 @@ def background(status: ServerStatus) -> list[str]:
         f"{fetch['bundle_missed_reads']:,} reads of what they lack, {fetch['bundle_damaged_chunks']:,} chunks damaged, "
         f"{fetch['bundles_failed']:,} failed"
     )
-    return [bundles, *(_hydration(each) for each in status["hydrations"])]
+    ahead = f"{size(fetch['hydrated_bytes'])} ahead of starts that missed, {fetch['hydrated_reads']:,} chunks of it read at once"
+    return [bundles, ahead, *(_hydration(each) for each in status["hydrations"])]
 
 
 def _hydration(each: dict[str, Any]) -> str:

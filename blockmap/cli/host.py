@@ -37,7 +37,7 @@ def attach(
     name: str,
     directory: Path,
     label: str | None,
-    hydrate: bool,
+    hydrate: bool | None,
     store: str | None,
     trust: tuple[str, ...],
     cache: Path | None,
@@ -49,6 +49,8 @@ def attach(
     client = server(store, cache, socket, trust)
     found = client.ask(Resolve(wanted))
     export = found.export
+    if hydrate is False:
+        client.ask(Hydrate(export, wanted=False))
     attachments().attach(client, export, wanted, directory, writable=found.writable)
     if hydrate:
         client.ask(Hydrate(export))
@@ -79,7 +81,7 @@ def run(
     clone: bool,
     entrypoint: str | None,
     label: str | None,
-    hydrate: bool,
+    hydrate: bool | None,
     store: str | None,
     trust: tuple[str, ...],
     cache: Path | None,
@@ -93,8 +95,8 @@ def run(
     tools.need_root("run")
     wanted = labelled(name, label)
     client = server(store, cache, socket, trust)
-    if hydrate:
-        client.ask(Hydrate(wanted))
+    if hydrate is not None:
+        client.ask(Hydrate(wanted, hydrate))
     program = runner.Program(wanted, words(command), entrypoint, runner.is_terminal(), clone)
     click.get_current_context().exit(runner.run(client, attachments(), state(), program))
 

@@ -46,6 +46,13 @@ from blockmap.terminal.output import warn
     show_default=True,
     help="Publish what starts read, so that the next ones, on any host, need not wait for it.",
 )
+@click.option(
+    "--hydrate/--no-hydrate",
+    default=True,
+    show_default=True,
+    help="Bring the rest of an image while its start goes on missing, as far as the link has bytes to spare, or where starts "
+    "read most of it; without, only what is read, or known to be, unless `attach --hydrate` asks for all.",
+)
 @click.option("--idle-exit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", hidden=True)
 def serve(
     store: str | None,
@@ -57,6 +64,7 @@ def serve(
     cache_size: int | None,
     outages: tuple[str, ...],
     learn: bool,
+    hydrate: bool,
     idle_exit: float | None,
 ) -> None:
     """Serve every image of the store, and the clones of this host, over NBD."""
@@ -86,6 +94,7 @@ def serve(
         metrics,
         learn,
         trusted,
+        hydrate,
     ).run()
 
 

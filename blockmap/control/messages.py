@@ -299,10 +299,17 @@ class SettleCaptures(_AboutExport[SettledAnswer]):
             raise UsageError("drop and force are true or false, and name is a name or null")
 
 
+@dataclass(frozen=True)
 class Hydrate(_AboutExport[EmptyAnswer]):
-    """Begins to bring all of an export into the cache."""
+    """Begins to bring all of an export into the cache, or has its next start bring nothing that was not asked for."""
 
     op, answer = "hydrate", EmptyAnswer
+    wanted: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.wanted) is not bool:
+            raise UsageError(f"wanted is true or false, not {self.wanted!r}")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from blockmap.cache.staging import StagingArea
 from blockmap.cache.verifier import Verifier
 from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreUnavailable
 from blockmap.fetch.flights import Flight, Flights
+from blockmap.fetch.prefetch_buffer import PrefetchBuffer
+from blockmap.fetch.prefetcher import Prefetcher
 from blockmap.format import node as nodes
 from blockmap.format.digest import Digest
 from blockmap.format.node import Node, Placement
@@ -75,7 +77,9 @@ class Fetcher:
         self._demanded = Packs(partial(ranges.read, demand=True), moved)
         self._spare = Packs(partial(ranges.read, demand=False), moved)
         self.verifier = Verifier()
-        self._flights = Flights(self._demanded, cache, self.staging, self.verifier)
+        self._prefetched = PrefetchBuffer()
+        self._flights = Flights(self._demanded, cache, self.staging, self.verifier, self._prefetched)
+        self.prefetcher = Prefetcher(self._spare, ranges, self._flights, self._prefetched)
         self.outage = self._ranges.outage
         # Guards what follows; never held across I/O, nor while another lock is taken.
         self._lock = threading.Lock()
@@ -99,9 +103,10 @@ class Fetcher:
         own = wanted[0]
         self.outage.begin(attempt)
         while True:
-            self.outage.check(attempt)
+            if not self.is_prefetched(own.key):
+                self.outage.check(attempt)
             flight, lead = self._flights.join(own)
-            if lead:
+            if lead and not self.prefetcher.land(own, flight):
                 self._leaders.run(partial(self._lead, flight, wanted, around))
             self._wait(own, flight, attempt)
             if flight.data is not None:
@@ -111,6 +116,10 @@ class Fetcher:
             elif lead and flight.error is not None:
                 raise flight.error
             # The leader of a whole range failed: this reader makes an attempt of its own.
+
+    def is_prefetched(self, key: bytes) -> bool:
+        """Returns True if something has come ahead of its reader, unchecked."""
+        return key in self._prefetched.held
 
     def node(self, wanted: Wanted, attempt: Attempt) -> Node:
         """Returns a node, from the cache or the store. Raises Corrupt, NotFound, StoreUnavailable."""
@@ -175,6 +184,11 @@ class Fetcher:
         """Returns the rate of the link to the store."""
         return self._ranges.bytes_per_s
 
+    @property
+    def spare_bytes(self) -> int:
+        """Returns the bytes that the link carries in a round trip beside those that a miss brings along, 0 until measured."""
+        return self._ranges.spare_bytes
+
     def ping(self) -> None:
         """Asks the store for one byte. Raises StoreUnavailable."""
         self._ranges.ping()
@@ -214,7 +228,7 @@ class Fetcher:
         """Returns counters, for people and machines."""
         with self._lock:
             failed = self._failed
-        return {"failed_reads": failed} | self._flights.status() | self._ranges.status()
+        return {"failed_reads": failed} | self._flights.status() | self.prefetcher.status() | self._ranges.status()
 
     def stop(self) -> None:
         """Ends all waiting for the store, with StoreUnavailable."""
@@ -225,6 +239,7 @@ class Fetcher:
         self.stop()
         self.staging.close()
         end = time.monotonic() + _CLOSE_S
+        self.prefetcher.close(_CLOSE_S)
         for crew in (self._scout, self._wants, self._neighbours, self._demands, self._leaders, self._decoders):
             crew.close(max(end - time.monotonic(), 0.0))
         self._flights.close()
@@ -297,6 +312,7 @@ class Fetcher:
             return request
         window, instant = allowance
         near = self._flights.incomplete(around(own, window // 2))
+        near = [item for item in near if item.key not in self._prefetched.expected]
         if not near or not instant:
             self._submit_neighbours([item for item in near if item not in request])
             return request

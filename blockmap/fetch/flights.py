@@ -12,6 +12,7 @@ from blockmap.cache.cache import Cache
 from blockmap.cache.staging import StagingArea
 from blockmap.cache.verifier import Verifier
 from blockmap.errors import Corrupt
+from blockmap.fetch.prefetch_buffer import PrefetchBuffer
 from blockmap.store.packs import Packs
 from blockmap.store.plan import Request, Wanted
 
@@ -37,8 +38,11 @@ class Flight:
 class Flights:
     """The flights of one cache; safe to share between threads."""
 
-    def __init__(self, packs: Packs, cache: Cache, staging: StagingArea, verifier: Verifier) -> None:
+    def __init__(
+        self, packs: Packs, cache: Cache, staging: StagingArea, verifier: Verifier, prefetched: PrefetchBuffer
+    ) -> None:
         self._packs, self._cache, self._staging, self._verifier = packs, cache, staging, verifier
+        self._prefetched = prefetched.held
         # Guards what follows; never held across I/O, nor while another lock is taken. `missing` looks without it.
         self._lock = threading.Lock()
         self._by_key: dict[bytes, Flight] = {}
@@ -57,15 +61,23 @@ class Flights:
             self._joined += not lead
         return flight, lead
 
+    def lookup(self, item: Wanted) -> Flight | None:
+        """Returns the flight for something, if there is one."""
+        return self._by_key.get(item.key)
+
     def missing(self, items: Sequence[Wanted]) -> list[Wanted]:
         """Returns those of `items` that are not in flight, and of which no part is at hand."""
-        at_hand, flights = self._staging.has_any, self._by_key
-        return [item for item in items if not at_hand(item.key) and item.key not in flights]
+        at_hand, flights, prefetched = self._staging.has_any, self._by_key, self._prefetched
+        return [
+            item for item in items if not at_hand(item.key) and item.key not in flights and item.key not in prefetched
+        ]
 
     def incomplete(self, items: Sequence[Wanted]) -> list[Wanted]:
         """Returns those of `items` that are not in flight, and not at hand as a whole."""
-        at_hand, flights = self._staging.has_all, self._by_key
-        return [item for item in items if not at_hand(item.key) and item.key not in flights]
+        at_hand, flights, prefetched = self._staging.has_all, self._by_key, self._prefetched
+        return [
+            item for item in items if not at_hand(item.key) and item.key not in flights and item.key not in prefetched
+        ]
 
     def begin_missing(self, request: Request, complete: bool = False) -> list[tuple[Wanted, Flight]]:
         """Begins flights for those items that are missing, or with `complete` for those that are incomplete; returns them."""
@@ -73,7 +85,7 @@ class Flights:
         found = []
         with self._lock:
             for item in request:
-                if item.key not in self._by_key and not at_hand(item.key):
+                if item.key not in self._by_key and item.key not in self._prefetched and not at_hand(item.key):
                     flight = self._by_key[item.key] = Flight()
                     found.append((item, flight))
         return found
@@ -117,7 +129,9 @@ class Flights:
                 self.deliver(item, flight, data)
 
     def deliver(self, item: Wanted, flight: Flight, data: bytes | memoryview) -> None:
-        """Ends a flight with its content, which stays in flight until the cache has it."""
+        """Ends a flight with its content, which stays in flight until the cache has it; does nothing if it has content."""
+        if flight.data is not None:
+            return
         flight.data = data
         flight.landed.set()
         if self._landed.qsize() < _MAX_LANDED:

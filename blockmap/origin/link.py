@@ -16,6 +16,8 @@ _RTT_S = 60.0
 """Seconds for which the least time counts: while the link is full, every time includes its queue."""
 _RATES = 16
 """Rates of recent requests that are remembered."""
+_LEAST_RATES = 2
+"""Rates without which nothing is known to be spare."""
 _TRANSFERS = 128
 """Recent transfers that may overlap a request, and share its rate."""
 _MIN_TRANSFER_S = 0.2e-3
@@ -49,7 +51,18 @@ class Link:
     @property
     def window_bytes(self) -> int:
         """Bytes that a miss may bring along: half of what the link holds, which adds half a round trip at most."""
-        return min(max(MIN_WINDOW_BYTES, int(self.bytes_per_s * self.rtt_s / 2)), MAX_WINDOW_BYTES)
+        return _window_bytes(int(self.bytes_per_s * self.rtt_s))
+
+    @property
+    def spare_bytes(self) -> int:
+        """Bytes that the link carries in a round trip beside those that a miss brings along; 0 until that is measured.
+
+        The rate is the median of those measured: one that is too high by chance would fill a thin link.
+        """
+        if len(self._rates) < _LEAST_RATES:
+            return 0
+        held = int(sorted(self._rates)[len(self._rates) // 2] * self.rtt_s)
+        return max(held - _window_bytes(held), 0)
 
     def note(self, start: float, end: float, count: int) -> None:
         """Notes a request that began at `start`, and whose `count` bytes had all come at `end` (seconds)."""
@@ -75,3 +88,8 @@ class Link:
         while self._times[0][0] < now - _RTT_S:
             self._times.popleft()
         self.rtt_s = self._times[0][1]
+
+
+def _window_bytes(held_bytes: int) -> int:
+    """Returns the bytes that a miss may bring along over a link that holds so many."""
+    return min(max(MIN_WINDOW_BYTES, held_bytes // 2), MAX_WINDOW_BYTES)

@@ -63,6 +63,12 @@ class Ranges:
             return self._link.bytes_per_s
 
     @property
+    def spare_bytes(self) -> int:
+        """Returns the bytes that the link carries in a round trip beside those that a miss brings along, 0 until measured."""
+        with self._lock:
+            return self._link.spare_bytes
+
+    @property
     def held_bytes(self) -> int | None:
         """Returns the bytes that the link holds; None until its rate is known."""
         with self._lock:

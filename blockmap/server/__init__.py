@@ -14,6 +14,8 @@ object that made them, all of these by `Server.close` or by the plugin's end.
     neighbours (4)            Fetcher                                  ranges around a miss
     wants (4)                 Fetcher                                  finds and fetches what is prefetched
     scout (1)                 Fetcher                                  leaves around one that was read
+    prefetch (16)             Prefetcher of the Fetcher                ranges that are brought ahead of a start that misses
+    prefetch decoder          Prefetcher, with the first of these     verifies and caches them when there is time
     decoders (2)              Fetcher                                  verifies what came beside what a reader waits for
     damage recorder           DamageRecorder, at most 1 s later        records what readers found damaged in the store
     cache writer              Flights                                  gives the cache what was delivered
@@ -27,6 +29,7 @@ object that made them, all of these by `Server.close` or by the plugin's end.
     store call                `spawn`, with the call                   one question to the store, one range of a bundle, or
                                                                        the wait for a bundle that is followed by a hydration
     hydrate                   Hydration, when all has come             brings the rest of a version
+    start hydration           Hydrations, while a start goes missing   says what is brought ahead, and how much
     traces                    TraceManager, while a trace runs         writes what was read, ends traces that are over
     learn                     LearnerProcess, while something waits    runs `blockmap profile build`
     commit                    Commits, while something is captured     has captures published by `blockmap.commit.publisher`

@@ -1,7 +1,7 @@
-"""Fetches the rest of a volume into the cache, so that the host can do without the store.
+"""Fetches the rest of a volume into the cache: all of it, so that the host can do without the store, or what starts miss.
 
-It goes on in volume order, which is that of the packs, while the link has room beside what readers wait for, and at half of
-the link's rate.
+All of it comes in volume order, which is that of the packs, while the link has room beside what readers wait for, and at half
+of the link's rate. What starts miss is `start_hydration`'s to choose.
 """
 
 import logging
@@ -17,11 +17,13 @@ from blockmap.format.tree import Root
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.replay.replay import Replay
 from blockmap.server.opener import ResolvedStart
+from blockmap.server.start_hydration import StartHydration
 from blockmap.store.concurrent import spawn
 from blockmap.store.packs import NodeRef
 from blockmap.store.plan import Wanted
 from blockmap.store.walk import leaves
 from blockmap.volume.leaves import all_chunks, bring_nodes, load_node
+from blockmap.volume.start import Key, Start
 
 _log = logging.getLogger(__name__)
 
@@ -38,10 +40,15 @@ _COVERED_SHARE = 0.5
 class Hydrations:
     """The hydrations of one server, one at a time of each version; safe to share between threads."""
 
-    def __init__(self, fetcher: Fetcher) -> None:
+    def __init__(self, fetcher: Fetcher, unasked: bool = True) -> None:
+        """`unasked`: what a start does not wait for is brought though nobody asked for it."""
         self._fetcher = fetcher
+        self._unasked = unasked
         self._lock = threading.Lock()  # guards what follows; never held across I/O, nor while another lock is taken
         self._latest: dict[Digest, Hydration] = {}
+        self._running: dict[StartHydration, threading.Thread] = {}
+        self._refused: set[Key] = set()
+        """The starts, the next of which brings nothing unasked."""
         self._closing = False
 
     def begin(self, found: ResolvedStart) -> None:
@@ -52,9 +59,26 @@ class Hydrations:
             if not self._closing and (at_work is None or at_work.ended):
                 self._latest[resolved.name] = Hydration(resolved.pinned, resolved.root, self._fetcher, found.replay)
 
-    def follow(self, found: ResolvedStart) -> None:
-        """Begins, when its bundle has come, to fetch all of a version most of which its starts read: lazy must not be
-        slower than a pull."""
+    def refuse(self, key: Key) -> None:
+        """Has nothing brought unasked for the next start of a version and label, nor from now on for one that is there."""
+        with self._lock:
+            self._refused.add(key)
+            running = [own for own in self._running if own.key == key]
+        for own in running:
+            own.stop()
+
+    def follow(self, found: ResolvedStart, start: Start) -> None:
+        """Follows a start that has just begun, as lazy must not be slower than a pull.
+
+        Begins to bring the rest of the version where reads go on missing, or, when the bundle has come, where its starts read
+        most of it.
+        """
+        with self._lock:
+            if not self._unasked or start.key in self._refused:
+                self._refused.discard(start.key)
+                return
+        own = StartHydration(start, self._fetcher)
+        start.misses.noted = lambda: self._missed(own)
         replay = found.replay
         if replay is not None:
             spawn(lambda: self._follow(found, replay))
@@ -68,14 +92,41 @@ class Hydrations:
         """Ends all; if the fetcher has not been stopped before, waits for what is under way."""
         with self._lock:
             self._closing = True
-            latest = list(self._latest.values())
+            latest, running = list(self._latest.values()), dict(self._running)
         for each in latest:
             each.stop()
+        for own, thread in running.items():
+            own.stop()
+            thread.join()
+
+    def _missed(self, own: StartHydration) -> None:
+        """Is called at each miss of a start."""
+        own.wake()
+        if own in self._running or not own.is_due() or not self._may(own.key):
+            return
+        with self._lock:
+            if own not in self._running and not self._closing:
+                thread = threading.Thread(target=self._run, args=(own,), name="start hydration", daemon=True)
+                self._running[own] = thread
+                thread.start()
+
+    def _run(self, own: StartHydration) -> None:
+        try:
+            own.run()
+        finally:
+            with self._lock:
+                del self._running[own]
+
+    def _may(self, key: Key) -> bool:
+        """Returns True if something may be brought unasked for a start."""
+        with self._lock:
+            return key not in self._refused and not self._closing
 
     def _follow(self, found: ResolvedStart, replay: Replay) -> None:
         if not replay.wait_end(_COVERED_SECONDS) or replay.head is None or replay.failed:
             return
-        if sum(each.blocks for each in replay.head.read_items) > _COVERED_SHARE * replay.head.image_blocks:
+        read = sum(each.blocks for each in replay.head.read_items)
+        if read > _COVERED_SHARE * replay.head.image_blocks and self._may(found.key):
             self.begin(found)
 
 

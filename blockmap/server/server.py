@@ -63,10 +63,12 @@ class Server:
         state: Path | None = None,
         publish: Callable[[int], PublishedCapture] | None = None,
         trust: Trust | None = None,
+        hydrate: bool = True,
     ) -> None:
         """`outages` has the policies of exports by name, that of all others by the empty name; `evidence` is called with
         each trace that is evidence of a start's needs. Clones are below `state`, which is beside the cache where it is not
-        given. `trust` has the keys of which one must have signed what is opened."""
+        given. `trust` has the keys of which one must have signed what is opened. `hydrate`: what starts miss is brought
+        ahead of their reads."""
         engine, form = open_served(store_url, cache_directory, ANSWER_SECONDS)
         self.calls = CallLog()
         self._trust = trust or Trust()
@@ -91,7 +93,7 @@ class Server:
         holder = f"the server of {cache_directory}, process {os.getpid()}"
         self._clones = Clones(state or cache_directory / "state", form.store, holder)
         self._commits = Commits(self._clones, publish or _no_publisher, self._rebase)
-        self._hydrations = Hydrations(self._fetcher)
+        self._hydrations = Hydrations(self._fetcher, hydrate)
         self.traces = TraceManager(traces_folder(cache_directory), evidence or (lambda head, trace: None))
         self._lock = threading.Lock()  # guards _outages; never held across I/O, nor while another lock is taken
 
@@ -109,7 +111,7 @@ class Server:
         else:
             opened = self._open_clone(clone, found, policy)
         if opened.is_first:
-            self._hydrations.follow(found)
+            self._hydrations.follow(found, opened.start)
         return opened
 
     def resolve(self, export: str) -> str:
@@ -231,9 +233,14 @@ class Server:
         self._registry.note_profile(found, replay.number)
         return replay.number, head.read_items, replay.soon_blocks(head)
 
-    def hydrate(self, export: str) -> None:
-        """Begins to fetch all of an export into the cache; NotFound, UsageError, StoreError, Corrupt."""
-        self._hydrations.begin(self._find(export))
+    def hydrate(self, export: str, wanted: bool = True) -> None:
+        """Begins to fetch all of an export into the cache, or has its next start fetch nothing that was not asked for; NotFound,
+        UsageError, StoreError, Corrupt."""
+        found = self._find(export)
+        if wanted:
+            self._hydrations.begin(found)
+        else:
+            self._hydrations.refuse(found.key)
 
     def status(self) -> dict[str, object]:
         """Returns counters, for people and machines."""

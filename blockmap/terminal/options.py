@@ -78,11 +78,12 @@ def label_option(command: Command) -> Command:
 
 
 def hydrate_option(command: Command) -> Command:
-    """Adds `--hydrate`."""
+    """Adds `--hydrate/--no-hydrate`, None where neither is given."""
     return click.option(
-        "--hydrate",
-        is_flag=True,
-        help="Bring the rest of the image as well, after what its start reads, at half of the link's rate.",
+        "--hydrate/--no-hydrate",
+        default=None,
+        help="Bring the rest of the image as well, after what its start reads, at half of the link's rate; or nothing but what "
+        "is read, or known to be. By default, what the link can spare brings the rest while reads go on missing.",
     )(command)
 
 

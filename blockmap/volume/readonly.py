@@ -174,6 +174,8 @@ class ReadOnlyVolume:
                 done += here
         finally:
             self._waiting.discard(thread)
+        if source is Source.FETCHED:
+            start.misses.note(began, time.perf_counter(), offset // BLOCK)
         may_begin = source is Source.FETCHED or not start.is_under_way()
         with self._lock:
             ahead = self._streams.note(offset, length, may_begin)
@@ -266,12 +268,13 @@ class ReadOnlyVolume:
                 places[i] = (self._cache.data_position(slot) + first * BLOCK - extent_start, slot)
             return source
         places[i] = NOWHERE
+        source = Source.CACHE if self._fetcher.is_prefetched(name) else Source.FETCHED
         wanted = chunks_of(leaf, i, last)
         data = self._fetcher.get(wanted, self._around(start), attempt)
         if len(data) < begin + len(piece):
             raise Corrupt(f"chunk {name.hex()} in pack {wanted[0].place.pack.hex()} is shorter than its extent")
         piece[:] = memoryview(data)[begin : begin + len(piece)]
-        return Source.FETCHED
+        return source
 
 
 def _blocks(start: int, end: int) -> int:

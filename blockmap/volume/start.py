@@ -3,6 +3,7 @@
 from blockmap.format.refs import DEFAULT_LABEL
 from blockmap.format.tree import Root
 from blockmap.replay.replay import Replay
+from blockmap.volume.misses import Misses
 
 Key = tuple[str, str]
 """A version's export name by digest, and a label."""
@@ -11,7 +12,7 @@ Key = tuple[str, str]
 class Start:
     """One start of a version under one label, shared by all connections that belong to it; safe to share between threads."""
 
-    __slots__ = ("label", "profile", "replay", "root", "version")
+    __slots__ = ("label", "misses", "profile", "replay", "root", "version")
 
     def __init__(self, version: str, root: Root, label: str = DEFAULT_LABEL, replay: Replay | None = None) -> None:
         self.version = version
@@ -19,6 +20,8 @@ class Start:
         self.root = root
         """The root of the version's tree."""
         self.label = label
+        self.misses = Misses()
+        """The reads that waited for the store."""
         self.replay = replay
         """The bundle that is replayed for it."""
         self.profile = 0

@@ -38,6 +38,8 @@ def status(hits: int, fetched: int, calls: int = 0, pid: int = 1) -> dict[str, A
             "bundle_missed_reads": 4,
             "bundle_damaged_chunks": 0,
             "bundles_failed": 2,
+            "hydrated_bytes": 8_000_000,
+            "hydrated_reads": 70,
         },
         "hydrations": [
             {"export": APP, "bytes": 5_000_000, "state": "running"},
@@ -64,6 +66,7 @@ def test_exports_with_their_reads() -> None:
 def test_what_is_brought_ahead_is_told_live() -> None:
     text = shown(Snapshot(5.0, status(hits=1, fetched=0)), None)
     assert "3 bundles, 1 under way, 2.1 MB, 4 reads of what they lack, 0 chunks damaged, 2 failed" in text
+    assert "8.0 MB ahead of starts that missed, 70 chunks of it read at once" in text
     assert "all of app@abababababab: 5.0 MB, running" in text
     assert "all of old@cdcdcdcdcdcd: 7.0 MB, complete" in text
 

@@ -18,6 +18,7 @@ from blockmap.host.attachments import Attachments
 from blockmap.host.devices import mounts
 from blockmap.host.devices.device import Device
 from tests.host.conftest import CONTENT, Host, faulty, rows
+from tests.host.standin import StandIn
 from tests.waiting import until
 
 pytestmark = pytest.mark.root
@@ -42,6 +43,18 @@ def test_an_image_is_brought_whole_where_it_is_asked_for(mounting: Host) -> None
     shutil.rmtree(mounting.store / "packs")
     assert (where / "data/content").read_bytes() == CONTENT
     mounting.do("detach", where)
+
+
+def test_a_start_that_is_to_bring_nothing_more_is_announced_as_such(mounting: Host) -> None:
+    mounting.serve()
+    (where,) = directories(mounting, "mnt")
+    front = StandIn(mounting.where / "front", mounting.socket, {"hydrate": lambda _: {}, "expect": lambda _: {}})
+    try:
+        mounting.do("attach", "--no-hydrate", "--socket", front.socket, "app:1", where)
+        assert [(each["op"], each.get("wanted")) for each in front.asked] == [("hydrate", False), ("expect", None)]
+    finally:
+        mounting.do("detach", where)
+        front.close()
 
 
 def test_what_is_attached_is_the_image_and_nothing_is_written(mounting: Host) -> None:

@@ -93,8 +93,8 @@ class Served:
     def settle_captures(self, name: str, drop: bool, target: NameTarget | None, force: bool) -> list[int]:
         return [7] if drop else []
 
-    def hydrate(self, export: str) -> None:
-        pass
+    def hydrate(self, export: str, wanted: bool) -> None:
+        self.hydrated = export, wanted
 
     def traces(self) -> list[dict[str, object]]:
         return [{"path": "/t"}]
@@ -159,6 +159,14 @@ def test_calls_since_a_number(control: Dispatcher) -> None:
     assert (forgotten["first"], len(forgotten["calls"])) == (5, 10)
     assert ask(control, v=1, op="calls", since=99) == {"ok": True, "v": 1, "first": 15, "calls": []}
     assert ask(control, v=1, op="status")["control_requests"] == 0, "who watches does not use"
+
+
+def test_hydration_is_asked_for_or_refused(control: Dispatcher, served: Served) -> None:
+    assert ask(control, v=1, op="hydrate", export="app:1")["ok"]
+    assert served.hydrated == ("app:1", True)
+    assert ask(control, v=1, op="hydrate", export="app:1", wanted=False)["ok"]
+    assert served.hydrated == ("app:1", False)
+    assert not ask(control, v=1, op="hydrate", export="app:1", wanted=0)["ok"]
 
 
 def test_what_is_said_of_a_start(control: Dispatcher, served: Served) -> None:

@@ -43,7 +43,7 @@ def status() -> dict[str, Any]:
         "fetch": {
             "requests": 2, "bytes": 7, "chunks": 3, "damaged": 0, "failed_reads": 0, "joined_reads": 1, "retries": 6, "outages": 1,
             "store_away": 1, "rtt_us": 50, "in_flight": 2,
-            "bytes_per_s": 1000, "bundles_running": 0, "bundles": 0, "bundles_failed": 0,
+            "bytes_per_s": 1000, "hydrated_bytes": 0, "hydrated_reads": 0, "bundles_running": 0, "bundles": 0, "bundles_failed": 0,
             "bundle_bytes": 0, "bundle_damaged_chunks": 0, "bundle_missed_reads": 0, "replays": [],
         },
     }  # fmt: skip

@@ -79,3 +79,23 @@ def test_clocks_that_stand_still_are_no_trap() -> None:
     link.note(5.0, 5.0, 1 << 20)
     link.note(5.0, 4.0, 1 << 20)
     assert link.window_bytes == MIN_WINDOW_BYTES
+
+
+@pytest.mark.parametrize(
+    ("rtt_s", "mbit", "least", "most"),
+    [(0.03, 25, 0, 0), (0.0005, 1000, 0, 0), (0.2, 1000, 10e6, 20e6), (0.05, 1000, 2e6, 4e6)],
+)
+def test_what_a_link_can_spare(rtt_s: float, mbit: float, least: float, most: float) -> None:
+    link = Link()
+    link.note(0.0, rtt_s, 1)
+    assert link.spare_bytes == 0, "before a rate was measured"
+    fill(link, rtt_s, mbit * 1e6 / 8, 1, [300_000])
+    assert least <= link.spare_bytes <= most
+
+
+def test_one_rate_that_is_too_high_spares_nothing() -> None:
+    link = Link()
+    link.note(0.0, 0.03, 1)
+    fill(link, 0.03, 25e6 / 8, 1, [300_000], rounds=2)
+    link.note(10.0, 10.0301, 300_000)
+    assert link.spare_bytes == 0

@@ -9,6 +9,7 @@ from blockmap.fetch.fetcher import Fetcher
 from blockmap.format import BLOCK
 from blockmap.format.hint import BundleRef
 from blockmap.format.tree import Root
+from blockmap.origin.link import Link
 from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.origin.ranges import Ranges
 from blockmap.replay.replay import Replay
@@ -23,10 +24,18 @@ VERSION = "a@sha256:0"
 class OpenVolume:
     """Reads of one start, which replays a bundle where it is given one."""
 
-    def __init__(self, store: Reader, root: Root, directory: Path, about: BundleRef | None, cap_bytes: int) -> None:
+    def __init__(
+        self,
+        store: Reader,
+        root: Root,
+        directory: Path,
+        about: BundleRef | None,
+        cap_bytes: int,
+        link: Link | None = None,
+    ) -> None:
         self.root = root
         self.cache = Cache(directory, cap_bytes)
-        ranges = Ranges(store)
+        ranges = Ranges(store, link)
         self.fetcher = Fetcher(ranges, self.cache)
         self.replays = Replays(ranges, self.cache, self.fetcher.staging, self.fetcher.verifier)
         self.volume = ReadOnlyVolume(VERSION, root, self.fetcher, OutagePolicy(0))
@@ -59,9 +68,14 @@ class OpenVolume:
 
 @contextmanager
 def opened(
-    store: Reader, root: Root, directory: Path, about: BundleRef | None = None, cap_bytes: int = 1 << 30
+    store: Reader,
+    root: Root,
+    directory: Path,
+    about: BundleRef | None = None,
+    cap_bytes: int = 1 << 30,
+    link: Link | None = None,
 ) -> Iterator[OpenVolume]:
-    volume = OpenVolume(store, root, directory, about, cap_bytes)
+    volume = OpenVolume(store, root, directory, about, cap_bytes, link)
     try:
         yield volume
     finally:

@@ -127,7 +127,11 @@ def coldstart(
         "rows": [row(each, rtts, prices) for each in figures],
         "summary": [
             *beside(starts, [ways[key].name for key in ("blockmap", "resident", "profile")], ways["qemu"].name),
-            *against(starts, ways["profile"].name, ways["local"].name, ways["pull"].name, mbit),
+            *(
+                sentence
+                for key in ("blockmap", "resident", "profile")
+                for sentence in against(starts, ways[key].name, ways["local"].name, ways["pull"].name, mbit)
+            ),
             *(failure for each in figures for failure in each.failures),
         ],
         "details": [details(each) for each in figures],

@@ -74,6 +74,7 @@ def command(
     control_fd: int,
     learn: bool,
     trust: Sequence[str],
+    hydrate: bool,
 ) -> list[str]:
     """Returns the command that runs nbdkit in the foreground with the plugin; its sockets come by socket activation."""
     spec = find_spec("nbdplugin")
@@ -83,7 +84,7 @@ def command(
     arguments = [
         tools.find("nbdkit"), "-f", "--exit-with-parent", "-t", str(_THREADS), "python", str(script),
         f"store={store}", f"cache={cache}", f"state={state}", f"control_fd={control_fd}",
-        f"learn={'on' if learn else 'off'}", *(f"outage={each}" for each in outages),
+        f"learn={'on' if learn else 'off'}", f"hydrate={'on' if hydrate else 'off'}", *(f"outage={each}" for each in outages),
         *(f"trust={key}" for key in trust),
     ]  # fmt: skip
     return arguments if cache_bytes is None else [*arguments, f"cache_bytes={cache_bytes}"]

@@ -71,6 +71,7 @@ class Supervisor:
         metrics: str | None = None,
         learn: bool = True,
         trust: Sequence[str] = (),
+        hydrate: bool = True,
     ) -> None:
         """`pass_on` gets each line that nbdkit writes. `trust` has public keys, of which one must have signed what is opened.
 
@@ -84,7 +85,7 @@ class Supervisor:
         self._say = say
         self._pass_on = pass_on
         self._take_over = take_over
-        self._learn = learn
+        self._learn, self._hydrate = learn, hydrate
         self._trust = trust
         self._stop = False
         self._listen = parse_listen(listen) if listen else None
@@ -165,6 +166,7 @@ class Supervisor:
             control_fd,
             self._learn,
             self._trust,
+            self._hydrate,
         )
         if self._metrics is not None:
             arguments.append(f"metrics_fd={control_fd + 1}")
