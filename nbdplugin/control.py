@@ -54,11 +54,11 @@ def dispatcher(
 
     def expect(request: messages.Expect) -> messages.EmptyAnswer:
         if server.is_untouched(request.export):
-            traces.expect(*start_of(request), request.exact)
+            traces.expect(*start_of(request), exact=request.exact, start=request.start)
         return messages.EmptyAnswer()
 
     def ready(request: messages.Ready) -> messages.ReadyAnswer:
-        trace = traces.ready(*start_of(request))
+        trace = traces.ready(*start_of(request), failed=request.failed)
         return messages.ReadyAnswer(None if trace is None else str(trace))
 
     def config(request: messages.Config) -> messages.ConfigAnswer:

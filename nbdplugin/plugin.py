@@ -190,13 +190,13 @@ def default_export(readonly: bool, is_tls: bool) -> str:
 
 
 def open(readonly: bool) -> Session:
-    name, who = nbdkit.export_name(), peer()
+    name, (who, is_local) = nbdkit.export_name(), peer()
     try:
         if not name:
             raise UsageError(
                 "the client named no export, and there is more than one or none: name one, as in nbd://HOST/redis:7"
             )
-        session = _plugin.service.sessions.open(name)
+        session = _plugin.service.sessions.open(name, is_local)
     except BlockmapError as error:
         _log.error("export %r was refused: %s (asked for by %s)", name, error, who)
         raise

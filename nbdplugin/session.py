@@ -22,10 +22,11 @@ OTHER = "other"
 class Session:
     """One client's connection."""
 
-    __slots__ = ("_tallies", "close", "read", "start", "volume")
+    __slots__ = ("_tallies", "close", "is_labelled", "is_local", "read", "start", "volume")
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: Opened, *, is_local: bool, is_labelled: bool) -> None:
         self.volume, self.start, self.close = opened.volume, opened.start, opened.close
+        self.is_local, self.is_labelled = is_local, is_labelled
         self.read: Read = self.volume.reader(self.start)
         """The volume's reader; it goes through the recorder while a trace runs."""
         self._tallies: dict[int, Tally] = {}
@@ -65,10 +66,11 @@ class Sessions:
         self._closed: dict[str, Tally] = {}
         """Tallies by export, the one closed last at the end."""
 
-    def open(self, export: str) -> Session:
-        """Opens a connection to what `export` stands for now; NotFound, UsageError, StoreError, Corrupt."""
+    def open(self, export: str, is_local: bool) -> Session:
+        """Opens a connection of a client, of this host or another, to what `export` stands for now; NotFound, UsageError,
+        StoreError, Corrupt."""
         opened = self._server.open(export)
-        session = Session(opened)
+        session = Session(opened, is_local=is_local, is_labelled="+" in export)
         if opened.is_traced:
             self._server.traces.join(session)
         with self._lock:

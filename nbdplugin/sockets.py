@@ -19,8 +19,9 @@ def hang_up_on_idle() -> None:
             client.shutdown(socket.SHUT_RD)
 
 
-def peer() -> str:
-    """Who is connected, for the log; to be called in a callback, which is where nbdkit knows."""
+def peer() -> tuple[str, bool]:
+    """Returns who is connected, for the log, and whether by a Unix socket; to be called in a callback, which is where nbdkit
+    knows."""
     uid_of = _libnbdkit.nbdkit_peer_uid
     uid_of.restype = ctypes.c_int64
     address = ctypes.create_string_buffer(_SOCKADDR_BYTES)
@@ -30,10 +31,11 @@ def peer() -> str:
         if family in (socket.AF_INET, socket.AF_INET6):
             (port,) = struct.unpack_from("!H", address, 2)
             packed = address.raw[4:8] if family == socket.AF_INET else address.raw[8:24]
-            return f"{socket.inet_ntop(family, packed)} port {port}"
-        if family == socket.AF_UNIX and (uid := uid_of()) >= 0:
-            return f"uid {uid}"
-    return "an unknown client"
+            return f"{socket.inet_ntop(family, packed)} port {port}", False
+        if family == socket.AF_UNIX:
+            uid = uid_of()
+            return f"uid {uid}" if uid >= 0 else "an unknown client", True
+    return "an unknown client", False
 
 
 def _clients() -> Iterator[socket.socket]:

@@ -51,7 +51,7 @@ def attach(
     export = found.export
     if hydrate is False:
         client.ask(Hydrate(export, wanted=False))
-    attachments().attach(client, export, wanted, directory, writable=found.writable)
+    attachments().attach(client, export, wanted, directory, writable=found.writable, start="+" in wanted)
     if hydrate:
         client.ask(Hydrate(export))
     tell(f"{export} is at {directory}")

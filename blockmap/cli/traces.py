@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from blockmap.cli.profiles import item_rows, item_table
-from blockmap.format.trace import EXACT, Trace
+from blockmap.format.trace import DECLARED, EXACT, Trace
 from blockmap.learn.first_touches import first_touches
 from blockmap.learn.local_files import TraceFolder, load_trace
 from blockmap.learn.stored_index import index_of
@@ -36,13 +36,14 @@ def list_(cache: Path | None, as_json: bool) -> None:
         tell(json.dumps(rows))
         return
     table = Table(box=None, pad_edge=False)
-    for title in ("TRACE", "STARTED", "IMAGE", "VERSION", "READS", "SIZE", "END", "READY", "NEW", "PROFILE"):
+    for title in ("TRACE", "STARTED", "IMAGE", "VERSION", "READS", "SIZE", "END", "READY", "NEW", "START", "PROFILE"):
         table.add_column(title, overflow="fold")
     for row in rows:
         ready = f"{row['ready_ms']} ms" if row["ready_ms"] else "-"
         values = (
             row["trace"], row["started"], f"{row['repo']}+{row['label']}", str(row["version"])[:12], row["reads"],
-            size(float(str(row["bytes"]))), row["end"], ready, "yes" if row["new"] else "no", row["profile"] or "-",
+            size(float(str(row["bytes"]))), row["end"], ready, "yes" if row["new"] else "no",
+            "yes" if row["declared"] else "no", row["profile"] or "-",
         )  # fmt: skip
         table.add_row(*cells(*values))
     tell_table(table)
@@ -102,7 +103,8 @@ def _about(own: Trace) -> dict[str, object]:
         "seconds": int(own.reads["time_us"][-1]) / 1e6 if len(own.reads) else 0.0,
         "end": head.end.name.lower(),
         "ready_ms": head.ready_ms,
-        "new": head.is_evidence,
+        "new": head.is_new,
+        "declared": bool(head.flags & DECLARED),
         "exact": bool(head.flags & EXACT),
         "profile": head.profile,
     }

@@ -155,7 +155,7 @@ class Calls(Operation[CallsAnswer]):
 @dataclass(frozen=True)
 class TracesAnswer(Answer):
     traces: list[dict[str, Any]]
-    """Each with path, export, label, started, reads, state, new, exact, ready_ms and profile."""
+    """Each with path, export, label, started, reads, state, new, declared, exact, ready_ms and profile."""
 
 
 class Traces(Operation[TracesAnswer]):
@@ -330,18 +330,22 @@ class Readings(_AboutExport[ReadingsAnswer]):
 
 @dataclass(frozen=True)
 class Expect(_AboutExport[EmptyAnswer]):
-    """Says that a device new to the host is about to be made: the next trace of the export and its label is evidence."""
+    """Says that a device new to the host is about to be made, for the next trace of the export and its label."""
 
     op, answer = "expect", EmptyAnswer
     new: bool = False
     """Always true, so that a request without it is refused."""
     exact: bool = False
     """True if the kernel reads nothing ahead."""
+    start: bool = False
+    """True if a program starts from the device, so that there is something to learn for all hosts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.new is not True or type(self.exact) is not bool:
-            raise UsageError(f"new is true, and exact is true or false, not {self.new!r} and {self.exact!r}")
+        if self.new is not True or type(self.exact) is not bool or type(self.start) is not bool:
+            raise UsageError(
+                f"new is true, exact and start are true or false, not {self.new!r}, {self.exact!r} and {self.start!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -350,10 +354,18 @@ class ReadyAnswer(Answer):
     """The file of the trace that ended so; None where there is none."""
 
 
+@dataclass(frozen=True)
 class Ready(_AboutExport[ReadyAnswer]):
-    """Says that the program of an export can be used, which ends its trace."""
+    """Says that the program of an export can be used, or has failed, which ends its trace."""
 
     op, answer = "ready", ReadyAnswer
+    failed: bool = False
+    """True if the program failed or was not ready in time, so that nothing is to be learnt from its trace."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.failed) is not bool:
+            raise UsageError(f"failed is true or false, not {self.failed!r}")
 
 
 OPERATIONS: dict[str, type[Operation[Any]]] = {

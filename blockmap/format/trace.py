@@ -3,7 +3,8 @@
     offset  size  type  meaning
     0       4     s     magic `bmtr`
     4       1     u8    format, 1
-    5       1     u8    flags: 1 the device was new to the host, 2 exact: the kernel did no read-ahead
+    5       1     u8    flags: 1 the device was new to the host, 2 exact: the kernel did no read-ahead, 4 declared: somebody
+                        said that a program starts
     6       1     u8    why it ended: 0 not yet, or with the server; see End
     7       1     -     zero
     8       8     u64   when the export was opened, microseconds since 1970
@@ -37,6 +38,7 @@ FORMAT: Final = 1
 HEAD_BYTES: Final = 512
 NEW: Final = 1
 EXACT: Final = 2
+DECLARED: Final = 4
 
 READ = np.dtype([("time_us", "<u4"), ("length", "<u4"), ("offset", "<u8")])
 Reads = npt.NDArray[np.void]
@@ -57,6 +59,8 @@ class End(IntEnum):
     FULL = 4
     CLOSED = 5
     """The last connection closed."""
+    FAILED = 6
+    """The program failed, or was not ready in time, as its starter said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +82,15 @@ class TraceHead:
     """Number of the profile that the kernel was warmed with, whose blocks the start may have read unseen; 0 for none."""
 
     @property
-    def is_evidence(self) -> bool:
+    def is_new(self) -> bool:
         """True if blocks that the trace lacks were not needed: the device was new, so the kernel had none of them cached."""
         return bool(self.flags & NEW)
+
+    @property
+    def is_evidence(self) -> bool:
+        """True if hosts learn from the trace unasked: it is of a start that was declared as one, on a new device, and did not
+        fail."""
+        return self.is_new and bool(self.flags & DECLARED) and self.end != End.FAILED
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,12 +39,20 @@ class Attachments:
         self._say = say
 
     def attach(
-        self, client: Client, export: str, name: str, directory: Path, *, exact: bool = False, writable: bool = False
+        self,
+        client: Client,
+        export: str,
+        name: str,
+        directory: Path,
+        *,
+        exact: bool = False,
+        writable: bool = False,
+        start: bool = False,
     ) -> None:
         """Mounts `export`, by digest or a clone, at a directory; shares the device that shows it already.
 
-        It is mounted read-only unless `writable`. With `exact`, the device is new, and the kernel reads nothing ahead.
-        HostError, UsageError.
+        It is mounted read-only unless `writable`. With `exact`, the device is new, and the kernel reads nothing ahead. With
+        `start`, a program is about to start there, so that there is something to learn for all hosts. HostError, UsageError.
         """
         tools.need_root("attach")
         where = str(directory.resolve())
@@ -59,7 +67,7 @@ class Attachments:
                 if device is not None:
                     mounting.mount_device(self._attacher, device, where, writable=writable)
                     return
-                mounting.expect(client, export, exact=exact)
+                mounting.expect(client, export, exact=exact, start=start)
                 device = self._attacher.attach(nbd_socket, export, held.folder, writable=writable)
                 with self._table() as table:
                     table.set_made(held.folder, device)

@@ -13,13 +13,14 @@ from blockmap.host.devices.device import Attacher, Device, set_read_ahead
 from blockmap.host.warm import warming
 
 
-def expect(client: Client, export: str, *, exact: bool) -> None:
-    """Tells the server that a device new to this host is about to open `export`, and whether its read-ahead will be 0.
+def expect(client: Client, export: str, *, exact: bool, start: bool) -> None:
+    """Tells the server that a device new to this host is about to open `export`, whether its read-ahead will be 0, and whether
+    a program starts from it.
 
     Best effort: without it the start works, and teaches less.
     """
     with contextlib.suppress(BlockmapError):
-        client.ask(Expect(export, new=True, exact=exact))
+        client.ask(Expect(export, new=True, exact=exact, start=start))
 
 
 def mount(
@@ -70,7 +71,7 @@ def started(attacher: Attacher, client: Client, export: str, folder: Path, where
     No record has such a device, so nobody else takes it apart. HostError.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    expect(client, export, exact=False)
+    expect(client, export, exact=False, start=True)
     with contextlib.ExitStack() as stack:
         device = attacher.attach(client.nbd_socket, export, folder)
         stack.callback(attacher.detach, device)

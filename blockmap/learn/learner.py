@@ -103,8 +103,8 @@ class ProfileLearner:
 
     def missed(self, trace: Trace) -> float:
         """Returns the share of the blocks read by a start that the newest profile lacks; 0 if the trace is no evidence."""
-        start = self._start(trace)
-        if start is None or not start.is_evidence:
+        start = self._start(trace) if trace.head.is_evidence else None
+        if start is None:
             return 0.0
         old = self.known()
         known = self._ported(old) if old is not None else []
@@ -139,7 +139,7 @@ class ProfileLearner:
         except BlockmapError as error:
             self._warn(f"the trace of {head.repo} begun at {head.started_us} is not used: {error}")
             return None
-        return Sample(items, head.is_evidence, prefilled)
+        return Sample(items, head.is_new, prefilled)
 
     def _ported(self, profile: Profile) -> list[ProfileItem]:
         return self._items(profile.items, profile.root)

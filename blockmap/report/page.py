@@ -137,7 +137,7 @@ def _figures(start: ReportedStart) -> Iterator[tuple[str, str]]:
     yield "Without a read, all pauses", duration(float(start.pauses.length_s.sum()))
     yield "Trace ended", f"{_ENDS[head.end]}"
     yield "Kernel's read-ahead", "off: exact to the block" if head.flags & EXACT else "on: some blocks nobody asked for"
-    yield "New to this host", "yes" if head.is_evidence else "no: a page cache may hide what it needs"
+    yield "New to this host", "yes" if head.is_new else "no: a page cache may hide what it needs"
     yield "Profile replayed", str(head.profile) if head.profile else "none"
 
 

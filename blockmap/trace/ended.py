@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from blockmap.format.trace import EXACT, End, TraceHead
+from blockmap.format.trace import DECLARED, EXACT, End, TraceHead
 from blockmap.trace.recorder import rewrite_head
 from blockmap.volume.start import Key
 
@@ -49,20 +49,23 @@ class EndedTraces:
         with self._lock:
             self._latest.appendleft(_Ended(key, path, head, reads, began_ns))
 
-    def ready(self, key: Key, now_ns: int) -> Path | None:
-        """Has the newest trace of a start say that its program is ready now; returns None if it says something like that
-        already."""
+    def ready(self, key: Key, now_ns: int, failed: bool) -> Path | None:
+        """Has the newest trace of a start say that its program is ready now, or has failed; returns None if it says something
+        like that already."""
         with self._lock:
             found = next((each for each in self._latest if each.key == key), None)
-            if found is None or found.head.ready_ms or found.head.end in (End.OPEN, End.CLOSED):
+            if found is None or found.head.ready_ms or found.head.end in (End.OPEN, End.CLOSED, End.FAILED):
                 return None
             if now_ns - found.began_ns > _LATE_NS:
                 return None
-            found.head = replace(found.head, ready_ms=(now_ns - found.began_ns) // 1_000_000)
+            if failed:
+                found.head = replace(found.head, end=End.FAILED)
+            else:
+                found.head = replace(found.head, ready_ms=(now_ns - found.began_ns) // 1_000_000)
         try:
             rewrite_head(found.path, found.head)
         except OSError as error:
-            _log.warning("%s does not say when the program was ready: %s", found.path, error)
+            _log.warning("%s does not say what became of the program: %s", found.path, error)
         return found.path
 
     def described(self) -> list[dict[str, object]]:
@@ -78,5 +81,6 @@ def describe(key: Key, path: Path, head: TraceHead, reads: int) -> dict[str, obj
     """Returns the description of a trace in a server's status."""
     return {
         "path": str(path), "export": key[0], "label": key[1], "started": head.started_us / 1e6, "reads": reads,
-        "new": head.is_evidence, "exact": bool(head.flags & EXACT), "ready_ms": head.ready_ms, "profile": head.profile,
+        "new": head.is_new, "declared": bool(head.flags & DECLARED), "exact": bool(head.flags & EXACT),
+        "ready_ms": head.ready_ms, "profile": head.profile,
     }  # fmt: skip

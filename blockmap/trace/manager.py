@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from blockmap.errors import FormatError
-from blockmap.format.trace import EXACT, NEW, End, Reads, TraceHead
+from blockmap.format.trace import DECLARED, EXACT, NEW, End, Reads, TraceHead
 from blockmap.trace.ended import EndedTraces, describe
 from blockmap.trace.evidence import looks_like_mount
 from blockmap.trace.recorder import Recorder, make_room
@@ -59,7 +59,7 @@ class TraceManager:
             trace = self._running.get(key)
             if trace is None:
                 trace = self._running[key] = StartTrace(connection.start, connection.volume, self._clock_ns())
-            trace.connections.add(connection)
+            trace.add(connection)
             self._of[connection] = trace
             trace.bind(connection, self._begin)
 
@@ -74,23 +74,28 @@ class TraceManager:
         if last:
             self._end(trace, End.CLOSED)
 
-    def expect(self, export: str, label: str, exact: bool) -> None:
-        """Says that the next start of an export (by digest) is one of a device that is new to the host."""
+    def expect(self, export: str, label: str, *, exact: bool, start: bool) -> None:
+        """Says that the next trace of an export (by digest) is one of a device that is new to the host, and whether a program
+        starts from it."""
         now = self._clock_ns()
+        flags = NEW | (EXACT if exact else 0) | (DECLARED if start else 0)
         with self._lock:
             self._expected = {key: each for key, each in self._expected.items() if each[1] > now}
-            self._expected[export, label] = NEW | (EXACT if exact else 0), now + _ns(self._limits.expect_s)
+            self._expected[export, label] = flags, now + _ns(self._limits.expect_s)
 
-    def ready(self, export: str, label: str) -> Path | None:
-        """Says that the program of an export (by digest) is ready. Ends and returns its trace, or notes it in one that has
-        ended already; returns None if there is neither."""
+    def ready(self, export: str, label: str, *, failed: bool = False) -> Path | None:
+        """Says that the program of an export (by digest) is ready, or has failed. Ends and returns its trace, or notes it in
+        one that has ended already; returns None if there is neither."""
         key, now = (export, label), self._clock_ns()
         with self._lock:
             trace = self._running.get(key)
             recorder = trace.recorder if trace is not None else None
         if trace is None or recorder is None:
-            return self._ended_traces.ready(key, now)
-        self._end(trace, End.READY, (now - trace.began_ns) // 1_000_000)
+            return self._ended_traces.ready(key, now, failed)
+        if failed:
+            self._end(trace, End.FAILED)
+        else:
+            self._end(trace, End.READY, (now - trace.began_ns) // 1_000_000)
         return recorder.path
 
     def look(self) -> None:
@@ -140,7 +145,8 @@ class TraceManager:
                 trace.began_ns = now  # the device was made long before somebody used it
             trace.touched_s = (now - trace.began_ns) / 1e9
             flags, until = self._expected.pop(trace.key, (0, now))
-            trace.flags = flags if now < until else 0
+            trace.is_expected = now < until
+            trace.flags = flags if trace.is_expected else 0
             try:
                 trace.head = trace.begin_head((time.time_ns() - (now - trace.began_ns)) // 1000)
                 trace.recorder = Recorder(self._folder, trace.head, trace.began_ns, limits.records, self._clock_ns)
@@ -175,7 +181,7 @@ class TraceManager:
 
         def finish(reads: Reads) -> TraceHead:
             nonlocal count
-            count, flags = len(reads), trace.flags
+            count, flags = len(reads), trace.end_flags
             if why == End.OPEN:
                 flags &= ~NEW  # what it lacks might have been read yet
             elif alone and looks_like_mount(reads):

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from blockmap.format import BLOCK
 from blockmap.format.digest import from_hex
-from blockmap.format.trace import EXACT, End, TraceHead
+from blockmap.format.trace import DECLARED, EXACT, End, TraceHead
 from blockmap.trace.evidence import Touched
 from blockmap.trace.recorder import RECORDS, Recorder
 from blockmap.volume.reads import Read, Slow
@@ -42,6 +42,14 @@ class Connection(Protocol):
     @property
     def start(self) -> Start: ...
 
+    @property
+    def is_local(self) -> bool:
+        """True if the client is on this host."""
+
+    @property
+    def is_labelled(self) -> bool:
+        """True if the client named a label."""
+
     read: Read
     """Where reads go now: to the volume, by way of the recorder while a trace runs."""
 
@@ -55,7 +63,11 @@ class StartTrace:
     began_ns: int
     connections: set[Connection] = field(default_factory=set)
     over: bool = False
+    is_expected: bool = False
+    """True if somebody said that the device is new; then `flags` are as was said."""
     flags: int = 0
+    all_local: bool = True
+    all_labelled: bool = True
     head: TraceHead | None = None
     recorder: Recorder | None = None
     seen: int = 0
@@ -67,6 +79,17 @@ class StartTrace:
     @property
     def key(self) -> Key:
         return self.start.key
+
+    @property
+    def end_flags(self) -> int:
+        """Flags of the trace that ends: a client of another host, or one that declares nothing, has a trace teach nobody."""
+        is_start = self.flags & DECLARED if self.is_expected else self.all_labelled
+        return self.flags & ~DECLARED | (DECLARED if is_start and self.all_local else 0)
+
+    def add(self, connection: Connection) -> None:
+        self.connections.add(connection)
+        self.all_local &= connection.is_local
+        self.all_labelled &= connection.is_labelled
 
     def begin_head(self, started_us: int) -> TraceHead:
         """Returns the head of a trace that runs; its end decides whether it is evidence."""

@@ -18,7 +18,7 @@ from blockmap.errors import BlockmapError, NotFound, StoreReadOnly, Untrusted, U
 from blockmap.filesystem.ext4.reader import Ext4Reader
 from blockmap.format import BLOCK, bundle, trace
 from blockmap.format.signature import PublicKey
-from blockmap.format.trace import NEW, READ, End, TraceHead
+from blockmap.format.trace import DECLARED, NEW, READ, End, TraceHead
 from blockmap.learn.automatic import learn_from_start
 from blockmap.learn.block_index import BlockIndex
 from blockmap.learn.stored_index import index_of
@@ -54,7 +54,9 @@ class Site:
         repository = Repository(open_store(str(self.store))[0])
         return index_of(repository, repository.version(self.versions[name].version).root)
 
-    def start(self, number: int, paths: list[bytes], name: str = "app:1", flags: int = NEW, profile: int = 0) -> str:
+    def start(
+        self, number: int, paths: list[bytes], name: str = "app:1", flags: int = NEW | DECLARED, profile: int = 0
+    ) -> str:
         """Writes the trace of a start that read whole files."""
         own, summary = self.layout(name), self.versions[name]
         runs = [run for path in paths for run in own.by_path[path].runs]
@@ -101,7 +103,8 @@ def test_a_profile_is_built_shown_and_listed(site: Site) -> None:
     for number in (1, 2, 3):
         odd = [b"usr/file-9"] if number == 2 else []
         site.start(number, [b"usr/file-3", b"usr/file-1", *odd])
-    site.start(4, [b"usr/file-8"], flags=0)
+    site.start(4, [b"usr/file-8"], flags=DECLARED)
+    site.start(5, [b"usr/file-8"], flags=NEW)
     summary = json.loads(site.call("profile", "build", "app:1", "--json"))
     assert (summary["n"], summary["starts"], summary["local"]) == (1, 3, None)
     assert summary["bytes"] == 10 * BLOCK
@@ -182,8 +185,8 @@ def test_a_server_publishes_only_what_it_learnt(site: Site) -> None:
     assert "profile 1 of 2 items" in site.learn(first)
     assert reader.number("app", "default") == 1
     assert "nothing to learn" in site.learn(first)
-    warm = site.start(2, [b"usr/file-7"], flags=0)
-    assert "nothing to learn" in site.learn(warm)
+    for flags in (DECLARED, NEW):
+        assert "nothing to learn" in site.learn(site.start(2, [b"usr/file-7"], flags=flags))
     replayed = site.start(3, [b"usr/file-1"], profile=1)
     assert "nothing to learn" in site.learn(replayed)
     assert reader.number("app", "default") == 1

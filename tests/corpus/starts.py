@@ -105,7 +105,7 @@ def attached(host: Host, pinned: str, number: Path) -> Any:
 def exactly(host: Host, pinned: str, number: Path) -> Iterator[None]:
     """With the kernel's read-ahead at 0."""
     (number / "device").mkdir()
-    mounting.expect(host.client, pinned, exact=True)
+    mounting.expect(host.client, pinned, exact=True, start=False)
     attacher = NbdFuse()
     device = attacher.attach(host.client.nbd_socket, pinned, number / "device")
     try:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from blockmap.errors import FormatError
 from blockmap.format import trace
 from blockmap.format.digest import Digest
-from blockmap.format.trace import EXACT, HEAD_BYTES, NEW, READ, End, TraceHead
+from blockmap.format.trace import DECLARED, EXACT, HEAD_BYTES, NEW, READ, End, TraceHead
 
 SIZE = 1 << 40
 HEAD = TraceHead("a/redis", "migrate", Digest(b"v" * 32), Digest(b"r" * 32), SIZE, 17, NEW | EXACT, End.QUIET, 900, 3)
@@ -24,14 +24,15 @@ def whole(found: list[tuple[int, int, int]], head: TraceHead = HEAD) -> bytes:
     return trace.encode_head(head) + np.array(found, READ).tobytes()
 
 
-@given(reads, st.integers(0, 3), st.sampled_from(End))
+@given(reads, st.integers(0, 7), st.sampled_from(End))
 def test_what_is_written_comes_back(found: list[tuple[int, int, int]], flags: int, end: End) -> None:
     head = TraceHead("redis", "default", Digest(b"v" * 32), Digest(b"r" * 32), SIZE, 1, flags, end)
     back = trace.decode(whole(found, head))
     assert back.head == head
     assert back.reads.dtype == READ
     assert back.reads.tolist() == found
-    assert back.head.is_evidence == bool(flags & NEW)
+    assert back.head.is_new == bool(flags & NEW)
+    assert back.head.is_evidence == (flags & (NEW | DECLARED) == NEW | DECLARED and end != End.FAILED)
 
 
 @given(reads, st.integers(0, 40))

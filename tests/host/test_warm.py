@@ -332,7 +332,7 @@ def test_the_server_is_told_of_new_devices_alone(mounting: Host, stand_in: Calla
     mounting.do("attach", "app:1", first)
     export = json.loads(mounting.do("status", "--json"))["exports"][0]["export"]
     until(lambda: len(front.asked) == 2)
-    assert front.asked[0] == {"v": 1, "op": "expect", "export": export, "new": True, "exact": False}
+    assert front.asked[0] == {"v": 1, "op": "expect", "export": export, "new": True, "exact": False, "start": False}
     mounting.do("attach", "app:1", second)
     assert len(front.asked) == 2
     mounting.do("detach", first)

@@ -49,7 +49,8 @@ class Served:
 
     def __init__(self) -> None:
         self.calls = CallLog(10)
-        self.expected: tuple[str, str, bool] | None = None
+        self.expected: tuple[str, str, bool, bool] | None = None
+        self.failed: bool | None = None
         for number in range(15):
             self.calls.note(Call("get", f"key {number}", float(number), 0.5, 100, None))
 
@@ -99,10 +100,11 @@ class Served:
     def traces(self) -> list[dict[str, object]]:
         return [{"path": "/t"}]
 
-    def expect(self, export: str, label: str, exact: bool) -> None:
-        self.expected = export, label, exact
+    def expect(self, export: str, label: str, *, exact: bool, start: bool) -> None:
+        self.expected = export, label, exact, start
 
-    def ready(self, export: str, label: str) -> Path | None:
+    def ready(self, export: str, label: str, *, failed: bool) -> Path | None:
+        self.failed = failed
         return Path(f"/{export}/{label}") if label == "migrate" else None
 
     def readings(self, export: str) -> tuple[int, list[ReadItem], int]:
@@ -170,12 +172,14 @@ def test_hydration_is_asked_for_or_refused(control: Dispatcher, served: Served) 
 
 
 def test_what_is_said_of_a_start(control: Dispatcher, served: Served) -> None:
-    assert ask(control, v=1, op="expect", export="app:1+migrate", new=True, exact=True)["ok"]
-    assert served.expected == (PINNED, "migrate", True)
+    assert ask(control, v=1, op="expect", export="app:1+migrate", new=True, exact=True, start=True)["ok"]
+    assert served.expected == (PINNED, "migrate", True, True)
     assert ask(control, v=1, op="expect", export="app:1", new=True)["ok"]
-    assert served.expected == (PINNED, "default", False)
+    assert served.expected == (PINNED, "default", False, False)
     assert ask(control, v=1, op="ready", export="app:1+migrate")["trace"] == f"/{PINNED}/migrate"
-    assert ask(control, v=1, op="ready", export="app:1")["trace"] is None
+    assert served.failed is False
+    assert ask(control, v=1, op="ready", export="app:1", failed=True)["trace"] is None
+    assert served.failed is True
     assert ask(control, v=1, op="ready", export="no:1")["kind"] == "NotFound"
     asked = ask(control, v=1, op="status")["control_requests"]
     assert ask(control, v=1, op="traces")["traces"] == [{"path": "/t"}]
@@ -270,6 +274,8 @@ def test_answers_arrive_as_they_were_given(control: Dispatcher, served: Served) 
         b'{"v":1,"op":"calls","since":"0"}\n',
         b'{"v":1,"op":"expect","export":"app:1"}\n',
         b'{"v":1,"op":"expect","export":"app:1","new":true,"exact":1}\n',
+        b'{"v":1,"op":"expect","export":"app:1","new":true,"start":1}\n',
+        b'{"v":1,"op":"ready","export":"app:1","failed":1}\n',
         b"[" * 60_000 + b"\n",
         b'{"v":1,"op":"status"}',
     ],

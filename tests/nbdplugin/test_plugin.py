@@ -39,7 +39,9 @@ def test_a_prefetch_returns_at_once_while_the_store_does_not_answer(tmp_path: Pa
     data = bulk(1, 300 * BLOCK)
     root = publish(store, [(0, data)], SPAN)
     with opened(store, root, tmp_path) as view:
-        session = Session(Opened(view.volume, view.start, OutagePolicy(0), True, lambda: None))
+        session = Session(
+            Opened(view.volume, view.start, OutagePolicy(0), True, lambda: None), is_local=True, is_labelled=False
+        )
 
         def prefetch() -> None:
             here.tally = session.tally()  # a thread of Python's own keeps its state itself

@@ -67,7 +67,7 @@ def in_threads(count: int, act: Callable[[], object]) -> None:
 
 
 def test_every_thread_has_a_tally_and_all_count(sessions: Sessions) -> None:
-    one, two = sessions.open("a"), sessions.open("a")
+    one, two = sessions.open("a", True), sessions.open("a", True)
     assert one.tally() is one.tally()
 
     def count() -> None:
@@ -95,7 +95,7 @@ def test_every_thread_has_a_tally_and_all_count(sessions: Sessions) -> None:
 
 
 def test_counts_outlive_connections(sessions: Sessions, served: Served) -> None:
-    one, two = sessions.open("a"), sessions.open("a")
+    one, two = sessions.open("a", True), sessions.open("a", True)
     one.tally().hits += 3
     two.tally().hits += 4
     assert reads(sessions, "a")["cache"] == 7
@@ -103,12 +103,12 @@ def test_counts_outlive_connections(sessions: Sessions, served: Served) -> None:
     assert served.closed == ["a"]
     assert reads(sessions, "a")["cache"] == 7
     sessions.close(two)
-    sessions.close(sessions.open("a"))
+    sessions.close(sessions.open("a", True))
     assert reads(sessions, "a")["cache"] == 7
 
 
 def test_a_measured_hit_stands_for_those_before_it(sessions: Sessions) -> None:
-    one = sessions.open("a")
+    one = sessions.open("a", True)
     tally, buf = one.tally(), memoryview(bytearray(1))
     timed = 0
     for hits in range(10_000):
@@ -129,9 +129,9 @@ def test_a_measured_hit_stands_for_those_before_it(sessions: Sessions) -> None:
 
 def test_exports_closed_long_ago_are_told_together(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "_EXPORTS_KEPT", 2)
-    kept_open = sessions.open("0")
+    kept_open = sessions.open("0", True)
     for name in ("0", "1", "2", "1", "3", "4"):
-        each = sessions.open(name)
+        each = sessions.open(name, True)
         each.tally().hits += 1
         sessions.close(each)
     assert reads(sessions, OTHER)["cache"] == 3  # of 2, then of 1

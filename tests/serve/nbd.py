@@ -17,17 +17,18 @@ class RefusedError(Exception):
 class Nbd:
     """One connection."""
 
-    def __init__(self, path: Path, export: str, structured: bool = False) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, where: Path | tuple[str, int], export: str, structured: bool = False) -> None:
+        """Connects to a Unix socket, or to a host and port."""
+        self.socket = socket.socket(socket.AF_INET if isinstance(where, tuple) else socket.AF_UNIX)
         self.socket.settimeout(30)
         try:
-            self._negotiate(path, export, structured)
+            self._negotiate(where, export, structured)
         except BaseException:
             self.socket.close()
             raise
 
-    def _negotiate(self, path: Path, export: str, structured: bool) -> None:
-        self.socket.connect(str(path))
+    def _negotiate(self, where: Path | tuple[str, int], export: str, structured: bool) -> None:
+        self.socket.connect(where if isinstance(where, tuple) else str(where))
         assert self.take(16) == b"NBDMAGICIHAVEOPT"
         (flags,) = struct.unpack(">H", self.take(2))
         self.socket.sendall(struct.pack(">I", flags & 3))

@@ -13,10 +13,10 @@ import pytest
 from blockmap.control.messages import Expect, Ready, Resolve, Traces
 from blockmap.errors import NotFound, UsageError
 from blockmap.format.digest import from_hex
-from blockmap.format.trace import EXACT, NEW, End, Trace, decode
+from blockmap.format.trace import DECLARED, EXACT, NEW, End, Trace, decode
 from tests.serve.conftest import Server
 from tests.serve.nbd import Nbd, RefusedError
-from tests.waiting import until
+from tests.waiting import free_ports, until
 
 
 def files(server: Server) -> list[Path]:
@@ -67,7 +67,7 @@ def test_two_connections_are_one_trace(server: Server) -> None:
     assert f"small@sha256:{trace.head.version.hex()}" == export
     assert told(server)[0] | {"path": "", "started": 0} == {
         "path": "", "export": export, "label": "default", "started": 0, "reads": 4, "state": "closed", "new": False,
-        "exact": False, "ready_ms": 0, "profile": 0,
+        "declared": False, "exact": False, "ready_ms": 0, "profile": 0,
     }  # fmt: skip
     counts = server.client.status()["traces"]
     assert counts == {"running": 0, "begun": 1, "ended": 1, "learnable": 0, "failed": 0}
@@ -138,7 +138,7 @@ def test_labels(server: Server) -> None:
 def test_ready_ends_what_was_expected(server: Server) -> None:
     client = server.client
     assert client.ask(Ready("small:1+migrate")).trace is None
-    client.ask(Expect("small:1+migrate", new=True, exact=True))
+    client.ask(Expect("small:1+migrate", new=True, exact=True, start=True))
     with Nbd(server.socket, "small:1") as other, Nbd(server.socket, "small:1+migrate") as nbd:
         other.read(0, 4096)
         nbd.read(0, 4096)
@@ -146,7 +146,7 @@ def test_ready_ends_what_was_expected(server: Server) -> None:
         nbd.read(4096, 4096)
         assert client.ask(Ready("small:1+migrate")).trace is None, "once is enough"
         head = decode(trace.read_bytes()).head
-        assert (head.label, head.end, head.flags) == ("migrate", End.READY, NEW | EXACT)
+        assert (head.label, head.end, head.flags) == ("migrate", End.READY, NEW | EXACT | DECLARED)
         assert 0 < head.ready_ms < 60_000
         assert offsets(decode(trace.read_bytes())) == [(0, 4096)]
         assert head.version == from_hex(client.ask(Resolve("small:1")).export.partition(":")[2])
@@ -168,7 +168,7 @@ def test_reads_go_on_where_no_trace_can_be_written(idle_server: Server) -> None:
 
 def start(server: Server) -> None:
     """One that is evidence."""
-    server.client.ask(Expect("small:1+migrate", new=True, exact=False))
+    server.client.ask(Expect("small:1+migrate", new=True, exact=False, start=True))
     with Nbd(server.socket, "small:1+migrate") as nbd:
         nbd.read(0, 4096)
     closed(server)
@@ -189,13 +189,32 @@ def test_learning_is_switched_off(idle_server: Server) -> None:
     assert idle_server.client.status()["learn"] == {"running": 0, "runs": 0, "failures": 0}
 
 
-def test_a_bare_client_that_mounts_is_evidence(server: Server) -> None:
-    with Nbd(server.socket, "small:1") as nbd:
-        for offset in (0, 4096, nbd.size - 4096, *(number << 20 for number in range(1, 40))):
-            nbd.read(offset, 4096)
-    closed(server)
-    until(lambda: told(server)[0]["state"] == "closed")
-    assert only(server).head.flags == NEW
+def mount(nbd: Nbd) -> None:
+    for offset in (0, 4096, nbd.size - 4096, *(number << 20 for number in range(1, 40))):
+        nbd.read(offset, 4096)
+
+
+def test_a_bare_client_that_mounts_is_evidence_if_it_names_a_label(server: Server) -> None:
+    for export in ("small:1", "small:1+default"):
+        server.stop()
+        server.start()
+        with Nbd(server.socket, export) as nbd:
+            mount(nbd)
+        closed(server)
+        until(lambda: told(server)[0]["state"] == "closed")
+    assert [decode(path.read_bytes()).head.flags for path in files(server)] == [NEW, NEW | DECLARED]
+    assert server.client.status()["traces"]["learnable"] == 1
+
+
+def test_a_label_that_comes_over_tcp_teaches_nobody(idle_server: Server) -> None:
+    (port,) = free_ports(1)
+    idle_server.start("--listen", f"127.0.0.1:{port}")
+    with Nbd(("127.0.0.1", port), "small:1+migrate") as nbd:
+        mount(nbd)
+    closed(idle_server)
+    until(lambda: told(idle_server)[0]["state"] == "closed")
+    assert only(idle_server).head.flags == NEW
+    assert idle_server.client.status()["traces"]["learnable"] == 0
 
 
 def test_a_copy_is_no_evidence(server: Server, tmp_path: Path, need: Callable[..., None]) -> None:

@@ -34,7 +34,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 def test_two_labels_of_one_version_are_two_starts(server: Server, tmp_path: Path) -> None:
     sessions = Sessions(server)
-    default, migrate = sessions.open("app:1"), sessions.open("app:1+migrate")
+    default, migrate = sessions.open("app:1", True), sessions.open("app:1+migrate", True)
     assert default.volume is migrate.volume
     bundles = [each.start.replay for each in (default, migrate)]
     assert [bundle and bundle.number for bundle in bundles] == [1, 3]

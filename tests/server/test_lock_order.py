@@ -151,7 +151,7 @@ class Load:
         chosen = random.Random(seed)
         for _ in range(6):
             export = chosen.choice(list(SEEDS))
-            session = self.sessions.open(export)
+            session = self.sessions.open(export, True)
             data = bulk(SEEDS[export], BLOCKS * BLOCK)
             for _ in range(100):
                 block = chosen.randrange(BLOCKS - 4)
@@ -182,7 +182,7 @@ class Load:
         for _ in range(40):
             export = chosen.choice(list(SEEDS))
             pinned, _, label = self.server.resolve(export).partition("+")
-            self.server.traces.expect(pinned, label or "default", exact=True)
+            self.server.traces.expect(pinned, label or "default", exact=True, start=True)
             self.server.readings(export)
             self.server.hydrate(export)
             self.server.names()

@@ -72,8 +72,8 @@ class StandingVolume:
 
 
 class Connection:
-    def __init__(self, volume: StandingVolume, label: str = "default") -> None:
-        self.volume = volume
+    def __init__(self, volume: StandingVolume, label: str = "default", *, is_local: bool = True) -> None:
+        self.volume, self.is_local, self.is_labelled = volume, is_local, label != "default"
         self.start = Start(volume.name, volume.root, label)
         self.read: Read = volume.read
 

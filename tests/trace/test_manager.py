@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blockmap.format.trace import EXACT, NEW, End, TraceHead
+from blockmap.format.trace import DECLARED, EXACT, NEW, End, TraceHead
 from blockmap.trace.manager import TraceManager
 from blockmap.trace.start_trace import Limits
 from tests.trace.starting import COPY, EXPORT, MOUNT, Clock, Connection, StandingVolume, ranges, stored
@@ -26,15 +26,21 @@ class Host:
         self.evidence: list[tuple[TraceHead, Path]] = []
         self.starts = TraceManager(folder, lambda head, path: self.evidence.append((head, path)), limits, self.clock)
 
-    def connect(self, label: str = "default", volume: StandingVolume | None = None) -> Connection:
-        connection = Connection(volume or StandingVolume(), label)
+    def connect(
+        self, label: str = "default", volume: StandingVolume | None = None, *, is_local: bool = True
+    ) -> Connection:
+        connection = Connection(volume or StandingVolume(), label, is_local=is_local)
         self.starts.join(connection)
         return connection
 
-    def run(self, reads: list[tuple[int, int]], label: str = "default", name: str = EXPORT) -> TraceHead:
+    def run(
+        self, reads: list[tuple[int, int]], label: str = "default", name: str = EXPORT, failed: bool = False
+    ) -> TraceHead:
         """A whole start; what its trace says."""
         connection = self.connect(label, StandingVolume(name))
         connection.read_all(reads)
+        if failed:
+            self.starts.ready(name, label, failed=True)
         self.starts.leave(connection)
         return self.newest
 
@@ -198,32 +204,77 @@ def test_ready_after_a_trace_was_quiet(host: Host) -> None:
     assert host.starts.ready(EXPORT, "default") is None, "what was closed did not become ready"
 
 
-def test_what_attach_says_is_evidence(host: Host) -> None:
-    host.starts.expect(EXPORT, "default", exact=True)
-    assert host.run([(0, 1)], "migrate").flags == 0, "another label"
+def test_what_is_said_to_be_a_start_is_evidence(host: Host) -> None:
+    host.starts.expect(EXPORT, "default", exact=True, start=True)
+    assert host.run([(0, 1)], "migrate").flags == DECLARED, "another label"
     host.starts.leave(host.connect())  # who looks does not take it
-    assert host.run([(0, 1)]).flags == NEW | EXACT
+    assert host.run([(0, 1)]).flags == NEW | EXACT | DECLARED
     assert host.run([(0, 1)]).flags == 0, "once is enough"
-    host.starts.expect(EXPORT, "default", exact=False)
+    host.starts.expect(EXPORT, "default", exact=False, start=True)
     host.clock.forward(29)
-    assert host.run([(0, 1)]).flags == NEW
-    host.starts.expect(EXPORT, "default", exact=False)
+    assert host.run([(0, 1)]).flags == NEW | DECLARED
+    host.starts.expect(EXPORT, "default", exact=False, start=True)
     host.clock.forward(30)
     assert host.run([(0, 1)]).flags == 0, "too late"
-    assert [head.flags for head, _ in host.evidence] == [NEW | EXACT, NEW]
+    assert [head.flags for head, _ in host.evidence] == [NEW | EXACT | DECLARED, NEW | DECLARED]
     assert host.starts.status()["learnable"] == 2
 
 
-def test_what_looks_like_a_mount_is_evidence(host: Host) -> None:
-    assert host.run(COPY).flags == 0
-    host.clock.forward(61)
+def test_what_nobody_said_is_a_start_teaches_nobody(host: Host) -> None:
+    host.starts.expect(EXPORT, "default", exact=False, start=False)
     assert host.run(MOUNT).flags == NEW
+    host.starts.expect(EXPORT, "migrate", exact=False, start=False)
+    assert host.run(MOUNT, "migrate").flags == NEW, "who attaches says it, whatever the label"
+    host.clock.forward(61)
+    assert host.run(MOUNT).flags == NEW, "a bare client"
+    assert host.evidence == []
+
+
+def test_a_label_says_that_it_is_a_start(host: Host) -> None:
+    assert host.run(COPY, "migrate").flags == DECLARED
+    host.clock.forward(61)
+    assert host.run(MOUNT, "migrate").flags == NEW | DECLARED
     assert [path for _, path in host.evidence] == [Path(str(host.starts.traces()[0]["path"]))]
     host.clock.forward(59)
-    assert host.run(MOUNT, "migrate").flags == 0, "its pages may be in the kernel's cache"
-    assert host.run(MOUNT, name=EXPORT.replace("sha256:", "sha256:00")[: len(EXPORT)]).flags == NEW, "another version"
+    assert host.run(MOUNT, "other").flags == DECLARED, "its pages may be in the kernel's cache"
+    other = EXPORT.replace("sha256:", "sha256:00")[: len(EXPORT)]
+    assert host.run(MOUNT, "migrate", name=other).flags == NEW | DECLARED, "another version"
     host.clock.forward(61)
-    assert host.run(MOUNT).flags == NEW
+    assert host.run(MOUNT, "migrate").flags == NEW | DECLARED
+
+
+@pytest.mark.parametrize("is_expected", [True, False])
+def test_a_client_of_another_host_teaches_nobody(host: Host, is_expected: bool) -> None:
+    if is_expected:
+        host.starts.expect(EXPORT, "migrate", exact=False, start=True)
+    connection = host.connect("migrate", is_local=False)
+    connection.read_all(MOUNT)
+    host.starts.leave(connection)
+    assert host.newest.flags == NEW
+    host.clock.forward(61)
+    own, foreign = host.connect("migrate"), host.connect("migrate", is_local=False)
+    own.read_all(MOUNT)
+    foreign.read_all([(1 << 30, 4096)])
+    host.starts.leave(foreign)
+    host.starts.leave(own)
+    assert host.newest.flags == NEW, "nor does it add anything to what one of this host teaches"
+    assert host.evidence == []
+
+
+def test_a_start_that_failed_teaches_nobody(host: Host) -> None:
+    host.starts.expect(EXPORT, "default", exact=False, start=True)
+    head = host.run(MOUNT, failed=True)
+    assert (head.end, head.flags, head.ready_ms) == (End.FAILED, NEW | DECLARED, 0)
+    assert host.evidence == []
+    connection = host.connect()
+    connection.read_all([(0, 4096)])
+    host.clock.forward(6)
+    host.starts.look()
+    assert host.newest.end == End.QUIET
+    assert host.starts.ready(EXPORT, "default", failed=True) == host.files[-1]
+    assert (host.newest.end, host.newest.ready_ms) == (End.FAILED, 0)
+    assert host.starts.ready(EXPORT, "default") is None, "it did"
+    host.starts.leave(connection)
 
 
 def test_another_trace_that_ends_meanwhile_counts_too(host: Host) -> None:
@@ -234,16 +285,16 @@ def test_another_trace_that_ends_meanwhile_counts_too(host: Host) -> None:
     host.starts.leave(one)
     assert host.newest.flags == NEW
     host.starts.leave(two)
-    assert host.newest.flags == 0
+    assert host.newest.flags == DECLARED
 
 
 def test_a_server_that_stops_gives_no_evidence(host: Host) -> None:
-    host.starts.expect(EXPORT, "default", exact=True)
+    host.starts.expect(EXPORT, "default", exact=True, start=True)
     connection = host.connect()
     connection.read_all(MOUNT)
     assert stored(host.files[0]).head.flags == EXACT, "not as long as it runs"
     host.starts.close()
-    assert (host.newest.end, host.newest.flags, is_bare(connection)) == (End.OPEN, EXACT, True)
+    assert (host.newest.end, host.newest.flags, is_bare(connection)) == (End.OPEN, EXACT | DECLARED, True)
     assert host.evidence == []
     assert ranges(stored(host.files[0])) == MOUNT
 
@@ -265,7 +316,7 @@ def test_a_folder_that_cannot_be_written(host: Host, caplog: pytest.LogCaptureFi
         host.starts.leave(connection)
     assert [each.levelname for each in caplog.records] == ["WARNING"]
     os.unlink(host.folder)
-    host.run(MOUNT)
+    host.run(MOUNT, "migrate")
     assert host.starts.status() == {"running": 0, "begun": 1, "ended": 1, "learnable": 1, "failed": 2}
 
 

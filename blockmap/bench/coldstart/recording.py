@@ -52,7 +52,7 @@ def _start(image: str, store: Store, client: Client, command: list[str], work: P
     work.mkdir()
     with ExitStack() as stack:
         export = client.ask(Resolve(image)).export
-        mounting.expect(client, export, exact=True)
+        mounting.expect(client, export, exact=True, start=False)
         attacher = NbdFuse()
         device = attacher.attach(client.nbd_socket, export, work / "device")
         stack.callback(attacher.detach, device)
