@@ -33,8 +33,8 @@ _PIECE_BYTES = 1 << 16
     "--ready",
     default="exit",
     metavar="CONDITION",
-    help="When the program can be used: tcp:PORT, http:URL, log:REGEX (of what it prints), or exit (when it has ended), "
-    "which is the default.",
+    help="When the program can be used: tcp:PORT, http:PORT[/PATH], http:URL, log:REGEX (of what it prints), or exit (when it "
+    "has ended well), which is the default.",
 )
 @click.option(
     "--seconds",
@@ -60,7 +60,7 @@ def record(
     cache: Path | None,
     socket: Path | None,
 ) -> None:
-    """Run the image NAME until it is ready, stop it, and learn what it read.
+    """Run the image NAME until it is ready, stop it, and learn what it read; from one that is not, nothing is learnt.
 
     The image must not be attached: reads that the kernel answers from memory would not be seen.
     """
@@ -76,18 +76,13 @@ def record(
         code = runner.run(client, attachments(), state(), program, recording)
     if recording.trace is None:
         raise HostError("the server has recorded nothing of this start: its log says why")
-    _tell(recording, ready, seconds, code)
+    if recording.ready_seconds is None:
+        why = f"the program ended with status {code}, and {ready} did not hold before"
+        if recording.stopped:
+            why = f"{ready} did not hold within {seconds:g} s: --ready says when the program can be used"
+        raise HostError(f"{why}; nothing is learnt, and what it read until then is in {recording.trace}")
+    warn(f"ready after {recording.ready_seconds:.2f} s, recorded in {recording.trace}")
     _build(wanted, client.status()["store"], trust, recording.trace)
-
-
-def _tell(recording: Recording, ready: str, seconds: float, code: int) -> None:
-    if recording.ready_seconds is not None:
-        warn(f"ready after {recording.ready_seconds:.2f} s")
-    elif ready != "exit":
-        warn(f"{ready} did not hold within {seconds:g} s: what the program read until then is recorded")
-    elif code not in (0, 143):
-        warn(f"the program ended with status {code}: what it read until then is recorded")
-    warn(f"recorded in {recording.trace}")
 
 
 def _build(wanted: str, store: str, trust: tuple[str, ...], trace: str) -> None:

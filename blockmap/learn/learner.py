@@ -12,7 +12,7 @@ from blockmap.format.digest import Digest
 from blockmap.format.entry import root_of
 from blockmap.format.profile import Profile, ProfileItem
 from blockmap.format.refs import DEFAULT_LABEL, Reference
-from blockmap.format.trace import Trace
+from blockmap.format.trace import End, Trace
 from blockmap.format.tree import Root
 from blockmap.learn.block_index import BlockIndex
 from blockmap.learn.bundler import BuiltBundle, lookup_in, port_to, put_bundle
@@ -127,6 +127,8 @@ class ProfileLearner:
     def _start(self, trace: Trace) -> Sample | None:
         head = trace.head
         try:
+            if head.end == End.FAILED:
+                raise NotFound("its program failed, or was not ready in time")
             if head.root == self._subject.root.digest:
                 root = self._subject.root
             else:

@@ -55,14 +55,20 @@ class Site:
         return index_of(repository, repository.version(self.versions[name].version).root)
 
     def start(
-        self, number: int, paths: list[bytes], name: str = "app:1", flags: int = NEW | DECLARED, profile: int = 0
+        self,
+        number: int,
+        paths: list[bytes],
+        name: str = "app:1",
+        flags: int = NEW | DECLARED,
+        profile: int = 0,
+        end: End = End.QUIET,
     ) -> str:
         """Writes the trace of a start that read whole files."""
         own, summary = self.layout(name), self.versions[name]
         runs = [run for path in paths for run in own.by_path[path].runs]
         reads = [(1000 * at, length * BLOCK, start * BLOCK) for at, (start, length) in enumerate(runs)]
         head = TraceHead(
-            "app", "default", summary.version, summary.root, summary.volume_bytes, number, flags, End.QUIET, 0, profile
+            "app", "default", summary.version, summary.root, summary.volume_bytes, number, flags, end, 0, profile
         )
         data = trace.encode_head(head) + np.array(reads, READ).tobytes() + bytes(16)
         (self.traces / f"{number:016d}-0.trace").write_bytes(data)
@@ -234,6 +240,16 @@ def test_a_damaged_profile_is_followed_by_a_whole_one(site: Site) -> None:
     found = ProfileReader(open_store(str(site.store))[0]).newest("app", "default")
     assert found is not None
     assert {item.path for item in found.items} == {b"usr/file-1", b"usr/file-2"}
+
+
+def test_a_start_that_failed_is_not_learnt_even_by_name(site: Site) -> None:
+    name = site.start(1, [b"usr/file-7"], end=End.FAILED)
+    with pytest.raises(NotFound, match="nothing was learnt"):
+        site.call("profile", "build", "app:1", name)
+    with pytest.raises(NotFound, match="not in its profile yet"):
+        site.call("profile", "build", "app:1")
+    assert "nothing to learn" in site.learn(name)
+    assert ProfileReader(open_store(str(site.store))[0]).number("app", "default") == 0
 
 
 def test_warm_starts_alone_are_a_guess(site: Site) -> None:

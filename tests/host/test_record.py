@@ -71,7 +71,7 @@ def test_a_program_that_ends_is_recorded_to_its_end(mounting: Host, front: Stand
     assert done.stdout == f"1built app:1 {mounting.store} /traces/1\n"
     assert "recorded in /traces/1" in done.stderr
     assert front.ops() == ["expect", "ready"]  # and nothing is brought into memory ahead of it
-    assert front.asked[0]["exact"] is True
+    assert (front.asked[0]["exact"], front.asked[1]["failed"]) == (True, False)
     assert front.asked[1]["read_ahead"] == [0]
     assert front.asked[0]["export"] == front.asked[1]["export"]
     assert mounting.leftovers() == []
@@ -93,8 +93,23 @@ def test_a_program_that_is_ready_is_stopped(mounting: Host, front: StandIn) -> N
 def test_one_that_is_never_ready_is_stopped_too(mounting: Host, front: StandIn) -> None:
     (port,) = free_ports(1)
     done = record(mounting, "--ready", f"tcp:{port}", "--seconds", "0.3", "app:1", "--", "sleep", "60")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert f"tcp:{port} did not hold within 0.3 s" in done.stderr
+    assert "/traces/1" in done.stderr
+    assert done.stdout == "", "nothing is built of it"
+    assert front.asked[-1]["failed"] is True
+    assert mounting.leftovers() == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("command", ["exit 3", "exec sleep 60", "echo I am rexdy"])
+def test_from_one_that_fails_nothing_is_learnt(mounting: Host, front: StandIn, command: str) -> None:
+    ready = "log:I am r.ady" if "echo" in command else "exit"
+    done = record(mounting, "--ready", ready, "--seconds", "2", "app:1", "--", "sh", "-c", command)
+    assert (done.returncode, "nothing is learnt" in done.stderr) == (1, True), done.stderr
+    assert "built" not in done.stdout
+    assert front.ops() == ["expect", "ready"]
+    assert [front.asked[0]["start"], front.asked[1]["failed"]] == [False, True]
     assert mounting.leftovers() == []
 
 
@@ -159,6 +174,8 @@ def test_readiness() -> None:
         assert parse_readiness(f"tcp:{server.server_port}").holds()
         assert parse_readiness(f"http://{at}/there").holds()
         assert parse_readiness(f"http:http://{at}/there").holds()
+        assert parse_readiness(f"http:{server.server_port}/there").holds()
+        assert not parse_readiness(f"http:{server.server_port}").holds()
         assert not parse_readiness(f"http://{at}/absent").holds()
     finally:
         server.shutdown()
@@ -175,7 +192,31 @@ def test_readiness() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "exit:1", "tcp:", "tcp:x", "tcp:0", "tcp:65536", "log:", "log:(", "http:", "dns:1"]
+    "text",
+    [
+        "",
+        "exit:1",
+        "tcp:",
+        "tcp:x",
+        "tcp:0",
+        "tcp:65536",
+        "tcp:\u0661",
+        "log:",
+        "log:(",
+        "http:",
+        "http:0",
+        "http:65536/x",
+        "http:x",
+        "http:///x",
+        "http://:80/",
+        "http://h:x/",
+        "http://h:99999/",
+        "http:ftp://h/",
+        "http:80 /",
+        "http://h/\n",
+        "http://[/",
+        "dns:1",
+    ],
 )
 def test_conditions_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="is no"):

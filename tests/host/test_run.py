@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.control.messages import Traces
 from tests.host.conftest import BLOCKMAP, Host, faulty
 from tests.waiting import LIMIT_S, until
 
@@ -139,6 +140,29 @@ def test_a_program_that_ignores_sigterm_is_ended_by_force(running: Host) -> None
     process = started(running, "app:1", "--", "sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done")
     process.terminate()
     assert finished(process) == 137
+    assert running.leftovers() == []
+
+
+def test_what_is_learnt_from(running: Host) -> None:
+    """Runs that succeed, and what is attached with a label."""
+
+    def newest() -> tuple[str, bool, bool, int]:
+        until(lambda: not running.client.status()["exports"])
+        told = running.client.ask(Traces()).traces[0]
+        return told["state"], told["new"], told["declared"], running.client.status()["traces"]["learnable"]
+
+    running.do("run", "app:1")
+    assert newest() == ("closed", True, True, 1)
+    assert running.run("run", "app:1", "no-such-program").returncode == 127
+    assert newest() == ("failed", True, True, 1)
+    assert running.run("run", "app:1", "sh", "-c", "exit 7").returncode == 7
+    assert newest() == ("failed", True, True, 1)
+    where = running.where / "mnt"
+    where.mkdir()
+    for label, learnt in ([], 1), (["--label", "job"], 2):
+        running.do("attach", "app:1", where, *label)
+        running.do("detach", where)
+        assert newest() == ("closed", True, bool(label), learnt)
     assert running.leftovers() == []
 
 

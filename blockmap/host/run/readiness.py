@@ -1,13 +1,14 @@
 """Detects that a program is ready: a port answers, a page is there, its output says so, or it has ended."""
 
 import contextlib
+import http.client
 import re
 import socket
 import threading
 import urllib.request
 from collections.abc import Callable
 from typing import Protocol
-from urllib.error import URLError
+from urllib.parse import urlsplit
 
 from blockmap.errors import UsageError
 
@@ -17,6 +18,10 @@ _SAID_BYTES = 1 << 20
 
 
 class Readiness(Protocol):
+    @property
+    def at_exit(self) -> bool:
+        """True if the program is ready when it has ended well, and not before."""
+
     def holds(self) -> bool:
         """Returns True if the program is ready now."""
 
@@ -25,26 +30,28 @@ class Readiness(Protocol):
 
 
 def parse_readiness(text: str) -> Readiness:
-    """`tcp:PORT`, `http:URL`, `log:REGEX` or `exit`; UsageError."""
+    """Parses `tcp:PORT`, `http:PORT[/PATH]`, `http:URL`, `log:REGEX` or `exit`. Raises UsageError."""
     kind, _, rest = text.partition(":")
     if text == "exit":
-        return _Asked(lambda: False)
-    if kind == "tcp" and rest.isdecimal() and 0 < int(rest) < 1 << 16:
+        return _Asked(lambda: False, at_exit=True)
+    if kind == "tcp" and _is_port(rest):
         return _Asked(lambda: _listens(int(rest)))
-    if kind == "http" and rest:
-        url = rest if re.match("https?://", rest) else f"http:{rest}"
+    if kind == "http" and (url := _url(rest)):
         return _Asked(lambda: _is_there(url))
     if kind == "log" and rest:
         try:
             return _Heard(re.compile(rest.encode()))
         except re.error as error:
             raise UsageError(f"{rest!r} is no regular expression: {error}") from error
-    raise UsageError(f"{text!r} is not a condition: tcp:PORT, http:URL, log:REGEX and exit are, for example tcp:6379")
+    raise UsageError(
+        f"{text!r} is no condition: tcp:PORT, http:PORT[/PATH], http:URL, log:REGEX and exit are, for example tcp:6379"
+    )
 
 
 class _Asked:
-    def __init__(self, ask: Callable[[], bool]) -> None:
+    def __init__(self, ask: Callable[[], bool], *, at_exit: bool = False) -> None:
         self._ask = ask
+        self.at_exit = at_exit
 
     def holds(self) -> bool:
         return self._ask()
@@ -54,6 +61,8 @@ class _Asked:
 
 
 class _Heard:
+    at_exit = False
+
     def __init__(self, wanted: re.Pattern[bytes]) -> None:
         self._wanted = wanted
         self._said = b""
@@ -69,6 +78,24 @@ class _Heard:
                 self._found.set()
 
 
+def _url(text: str) -> str | None:
+    """Returns the URL that is meant by PORT, PORT/PATH, //HOST/PATH or a URL; None if the text is none of them."""
+    port, slash, path = text.partition("/")
+    if _is_port(port):
+        text = f"//127.0.0.1:{port}{slash}{path}"
+    url = f"http:{text}" if text.startswith("//") else text
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        return None
+    return url if is_good and url.isascii() and url.isprintable() and " " not in url else None
+
+
+def _is_port(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 1 << 16
+
+
 def _listens(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), _ASK_SECONDS):
         return True
@@ -79,7 +106,5 @@ def _is_there(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=_ASK_SECONDS):
             return True
-    except ValueError as error:
-        raise UsageError(f"{url!r} is no URL: {error}") from error
-    except (URLError, OSError):
+    except (OSError, http.client.HTTPException):
         return False

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Protocol
 
 from blockmap.control.client import Client
-from blockmap.control.messages import Config, Resolve
+from blockmap.control.messages import Config, Ready, Resolve
 from blockmap.errors import BlockmapError, HostError, UsageError
 from blockmap.host import tools
 from blockmap.host.attachments import Attachments
@@ -30,6 +30,10 @@ from blockmap.host.run.container import runtime_config
 
 _END_SECONDS = 10.0
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_START_SECONDS = 60.0
+"""A trace's longest time: what fails later has started."""
+_SIGNALLED = 128
+"""Statuses above say that a signal ended the program, which is how people end one."""
 _RUNC_FAILED = 1
 _ABSENT = re.compile("exec: .*(executable file not found|no such file or directory)|exec .*: no such file or directory")
 _NO_PROGRAM = re.compile("exec: .*(permission denied|is a directory)|exec .*: (permission denied|exec format error)")
@@ -57,8 +61,8 @@ class Observer(Protocol):
     def starts(self, export: str) -> None:
         """Is called when the program is about to start."""
 
-    def ended(self) -> None:
-        """It has ended; the image is still mounted."""
+    def ended(self, code: int | None) -> None:
+        """It has ended with this status, or could not be run; the image is still mounted. Follows each `starts`."""
 
 
 def run(
@@ -85,9 +89,11 @@ def run(
         try:
             work = stack.enter_context(_folder(runc, attachments, state.absolute() / "runs"))
             lower, root = work / "image", work / "root"
+            # What is observed is learnt from by the observer.
             attachments.attach(
-                client, export, program.name, lower, exact=observer is not None, writable=program.on_clone
-            )
+                client, export, program.name, lower,
+                exact=observer is not None, writable=program.on_clone, start=observer is None,
+            )  # fmt: skip
             if program.on_clone:
                 root = lower
             else:
@@ -97,10 +103,14 @@ def run(
                 terminal=program.terminal, supervised=supervised,
             )  # fmt: skip
             (work / "config.json").write_text(json.dumps(bundle))
-            if observer is not None:
-                stack.callback(observer.ended)
-                observer.starts(export)
-            return _run_container(runc, work, supervised, signals)
+            observer = observer or _FailureTeller(client)
+            code: int | None = None
+            observer.starts(export)
+            try:
+                code = _run_container(runc, work, supervised, signals)
+            finally:
+                observer.ended(code)
+            return code
         finally:
             signals.over = True
 
@@ -114,6 +124,22 @@ def _check_clone(program: Program, is_clone: bool) -> None:
         raise UsageError(
             f"{program.name} is no clone: make one with `blockmap clone {program.name} NAME`, or leave out --clone"
         )
+
+
+class _FailureTeller:
+    """Tells the server of a program that fails as soon as it starts, so that nobody learns from that."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def starts(self, export: str) -> None:
+        self._export, self._began = export, time.monotonic()
+
+    def ended(self, code: int | None) -> None:
+        has_failed = code is None or 0 < code < _SIGNALLED
+        if has_failed and time.monotonic() - self._began < _START_SECONDS:
+            with contextlib.suppress(BlockmapError):
+                self._client.ask(Ready(self._export, failed=True))
 
 
 class _Signals:
