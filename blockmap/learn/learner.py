@@ -20,6 +20,7 @@ from blockmap.learn.fill_gaps import fill_gaps
 from blockmap.learn.first_touches import first_touches
 from blockmap.learn.local_files import LocalProfiles
 from blockmap.learn.merge import Merged, Sample, merge, outside
+from blockmap.learn.scan import is_scan
 from blockmap.learn.stored_index import index_of
 from blockmap.store.base import Reader, Writer
 from blockmap.store.names import NameReader
@@ -133,7 +134,10 @@ class ProfileLearner:
                 root = self._subject.root
             else:
                 root = self._repository.version(head.version).root
-            items = self._items(first_touches(trace, self._layout(root)), root.digest)
+            touches = first_touches(trace, self._layout(root))
+            if is_scan(touches, self._layout(root)):
+                raise NotFound("it reads most of the image in the order of its files, as a copy does")
+            items = self._items(touches, root.digest)
             prefilled = None
             if head.profile:
                 replayed = self._ported(self._log.get(head.repo, head.label, head.profile))

@@ -252,6 +252,17 @@ def test_a_start_that_failed_is_not_learnt_even_by_name(site: Site) -> None:
     assert ProfileReader(open_store(str(site.store))[0]).number("app", "default") == 0
 
 
+def test_a_scan_is_no_start(site: Site) -> None:
+    site.put("app:1", [directory("usr"), *(file(f"usr/file-{n}", bulk(n, 9000)) for n in range(100))])
+    paths = [b"usr/file-%d" % number for number in range(100)]  # as they lie in the volume
+    scan = site.start(1, paths)
+    assert "nothing to learn" in site.learn(scan)
+    with pytest.raises(NotFound, match="nothing was learnt"):
+        site.call("profile", "build", "app:1", scan)
+    own = site.start(2, [paths[37 * number % 100] for number in range(70)])
+    assert "profile 1 of" in site.learn(own)
+
+
 def test_warm_starts_alone_are_a_guess(site: Site) -> None:
     warm = site.start(1, [b"usr/file-7"], flags=0)
     assert "no start was on a host that had nothing" in site.call("profile", "build", "app:1", warm)
