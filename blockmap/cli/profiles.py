@@ -1,4 +1,4 @@
-"""Commands about profiles: build, show, list; record is its own."""
+"""Commands about profiles: build, show, list; others have modules of their own."""
 
 import json
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from blockmap.cli import profile_history
 from blockmap.cli.record import record
 from blockmap.errors import BlockmapError, NotFound, UsageError
 from blockmap.format import BLOCK
@@ -33,7 +34,8 @@ def profile() -> None:
     """What starts of images read, learnt from traces and shared by all hosts."""
 
 
-profile.add_command(record)
+for command in (record, profile_history.log, profile_history.use, profile_history.reset):
+    profile.add_command(command)
 
 
 @profile.command()

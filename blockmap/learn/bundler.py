@@ -65,21 +65,31 @@ def port_to(
     return port(items, source, layout, lookup, sizes)
 
 
+def listed_items(
+    repository: Repository, lookup: Lookup | None, layout: BlockIndex, profile: Profile
+) -> list[ProfileItem]:
+    """Returns the items of a profile on the volume of `layout`, as its bundle lists them."""
+    if profile.root == layout.root:
+        return fill_gaps(profile.items, layout)
+    return fill_gaps(port_to(repository, lookup, layout, profile.items, profile.root), layout, OF_OTHERS)
+
+
 def put_bundle(store: Writer, version: Digest, root: Root, layout: BlockIndex, profile: Profile) -> BuiltBundle | None:
-    """Makes and stores the next bundle of a profile on a version; None if that has no block of the profile."""
+    """Makes and stores the next bundle of a profile on a version; None if that has no block of the profile.
+
+    An empty profile has an empty bundle, so that nobody goes on with the one before.
+    """
     repository = Repository(store)
     ported = profile.root != root.digest
     besides: list[FileRun] = []
-    if ported:
-        lookup = lookup_in(repository, root)
-        items = fill_gaps(port_to(repository, lookup, layout, profile.items, profile.root), layout, OF_OTHERS)
+    lookup = lookup_in(repository, root) if ported else None
+    items = listed_items(repository, lookup, layout, profile)
+    if not items and profile.items:
+        return None
+    if items and ported:
         if lookup is not None:
             besides = [(block, 1) for block in lookup.further(item.path for item in items if item.path is not None)]
         besides += guess_files(items, layout, lookup)
-    else:
-        items = fill_gaps(profile.items, layout)
-    if not items:
-        return None
     parts, _ = build_bundle.build_bundle(repository, root, read_items(items), layout.blocks, ported, besides)
     key = partial(keys.bundle, version, profile.label, profile.n)
     next(n for n in count(LogReader(store, key).newest() + 1) if put(store, key(n), parts))

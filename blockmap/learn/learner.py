@@ -12,11 +12,10 @@ from blockmap.format.digest import Digest
 from blockmap.format.entry import root_of
 from blockmap.format.profile import Profile, ProfileItem
 from blockmap.format.refs import DEFAULT_LABEL, Reference
-from blockmap.format.trace import End, Trace
+from blockmap.format.trace import End, Trace, TraceHead
 from blockmap.format.tree import Root
 from blockmap.learn.block_index import BlockIndex
-from blockmap.learn.bundler import BuiltBundle, lookup_in, port_to, put_bundle
-from blockmap.learn.fill_gaps import fill_gaps
+from blockmap.learn.bundler import BuiltBundle, listed_items, lookup_in, port_to, put_bundle
 from blockmap.learn.first_touches import first_touches
 from blockmap.learn.local_files import LocalProfiles
 from blockmap.learn.merge import Merged, Sample, merge, outside
@@ -93,14 +92,18 @@ class ProfileLearner:
             subject.repo, subject.label, 0, subject.version, subject.root.digest, merged.starts, merged.items,
             socket.gethostname(), int(time.time()),
         )  # fmt: skip
-        store = self._store
-        if not isinstance(store, Writer):
-            return Learnt(made, merged, [], self._local.put(made))
         try:
-            published = ProfileLog(store).append(made)
-            return Learnt(published, merged, self._put_bundles(store, published), None)
+            published, bundles = self.publish(made)
         except StoreReadOnly:
             return Learnt(made, merged, [], self._local.put(made))
+        return Learnt(published, merged, bundles, None)
+
+    def publish(self, made: Profile) -> tuple[Profile, list[BuiltBundle]]:
+        """Stores a profile of the subject as the newest; returns it with its bundles. Raises StoreReadOnly, StoreUnavailable."""
+        if not isinstance(self._store, Writer):
+            raise StoreReadOnly(f"{self._store.url} can only be read")
+        published = ProfileLog(self._store).append(made)
+        return published, self._put_bundles(self._store, published)
 
     def missed(self, trace: Trace) -> float:
         """Returns the share of the blocks read by a start that the newest profile lacks; 0 if the trace is no evidence."""
@@ -135,17 +138,22 @@ class ProfileLearner:
             else:
                 root = self._repository.version(head.version).root
             touches = first_touches(trace, self._layout(root))
-            if is_scan(touches, self._layout(root)):
+            warmed = self._warmed(head, root)
+            if is_scan(touches, self._layout(root), warmed):
                 raise NotFound("it reads most of the image in the order of its files, as a copy does")
-            items = self._items(touches, root.digest)
-            prefilled = None
-            if head.profile:
-                replayed = self._ported(self._log.get(head.repo, head.label, head.profile))
-                prefilled = fill_gaps(replayed, self._layout(self._subject.root))
+            items, prefilled = self._items(touches, root.digest), self._items(warmed, root.digest)
         except BlockmapError as error:
             self._warn(f"the trace of {head.repo} begun at {head.started_us} is not used: {error}")
             return None
-        return Sample(items, head.is_new, prefilled)
+        return Sample(items, head.is_new, prefilled or None)  # after a reset there is nothing to replay
+
+    def _warmed(self, head: TraceHead, root: Root) -> list[ProfileItem]:
+        """Returns what the kernel was warmed with for a start of the volume `root`."""
+        if not head.profile:
+            return []
+        profile = self._log.get(head.repo, head.label, head.profile)
+        lookup = None if profile.root == root.digest else lookup_in(self._repository, root)
+        return listed_items(self._repository, lookup, self._layout(root), profile)
 
     def _ported(self, profile: Profile) -> list[ProfileItem]:
         return self._items(profile.items, profile.root)

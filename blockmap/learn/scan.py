@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from blockmap.format.profile import ProfileItem
-from blockmap.learn.block_index import BlockIndex
+from blockmap.learn.block_index import BlockIndex, blocks_of
 
 _MOST = 0.5
 """The least share of an image's data that a scan reads."""
@@ -28,10 +28,18 @@ _AT_ONCE = 4
 """Files since the last one of a directory after which it is left: programs that scan have several readers."""
 
 
-def is_scan(items: Sequence[ProfileItem], index: BlockIndex) -> bool:
-    """Returns True if first touches, in their order, are those of a scan of the volume of `index`."""
-    if sum(item.blocks for item in items) < _MOST * index.blocks:
+def is_scan(items: Sequence[ProfileItem], index: BlockIndex, warmed: Sequence[ProfileItem] = ()) -> bool:
+    """Returns True if first touches, in their order, are those of a scan of the volume of `index`.
+
+    The kernel was warmed with `warmed`, whose reads say nothing: what counts is the order of the others, and how much of the
+    rest of the image they are.
+    """
+    known = np.unique(blocks_of(warmed)[0])
+    blocks, owners = blocks_of(items)
+    own = owners[~np.isin(blocks, known)]
+    if not len(own) or len(own) < _MOST * (index.blocks - len(known)):
         return False
+    items = [items[number] for number in np.unique(own).tolist()]
     first: dict[bytes, int] = {}
     for item in items:
         if item.path is not None:

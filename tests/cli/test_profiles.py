@@ -54,6 +54,11 @@ class Site:
         repository = Repository(open_store(str(self.store))[0])
         return index_of(repository, repository.version(self.versions[name].version).root)
 
+    def known(self) -> set[bytes | None]:
+        """Returns the files in the newest profile."""
+        found = ProfileReader(open_store(str(self.store))[0]).newest("app", "default")
+        return {item.path for item in found.items if item.path} if found else set()
+
     def start(
         self,
         number: int,
@@ -250,6 +255,48 @@ def test_a_start_that_failed_is_not_learnt_even_by_name(site: Site) -> None:
         site.call("profile", "build", "app:1")
     assert "nothing to learn" in site.learn(name)
     assert ProfileReader(open_store(str(site.store))[0]).number("app", "default") == 0
+
+
+def test_a_profile_is_followed_by_one_that_was_before_or_by_none(site: Site) -> None:
+    for number in (1, 2):
+        name = site.start(number, [b"usr/file-%d" % number])
+        site.call("profile", "build", "app:1", name)
+    site.put("app:2", [*BASE, file("more", bulk(50, 9000))])
+    assert paths_of(site.bundle_of("app:2")) == [b"usr/file-1", b"usr/file-2"]
+    said = site.call("profile", "use", "app:1", "1")
+    assert said.startswith("profile 3 of app+default: ")
+    assert "from 1 starts, with bundles for 2 versions" in said
+    assert site.known() == {b"usr/file-1"}
+    for image in ("app:1", "app:2"):
+        assert paths_of(site.bundle_of(image)) == [b"usr/file-1"]
+    assert "profile 4 of" in site.call("profile", "reset", "app:1")
+    for image in ("app:1", "app:2"):
+        assert site.bundle_of(image).read_items == site.bundle_of(image).pieces == []
+    rows = json.loads(site.call("profile", "log", "app:1", "--json"))
+    assert [(row["n"], row["starts"]) for row in rows] == [(4, 0), (3, 1), (2, 2), (1, 1)]
+    assert rows[0]["bytes"] == 0 < rows[1]["bytes"] == rows[3]["bytes"] < rows[2]["bytes"]
+    assert [row["n"] for row in json.loads(site.call("profile", "log", "app:1", "--json", "--limit", "1"))] == [4]
+    assert len(site.call("profile", "log", "app:1").splitlines()) == 5
+    assert "items       0" in site.call("profile", "show", "app:1")
+    assert "profile 5 of 1 items from 1 starts" in site.learn(site.start(2**50, [b"usr/file-7"], profile=4))
+    assert paths_of(site.bundle_of("app:2")) == [b"usr/file-7"]
+    with pytest.raises(NotFound):
+        site.call("profile", "use", "app:1", "9")
+    with pytest.raises(NotFound, match="no profile of app"):
+        site.call("profile", "reset", "app:1", "--label", "other")
+    assert json.loads(site.call("profile", "log", "app:1+other", "--json")) == []
+    assert ProfileReader(open_store(str(site.store))[0]).number("app", "default") == 5
+
+
+def test_a_start_of_a_profile_of_most_of_the_image_is_no_scan(site: Site) -> None:
+    site.put("app:1", [directory("usr"), *(file(f"usr/file-{n}", bulk(n, 9000)) for n in range(100))])
+    paths = [b"usr/file-%d" % number for number in range(100)]  # as they lie in the volume
+    site.call("profile", "build", "app:1", site.start(1, [paths[37 * number % 100] for number in range(60)]))
+    others = [path for path in paths if path not in site.known()]
+    assert "nothing to learn" in site.learn(site.start(2**50, [*paths[:10], *others], profile=1)), "it copies the rest"
+    # The kernel's warming is in the trace, as the files lie.
+    own = site.start(2**50 + 1, [*sorted(site.known(), key=paths.index), *others[::-1][:10]], profile=1)
+    assert "profile 2 of" in site.learn(own)
 
 
 def test_a_scan_is_no_start(site: Site) -> None:
