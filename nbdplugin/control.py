@@ -52,6 +52,11 @@ def dispatcher(
         server.hydrate(request.export, request.wanted)
         return messages.EmptyAnswer()
 
+    def follows(request: messages.Follows) -> messages.FollowsAnswer:
+        # Without a look at the name, which may have the bundle replayed again: this is asked several times a second.
+        pinned, _, label = request.export.partition("+")
+        return messages.FollowsAnswer(traces.follows_profile(pinned, label or DEFAULT_LABEL))
+
     def expect(request: messages.Expect) -> messages.EmptyAnswer:
         if server.is_untouched(request.export):
             traces.expect(*start_of(request), exact=request.exact, start=request.start)
@@ -102,6 +107,7 @@ def dispatcher(
     made.register(messages.SettleCaptures, settle)
     made.register(messages.Hydrate, hydrate)
     made.register(messages.Readings, readings)
+    made.register(messages.Follows, follows)
     made.register(messages.Expect, expect)
     made.register(messages.Ready, ready)
     return made

@@ -43,7 +43,10 @@ def attach(
     cache: Path | None,
     socket: Path | None,
 ) -> None:
-    """Mount the image NAME read-only at DIR, or the clone NAME writable."""
+    """Mount the image NAME read-only at DIR, or the clone NAME writable.
+
+    With a label, a program is about to start from it: what that reads is learnt for all hosts.
+    """
     tools.need_root("attach")
     wanted = labelled(name, label)
     client = server(store, cache, socket, trust)

@@ -329,6 +329,18 @@ class Readings(_AboutExport[ReadingsAnswer]):
 
 
 @dataclass(frozen=True)
+class FollowsAnswer(Answer):
+    follows: bool
+
+
+class Follows(_AboutExport[FollowsAnswer]):
+    """Asks whether a start of an export (by digest) is traced that reads what its profile says, so that nothing is to be read
+    ahead."""
+
+    op, answer, is_use = "follows", FollowsAnswer, False
+
+
+@dataclass(frozen=True)
 class Expect(_AboutExport[EmptyAnswer]):
     """Says that a device new to the host is about to be made, for the next trace of the export and its label."""
 
@@ -384,6 +396,7 @@ OPERATIONS: dict[str, type[Operation[Any]]] = {
         RemoveClone,
         Hydrate,
         Readings,
+        Follows,
         Expect,
         Ready,
     )

@@ -32,7 +32,7 @@ _MAX_WAIT_S = 60.0
 def learn_from_start(
     store_url: str, cache: Path, export: str, trace: Path, warn: Callable[[str], None], trust: Trust | None = None
 ) -> str:
-    """Merges the trace of a start of `export` with what is known, if that lacked enough of it.
+    """Merges the trace of a start of `export` with what is known, if that lacked enough of it, or has too much.
 
     Returns what came of it, for people; UsageError, NotFound, Untrusted, FormatError, Corrupt, StoreError.
     """
@@ -40,8 +40,8 @@ def learn_from_start(
     subject = find_subject(store, parse_reference(export), trust)
     learner = ProfileLearner(store, subject, LocalProfiles(profiles_folder(cache)), warn, trust)
     start = load_trace(trace)
-    share = learner.missed(start)
-    if share <= _MISSED_SHARE:
+    share, has_too_much = learner.judge(start)
+    if share <= _MISSED_SHARE and not has_too_much:
         return f"nothing to learn, {share:.0%} of the start was not known"
     learnt = learner.learn([start])
     profile = learnt.profile

@@ -97,6 +97,14 @@ class BlockIndex:
         columns = [column[heads].tolist() for column in (blocks, extents, runs, times_ms, touched)]
         return [self._item(*row) for row in zip(*columns, lengths.tolist(), strict=True)]
 
+    def without(self, items: Sequence[ProfileItem], blocks: Numbers) -> list[ProfileItem]:
+        """Returns the items without some blocks."""
+        own, owners = blocks_of(items)
+        kept = ~np.isin(own, blocks)
+        times = np.fromiter((item.time_ms for item in items), np.int64)
+        touched = np.fromiter((item.touched for item in items), np.int64)
+        return self.items(own[kept], times[owners[kept]], touched[owners[kept]])
+
     def _item(self, start: int, extent: int, run: int, time_ms: int, touched: int, length: int) -> ProfileItem:
         own = self.extents[extent]
         assert own.chunk is not None

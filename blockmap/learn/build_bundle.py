@@ -31,11 +31,13 @@ def build_bundle(
     image_blocks: int,
     ported: bool = False,
     extras: Sequence[FileRun] = (),
+    listed: Sequence[ReadItem] | None = None,
 ) -> tuple[list[bytes], int]:
     """Returns the parts of the bundle, and the length of its head in bytes. Raises Corrupt or StoreUnavailable.
 
     `image_blocks` is the number of blocks of data in the whole volume; `ported` says that `read_items` were learnt from
-    another version; the blocks of `extras` follow them in the bundle, but are not listed.
+    another version; the blocks of `extras` follow them in the bundle, but are not listed. Where `listed` is given, the others of
+    `read_items` are not listed either.
     """
     read = [(own.start, own.blocks) for own in read_items]
     spans = {
@@ -64,7 +66,8 @@ def build_bundle(
     pieces = [*first.items(), *((chunk, mask) for chunk, mask in later.items() if mask)]
     chunks = _chunks(repository, pieces, places)
     salt, seal = secrets.token_bytes(16), Sealer().seal
-    return bundle.encode(list(above.items()), chunks, read_items, image_blocks, salt, seal, compress, further, ported)
+    shown = read_items if listed is None else listed
+    return bundle.encode(list(above.items()), chunks, shown, image_blocks, salt, seal, compress, further, ported)
 
 
 def _masks(runs: Sequence[FileRun], extents: Sequence[Extent]) -> dict[Digest, int]:

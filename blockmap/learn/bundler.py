@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
+import numpy as np
+
 from blockmap.errors import BlockmapError, Corrupt, ImageError, NotFound, StoreError
 from blockmap.filesystem.ext4.lookup import Lookup
 from blockmap.format import keys
@@ -15,10 +17,11 @@ from blockmap.format.filemap import FileRun
 from blockmap.format.profile import Profile, ProfileItem
 from blockmap.format.tree import Root
 from blockmap.learn import build_bundle
-from blockmap.learn.block_index import BlockIndex
+from blockmap.learn.block_index import BlockIndex, Numbers
 from blockmap.learn.fill_gaps import OF_OTHERS, fill_gaps
 from blockmap.learn.guess_files import guess_files
 from blockmap.learn.port_profile import port, read_items
+from blockmap.learn.sample import left_out
 from blockmap.learn.stored_index import index_of
 from blockmap.publish.object_writer import put
 from blockmap.store.base import Pruner, Writer
@@ -74,6 +77,16 @@ def listed_items(
     return fill_gaps(port_to(repository, lookup, layout, profile.items, profile.root), layout, OF_OTHERS)
 
 
+def left_out_of(profile: Profile, layout: BlockIndex) -> Numbers:
+    """Returns the blocks that the bundle of a profile on the volume of `layout` has and does not list.
+
+    None where the profile is ported: some of what is listed then is a guess, and says nothing about the profile.
+    """
+    if profile.root != layout.root:
+        return np.empty(0, np.int64)
+    return left_out(profile.items, profile.starts, profile.n, layout)
+
+
 def put_bundle(store: Writer, version: Digest, root: Root, layout: BlockIndex, profile: Profile) -> BuiltBundle | None:
     """Makes and stores the next bundle of a profile on a version; None if that has no block of the profile.
 
@@ -90,7 +103,10 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: BlockIndex, p
         if lookup is not None:
             besides = [(block, 1) for block in lookup.further(item.path for item in items if item.path is not None)]
         besides += guess_files(items, layout, lookup)
-    parts, _ = build_bundle.build_bundle(repository, root, read_items(items), layout.blocks, ported, besides)
+    listed = layout.without(items, left_out_of(profile, layout))
+    parts, _ = build_bundle.build_bundle(
+        repository, root, read_items(items), layout.blocks, ported, besides, read_items(listed)
+    )
     key = partial(keys.bundle, version, profile.label, profile.n)
     next(n for n in count(LogReader(store, key).newest() + 1) if put(store, key(n), parts))
     return BuiltBundle(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))

@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from blockmap.errors import BlockmapError, Corrupt, NotFound, StoreReadOnly, Untrusted
 from blockmap.format.digest import Digest
 from blockmap.format.entry import root_of
@@ -14,11 +16,11 @@ from blockmap.format.profile import Profile, ProfileItem
 from blockmap.format.refs import DEFAULT_LABEL, Reference
 from blockmap.format.trace import End, Trace, TraceHead
 from blockmap.format.tree import Root
-from blockmap.learn.block_index import BlockIndex
-from blockmap.learn.bundler import BuiltBundle, listed_items, lookup_in, port_to, put_bundle
+from blockmap.learn.block_index import BlockIndex, Numbers
+from blockmap.learn.bundler import BuiltBundle, left_out_of, listed_items, lookup_in, port_to, put_bundle
 from blockmap.learn.first_touches import first_touches
 from blockmap.learn.local_files import LocalProfiles
-from blockmap.learn.merge import Merged, Sample, merge, outside
+from blockmap.learn.merge import Merged, Sample, merge, outside, shows_unread
 from blockmap.learn.scan import is_scan
 from blockmap.learn.stored_index import index_of
 from blockmap.store.base import Reader, Writer
@@ -105,17 +107,19 @@ class ProfileLearner:
         published = ProfileLog(self._store).append(made)
         return published, self._put_bundles(self._store, published)
 
-    def missed(self, trace: Trace) -> float:
-        """Returns the share of the blocks read by a start that the newest profile lacks; 0 if the trace is no evidence."""
+    def judge(self, trace: Trace) -> tuple[float, bool]:
+        """Returns the share of the blocks read by a start that the newest profile lacks, and whether the start shows what
+        is too much in it; 0 and False if the trace is no evidence."""
         start = self._start(trace) if trace.head.is_evidence else None
         if start is None:
-            return 0.0
+            return 0.0, False
         old = self.known()
         known = self._ported(old) if old is not None else []
         new = outside(start.items, [*known, *(start.prefilled or ())])
         # Replayed blocks count as read, since the start may have read them from the kernel's cache.
         total = sum(item.blocks for item in start.items if start.prefilled is None) or new + _blocks(known)
-        return new / total if total else 0.0
+        shows = old is not None and shows_unread(start, known, old.starts)
+        return new / total if total else 0.0, shows
 
     def known(self) -> Profile | None:
         """Returns the newest profile of the store or of this host; a damaged one is ignored, so that the next replaces it."""
@@ -138,22 +142,26 @@ class ProfileLearner:
             else:
                 root = self._repository.version(head.version).root
             touches = first_touches(trace, self._layout(root))
-            warmed = self._warmed(head, root)
-            if is_scan(touches, self._layout(root), warmed):
+            replayed, left = self._replayed(head, root)
+            if is_scan(touches, self._layout(root), replayed):
                 raise NotFound("it reads most of the image in the order of its files, as a copy does")
-            items, prefilled = self._items(touches, root.digest), self._items(warmed, root.digest)
+            items, prefilled = self._items(touches, root.digest), self._items(replayed, root.digest)
         except BlockmapError as error:
             self._warn(f"the trace of {head.repo} begun at {head.started_us} is not used: {error}")
             return None
-        return Sample(items, head.is_new, prefilled or None)  # after a reset there is nothing to replay
+        if root.digest != self._subject.root.digest or head.end == End.FULL:
+            left = left[:0]  # of a trace that is full, later reads are not known
+        return Sample(items, head.is_new, prefilled or None, left)  # after a reset there is nothing to replay
 
-    def _warmed(self, head: TraceHead, root: Root) -> list[ProfileItem]:
-        """Returns what the kernel was warmed with for a start of the volume `root`."""
+    def _replayed(self, head: TraceHead, root: Root) -> tuple[list[ProfileItem], Numbers]:
+        """Returns what was replayed for a start of the volume `root`, and which blocks of that the kernel was not warmed
+        with."""
         if not head.profile:
-            return []
+            return [], np.empty(0, np.int64)
         profile = self._log.get(head.repo, head.label, head.profile)
         lookup = None if profile.root == root.digest else lookup_in(self._repository, root)
-        return listed_items(self._repository, lookup, self._layout(root), profile)
+        layout = self._layout(root)
+        return listed_items(self._repository, lookup, layout, profile), left_out_of(profile, layout)
 
     def _ported(self, profile: Profile) -> list[ProfileItem]:
         return self._items(profile.items, profile.root)

@@ -98,6 +98,12 @@ class TraceManager:
             self._end(trace, End.READY, (now - trace.began_ns) // 1_000_000)
         return recorder.path
 
+    def follows_profile(self, export: str, label: str) -> bool:
+        """Returns True while a start of an export (by digest) is traced, and has missed hardly anything in what was replayed."""
+        with self._lock:
+            trace = self._running.get((export, label))
+        return trace is not None and trace.start.skips_readahead()
+
     def look(self) -> None:
         """Ends the starts that are over."""
         for trace, recorder in self._recorded():

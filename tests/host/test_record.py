@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from blockmap.control.messages import Ready
 from blockmap.errors import UsageError
 from blockmap.host.run.readiness import parse_readiness
 from tests.host.conftest import CONTENT, Host
@@ -145,13 +146,15 @@ def test_what_one_start_read_is_in_memory_at_the_next(mounting: Host, need: Call
     where.mkdir()
     mounting.do("attach", "--label", "copy", "app:1", where)
     folder, _ = device_of(mounting)
+    mounting.client.ask(Ready("app:1+copy"))  # which ends what follows the warming
     until(lambda: not is_warming(folder))
     before = served(mounting)
     assert before[1] > len(CONTENT)
     assert (where / "data/content").read_bytes() == CONTENT
     with open(where / "bin/busybox", "rb", buffering=0) as program:
         assert program.read(4) == b"\x7fELF"
-    assert served(mounting) == before
+    left_out = 32 * 4096
+    assert served(mounting)[1] - before[1] <= 2 * left_out
     mounting.do("detach", where)
     assert mounting.leftovers() == []
 

@@ -232,7 +232,7 @@ def test_what_was_warmed_is_not_read_again(mounting: Host, stand_in: Callable[..
     mounting.do("attach", "app:1", where)
     folder, device = device_of(mounting)
     until(lambda: not is_warming(folder))
-    assert front.ops() == ["expect", "readings"]
+    assert front.ops() == ["expect", "readings"], "what there is to follow, the server knows"
     assert read_ahead(device) == 128
     warm = served(mounting)
     asked = (9 + 104) * BLOCK
@@ -268,6 +268,31 @@ def test_nothing_is_read_ahead_until_it_is_through(mounting: Host, stand_in: Cal
     assert (where / "data/content").read_bytes() == CONTENT
     through.set()
     until(lambda: read_ahead(device) == 128)
+    mounting.do("detach", where)
+    assert mounting.leftovers() == []
+
+
+@pytest.mark.root
+def test_nothing_is_read_ahead_while_a_start_goes_as_its_profile_says(
+    mounting: Host, stand_in: Callable[..., StandIn]
+) -> None:
+    over = threading.Event()
+    front = stand_in(readings=readings(HEAD, *FILE), follows=lambda request: {"follows": not over.is_set()})
+    where = directory(mounting)
+    mounting.do("attach", "app:1", where)
+    folder, device = device_of(mounting)
+    until(lambda: front.ops().count("follows") > 1)
+    assert (read_ahead(device), is_warming(folder)) == (0, True)
+    os.sync()
+    subprocess.run(["umount", where], check=True)  # whoever holds on does not hold the mount
+    subprocess.run(["mount", "-o", "ro", device, where], check=True)
+    before = served(mounting)
+    with open(where / "data/content", "rb", buffering=0) as file:
+        assert os.pread(file.fileno(), BLOCK, 500 * BLOCK) == CONTENT[500 * BLOCK : 501 * BLOCK]
+    assert served(mounting)[1] - before[1] < 40 * BLOCK
+    over.set()
+    until(lambda: not is_warming(folder))
+    assert read_ahead(device) == 128
     mounting.do("detach", where)
     assert mounting.leftovers() == []
 

@@ -100,6 +100,9 @@ class Served:
     def traces(self) -> list[dict[str, object]]:
         return [{"path": "/t"}]
 
+    def follows_profile(self, export: str, label: str) -> bool:
+        return label == "migrate"
+
     def expect(self, export: str, label: str, *, exact: bool, start: bool) -> None:
         self.expected = export, label, exact, start
 
@@ -182,6 +185,10 @@ def test_what_is_said_of_a_start(control: Dispatcher, served: Served) -> None:
     assert served.failed is True
     assert ask(control, v=1, op="ready", export="no:1")["kind"] == "NotFound"
     asked = ask(control, v=1, op="status")["control_requests"]
+    assert [ask(control, v=1, op="follows", export=f"app:1{label}")["follows"] for label in ("", "+migrate")] == [
+        False,
+        True,
+    ]
     assert ask(control, v=1, op="traces")["traces"] == [{"path": "/t"}]
     assert ask(control, v=1, op="status")["control_requests"] == asked, "who watches does not use"
 

@@ -45,6 +45,10 @@ def test_two_labels_of_one_version_are_two_starts(server: Server, tmp_path: Path
     assert [each.start.skips_readahead() for each in (default, migrate)] == [True, False]
     assert [bundle and bundle.missed_reads for bundle in bundles] == [0, 1]
     default.read(buf, 0)
+    pinned = server.resolve("app:1")
+    assert [server.traces.follows_profile(pinned, label) for label in ("default", "migrate")] == [True, False]
+    server.traces.ready(pinned, "default")
+    assert not server.traces.follows_profile(pinned, "default"), "once it is ready, that is over"
     for each in (default, migrate):
         sessions.close(each)
     heads = [decode(path.read_bytes()).head for path in (tmp_path / "cache" / "traces").iterdir()]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from blockmap.control.client import Client
-from blockmap.control.messages import Readings
+from blockmap.control.messages import Follows, Readings
 from blockmap.errors import BlockmapError, HostError
 from blockmap.host.devices.device import USUAL_READ_AHEAD_KIB, set_read_ahead
 from blockmap.host.warm.warm import plan, warm
@@ -23,6 +23,7 @@ from blockmap.host.warm.warm import plan, warm
 _NAME = "warming"
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.002
+_LOOK_SECONDS = 0.2
 _ANSWER_SECONDS = 15.0
 """The server waits for the bundle's head; until it has answered, nothing is read ahead either."""
 
@@ -123,12 +124,20 @@ def _let_go(keep: tuple[int, int]) -> None:
 
 
 def _warm(client: Client, export: str, device: str, pipe: int) -> None:
+    server = Client(client.nbd_socket, _ANSWER_SECONDS)
     try:
-        told = Client(client.nbd_socket, _ANSWER_SECONDS).ask(Readings(export))
+        told = server.ask(Readings(export))
         pieces = plan(told.readings, told.soon)
-        if pieces:
-            # Open until the mount is there: the last to close a device drops what its page cache holds.
-            warm(pieces, os.open(device, os.O_RDONLY), _Root(pipe))
+        if not pieces:
+            return
+        # Open until the mount is there: the last to close a device drops what its page cache holds.
+        shown, root = os.open(device, os.O_RDONLY), _Root(pipe)
+        warm(pieces, shown, root)
+        os.close(shown)
+        root.close()
+        # What was left out is read one block at a time, so that the server sees which, and no neighbour has to be fetched.
+        while server.ask(Follows(export)).follows:
+            time.sleep(_LOOK_SECONDS)
     except (BlockmapError, OSError, ValueError, KeyError, TypeError):
         pass  # without a usable answer nothing is warmed
     finally:
@@ -151,3 +160,9 @@ class _Root:
                 self._root = os.open(where, os.O_PATH | os.O_DIRECTORY) if where else None
                 self._known = True
             return self._root
+
+    def close(self) -> None:
+        """Lets the mount go, so that it can be unmounted."""
+        with self._lock:
+            if self._root is not None:
+                os.close(self._root)
