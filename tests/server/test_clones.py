@@ -46,7 +46,7 @@ def test_clients_of_a_clone_share_it_and_clones_share_their_base(server: Server)
     sessions = Sessions(server)
     for clone in ("a", "b"):
         server.clone("app:1", clone, None)
-    image, first, again, other = (sessions.open(each) for each in ("app:1", "a", "a", "b"))
+    image, first, again, other = (sessions.open(each, True) for each in ("app:1", "a", "a", "b"))
     assert first.volume is again.volume
     assert first.volume._base is other.volume._base is image.volume  # type: ignore[attr-defined]
     first.writable.write(b"x" * BLOCK, 0)
@@ -65,11 +65,11 @@ def test_clients_of_a_clone_share_it_and_clones_share_their_base(server: Server)
 def test_what_was_written_without_a_flush_is_there_for_the_next_client(server: Server) -> None:
     sessions = Sessions(server)
     server.clone("app:1", "c", None)
-    session = sessions.open("c")
+    session = sessions.open("c", True)
     session.writable.write(b"x" * BLOCK, 0)
     sessions.close(session)
     assert not server.is_untouched("c")
-    session = sessions.open("c")
+    session = sessions.open("c", True)
     buf = bytearray(BLOCK)
     session.read(memoryview(buf), 0)
     assert buf == b"x" * BLOCK
@@ -79,7 +79,7 @@ def test_what_was_written_without_a_flush_is_there_for_the_next_client(server: S
 def test_a_clone_that_cannot_be_flushed_stays_open(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     sessions = Sessions(server)
     server.clone("app:1", "c", None)
-    session = sessions.open("c")
+    session = sessions.open("c", True)
     session.writable.write(b"x" * BLOCK, 0)
     volume = session.volume
 
@@ -89,10 +89,10 @@ def test_a_clone_that_cannot_be_flushed_stays_open(server: Server, monkeypatch: 
     with monkeypatch.context() as patched:
         patched.setattr(volume, "_keep", fail)
         sessions.close(session)
-    session = sessions.open("c")
+    session = sessions.open("c", True)
     assert session.volume is volume
     sessions.close(session)
-    session = sessions.open("c")
+    session = sessions.open("c", True)
     assert session.volume is not volume
     sessions.close(session)
 

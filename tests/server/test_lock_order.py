@@ -166,7 +166,7 @@ class Load:
     def write(self, seed: int) -> None:
         chosen = random.Random(seed)
         for number in range(20):
-            session = self.sessions.open("clone")
+            session = self.sessions.open("clone", True)
             for _ in range(20):
                 block = chosen.randrange(BLOCKS - 4)
                 session.writable.write(bytes([number]) * BLOCK, block * BLOCK)
