@@ -20,6 +20,8 @@ class Options:
     """The policies of exports by name; that of all others by the empty name."""
     cache_bytes: int | None = None
     state: Path | None = None
+    connections: int | None = None
+    """The most connections at a time; None for any number."""
     control_fd: int | None = None
     metrics_fd: int | None = None
     learn: bool = True
@@ -74,6 +76,7 @@ _PARAMETERS: Mapping[str, Callable[[str, str], Any]] = {
     "cache": lambda _, value: Path(value),
     "cache_bytes": _number,
     "state": lambda _, value: Path(value),
+    "connections": _number,
     "outage": lambda _, value: parse_option(value),
     "control_fd": _number,
     "metrics_fd": _number,

@@ -30,7 +30,7 @@ from nbdplugin.metrics import MetricsServer
 from nbdplugin.options import Options, OptionsParser
 from nbdplugin.publishing import PublisherProcess
 from nbdplugin.session import Session, Sessions
-from nbdplugin.sockets import hang_up_on_idle, peer
+from nbdplugin.sockets import hang_up_on_idle, has_room, peer
 from nbdplugin.threads import here, keep
 
 API_VERSION = 2
@@ -72,7 +72,7 @@ class Service:
             options.hydrate,
         )
         self.server.begin()
-        self.sessions = Sessions(self.server)
+        self.sessions = Sessions(self.server, options.connections)
         if options.control_fd is not None:
             listening = socket.socket(fileno=options.control_fd)
             kept = LocalProfiles(profiles_folder(options.cache))
@@ -94,7 +94,7 @@ class Plugin:
 
     def __init__(self) -> None:
         self.parser = OptionsParser()
-        self._failures = Failures(_log, time.monotonic)
+        self.failures = Failures(_log, time.monotonic)
         self._stopping = threading.Event()
         self._service: Service | None = None
 
@@ -121,7 +121,7 @@ class Plugin:
         nbdkit.set_error(errno.ESHUTDOWN if self._stopping.is_set() else code)
         text = f"{what} of {count} bytes at {offset} of {session.volume.name} failed: "
         text += str(error) if isinstance(error, BlockmapError) else repr(error)
-        self._failures.note(type(error).__name__, text)
+        self.failures.note(type(error).__name__, text)
         return RequestFailed(text)
 
     def _watch(self) -> None:
@@ -172,6 +172,15 @@ def cleanup() -> None:
     _plugin.close()
 
 
+def preconnect(readonly: bool) -> None:
+    """Refuses a client while descriptors are scarce: without any, nbdkit would accept in vain as fast as it can, and reads
+    would fail."""
+    if not has_room():
+        text = f"a client was refused, as too many are connected: {peer()}"
+        _plugin.failures.note("too many clients", text)
+        raise RequestFailed(text)
+
+
 def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:
     try:
         names = _plugin.service.server.names()
@@ -198,7 +207,9 @@ def open(readonly: bool) -> Session:
             )
         session = _plugin.service.sessions.open(name, is_local)
     except BlockmapError as error:
-        _log.error("export %r was refused: %s (asked for by %s)", name, error, who)
+        _plugin.failures.note(
+            f"{type(error).__name__} at an open", f"export {name!r} was refused: {error} (asked for by {who})"
+        )
         raise
     _log.info("export %s opened by %s: %s", name, who, session.volume.name)
     return session

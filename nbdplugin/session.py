@@ -9,6 +9,7 @@ import threading
 import time
 from typing import cast
 
+from blockmap.errors import HostError
 from blockmap.server.registry import Opened
 from blockmap.server.server import Server
 from blockmap.volume.reads import Read, Slow, Tally
@@ -58,33 +59,53 @@ class Session:
 class Sessions:
     """All connections of a server; safe to share between threads."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, most: int | None = None) -> None:
+        """`most` is how many there may be at once; None for any number."""
         self._server = server
+        self._most = most
         self._started = time.time()
         self._lock = threading.Lock()  # guards what follows
-        self._open: set[Session] = set()
+        self._count = 0
+        """Connections that are open, or about to be."""
+        self._open: dict[str, set[Session]] = {}
+        """By export."""
         self._closed: dict[str, Tally] = {}
         """Tallies by export, the one closed last at the end."""
 
     def open(self, export: str, is_local: bool) -> Session:
-        """Opens a connection of a client, of this host or another, to what `export` stands for now; NotFound, UsageError,
-        StoreError, Corrupt."""
-        opened = self._server.open(export)
+        """Opens a connection of a client, of this host or another, to what `export` stands for now; HostError if there are
+        too many, NotFound, UsageError, StoreError, Corrupt."""
+        with self._lock:
+            if self._count == self._most:
+                raise HostError(
+                    f"{self._most:,} connections are open, and the server's limits allow no more: it said at its start which"
+                )
+            self._count += 1
+        try:
+            opened = self._server.open(export)
+        except BaseException:
+            with self._lock:
+                self._count -= 1
+            raise
         session = Session(opened, is_local=is_local, is_labelled="+" in export)
         if opened.is_traced:
             self._server.traces.join(session)
         with self._lock:
-            self._open.add(session)
+            self._open.setdefault(session.volume.name, set()).add(session)
         return session
 
     def close(self, session: Session) -> None:
         """Closes a connection; must be called once, when none of its threads runs any more."""
         self._server.traces.leave(session)
+        name = session.volume.name
         with self._lock:
-            self._open.discard(session)
-            total = self._closed.pop(session.volume.name, None) or Tally()
+            self._count -= 1
+            self._open[name].discard(session)
+            if not self._open[name]:
+                del self._open[name]
+            total = self._closed.pop(name, None) or Tally()
             session.add_to(total)
-            self._closed[session.volume.name] = total
+            self._closed[name] = total
             self._forget()
         session.close()
 
@@ -94,14 +115,15 @@ class Sessions:
         with self._lock:
             for name, tally in self._closed.items():
                 totals.setdefault(name, Tally()).merge(tally)
-            for session in self._open:
-                session.add_to(totals.setdefault(session.volume.name, Tally()))
+            for name, sessions in self._open.items():
+                total = totals.setdefault(name, Tally())
+                for session in sessions:
+                    session.add_to(total)
         reads = [{"export": name, **total.status()} for name, total in totals.items()]
         started = {"pid": os.getpid(), "started": self._started, "seconds": time.time() - self._started}
         return {**started, **self._server.status(), "reads": reads}
 
     def _forget(self) -> None:
-        open_now = {session.volume.name for session in self._open}
-        closed = [name for name in self._closed if name not in open_now and name != OTHER]
+        closed = [name for name in self._closed if name not in self._open and name != OTHER]
         for name in closed[: max(len(closed) - _EXPORTS_KEPT, 0)]:
             self._closed.setdefault(OTHER, Tally()).merge(self._closed.pop(name))

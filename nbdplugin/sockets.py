@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -10,6 +11,16 @@ from collections.abc import Iterator
 _libnbdkit = ctypes.CDLL(None)
 _ANY = ("0.0.0.0", "::")
 _SOCKADDR_BYTES = 128
+_SPARE = 256
+"""Descriptors that are not given to clients: connections to the store, files of the cache, clients of other sockets."""
+
+
+def has_room() -> bool:
+    """Returns True if there are descriptors left for another client, besides those that the server needs for itself."""
+    lowest = os.dup(0)  # as many are in use, at least
+    os.close(lowest)
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return lowest < most - min(_SPARE, most // 4)
 
 
 def hang_up_on_idle() -> None:

@@ -16,6 +16,9 @@ from blockmap.errors import BlockmapError, HostError, UsageError
 
 _MAX_LINE = 1 << 16
 _IDLE_SECONDS = 60
+_CLIENTS_AT_ONCE = 64
+"""Clients that are answered at once; others wait, so that they do not use up the threads and descriptors of a process that
+serves disks."""
 _log = logging.getLogger("blockmap")
 
 
@@ -27,6 +30,7 @@ class Dispatcher:
         self._lock = threading.Lock()  # guards uses
         self.uses = 0
         """Requests by those who use the server, and do not only watch it."""
+        self._free = threading.Semaphore(_CLIENTS_AT_ONCE)
 
     def register(self, kind: type[Operation[AnswerT]], handler: Callable[[Any], AnswerT]) -> None:
         """Has `handler` answer the requests of a class; it may raise any BlockmapError, which then crosses to the client."""
@@ -39,12 +43,19 @@ class Dispatcher:
     def _accept(self, listening: socket.socket) -> None:
         listening.setblocking(True)
         while True:
+            self._free.acquire()
             try:
                 client, _ = listening.accept()
             except OSError as error:
                 _log.error("the control socket failed: %s", error)
                 return
-            threading.Thread(target=self.serve, args=(client,), name="control client", daemon=True).start()
+            threading.Thread(target=self._serve_one, args=(client,), name="control client", daemon=True).start()
+
+    def _serve_one(self, client: socket.socket) -> None:
+        try:
+            self.serve(client)
+        finally:
+            self._free.release()
 
     def serve(self, client: socket.socket) -> None:
         """Answers one client until it hangs up, says nothing for a minute, or sends a line without an end."""

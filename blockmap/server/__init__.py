@@ -7,7 +7,7 @@ Threads of a server. `spawn` (store/concurrent.py) makes threads that nobody has
 object that made them, all of these by `Server.close` or by the plugin's end.
 
     name                      made by, and ends                        does
-    nbdkit's, 64 a connection nbdkit, with the connection              callbacks: reads, block status, prefetch, open, close
+    nbdkit's, 17 a connection nbdkit, with the connection              callbacks: reads (16 at once), block status, open
     open (64)                 Opener, at most 1 s later if it hangs    opens by name and digest, for which nbdkit's threads wait
     leader (128)              Fetcher, at most 5 s later if it hangs   first ranges of reads, for which nbdkit's threads wait
     demands (16)              Fetcher, likewise all of these           further ranges of one read
@@ -34,7 +34,7 @@ object that made them, all of these by `Server.close` or by the plugin's end.
     learn                     LearnerProcess, while something waits    runs `blockmap profile build`
     commit                    Commits, while something is captured     has captures published by `blockmap.commit.publisher`
     watch                     the plugin, with the process             waits for nbdkit's signal to end
-    control, control client   Control, with the process                answers the control socket, one thread a client
+    control, control client   Control, with the process                answers the control socket, 64 clients at once
     metrics (1+32)            MetricsServer, with the process          answers Prometheus
 
 Locks. A lock guards the attributes below it, and is held for a few of the interpreter's instructions: neither across I/O

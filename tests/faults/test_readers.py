@@ -27,6 +27,7 @@ pytestmark = pytest.mark.long
 SIZE = 512 << 20
 READ = 64 << 10
 READERS = 64
+CONNECTIONS = 4
 RUNS = 5
 MIN_RATIO = 0.9
 
@@ -66,7 +67,8 @@ def served(where: Path, url: str) -> float:
     try:
         command = [
             "fio", "--name=x", "--ioengine=nbd", f"--uri={host.uri('bulk:1')}", "--rw=randread", f"--bs={READ}",
-            f"--iodepth={READERS}", f"--size={SIZE}", "--output-format=json",
+            f"--numjobs={CONNECTIONS}", f"--iodepth={READERS // CONNECTIONS}", f"--size={SIZE // CONNECTIONS}",
+            f"--offset_increment={SIZE // CONNECTIONS}", "--group_reporting", "--output-format=json",
         ]  # fmt: skip
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return float(json.loads(out[out.index("{") :])["jobs"][0]["read"]["bw_bytes"] / (1 << 20))

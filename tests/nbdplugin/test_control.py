@@ -1,7 +1,9 @@
 """The control socket's answers, whatever the question."""
 
+import contextlib
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -27,6 +29,7 @@ from blockmap.store.names import NameTarget
 from blockmap.store.observed import Call
 from blockmap.volume.clone_table import CaptureDraft
 from nbdplugin.control import dispatcher
+from tests.waiting import until
 
 PINNED = f"app@sha256:{bytes(32).hex()}"
 
@@ -342,3 +345,25 @@ def test_another_user_is_not_answered(control: Dispatcher, need_root: None) -> N
         shutil.rmtree(folder)
     assert said[65534] == b""
     assert json.loads(said[0])["ok"] is True
+
+
+def test_more_clients_than_are_answered_at_once_wait_for_a_place(control: Dispatcher, tmp_path: Path) -> None:
+    def threads() -> int:
+        return sum(each.name == "control client" for each in threading.enumerate())
+
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listening.bind(str(tmp_path / "s"))
+        listening.listen(100)
+        stack.callback(listening.shutdown, socket.SHUT_RDWR)
+        control.start(listening)
+        clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(65)]
+        for client in clients:
+            client.settimeout(30)
+            client.connect(str(tmp_path / "s"))
+        until(lambda: threads() == 64)
+        clients[-1].sendall(b'{"v":1,"op":"status"}\n')
+        assert select.select([clients[-1]], [], [], 0.2)[0] == []
+        assert threads() == 64
+        clients[0].close()
+        assert clients[-1].recv(1) == b"{"

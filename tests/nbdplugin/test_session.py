@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.errors import HostError, NotFound
 from blockmap.origin.outage_policy import DEFAULT
 from blockmap.server.registry import Opened
 from blockmap.trace.manager import TraceManager
@@ -152,3 +153,29 @@ def test_a_tally_adds_up() -> None:
     assert status["errors"] == 3
     cache = status["sources"]["cache"]  # type: ignore[index]
     assert (cache["reads"], cache["bytes"]) == (5, 33)
+
+
+def test_there_are_no_more_connections_than_were_said(served: Served) -> None:
+    sessions = Sessions(served, 2)  # type: ignore[arg-type]
+    one = sessions.open("a@1")
+    sessions.open("b@1")
+    with pytest.raises(HostError, match="2 connections are open"):
+        sessions.open("a@1")
+    sessions.close(one)
+    sessions.open("a@1")
+    with pytest.raises(HostError):
+        sessions.open("a@1")
+
+
+def test_an_export_that_cannot_be_opened_takes_no_place(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = Sessions(served, 1)  # type: ignore[arg-type]
+
+    def fail(export: str) -> Opened:
+        raise NotFound(export)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(served, "open", fail)
+        for _ in range(3):
+            with pytest.raises(NotFound):
+                sessions.open("a@1")
+    sessions.open("a@1")

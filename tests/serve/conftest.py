@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -55,11 +55,11 @@ class Server:
             assert done.returncode == 0, done.stderr
         return done
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, by: Sequence[str] = ()) -> None:
+        """Starts it, by another command where one is given."""
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [*BLOCKMAP, "serve", *arguments], env=self.environment, stdout=log, stderr=log
-            )
+            command = [*by, *BLOCKMAP, "serve", *arguments]
+            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
         self.wait_ready()
 
     def wait_ready(self) -> None:

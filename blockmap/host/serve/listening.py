@@ -9,7 +9,9 @@ from pathlib import Path
 
 from blockmap.errors import HostError, UsageError
 
-_BACKLOG = 128
+_BACKLOG = 4096
+"""Clients that may wait to be accepted: all come back at once when nbdkit starts again, and libnbd gives up if it has to wait
+for a place in the queue of a Unix socket."""
 
 
 @contextlib.contextmanager

@@ -61,8 +61,11 @@ def environment() -> dict[str, str]:
     return {**kept, "PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "PYTHONNOUSERSITE": "1", **_MEMORY}
 
 
-_THREADS = 64
-"""Threads per connection: cached reads are answered while fewer than these wait for the store."""
+_WORKERS = 16
+"""Requests of one connection that are served at once, each in a thread that nbdkit makes when the connection is opened: cached
+reads are answered while fewer than these wait for the store."""
+THREADS = _WORKERS + 1
+"""Threads of a connection."""
 
 
 def command(
@@ -82,7 +85,7 @@ def command(
         raise HostError("the package nbdplugin is not installed beside blockmap: install blockmap again")
     script = Path(spec.origin).with_name("plugin.py")
     arguments = [
-        tools.find("nbdkit"), "-f", "--exit-with-parent", "-t", str(_THREADS), "python", str(script),
+        tools.find("nbdkit"), "-f", "--exit-with-parent", "-t", str(_WORKERS), "python", str(script),
         f"store={store}", f"cache={cache}", f"state={state}", f"control_fd={control_fd}",
         f"learn={'on' if learn else 'off'}", f"hydrate={'on' if hydrate else 'off'}", *(f"outage={each}" for each in outages),
         *(f"trust={key}" for key in trust),

@@ -20,7 +20,7 @@ from types import FrameType
 
 from blockmap.control.client import Client
 from blockmap.errors import HostError
-from blockmap.host.serve import nbdkit
+from blockmap.host.serve import limits, nbdkit
 from blockmap.host.serve.listening import (
     is_loopback,
     is_owned,
@@ -99,6 +99,7 @@ class Supervisor:
         version = nbdkit.version()
         nbdkit.check_python()
         self._warn(version)
+        limits.raise_limits()
         with contextlib.ExitStack() as stack:
             self._take_signals(stack)
             self._lock = stack.enter_context(owned(self._socket))
@@ -124,12 +125,13 @@ class Supervisor:
         while not self._stop:
             began = time.monotonic()
             log = StartLog(self._pass_on)
-            process = self._start(sockets, own, log)
+            capacity = limits.capacity(nbdkit.THREADS)
+            process = self._start(sockets, own, capacity.connections, log)
             try:
                 ready = self._wait_ready(process)
                 if ready:
                     log.release()
-                    self._say_ready(process)
+                    self._say_ready(process, capacity)
                     self._watch(process)
                 elif not self._stop and not process.poll():
                     self._say(f"nbdkit does not answer after {_READY_SECONDS:.0f} s; ending it")
@@ -155,7 +157,9 @@ class Supervisor:
             )
             select.select([self._wake], [], [], delay)
 
-    def _start(self, sockets: list[socket.socket], own: list[socket.socket], log: StartLog) -> Process:
+    def _start(
+        self, sockets: list[socket.socket], own: list[socket.socket], connections: int, log: StartLog
+    ) -> Process:
         control_fd = FIRST_FD + len(sockets)
         arguments = nbdkit.command(
             self._store,
@@ -168,6 +172,7 @@ class Supervisor:
             self._trust,
             self._hydrate,
         )
+        arguments.append(f"connections={connections}")
         if self._metrics is not None:
             arguments.append(f"metrics_fd={control_fd + 1}")
         environment = {**nbdkit.environment(), "LISTEN_FDS": str(len(sockets))}
@@ -175,11 +180,14 @@ class Supervisor:
         note(self._lock, process.pid)
         return process
 
-    def _say_ready(self, process: Process) -> None:
+    def _say_ready(self, process: Process, capacity: limits.Capacity) -> None:
         where = [str(self._socket)]
         if self._listen is not None:
             where.append(f"{self._listen[0]}:{self._listen[1]}")
-        self._say(f"ready: serving {self._store} on {' and '.join(where)}, nbdkit is process {process.pid}")
+        self._say(
+            f"ready: serving {self._store} on {' and '.join(where)}, nbdkit is process {process.pid}; takes up to "
+            f"{capacity.connections:,} connections ({capacity.limit})"
+        )
 
     def _wait_ready(self, process: Process) -> bool:
         """Returns True if nbdkit greets an NBD client. The connection waits in the socket's queue until it does."""
