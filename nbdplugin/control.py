@@ -82,6 +82,13 @@ def dispatcher(
         )
         return messages.CaptureAnswer(server.capture(request.export, draft))
 
+    def fork(request: messages.Fork) -> messages.EmptyAnswer:
+        server.fork(request.export, request.names)
+        return messages.EmptyAnswer()
+
+    def rewind(request: messages.Rewind) -> messages.RewindAnswer:
+        return messages.RewindAnswer(server.rewind(request.export, request.name))
+
     def published(request: messages.AwaitPublished) -> messages.PublishedAnswer:
         found = server.published(request.capture, request.seconds)
         if isinstance(found, str):
@@ -102,6 +109,8 @@ def dispatcher(
     made.register(messages.Config, config)
     made.register(messages.MakeClone, clone)
     made.register(messages.RemoveClone, lambda request: messages.CloneAnswer(server.remove_clone(request.export)))
+    made.register(messages.Fork, fork)
+    made.register(messages.Rewind, rewind)
     made.register(messages.Capture, capture)
     made.register(messages.AwaitPublished, published)
     made.register(messages.SettleCaptures, settle)

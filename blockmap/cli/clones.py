@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from blockmap.cli.attached import state
+from blockmap.cli.freeze import moment_of
 from blockmap.cli.server import server
-from blockmap.control.messages import MakeClone, RemoveClone
+from blockmap.control.messages import Fork, MakeClone, RemoveClone, Rewind
 from blockmap.errors import UsageError
 from blockmap.terminal.options import cache_option, socket_option, store_option, trust_option
 from blockmap.terminal.output import tell, warn
@@ -94,6 +95,42 @@ def clones(as_json: bool) -> None:
         if each.conflict:
             warn(f"{each.record.name}: {each.conflict}")
     tell_table(table)
+
+
+@click.command()
+@click.argument("clone_name", metavar="CLONE")
+@click.argument("new")
+@click.option("-n", "count", type=click.IntRange(1, 1000), help="So many, called NEW-1, NEW-2, and so on.")
+@store_option
+@cache_option
+@socket_option
+def fork(
+    clone_name: str, new: str, count: int | None, store: str | None, cache: Path | None, socket: Path | None
+) -> None:
+    """Make NEW, a clone of what CLONE is at this moment, also while it is mounted and written to.
+
+    With -n, all are of one moment. What was written before is shared by all of them; nothing is copied or published.
+    """
+    client = server(store, cache, socket)
+    names = [new] if count is None else [f"{new}-{number}" for number in range(1, count + 1)]
+    with moment_of(clone_name):
+        client.ask(Fork(clone_name, names))
+    tell(f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}: forked from {clone_name}")
+
+
+@click.command()
+@click.argument("clone_name", metavar="CLONE")
+@click.argument("name")
+@store_option
+@cache_option
+@socket_option
+def rewind(clone_name: str, name: str, store: str | None, cache: Path | None, socket: Path | None) -> None:
+    """Put CLONE, which nobody uses, on the version NAME; what was written to it is forgotten.
+
+    NAME is any version: repo:tag, repo:tag@{3}, repo:tag@{5 minutes ago}, repo@sha256:DIGEST.
+    """
+    found = server(store, cache, socket).ask(Rewind(clone_name, name))
+    tell(f"{clone_name} is {found.export}")
 
 
 @click.command()

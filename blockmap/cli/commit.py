@@ -4,19 +4,17 @@ import json
 import os
 import pwd
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from blockmap.cli.attached import attachments
+from blockmap.cli.freeze import moment_of
 from blockmap.cli.server import server
 from blockmap.commit.config_changes import parse_changes
 from blockmap.control.client import Client
 from blockmap.control.messages import AwaitPublished, Capture, PublishedAnswer, SettleCaptures
 from blockmap.errors import NameMoved, UsageError
 from blockmap.format.refs import parse_name
-from blockmap.host.freezing import Freezer, freezer
 from blockmap.terminal.options import cache_option, socket_option, store_option
 from blockmap.terminal.output import tell, warn
 
@@ -99,20 +97,9 @@ def commit(
 
 def _capture(client: Client, clone: str, wanted: Capture) -> tuple[int, float]:
     """Captures a clone, its file system frozen where it is mounted; returns the number, and the seconds that writers waited."""
-    where = _mounted(clone)
-    if where is None:
-        return client.ask(wanted).capture, 0.0
-    with ExitStack() as stack:
-        frozen: Freezer = stack.enter_context(freezer(Path(where)))
-        with frozen.frozen():
-            captured = client.ask(wanted).capture
-        return captured, frozen.stall
-
-
-def _mounted(clone: str) -> str | None:
-    if os.geteuid() != 0:
-        return None
-    return attachments().place_of(clone)
+    with moment_of(clone) as moment:
+        captured = client.ask(wanted).capture
+    return captured, moment.stall
 
 
 def _published(client: Client, capture: int) -> PublishedAnswer:

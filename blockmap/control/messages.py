@@ -256,6 +256,38 @@ class Capture(_AboutExport[CaptureAnswer]):
 
 
 @dataclass(frozen=True)
+class Fork(_AboutExport[EmptyAnswer]):
+    """Makes clones of a clone as it is at this moment, all or none."""
+
+    op, answer = "fork", EmptyAnswer
+    names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.names, list | tuple) or any(type(each) is not str for each in self.names):
+            raise UsageError(f"names is a list of names, not {self.names!r}")
+
+
+@dataclass(frozen=True)
+class RewindAnswer(Answer):
+    export: str
+    """The version's export name by digest."""
+
+
+@dataclass(frozen=True)
+class Rewind(_AboutExport[RewindAnswer]):
+    """Puts a clone on a version, and forgets what was written to it."""
+
+    op, answer = "rewind", RewindAnswer
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.name) is not str:
+            raise UsageError(f"name is a name, not {self.name!r}")
+
+
+@dataclass(frozen=True)
 class PublishedAnswer(Answer):
     export: str
     """The version's export name by digest; empty where it is not published yet."""
@@ -390,6 +422,8 @@ OPERATIONS: dict[str, type[Operation[Any]]] = {
         Resolve,
         Config,
         MakeClone,
+        Fork,
+        Rewind,
         Capture,
         AwaitPublished,
         SettleCaptures,

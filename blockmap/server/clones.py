@@ -11,8 +11,9 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from blockmap.durable import settle
@@ -118,24 +119,34 @@ class Clones:
     def capture(self, record: CloneRecord, base: Volume, draft: CaptureDraft) -> int:
         """Captures a clone as it is at one moment; returns the capture's number. DiskFull, HostError: nothing has happened
         then."""
-        volume, table = self.open(record, base), self._table()
         captured = 0
-        try:
-            number = table.add_layer()
-            fresh = CloneLayer(number, ScratchFile(layer_file(self._state, number)), OverlayMap())
 
-            def push(layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
-                nonlocal captured
-                captured = table.push(number, record.id, layer, extents, gone, stored, draft)
+        def push(fresh: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
+            nonlocal captured
+            captured = self._table().push(fresh, record.id, layer, extents, gone, stored, draft)
 
-            try:
-                volume.freeze(fresh, push)
-            except BaseException:
-                self._delete(table.forget_layers([number]))
-                raise
-            return captured
-        finally:
-            self.close(record.name)
+        self._freeze(record, base, push)
+        return captured
+
+    def fork(self, record: CloneRecord, base: Volume, forks: Sequence[tuple[str, str]]) -> None:
+        """Makes clones of a clone as it is at one moment, all or none, each with a name and a pin; AlreadyExists, DiskFull,
+        HostError."""
+
+        def push(fresh: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
+            self._table().fork(fresh, record.id, layer, extents, gone, stored, forks)
+
+        self._freeze(record, base, push)
+
+    def rewind(self, record: CloneRecord, base: str, pin: str) -> None:
+        """Puts a clone that nobody has open on a version, and forgets all that was written to it; HostError."""
+        table = self._table()
+        with owned_clone(clone_folder(self._state, record.id), record.name, self._holder):
+            if table.captures(record.id):
+                raise HostError(
+                    f"{record.name} has captures that are not published yet: wait until they are, or forget them with "
+                    f"`blockmap commit {record.name} --drop`"
+                )
+            self._delete(table.rewind(record.id, base, pin))
 
     def captures(self, clone: int | None = None) -> list[CaptureRecord]:
         """Returns what is captured of one clone or of all clones of the store, and not published, in order."""
@@ -249,6 +260,25 @@ class Clones:
     def _is_used(self, name: str, entry: _Entry) -> bool:
         with self._lock:
             return entry.users > 0 or self._open.get(name) is not entry
+
+    def _freeze(
+        self,
+        record: CloneRecord,
+        base: Volume,
+        push: Callable[[int, int, Sequence[Held], Sequence[int], int], None],
+    ) -> None:
+        """Puts a new layer on a clone's others; `push` stores that, given its number, with what `CloneVolume.freeze` gives."""
+        volume, table = self.open(record, base), self._table()
+        try:
+            number = table.add_layer()
+            try:
+                fresh = CloneLayer(number, ScratchFile(layer_file(self._state, number)), OverlayMap())
+                volume.freeze(fresh, partial(push, number))
+            except BaseException:
+                self._delete(table.forget_layers([number]))
+                raise
+        finally:
+            self.close(record.name)
 
     def _delete(self, layers: Sequence[int]) -> None:
         """Removes the files of layers that are not recorded any more; a sweep finds what stays."""

@@ -5,7 +5,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +165,49 @@ class Server:
             "more, it may be collected; `blockmap attach --hydrate` keeps it on this host"
         )
 
+    def fork(self, name: str, names: Sequence[str]) -> None:
+        """Makes clones of a clone as it is at one moment, all or none; AlreadyExists, UsageError, Collected, StoreError,
+        HostError."""
+        clone = self._clone_of(name)
+        found = self._find(name)
+        for each in names:
+            self._clones.check_new(each, name, clone.size, None)
+        version = found.resolved.name
+        pins: list[str] = []
+        try:
+            pins += (self._pin(version) for _ in names)
+            base = self._registry.volume(found, self._policy(name))
+            self._clones.fork(clone, base, list(zip(names, pins, strict=True)))
+        except BaseException:
+            for pin in pins:
+                self._unpin(version, pin)
+            raise
+
+    def rewind(self, name: str, export: str) -> str:
+        """Puts a clone that nobody uses on a version, and forgets what was written to it; returns the version's export name.
+
+        NotFound, UsageError, Collected, StoreError, HostError.
+        """
+        clone = self._clone_of(name)
+        if self.is_writable(export):
+            raise UsageError(
+                f"{export} is a clone: a clone is put on a version of an image, as `blockmap log` lists them"
+            )
+        found = self._find(export).resolved
+        if found.root.size * BLOCK > clone.size:
+            raise UsageError(f"{export} has more bytes than {name}: make a clone of it instead")
+        pin = self._pin(found.name)
+        try:
+            self._clones.rewind(clone, found.pinned, pin)
+        except BaseException:
+            self._unpin(found.name, pin)
+            raise
+        before = parse_reference(clone.base).digest
+        assert before is not None
+        with suppress(StoreError):  # it is collected later then
+            self._unpin(Digest(before), clone.pin)
+        return found.pinned
+
     def remove_clone(self, name: str) -> str:
         """Removes a clone; returns what people should know. UsageError, NotFound, HostError."""
         removed = self._clones.remove(name)
@@ -182,9 +225,7 @@ class Server:
 
         UsageError, DiskFull, HostError.
         """
-        clone = self._clones.find(name)
-        if clone is None:
-            raise UsageError(f"{name} is no clone: see `blockmap clones`")
+        clone = self._clone_of(name)
         found = self._find(name)
         if found.resolved.version.config is None and json.loads(draft.changes):
             raise UsageError(f"{name} is the clone of a disk image, which has no configuration to change")
@@ -200,9 +241,7 @@ class Server:
     def settle_captures(self, name: str, drop: bool, target: NameTarget | None, force: bool) -> list[int]:
         """Drops all captures of a clone, or has the first that waits for a decision published under another name or by
         force; returns the numbers of those. UsageError, HostError."""
-        clone = self._clones.find(name)
-        if clone is None:
-            raise UsageError(f"{name} is no clone: see `blockmap clones`")
+        clone = self._clone_of(name)
         captures = self._clones.captures(clone.id)
         chosen = captures if drop else [each for each in captures if each.conflict][:1]
         for each in chosen:
@@ -298,6 +337,12 @@ class Server:
         return self._opener.find(
             parse_reference(export if clone is None else clone.base + plus + label), self._policy(name)
         )
+
+    def _clone_of(self, name: str) -> CloneRecord:
+        clone = self._clones.find(name)
+        if clone is None:
+            raise UsageError(f"{name} is no clone: see `blockmap clones`")
+        return clone
 
     def _policy(self, name: str) -> OutagePolicy:
         with self._lock:

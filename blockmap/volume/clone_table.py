@@ -232,6 +232,48 @@ class CloneTable:
             )
             return int(cursor.lastrowid or 0)
 
+    def fork(
+        self,
+        fresh: int,
+        clone: int,
+        layer: int,
+        extents: Sequence[Held],
+        gone: Sequence[int],
+        stored: int,
+        forks: Sequence[tuple[str, str]],
+    ) -> None:
+        """Stores changes of a map as `keep` does, puts the layer `fresh` on the stack, and records clones that share what is
+        below it, all or nothing: `forks` has the name and the pin of each. AlreadyExists."""
+        now = int(time.time())
+        with self._changing() as connection:
+            self._keep(clone, layer, extents, gone, stored)
+            (top,) = connection.execute("SELECT max(height) FROM stacks WHERE clone = ?", (clone,)).fetchone()
+            for name, pin in forks:
+                if connection.execute("SELECT 1 FROM clones WHERE name = ?", (name,)).fetchone():
+                    raise AlreadyExists(f"there is a clone {name} already: name another")
+                number = connection.execute(
+                    "INSERT INTO clones (name, store, origin, base, pin, size, created)"
+                    " SELECT ?, store, origin, base, ?, size, ? FROM clones WHERE id = ?",
+                    (name, pin, now, clone),
+                ).lastrowid
+                connection.execute(
+                    "INSERT INTO stacks SELECT ?, height, layer FROM stacks WHERE clone = ?", (number, clone)
+                )
+                own = connection.execute("INSERT INTO layers DEFAULT VALUES").lastrowid
+                connection.execute("INSERT INTO stacks VALUES (?, ?, ?)", (number, top + 1, own))
+            connection.execute("INSERT INTO stacks VALUES (?, ?, ?)", (clone, top + 1, fresh))
+
+    def rewind(self, clone: int, base: str, pin: str) -> list[int]:
+        """Puts a clone on a version, and forgets all that was written to it; returns those of its layers that no other clone
+        has."""
+        with self._changing() as connection:
+            layers = [n for (n,) in connection.execute("SELECT layer FROM stacks WHERE clone = ?", (clone,))]
+            connection.execute("DELETE FROM stacks WHERE clone = ?", (clone,))
+            own = connection.execute("INSERT INTO layers DEFAULT VALUES").lastrowid
+            connection.execute("INSERT INTO stacks VALUES (?, 0, ?)", (clone, own))
+            connection.execute("UPDATE clones SET base = ?, pin = ? WHERE id = ?", (base, pin, clone))
+            return self._forget_unused(connection, layers)
+
     def captures(self, clone: int | None = None) -> list[CaptureRecord]:
         """Returns what is captured and not published, of one clone or of all, in order."""
         with self._reading():

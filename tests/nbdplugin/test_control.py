@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,12 @@ class Served:
 
     def capture(self, name: str, draft: CaptureDraft) -> int:
         return len(name)
+
+    def fork(self, name: str, names: Sequence[str]) -> None:
+        pass
+
+    def rewind(self, name: str, export: str) -> str:
+        return PINNED
 
     def published(self, capture: int, seconds: float) -> PublishedCapture | str:
         return PublishedCapture(PINNED, capture) if capture else "the store is away"

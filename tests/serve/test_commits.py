@@ -141,6 +141,54 @@ def test_a_name_that_moved_on_waits_for_a_decision(server: Server) -> None:
         assert "done" if commit(server, "disk:1", "--force")["entry"] == 3 else ""
 
 
+def test_a_fork_is_of_one_moment_and_each_goes_its_own_way(server: Server) -> None:
+    with Nbd(server.socket, "c") as client:
+        client.write(0, b"one " * 1024)
+        server.run("fork", "c", "d", "-n", "3")
+        client.write(0, b"two " * 1024)
+        with Nbd(server.socket, "d-2") as fork:
+            assert fork.read(0, SIZE // 2) == b"one " * 1024 + DISK[BLOCK : SIZE // 2]
+            fork.write(BLOCK, b"mine" * 1024)
+        with Nbd(server.socket, "d-3") as fork:
+            assert fork.read(0, 2 * BLOCK) == b"one " * 1024 + DISK[BLOCK : 2 * BLOCK]
+        assert client.read(0, 2 * BLOCK) == b"two " * 1024 + DISK[BLOCK : 2 * BLOCK]
+    server.run("fork", "d-2", "e")
+    server.run("rm", "d-2", "d-1")
+    with Nbd(server.socket, "e") as fork:
+        assert fork.read(0, 2 * BLOCK) == b"one " * 1024 + b"mine" * 1024, "what is shared stays for whom it is left"
+    assert json.loads(server.run("commit", "d-3", "forked:1", "--json").stdout)["entry"] == 1
+    assert stored(server, "forked:1") == b"one " * 1024 + DISK[BLOCK:]
+    taken = server.run("fork", "c", "e", check=False)
+    assert taken.returncode == 1
+    assert "there is a clone e already" in taken.stderr
+    assert sorted(row["name"] for row in json.loads(server.run("clones", "--json").stdout)) == ["c", "d-3", "e"]
+    server.run("rm", "c", "d-3", "e")
+    assert list((server.where / "state" / "layers").iterdir()) == []
+    assert list((server.store / "pins").rglob("clone-*")) == []
+
+
+def test_a_clone_is_put_back_on_a_version(server: Server) -> None:
+    with Nbd(server.socket, "c") as client:
+        client.write(0, b"one " * 1024)
+        commit(server, "disk:1")
+        client.write(0, b"two " * 1024)
+        used = server.run("rewind", "c", "disk:1@{1}", check=False)
+        assert used.returncode == 1
+        assert "in use" in used.stderr
+    for past, found in (("disk:1", b"one " * 1024), ("disk:1@{1}", DISK[:BLOCK])):
+        server.run("rewind", "c", past)
+        with Nbd(server.socket, "c") as client:
+            assert client.read(0, BLOCK) == found
+            client.write(0, b"lost" * 1024)
+    (pin,) = (server.store / "pins").rglob("clone-*")
+    (row,) = json.loads(server.run("clones", "--json").stdout)
+    assert pin.parent.name == row["base"].partition("@sha256:")[2]
+    for wrong, said in (("none:1", "no image"), ("c", "is a clone")):
+        done = server.run("rewind", "c", wrong, check=False)
+        assert done.returncode != 0
+        assert said in done.stderr
+
+
 def test_mistakes_are_explained_and_change_nothing(server: Server) -> None:
     for arguments, said in (
         (("c",), "no NAME"),
