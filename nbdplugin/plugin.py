@@ -176,7 +176,7 @@ def preconnect(readonly: bool) -> None:
     """Refuses a client while descriptors are scarce: without any, nbdkit would accept in vain as fast as it can, and reads
     would fail."""
     if not has_room():
-        text = f"a client was refused, as too many are connected: {peer()}"
+        text = f"a client was refused, as too many are connected: {peer()[0]}"
         _plugin.failures.note("too many clients", text)
         raise RequestFailed(text)
 

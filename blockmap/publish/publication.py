@@ -136,7 +136,9 @@ class Publication:
             target, version, draft, lambda: check_unchanged(self._store, self._form), after, self._is_of_another
         )
         self._is_named = True
-        if self._other is not None and entry is None:
+        if entry is None and (name, number) in standing:
+            self._other = number, self._repository.version_at(name, number).root
+        if entry is None and self._other is not None:
             number, root = self._other
             self._withdraw()
         published = Published(name, number, entry, root)

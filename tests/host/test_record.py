@@ -23,7 +23,7 @@ from tests.waiting import LIMIT_S, free_ports, until
 SCRIPT = """
 import sys
 from blockmap.cli import main, record
-record._build = lambda wanted, store, trace: print("built", wanted, store, trace)
+record._build = lambda wanted, store, trust, trace: print("built", wanted, store, trace)
 main.main()
 """
 

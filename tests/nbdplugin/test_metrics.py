@@ -38,7 +38,7 @@ def status() -> dict[str, Any]:
         "learn": {"running": 0, "runs": 9, "failures": 1},
         "cache": {
             "bytes": 5, "cap_bytes": 10, "pinned_bytes": 0, "slots": 1, "stored": 5, "evicted": 4, "damaged": 0,
-            "failed_writes": 0,
+            "lost": 0, "failed_writes": 0, "missing": 0, "replaced": 0,
         },
         "fetch": {
             "requests": 2, "bytes": 7, "chunks": 3, "damaged": 0, "failed_reads": 0, "joined_reads": 1, "retries": 6, "outages": 1,

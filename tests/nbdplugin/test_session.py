@@ -157,14 +157,14 @@ def test_a_tally_adds_up() -> None:
 
 def test_there_are_no_more_connections_than_were_said(served: Served) -> None:
     sessions = Sessions(served, 2)  # type: ignore[arg-type]
-    one = sessions.open("a@1")
-    sessions.open("b@1")
+    one = sessions.open("a@1", True)
+    sessions.open("b@1", True)
     with pytest.raises(HostError, match="2 connections are open"):
-        sessions.open("a@1")
+        sessions.open("a@1", True)
     sessions.close(one)
-    sessions.open("a@1")
+    sessions.open("a@1", True)
     with pytest.raises(HostError):
-        sessions.open("a@1")
+        sessions.open("a@1", True)
 
 
 def test_an_export_that_cannot_be_opened_takes_no_place(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,5 +177,5 @@ def test_an_export_that_cannot_be_opened_takes_no_place(served: Served, monkeypa
         patched.setattr(served, "open", fail)
         for _ in range(3):
             with pytest.raises(NotFound):
-                sessions.open("a@1")
-    sessions.open("a@1")
+                sessions.open("a@1", True)
+    sessions.open("a@1", True)

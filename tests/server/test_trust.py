@@ -87,7 +87,7 @@ def test_what_we_did_not_sign_is_refused(store: Pruner, host: Hosts, own: Signer
 def test_nothing_of_an_untrusted_image_is_fetched(store: Pruner, host: Hosts) -> None:
     """Its hint, with a bundle, says nothing that is acted upon."""
     made = volume(store, 1, None)
-    about = bundled(store, made.root, [0, 1, 2], keys.bundle(made.name, "default", 1))
+    about = bundled(store, made.root, [0, 1, 2], keys.bundle(made.name, "default", 1, 1))
     told = hint.decode(store.get(HINT), "a", "1")
     store.replace(HINT, hint.encode(replace(told, bundles=(about,))))
     steps = Steps(store, 1)
