@@ -19,6 +19,7 @@ from tests.serve.conftest import Server, bare_server
 from tests.serve.nbd import Nbd, RefusedError
 from tests.serve.test_serve import stored
 from tests.store import servers
+from tests.waiting import until
 
 END = 4 << 20
 
@@ -54,7 +55,8 @@ def test_only_signed_images_are_served(web: Server, images: Path, tmp_path: Path
     for export in ("small:1", "small:1+other", *(f"small@sha256:{digest}" for digest in unsigned)):
         with pytest.raises(RefusedError):
             Nbd(web.socket, export)
-        assert f"export '{export}' was refused: " in web.said()
+        if "@" not in export:  # of many failures that are alike a few are logged
+            until(lambda export=export: f"export '{export}' was refused: " in web.said())
     assert "entry 1 of small:1 is not signed, and only what key " in web.said()
     listed = subprocess.run(["nbdinfo", "--list", web.uri("")], capture_output=True, text=True, check=True).stdout
     assert ('export="small:2"' in listed, "small:1" in listed) == (True, False)
