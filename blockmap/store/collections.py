@@ -6,6 +6,7 @@ collection that has begun to delete since may have taken what it relied on. What
 collection looks again before it deletes.
 """
 
+import logging
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -18,6 +19,11 @@ from blockmap.format.digest import Digest
 from blockmap.store import limits
 from blockmap.store.base import Reader, Writer
 from blockmap.store.log import DenseLog, LogReader, nonce
+
+_log = logging.getLogger(__name__)
+
+_LOOK_BACK = 9
+"""Entries in which the end of the collection before is looked for: three collections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +74,19 @@ class CollectionReader:
         n = seen.newest
         try:
             while True:
-                step = self.step(n + 1)
+                step = self._readable(n + 1)
                 n += 1
+                if step is None:
+                    raise Collected(
+                        f"{keys.collection(n)} is damaged, and may have said that what this relied on is deleted: repeat the "
+                        "command"
+                    )
                 if step.kind is StepKind.SWEEP:
-                    lost = self.step(step.condemned).keys if step.condemned > 0 else ()
-                    gone = set(lost).intersection(used())
-                    if gone:
+                    condemnation = self._readable(step.condemned)
+                    gone = None if condemnation is None else set(condemnation.keys).intersection(used())
+                    if gone is None or gone:
                         raise Collected(
-                            f"garbage was collected meanwhile, and with it {len(gone):,} objects that this relied on: "
+                            f"garbage was collected meanwhile, and with it {len(gone or ()):,} objects that this relied on: "
                             "repeat the command"
                         )
         except NotFound:
@@ -83,15 +94,39 @@ class CollectionReader:
         return seen if n == seen.newest else self._state(n)
 
     def _state(self, newest: int) -> CollectionState:
-        if not newest:
-            return CollectionState(0)
-        step = self.step(newest)
+        """Returns what the entries up to `newest` say; a damaged one counts as the end of its collection, which deletes nothing
+        more once it is begun again."""
+        step = self._readable(newest) if newest else None
+        if step is None:
+            return CollectionState(newest, retired=self._retired(newest - 1))
         if step.kind is StepKind.DONE:
             return CollectionState(newest, retired=step.retired)
-        condemnation = step if step.kind is StepKind.CONDEMN else self.step(step.condemned)
-        before = condemnation.n - 1
-        retired = self.step(before).retired if before else None
-        return CollectionState(newest, condemnation, step.kind is StepKind.SWEEP, frozenset(condemnation.keys), retired)
+        condemnation = step if step.kind is StepKind.CONDEMN else self._readable(step.condemned)
+        if condemnation is None:
+            return CollectionState(newest, retired=self._retired(newest - 1))
+        return CollectionState(
+            newest,
+            condemnation,
+            step.kind is StepKind.SWEEP,
+            frozenset(condemnation.keys),
+            self._retired(condemnation.n - 1),
+        )
+
+    def _retired(self, newest: int) -> Mapping[Digest, int] | None:
+        """Returns the numbers that the latest collection of entries up to `newest` retired, as far as that can be read."""
+        for n in range(newest, max(newest - _LOOK_BACK, 0), -1):
+            step = self._readable(n)
+            if step is not None and step.kind is StepKind.DONE:
+                return step.retired
+        return None
+
+    def _readable(self, n: int) -> CollectionStep | None:
+        """Returns entry `n`, None if it is damaged; NotFound."""
+        try:
+            return self.step(n)
+        except Corrupt as error:
+            _log.warning("the log of collections goes on without an entry: %s", error)
+            return None
 
 
 class CollectionLog(CollectionReader):

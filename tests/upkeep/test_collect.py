@@ -13,13 +13,14 @@ import pytest
 
 from blockmap.errors import Collected, Corrupt, HostError, NotFound
 from blockmap.format import keys
+from blockmap.format.collection import StepKind
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
 from blockmap.image.importer import Importer
 from blockmap.image.layer import config_chains
 from blockmap.image.sources import open_source
 from blockmap.publish.reliance import tag_version
-from blockmap.store.collections import CollectionReader
+from blockmap.store.collections import CollectionLog, CollectionReader, CollectionState
 from blockmap.store.documents import find_document
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
@@ -343,6 +344,32 @@ def test_a_tag_brings_back_what_is_condemned(store: Clocked, tmp_path: Path) -> 
     store.seconds += GRACE + 1
     assert one.sweep(one.state()).objects == 0
     assert faults(store, "old:1") == []
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_damaged_entry_of_the_log_stops_nobody(store: Clocked, tmp_path: Path, n: int) -> None:
+    remove(store, "a")
+    store.seconds += 2 * DAY
+    one = collector(store)
+    steps = [
+        lambda: one.condemn(one.state(), one.plan(one.state())),
+        lambda: CollectionLog(store).append(one.state(), StepKind.SWEEP, condemned=1),
+        lambda: one.sweep(one.state()),
+    ]
+    for step in steps[:n]:
+        step()
+        store.seconds += GRACE + 1
+    key = keys.collection(n)
+    store.delete(key)
+    store.create(key, [b"damaged"])
+    put(store, "c", tmp_path)
+    put(store, "a", tmp_path)
+    check_all(store)
+    remove(store, "b")
+    assert collect(store) >= 1
+    check_all(store)
+    with pytest.raises(Collected, match="damaged"):
+        CollectionReader(store).check(CollectionState(n - 1), set)
 
 
 def paused_at(store: Clocked, step: int, act: Callable[[], None]) -> None:
