@@ -28,6 +28,8 @@ class Options:
     trust: tuple[PublicKey, ...] = ()
     """The keys of which one must have signed what is opened; without any, nothing need be signed."""
     hydrate: bool = True
+    sign: Path | None = None
+    """The file of the private key that commits are signed with."""
 
 
 class OptionsParser:
@@ -83,5 +85,6 @@ _PARAMETERS: Mapping[str, Callable[[str, str], Any]] = {
     "learn": _switch,
     "trust": lambda _, value: parse_public_key(value),
     "hydrate": _switch,
+    "sign": lambda _, value: Path(value),
 }
 """How the value of each parameter is parsed."""

@@ -59,7 +59,7 @@ class Service:
         self._learner = LearnerProcess(options.store, options.cache, trust=options.trust)
         evidence = self._learner.offer if options.learn else None
         state = options.state or options.cache / "state"
-        self._publisher = PublisherProcess(options.store, state)
+        self._publisher = PublisherProcess(options.store, state, options.sign)
         self.server = Server(
             options.store,
             options.cache,

@@ -15,7 +15,9 @@ from nbdplugin.background import guarded
 class PublisherProcess:
     """Publishes one capture at a time, and ends what runs when it is closed."""
 
-    def __init__(self, store: str, state: Path) -> None:
+    def __init__(self, store: str, state: Path, sign: Path | None) -> None:
+        """`sign` is the file of the private key that versions and entries are signed with."""
+        self._sign = [] if sign is None else [str(sign)]
         self._store = store
         self._state = state
         self._lock = threading.Lock()  # guards what follows
@@ -29,7 +31,7 @@ class PublisherProcess:
             if self._closed:
                 raise HostError("the server is about to end")
             process = self._process = subprocess.Popen(
-                guarded([*program, self._store, str(self._state), str(capture)]),
+                guarded([*program, self._store, str(self._state), str(capture), *self._sign]),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

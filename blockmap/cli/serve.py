@@ -11,15 +11,16 @@ from blockmap.local.paths import default_cache, default_socket, own
 from blockmap.origin.outage_policy import parse_option
 from blockmap.origin.records import open_served
 from blockmap.server.opener import ANSWER_SECONDS
-from blockmap.store.key_files import read_trusted
+from blockmap.store.key_files import read_signer, read_trusted
 from blockmap.store.opening import location
-from blockmap.terminal.options import cache_option, need_store, socket_option, store_option, trust_option
+from blockmap.terminal.options import cache_option, need_store, sign_option, socket_option, store_option, trust_option
 from blockmap.terminal.output import warn
 
 
 @click.command()
 @store_option
 @trust_option
+@sign_option
 @cache_option
 @socket_option
 @click.option(
@@ -57,6 +58,7 @@ from blockmap.terminal.output import warn
 def serve(
     store: str | None,
     trust: tuple[str, ...],
+    sign: Path | None,
     cache: Path | None,
     socket: Path | None,
     listen: str | None,
@@ -71,6 +73,8 @@ def serve(
     for each in outages:
         parse_option(each)
     trusted = list(map(str, read_trusted(trust)))
+    if sign is not None:
+        read_signer(sign)  # what is wrong with it is said now, not at the first commit
     url = location(need_store(store))
     directory = own((cache or default_cache()).absolute())
     open_served(url, directory, ANSWER_SECONDS)
@@ -95,6 +99,7 @@ def serve(
         learn,
         trusted,
         hydrate,
+        None if sign is None else sign.absolute(),
     ).run()
 
 

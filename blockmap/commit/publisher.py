@@ -1,6 +1,6 @@
 """Publishes what was captured of a clone; a server runs this in a process of its own:
 
-    python -m blockmap.commit.publisher STORE STATE CAPTURE
+    python -m blockmap.commit.publisher STORE STATE CAPTURE [KEYFILE]
 
 The last line that it prints is JSON with the version, by its export name, and the number of the name's entry; or says why not.
 It may be killed at any time, and run again: the entry's nonce was noted with the capture.
@@ -29,10 +29,12 @@ from blockmap.publish.publication import Publication
 from blockmap.publish.stages import Stages
 from blockmap.store.base import Pruner
 from blockmap.store.collections import CollectionReader
+from blockmap.store.key_files import read_signer
 from blockmap.store.names import NameLog, NameTarget
 from blockmap.store.opening import Format, open_writer
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
+from blockmap.store.signing import Signer
 from blockmap.store.volume_reader import stored_reader
 from blockmap.volume.clone_table import CaptureRecord, CloneRecord, CloneTable
 from blockmap.volume.overlay import Kind, OverlayMap, look
@@ -90,7 +92,14 @@ class CapturedMoment:
         return read
 
 
-def publish_capture(store: Pruner, form: Format, state: Path, number: int, warn: Callable[[str], None]) -> Committed:
+def publish_capture(
+    store: Pruner,
+    form: Format,
+    state: Path,
+    number: int,
+    warn: Callable[[str], None],
+    signer: Signer | None = None,
+) -> Committed:
     """Makes a version of a capture, unless that has happened already; the capture stays on record.
 
     Raises NameMoved where the name has moved on, NotFound, Corrupt, StoreError, HostError.
@@ -101,7 +110,7 @@ def publish_capture(store: Pruner, form: Format, state: Path, number: int, warn:
         capture = next((each for each in table.captures() if each.id == number), None)
         if capture is None:
             raise NotFound(f"there is no capture {number} any more")
-        draft, names = capture.draft, NameLog(store)
+        draft, names = capture.draft, NameLog(store, signer=signer)
         target = NameTarget(draft.repo, draft.tag)
         done = _find_entry(names, capture)
         if done is not None:
@@ -176,14 +185,15 @@ def _find_entry(names: NameLog, capture: CaptureRecord) -> Committed | None:
     return None
 
 
-def _main(store_url: str, state: str, number: str) -> None:
+def _main(store_url: str, state: str, number: str, key: str | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     try:
+        signer = None if key is None else read_signer(Path(key))
         store, form = open_writer(store_url)
         try:
-            done = publish_capture(store, form, Path(state), int(number), _log.warning)
+            done = publish_capture(store, form, Path(state), int(number), _log.warning, signer)
         except Collected:  # once more, over what is there now
-            done = publish_capture(store, form, Path(state), int(number), _log.warning)
+            done = publish_capture(store, form, Path(state), int(number), _log.warning, signer)
     except (NameMoved, NotFound, Corrupt, UsageError) as error:  # trying again would not help
         print(error)
         sys.exit(CONFLICT_STATUS)

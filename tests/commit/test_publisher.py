@@ -132,6 +132,18 @@ def test_a_commit_does_not_take_over_the_signature_of_its_base(clone: CloneOnDis
     assert find_version(clone.repository, parse_reference(done.export)).version.signature is None
 
 
+def test_a_commit_is_signed_with_the_key_that_is_given(clone: CloneOnDisk) -> None:
+    clone.write(0, b"x")
+    store, form = open_writer(str(clone.store))
+    number = clone.capture("disk:1")
+    publish_capture(store, form, clone.state, number, lambda said: None, signer(1))
+    entry = NameLog(store).newest("disk", "1")
+    assert entry is not None
+    assert signer(1).has_signed_entry(entry)
+    assert signer(1).has_signed_version(find_version(clone.repository, parse_reference("disk:1")).version)
+    assert not signer(2).has_signed_entry(entry)
+
+
 def test_a_commit_stores_what_changed_and_reads_no_chunk_of_the_base(
     clone: CloneOnDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

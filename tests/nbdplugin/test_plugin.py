@@ -95,7 +95,7 @@ def test_parameters() -> None:
         (
             "size",
             "1",
-            "size= is not a parameter of this plugin: store, cache, cache_bytes, .* metrics_fd, learn, trust and hydrate are",
+            "size= is not a parameter of this plugin: store, cache, cache_bytes, .* metrics_fd, learn, trust, hydrate and sign are",
         ),
         ("cache_bytes", "-1", "cache_bytes=-1 is not a number"),
         ("learn", "yes", "learn=yes is neither on nor off"),

@@ -15,7 +15,7 @@ from blockmap.format.refs import parse_reference
 from blockmap.store.resolver import find_version
 from blockmap.store.volume_reader import stored_reader
 from tests.serve.conftest import Server, bare_server, content
-from tests.serve.nbd import Nbd
+from tests.serve.nbd import Nbd, RefusedError
 from tests.waiting import until
 
 SIZE = 8 << 20
@@ -139,6 +139,21 @@ def test_a_name_that_moved_on_waits_for_a_decision(server: Server) -> None:
         assert failed.returncode == 1
         server.run("commit", "c", "--drop")
         assert "done" if commit(server, "disk:1", "--force")["entry"] == 3 else ""
+
+
+def test_what_is_committed_is_signed_with_the_servers_key(server: Server) -> None:
+    server.run("key", "create", server.where / "key")
+    server.stop()
+    server.start("--sign", str(server.where / "key"))
+    with Nbd(server.socket, "c") as client:
+        client.write(0, b"mine" * 1024)
+    commit(server, "signed:1")
+    server.stop()
+    server.start("--trust", str(server.where / "key.pub"))
+    with Nbd(server.socket, "signed:1") as client:
+        assert client.read(0, BLOCK) == b"mine" * 1024
+    with pytest.raises(RefusedError):
+        Nbd(server.socket, "disk:1")
 
 
 def test_a_fork_is_of_one_moment_and_each_goes_its_own_way(server: Server) -> None:

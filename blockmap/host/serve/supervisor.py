@@ -72,8 +72,10 @@ class Supervisor:
         learn: bool = True,
         trust: Sequence[str] = (),
         hydrate: bool = True,
+        sign: Path | None = None,
     ) -> None:
-        """`pass_on` gets each line that nbdkit writes. `trust` has public keys, of which one must have signed what is opened.
+        """`pass_on` gets each line that nbdkit writes. `trust` has public keys, of which one must have signed what is opened;
+        `sign` is the file of the private key that commits are signed with.
 
         `take_over` is called before it serves, when no other server can be at the socket any more.
         """
@@ -87,6 +89,7 @@ class Supervisor:
         self._take_over = take_over
         self._learn, self._hydrate = learn, hydrate
         self._trust = trust
+        self._sign = sign
         self._stop = False
         self._listen = parse_listen(listen) if listen else None
         self._metrics = parse_place(metrics) if metrics else None
@@ -173,6 +176,8 @@ class Supervisor:
             self._hydrate,
         )
         arguments.append(f"connections={connections}")
+        if self._sign is not None:
+            arguments.append(f"sign={self._sign}")
         if self._metrics is not None:
             arguments.append(f"metrics_fd={control_fd + 1}")
         environment = {**nbdkit.environment(), "LISTEN_FDS": str(len(sockets))}
