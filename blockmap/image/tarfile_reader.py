@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Generator, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from itertools import chain
-from typing import IO, Self, cast
+from typing import IO, Any, Self, TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
 from blockmap.errors import ImageError
@@ -29,10 +29,22 @@ class _Info(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        found = super().frombuf(buf, encoding, errors)
-        if buf[257:265] != b"ustar\x0000":
-            found.name = bytes(buf[:100]).split(b"\0", 1)[0].decode(encoding, errors)
-        return found
+        return _without_prefix(super().frombuf(buf, encoding, errors), buf, encoding, errors)
+
+    @classmethod
+    def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **more: Any) -> Self:
+        """Does what `frombuf` does where Python reads members without it, as its later releases do."""
+        made: Self = super()._frombuf(buf, encoding, errors, **more)  # type: ignore[misc]
+        return _without_prefix(made, buf, encoding, errors)
+
+
+_InfoT = TypeVar("_InfoT", bound=tarfile.TarInfo)
+
+
+def _without_prefix(info: _InfoT, buf: bytes | bytearray, encoding: str, errors: str) -> _InfoT:
+    if buf[257:265] != b"ustar\x0000":
+        info.name = bytes(buf[:100]).split(b"\0", 1)[0].decode(encoding, errors)
+    return info
 
 
 class _ForwardFile:

@@ -138,6 +138,6 @@ def test_an_object_is_whole_after_the_next_import_or_told_by_name(site: Site, ki
             assert here.store.get(key) == data
         elif way == "delete" and kind in (*DERIVED, "names"):
             assert here.store.get(key)
-        elif way != "delete" and kind not in HEALED:
+        elif way != "delete" and kind not in (*HEALED, "gc"):  # the log of collections goes on without an entry
             told = {"format": key, "profiles": "profile 1 of a+default", "names": "entry 1 of a:1"}.get(kind, key)
             assert any(told in text for text in said)
