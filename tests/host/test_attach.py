@@ -173,7 +173,7 @@ def test_it_starts_a_server_that_ends_when_it_is_not_needed(mounting: Host) -> N
     assert "cannot use the cache" in done.stderr
     mounting.cache.unlink()
     mounting.do("attach", "app:1", where)
-    assert "ready" in mounting.said()
+    until(lambda: "ready" in mounting.said())
     mounting.do("detach", where)
     assert mounting.leftovers() == []
 
@@ -202,7 +202,7 @@ def test_a_server_takes_apart_what_the_one_before_it_left(mounting: Host) -> Non
     mounting.server.wait()
     until(lambda: not Path(f"/proc/{nbdkit}").exists())
     mounting.serve()
-    assert f"{where} is unmounted: the server behind it has gone" in mounting.said()
+    until(lambda: f"{where} is unmounted: the server behind it has gone" in mounting.said())
     assert mounting.leftovers() == []
 
 

@@ -12,6 +12,7 @@ from tests.serve.conftest import Server
 from tests.serve.nbd import Nbd, RefusedError
 from tests.serve.test_serve import stored
 from tests.store import servers
+from tests.waiting import until
 
 STEP = 4 << 20
 END = 60 << 20
@@ -40,13 +41,13 @@ def test_exports_open_from_the_cache_while_the_store_is_away(server: Server, nee
 
     assert server.stop() == 0
     server.start()
-    assert "the store is away, this host serves what it knows of it" in server.said()
+    until(lambda: "the store is away, this host serves what it knows of it" in server.said())
     for export in ("small:1", pinned, ""):
         assert read_all(server, export) == good
     assert 'export="small:1"' in listed(server)
     with pytest.raises(RefusedError):
         Nbd(server.socket, "small:2")
-    assert "small:1 is opened as it was last seen here, entry 1: there is no store at" in server.said()
+    until(lambda: "small:1 is opened as it was last seen here, entry 1: there is no store at" in server.said())
 
     away.rename(server.store)
     asked = server.client.status()["unconfirmed_opens"]

@@ -180,7 +180,7 @@ def test_one_server_at_a_time_writes_to_a_clone(cloned: Server, tmp_path: Path) 
             client.write(0, b"a" * BLOCK)
             with pytest.raises(RefusedError):
                 open_clone(other)
-            assert f"c is in use by the server of {cloned.cache}, process {cloned.nbdkit()}" in other.said()
+            until(lambda: f"c is in use by the server of {cloned.cache}, process {cloned.nbdkit()}" in other.said())
             assert listed(cloned)[0]["in_use_by"] == f"the server of {cloned.cache}, process {cloned.nbdkit()}"
             for server in (cloned, other):
                 done = server.run("rm", "c", check=False)

@@ -77,7 +77,7 @@ def test_a_patient_read_waits_and_cached_ones_are_served(idle_server: Server, we
             assert hot.read(cold, 4096) == good[cold : cold + 4096]
         web.start()
     assert server.client.status()["fetch"]["outages"] == 1
-    assert "the store answers again" in server.said()
+    until(lambda: "the store answers again" in server.said())
 
 
 def test_impatient_reads_fail_at_once_and_recover_by_themselves(
