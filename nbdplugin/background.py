@@ -125,28 +125,27 @@ class LearnerProcess:
 
     def _start(self, head: TraceHead, trace: Path) -> "subprocess.Popen[str] | None":
         export = f"{head.repo}@sha256:{head.version.hex()}+{head.label}"
-        command = guarded([*self._program, self._store, str(self._cache), export, str(trace), *map(str, self._trust)])
+        command = [*self._program, self._store, str(self._cache), export, str(trace), *map(str, self._trust)]
         with self._lock:
             if self._closed:
                 return None
             self._runs += 1
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                cwd="/",
-            )
-            self._process = process
+            process = self._process = start_guarded(command)
         with contextlib.suppress(ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
         return process
 
 
-def guarded(command: list[str]) -> list[str]:
-    """Returns a command that ends with this process, however that ends."""
+def start_guarded(command: Sequence[str]) -> "subprocess.Popen[str]":
+    """Starts a process that ends with this one, however that ends; what it prints, errors too, is read from its output."""
     # The program itself asks the kernel for this: between fork and exec no Python code may run in a process of many threads.
     guard = _KILLED_WITH_PARENT if shutil.which(_KILLED_WITH_PARENT[0]) else ()
-    return [*guard, *command]
+    return subprocess.Popen(
+        [*guard, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        cwd="/",
+    )

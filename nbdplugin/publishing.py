@@ -9,7 +9,7 @@ from pathlib import Path
 from blockmap.commit import CONFLICT_STATUS
 from blockmap.errors import HostError, NameMoved
 from blockmap.server.commits import PublishedCapture
-from nbdplugin.background import guarded
+from nbdplugin.background import start_guarded
 
 
 class PublisherProcess:
@@ -30,14 +30,8 @@ class PublisherProcess:
         with self._lock:
             if self._closed:
                 raise HostError("the server is about to end")
-            process = self._process = subprocess.Popen(
-                guarded([*program, self._store, str(self._state), str(capture), *self._sign]),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                cwd="/",
+            process = self._process = start_guarded(
+                [*program, self._store, str(self._state), str(capture), *self._sign]
             )
         with process:
             said, _ = process.communicate()

@@ -13,7 +13,7 @@ from blockmap.cli.freeze import moment_of
 from blockmap.cli.server import server
 from blockmap.control.messages import Fork, MakeClone, RemoveClone, Rewind
 from blockmap.errors import UsageError
-from blockmap.terminal.options import cache_option, socket_option, store_option, trust_option
+from blockmap.terminal.options import cache_option, json_option, socket_option, store_option, trust_option
 from blockmap.terminal.output import tell, warn
 
 _SIZE = re.compile(r"([0-9]{1,16})([KMGT]?)i?B?", re.IGNORECASE)
@@ -54,7 +54,7 @@ def clone(
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@json_option
 def clones(as_json: bool) -> None:
     """List the clones of this host."""
     # Imported here, as is what tables need: `clone` does without both.

@@ -15,7 +15,7 @@ from blockmap.control.client import Client
 from blockmap.control.messages import AwaitPublished, Capture, PublishedAnswer, SettleCaptures
 from blockmap.errors import NameMoved, UsageError
 from blockmap.format.refs import parse_name
-from blockmap.terminal.options import cache_option, socket_option, store_option
+from blockmap.terminal.options import cache_option, json_option, socket_option, store_option
 from blockmap.terminal.output import tell, warn
 
 _ASK_SECONDS = 2.0
@@ -46,7 +46,7 @@ _ASK_SECONDS = 2.0
 @store_option
 @cache_option
 @socket_option
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@json_option
 def commit(
     clone: str,
     name: str | None,

@@ -8,7 +8,7 @@ import click
 
 from blockmap.image.layer import config_chains
 from blockmap.store.opening import open_writer
-from blockmap.terminal.options import need_store, store_option
+from blockmap.terminal.options import json_option, need_store, store_option
 from blockmap.terminal.output import tell
 from blockmap.terminal.units import size
 from blockmap.upkeep.collect import Collector, Plan
@@ -43,7 +43,7 @@ class Duration(click.ParamType[float]):
     show_default=True,
     help="From condemning to deleting; longer than any import or commit, and any host's sleep that should not cost one.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@json_option
 def gc(store: str | None, dry_run: bool, keep: float, grace: float, as_json: bool) -> None:
     """Delete what no name needs, in two runs: one condemns, one after the grace deletes and condemns anew.
 

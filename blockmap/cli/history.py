@@ -24,14 +24,13 @@ from blockmap.store.opening import open_store, open_writer
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version, no_image
 from blockmap.store.signing import Trust
-from blockmap.terminal.options import need_store, sign_option, store_option, trust_option
+from blockmap.terminal.options import json_option, need_store, sign_option, store_option, trust_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
 from blockmap.terminal.units import size
 from blockmap.upkeep.differences import Change, FileChange, compare_files, compare_trees
 
 message_option = click.option("-m", "--message", default="", metavar="TEXT", help="Why; `log` shows it.")
-json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
 
 
 @dataclass(frozen=True, slots=True)

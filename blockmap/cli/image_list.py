@@ -20,7 +20,7 @@ from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.store.signing import Trust
 from blockmap.store.trusted_names import TrustedNames
-from blockmap.terminal.options import need_store, store_option, trust_option
+from blockmap.terminal.options import json_option, need_store, store_option, trust_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
 from blockmap.terminal.units import size
@@ -50,7 +50,7 @@ class _Image:
 @store_option
 @trust_option
 @click.option("--data", is_flag=True, help="Show how much data each has, too; reads its tree, which may take a while.")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@json_option
 def images(store: str | None, trust: tuple[str, ...], data: bool, as_json: bool) -> None:
     """List the images in the store, and which keys signed them.
 

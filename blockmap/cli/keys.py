@@ -9,7 +9,7 @@ from rich.table import Table
 
 from blockmap.format.signature import PublicKey
 from blockmap.store import key_files
-from blockmap.terminal.options import sign_option, trust_option
+from blockmap.terminal.options import json_option, sign_option, trust_option
 from blockmap.terminal.output import tell
 from blockmap.terminal.tables import cells, tell_table
 
@@ -41,7 +41,7 @@ def show(file: Path) -> None:
 @key.command("list")
 @sign_option
 @trust_option
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@json_option
 def list_(sign: Path | None, trust: tuple[str, ...], as_json: bool) -> None:
     """List the keys that are in use here: the one that imports sign with, and those that are trusted."""
     own = None if sign is None else key_files.read_signer(sign).public

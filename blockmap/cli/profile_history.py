@@ -18,7 +18,7 @@ from blockmap.local.paths import default_cache, profiles_folder
 from blockmap.store.base import Reader
 from blockmap.store.opening import open_store
 from blockmap.store.profiles import ProfileReader
-from blockmap.terminal.options import label_option, labelled, need_store, store_option
+from blockmap.terminal.options import json_option, label_option, labelled, need_store, store_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
 from blockmap.terminal.units import size
@@ -29,7 +29,7 @@ from blockmap.terminal.units import size
 @store_option
 @label_option
 @click.option("--limit", default=20, show_default=True, help="Profiles to show; 0 for all.")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@json_option
 def log(name: str, store: str | None, label: str | None, limit: int, as_json: bool) -> None:
     """Show the profiles that NAME had, the newest first."""
     opened, subject = _subject(name, store, label)

@@ -23,7 +23,7 @@ from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store
 from blockmap.store.profiles import ProfileReader
 from blockmap.store.signing import Trust
-from blockmap.terminal.options import cache_option, need_store, store_option, trust_option
+from blockmap.terminal.options import cache_option, json_option, need_store, store_option, trust_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
 from blockmap.terminal.units import size
@@ -209,7 +209,7 @@ def item_table(items: Sequence[ProfileItem], starts: int) -> Table:
 @profile.command("list")
 @click.argument("repo", required=False)
 @store_option
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@json_option
 def list_(repo: str | None, store: str | None, as_json: bool) -> None:
     """List the profiles in the store, or those of REPO."""
     opened, _ = open_store(need_store(store))

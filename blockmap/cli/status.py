@@ -13,7 +13,7 @@ from blockmap.control.messages import ServerStatus
 from blockmap.errors import HostError
 from blockmap.format.refs import short_export
 from blockmap.local.paths import default_socket
-from blockmap.terminal.options import socket_option
+from blockmap.terminal.options import json_option, socket_option
 from blockmap.terminal.output import tell
 from blockmap.terminal.tables import cells, tell_table
 from blockmap.terminal.units import duration, share, size
@@ -23,7 +23,7 @@ _CLOSED_SHOWN = 10
 
 @click.command()
 @socket_option
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@json_option
 def status(socket: Path | None, as_json: bool) -> None:
     """Show what the server does, and what is attached."""
     answer = Client((socket or default_socket()).absolute()).full_status()

@@ -15,7 +15,7 @@ from blockmap.learn.stored_index import index_of
 from blockmap.local.paths import default_cache, traces_folder
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
-from blockmap.terminal.options import cache_option, need_store, store_option
+from blockmap.terminal.options import cache_option, json_option, need_store, store_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
 from blockmap.terminal.units import size
@@ -28,7 +28,7 @@ def trace() -> None:
 
 @trace.command("list")
 @cache_option
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@json_option
 def list_(cache: Path | None, as_json: bool) -> None:
     """List the traces on this host, oldest first."""
     rows = [{"trace": path.stem, **_about(own)} for path, own in _folder(cache).all()]
@@ -54,7 +54,7 @@ def list_(cache: Path | None, as_json: bool) -> None:
 @store_option
 @cache_option
 @click.option("--files", is_flag=True, help="List which files were read first, in which order; asks the store.")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@json_option
 def show(name: str, store: str | None, cache: Path | None, files: bool, as_json: bool) -> None:
     """Show what TRACE is about, and what was read."""
     own = load_trace(_folder(cache).find(name))

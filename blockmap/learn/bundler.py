@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from blockmap.learn.guess_files import guess_files
 from blockmap.learn.port_profile import port, read_items
 from blockmap.learn.sample import left_out
 from blockmap.learn.stored_index import index_of
-from blockmap.publish.object_writer import put
+from blockmap.publish.derived import put_next
 from blockmap.store.base import Pruner, Writer
 from blockmap.store.bundles import bundle_key, check_bundle
 from blockmap.store.log import LogReader
@@ -108,7 +107,7 @@ def put_bundle(store: Writer, version: Digest, root: Root, layout: BlockIndex, p
         repository, root, read_items(items), layout.blocks, ported, besides, read_items(listed)
     )
     key = partial(keys.bundle, version, profile.label, profile.n)
-    next(n for n in count(LogReader(store, key).newest() + 1) if put(store, key(n), parts))
+    put_next(store, key, LogReader(store, key).newest(), parts)
     return BuiltBundle(version, profile.label, profile.n, sum(map(len, parts)), sum(item.blocks for item in items))
 
 

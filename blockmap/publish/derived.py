@@ -6,7 +6,7 @@ from itertools import count
 
 from blockmap.errors import Corrupt, NotFound, StoreError
 from blockmap.publish.object_writer import put
-from blockmap.store.base import Buffer, Pruner
+from blockmap.store.base import Buffer, Pruner, Writer
 from blockmap.store.numbered import Key, newest_right, read_numbers
 
 
@@ -37,6 +37,6 @@ def supersede(store: Pruner, warn: Callable[[str], object], key: Key, newest: in
     put_next(store, key, newest, parts)
 
 
-def put_next(store: Pruner, key: Key, newest: int, parts: Sequence[Buffer]) -> None:
+def put_next(store: Writer, key: Key, newest: int, parts: Sequence[Buffer]) -> None:
     """Stores an object under the first number after `newest` that is free."""
     next(n for n in count(newest + 1) if put(store, key(n), parts))

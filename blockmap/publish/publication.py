@@ -8,7 +8,7 @@
 The entry is the only commit point: an error before it takes packs and record back, an error after it is a warning.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -136,8 +136,9 @@ class Publication:
             target, version, draft, lambda: check_unchanged(self._store, self._form), after, self._is_of_another
         )
         self._is_named = True
-        if entry is None and (name, number) in standing:
-            self._other = number, self._repository.version_at(name, number).root
+        reused = standing.get((name, number))
+        if self._other is None and reused is not None:
+            self._other = number, reused.root
         if entry is None and self._other is not None:
             number, root = self._other
             self._withdraw()
@@ -218,34 +219,36 @@ class Publication:
                     return self._repository.version(name, number).run
         return None
 
-    def _standing(self, name: Digest) -> set[Numbered]:
+    def _standing(self, name: Digest) -> dict[Numbered, Version]:
         """Returns the records of a version that a name stands for and that are sound."""
-        return {
-            (name, number)
-            for (other, number), roots in self._catalogue.versions.items()
-            if other == name and self._is_sound(name, number, roots)
-        }
+        named = {at: roots for at, roots in self._catalogue.versions.items() if at[0] == name}
+        return self._sound(named)
 
-    def _stood(self, target: NameTarget, name: Digest, retired: int) -> set[Numbered]:
+    def _stood(self, target: NameTarget, name: Digest, retired: int) -> dict[Numbered, Version]:
         """Returns those records of a version, above `retired`, for which the name stood lately: it may be moved to and fro."""
         try:
             lately = list(islice(self._names.history(target.repo, target.tag), _LATELY))
         except Corrupt as error:
             self._warn(f"version {name.hex()} is stored again: {error}")
-            return set()
+            return {}
         numbers = {entry.number for entry in lately if entry.version == name and entry.number > retired}
-        return {(name, number) for number in numbers if self._is_sound(name, number)}
+        return self._sound({(name, number): None for number in numbers})
 
-    def _is_sound(self, name: Digest, number: int, roots: tuple[Root, Root] | None = None) -> bool:
-        """Returns True if a record can be read, has the signature that it would get here, and its trees are whole."""
+    def _sound(self, records: Mapping[Numbered, tuple[Root, Root] | None]) -> dict[Numbered, Version]:
+        """Returns those records, given the places of the roots where they are known, that can be read, have the signature that
+        they would get here, and whose trees are whole."""
         signer = self._names.signer
-        try:
-            record = self._repository.version_at(name, number)
-        except BlockmapError as error:
-            self._warn(f"version {name.hex()} is stored again: {error}")
-            return False
-        whole = all(map(self._catalogue.known.whole, roots or (record.root, record.extra)))
-        return whole and (signer is None or signer.has_signed_version(record))
+        found: dict[Numbered, Version] = {}
+        for (name, number), roots in records.items():
+            try:
+                record = self._repository.version_at(name, number)
+            except BlockmapError as error:
+                self._warn(f"version {name.hex()} is stored again: {error}")
+                continue
+            whole = all(map(self._catalogue.known.whole, roots or (record.root, record.extra)))
+            if whole and (signer is None or signer.has_signed_version(record)):
+                found[name, number] = record
+        return found
 
     def _take_back(self) -> None:
         """Deletes what was stored, unless the name's entry stands, or may stand, in spite of the failure."""

@@ -20,7 +20,7 @@ from blockmap.errors import (
 from blockmap.format import keys
 from blockmap.format.chunker import Parameters
 from blockmap.store import http, limits, objects, probe
-from blockmap.store.base import Pruner, Reader, Writer
+from blockmap.store.base import Pruner, Reader
 from blockmap.store.directory import open_directory
 
 VERSION = 1
@@ -54,11 +54,8 @@ def open_store(url: str) -> tuple[Reader, Format]:
 
 def open_writer(url: str) -> tuple[Pruner, Format]:
     """Returns the store at `url`, to write; UsageError, NotAStore, StoreTooNew, StoreReadOnly, StoreUnavailable."""
-    store = reach(url)
-    form = _writable(store)
-    if not isinstance(store, Writer):
-        raise StoreReadOnly(f"{store.url} is read through a web server: give the URL of the store itself")
-    return _place(url), form
+    store = _place(url)
+    return store, _writable(store)
 
 
 def create_store(url: str) -> tuple[Pruner, Format]:

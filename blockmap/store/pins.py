@@ -14,6 +14,10 @@ from blockmap.format.digest import Digest
 from blockmap.store.base import Pruner
 from blockmap.store.collections import CollectionReader
 
+_DAY_S = 86400
+_PIN_DAYS = 2
+"""Days for which the pin of an open device counts, which is made anew each day."""
+
 
 def pin_version(store: Pruner, version: Digest, holder: str) -> None:
     """Pins a version for `holder`, who has no other pin on it; Collected if it is condemned, StoreError."""
@@ -31,3 +35,9 @@ def pin_version(store: Pruner, version: Digest, holder: str) -> None:
 def unpin_version(store: Pruner, version: Digest, holder: str) -> None:
     """Takes a pin back; an absent one is no error. StoreError."""
     store.delete(keys.pin(version, holder))
+
+
+def is_stale(holder: str, now: float) -> bool:
+    """Returns True if a pin, given what its key says of the holder, was made for a day that is over: `HOST.DAY`."""
+    _, dot, day = holder.rpartition(".")
+    return bool(dot) and day.isdecimal() and int(day) + _PIN_DAYS <= now / _DAY_S

@@ -68,6 +68,11 @@ def socket_option(command: Command) -> Command:
     )(command)
 
 
+def json_option(command: Command) -> Command:
+    """Adds `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="For machines.")(command)
+
+
 def label_option(command: Command) -> Command:
     """Adds `--label LABEL`."""
     return click.option(

@@ -9,16 +9,17 @@ Whoever finds something that is needed missing or damaged stops, and deletes not
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from blockmap.errors import Corrupt, FormatError, HostError, NotFound
 from blockmap.format import keys, layer, oci
 from blockmap.format.collection import MAX_KEYS, StepKind
+from blockmap.format.digest import Digest
 from blockmap.format.oci import DocumentRecord
-from blockmap.publish.object_writer import put
+from blockmap.publish.derived import put_next
 from blockmap.store import limits
 from blockmap.store.base import Pruner
 from blockmap.store.collections import CollectionLog, CollectionState
@@ -26,7 +27,8 @@ from blockmap.store.concurrent import each
 from blockmap.store.directory import DirectoryStore
 from blockmap.store.log import LogReader
 from blockmap.store.names import NameLog, NameTarget
-from blockmap.upkeep.mark import Marked, is_stale, mark
+from blockmap.store.pins import is_stale
+from blockmap.upkeep.mark import Marked, mark
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ class Collector:
         garbage: dict[str, int] = {}
         young: dict[str, int] = {}
         needed = _Needed(self._store, marked, now)
-        wanted = each(lambda key: needed.has(key), listed)
+        wanted = each(needed.has, listed)
         for (key, about), is_needed in zip(listed.items(), wanted, strict=True):
             if not is_needed:
                 (young if about.modified > now - self._grace else garbage)[key] = about.size
@@ -121,7 +123,8 @@ class Collector:
             if record is not None and not wanted[key]:
                 retired[record[0]] = max(record[1], retired.get(record[0], 0))
         doomed = {key: size for key, size in sizes.items() if size is not None and not wanted[key]}
-        each(lambda key: self._rehome(key, marked), doomed)
+        homes = _Homes(marked, self._chains)
+        each(lambda key: self._rehome(key, homes), doomed)
         each(self._store.delete, doomed)
         self._log.append(state, StepKind.DONE, condemned=condemnation.n, retired=retired)
         return Swept(len(doomed), sum(doomed.values()))
@@ -150,31 +153,55 @@ class Collector:
         except NotFound:
             return None
 
-    def _rehome(self, key: str, marked: Marked) -> None:
+    def _rehome(self, key: str, homes: "_Homes") -> None:
         """Stores anew, with a version that stays, what leads from a layer or document to one that goes."""
         kind, hexadecimal, *_ = key.split("/")
         if kind not in ("layers", "oci"):
             return
         digest = bytes.fromhex(hexadecimal)
         try:
-            data = self._store.get(key, limits.LAYER if kind == "layers" else limits.OCI)
-            for name, records in marked.versions.items():
-                number, version = next(iter(records.items()))
-                if kind == "layers" and digest in self._chains(version.config):
-                    record = layer.decode(data, digest)._replace(version=name, number=number)
-                    self._add(partial(keys.layer, digest), layer.encode(record))
-                    return
-                if kind == "oci":
-                    leads = DocumentRecord(name, number, oci.decode(data).index)
-                    if leads.fits(digest, version):
-                        self._add(partial(keys.oci, digest), oci.encode(leads))
-                        return
+            if kind == "layers":
+                home = homes.of_chain(digest)
+                if home is not None:
+                    record = layer.decode(self._store.get(key, limits.LAYER), digest)
+                    moved = record._replace(version=home.version, number=home.number)
+                    self._add(partial(keys.layer, digest), layer.encode(moved))
+                return
+            leads = homes.of_document(digest, oci.decode(self._store.get(key, limits.OCI)))
+            if leads is not None:
+                self._add(partial(keys.oci, digest), oci.encode(leads))
         except (FormatError, Corrupt, NotFound) as error:
             _log.debug("%s is derived, and not kept: %s", key, error)
 
     def _add(self, key: Callable[[int], str], data: bytes) -> None:
-        newest = LogReader(self._store, key).newest()
-        next(n for n in count(newest + 1) if put(self._store, key(n), [data]))
+        put_next(self._store, key, LogReader(self._store, key).newest(), [data])
+
+
+class _Home(NamedTuple):
+    """A version that stays, and the number of its record."""
+
+    version: Digest
+    number: int
+
+
+class _Homes:
+    """Finds a version that stays for a layer or a document."""
+
+    def __init__(self, marked: Marked, chains: Callable[[bytes | None], Collection[bytes]]) -> None:
+        self._versions = {_Home(name, min(records)): records[min(records)] for name, records in marked.versions.items()}
+        self._chains = {
+            chain: home for home, version in reversed(self._versions.items()) for chain in chains(version.config)
+        }
+
+    def of_chain(self, chain: bytes) -> _Home | None:
+        """Returns a version that has a stack of layers."""
+        return self._chains.get(chain)
+
+    def of_document(self, digest: bytes, record: DocumentRecord) -> DocumentRecord | None:
+        """Returns what leads from a document to a version that has it, given the record that leads to another."""
+        leads = (replace(record, version=home.version, number=home.number) for home in self._versions)
+        fitting = zip(leads, self._versions.values(), strict=True)
+        return next((each for each, version in fitting if each.fits(digest, version)), None)
 
 
 class _Needed:

@@ -15,12 +15,9 @@ from blockmap.store.concurrent import each
 from blockmap.store.log import newest_of
 from blockmap.store.names import NameReader
 from blockmap.store.packs import pack_key
+from blockmap.store.pins import is_stale
 from blockmap.store.repository import Repository
 from blockmap.store.walk import packs_below
-
-_DAY_S = 86400
-_PIN_DAYS = 2
-"""Days for which the pin of an open device counts, which is made anew each day."""
 
 _Needed = tuple[Digest, int, Version, tuple[Root, ...]]
 """A version, the number of its record, the record, and where its roots are."""
@@ -115,12 +112,6 @@ def _pinned(store: Pruner, now: float) -> Iterator[Digest]:
         found = keys.parse_pin(key)
         if found is not None and not is_stale(found[1], now):
             yield found[0]
-
-
-def is_stale(holder: str, now: float) -> bool:
-    """Returns True if a pin, given what its key says of the holder, was made for a day that is over: `HOST.DAY`."""
-    _, dot, day = holder.rpartition(".")
-    return bool(dot) and day.isdecimal() and int(day) + _PIN_DAYS <= now / _DAY_S
 
 
 def _mark_moved(store: Pruner, marked: Marked) -> None:

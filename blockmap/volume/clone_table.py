@@ -156,27 +156,22 @@ class CloneTable:
         """Records a new clone with one layer, which is empty; AlreadyExists."""
         created = int(time.time())
         with self._changing() as connection:
-            if connection.execute("SELECT 1 FROM clones WHERE name = ?", (name,)).fetchone():
-                raise AlreadyExists(f"there is a clone {name} already: name another, or remove it with `blockmap rm`")
+            self._check_free(connection, name)
             cursor = connection.execute(
                 "INSERT INTO clones (name, store, origin, base, pin, size, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (name, store, origin, base, pin, size, created),
             )
             number = int(cursor.lastrowid or 0)
-            layer = connection.execute("INSERT INTO layers DEFAULT VALUES").lastrowid
-            connection.execute("INSERT INTO stacks VALUES (?, 0, ?)", (number, layer))
+            self._put_on(connection, number, self._new_layer(connection))
         return CloneRecord(number, name, store, origin, base, pin, size, created, 0)
 
     def remove(self, record: CloneRecord) -> list[int]:
         """Forgets a clone, and the layers that no other clone has; returns these."""
         with self._changing() as connection:
-            own = "SELECT layer FROM stacks GROUP BY layer HAVING count(*) = 1 AND max(clone) = ?"
-            gone = [layer for (layer,) in connection.execute(own, (record.id,))]
-            connection.execute("DELETE FROM stacks WHERE clone = ?", (record.id,))
+            layers = self._clear(connection, record.id)
             connection.execute("DELETE FROM captures WHERE clone = ?", (record.id,))
-            self._forget_unused(connection, gone)
             connection.execute("DELETE FROM clones WHERE id = ?", (record.id,))
-        return gone
+            return self._forget_unused(connection, layers)
 
     def is_empty(self, record: CloneRecord) -> bool:
         """Returns True if the layers of a clone have nothing."""
@@ -201,7 +196,7 @@ class CloneTable:
     def add_layer(self) -> int:
         """Records a layer that is in no stack yet; returns its number."""
         with self._changing() as connection:
-            return int(connection.execute("INSERT INTO layers DEFAULT VALUES").lastrowid or 0)
+            return self._new_layer(connection)
 
     def forget_layers(self, layers: Sequence[int]) -> list[int]:
         """Forgets those of some layers that are in no stack; returns these."""
@@ -222,9 +217,7 @@ class CloneTable:
         below it, all or nothing; returns the capture's number."""
         with self._changing() as connection:
             self._keep(clone, layer, extents, gone, stored)
-            connection.execute(
-                "INSERT INTO stacks SELECT clone, max(height) + 1, ? FROM stacks WHERE clone = ?", (fresh, clone)
-            )
+            self._put_on(connection, clone, fresh)
             cursor = connection.execute(
                 "INSERT INTO captures (clone, layer, repo, tag, force, message, author, changes, nonce, created)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -247,10 +240,8 @@ class CloneTable:
         now = int(time.time())
         with self._changing() as connection:
             self._keep(clone, layer, extents, gone, stored)
-            (top,) = connection.execute("SELECT max(height) FROM stacks WHERE clone = ?", (clone,)).fetchone()
             for name, pin in forks:
-                if connection.execute("SELECT 1 FROM clones WHERE name = ?", (name,)).fetchone():
-                    raise AlreadyExists(f"there is a clone {name} already: name another")
+                self._check_free(connection, name)
                 number = connection.execute(
                     "INSERT INTO clones (name, store, origin, base, pin, size, created)"
                     " SELECT ?, store, origin, base, ?, size, ? FROM clones WHERE id = ?",
@@ -259,18 +250,15 @@ class CloneTable:
                 connection.execute(
                     "INSERT INTO stacks SELECT ?, height, layer FROM stacks WHERE clone = ?", (number, clone)
                 )
-                own = connection.execute("INSERT INTO layers DEFAULT VALUES").lastrowid
-                connection.execute("INSERT INTO stacks VALUES (?, ?, ?)", (number, top + 1, own))
-            connection.execute("INSERT INTO stacks VALUES (?, ?, ?)", (clone, top + 1, fresh))
+                self._put_on(connection, int(number or 0), self._new_layer(connection))
+            self._put_on(connection, clone, fresh)
 
     def rewind(self, clone: int, base: str, pin: str) -> list[int]:
         """Puts a clone on a version, and forgets all that was written to it; returns those of its layers that no other clone
         has."""
         with self._changing() as connection:
-            layers = [n for (n,) in connection.execute("SELECT layer FROM stacks WHERE clone = ?", (clone,))]
-            connection.execute("DELETE FROM stacks WHERE clone = ?", (clone,))
-            own = connection.execute("INSERT INTO layers DEFAULT VALUES").lastrowid
-            connection.execute("INSERT INTO stacks VALUES (?, 0, ?)", (clone, own))
+            layers = self._clear(connection, clone)
+            self._put_on(connection, clone, self._new_layer(connection))
             connection.execute("UPDATE clones SET base = ?, pin = ? WHERE id = ?", (base, pin, clone))
             return self._forget_unused(connection, layers)
 
@@ -330,6 +318,30 @@ class CloneTable:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+    @staticmethod
+    def _check_free(connection: sqlite3.Connection, name: str) -> None:
+        if connection.execute("SELECT 1 FROM clones WHERE name = ?", (name,)).fetchone():
+            raise AlreadyExists(f"there is a clone {name} already: name another, or remove it with `blockmap rm`")
+
+    @staticmethod
+    def _new_layer(connection: sqlite3.Connection) -> int:
+        return int(connection.execute("INSERT INTO layers DEFAULT VALUES").lastrowid or 0)
+
+    @staticmethod
+    def _put_on(connection: sqlite3.Connection, clone: int, layer: int) -> None:
+        """Puts a layer on a clone's stack, which may be empty."""
+        connection.execute(
+            "INSERT INTO stacks SELECT ?1, coalesce(max(height) + 1, 0), ?2 FROM stacks WHERE clone = ?1",
+            (clone, layer),
+        )
+
+    @staticmethod
+    def _clear(connection: sqlite3.Connection, clone: int) -> list[int]:
+        """Takes all layers from a clone's stack; returns them."""
+        layers = [layer for (layer,) in connection.execute("SELECT layer FROM stacks WHERE clone = ?", (clone,))]
+        connection.execute("DELETE FROM stacks WHERE clone = ?", (clone,))
+        return layers
 
     @staticmethod
     def _forget_unused(connection: sqlite3.Connection, layers: Sequence[int]) -> list[int]:
