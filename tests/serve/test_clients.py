@@ -129,17 +129,17 @@ def far_store(where: Path) -> Iterator[tuple[Server, Misbehaving, list[tuple[int
 def test_64_reads_wait_for_the_store_at_once_and_hits_do_not_wait(tmp_path: Path, need: Callable[..., None]) -> None:
     need("nbdkit")
     with far_store(tmp_path) as (server, web, pieces), contextlib.ExitStack() as stack:
-        readers = [stack.enter_context(Nbd(server.socket, "far:1")) for _ in range(4)]
+        readers = [stack.enter_context(Nbd(server.socket, "far:1")) for _ in range(8)]
         other = stack.enter_context(Nbd(server.socket, "far:1"))
         assert other.read(0, BLOCK) == pieces[0][1][:BLOCK]
         web.fault = "stall"
         for number, (block, _) in enumerate(pieces[1:]):
-            readers[number % 4].send(CMD_READ, block * BLOCK, BLOCK, number)
+            readers[number % 8].send(CMD_READ, block * BLOCK, BLOCK, number)
         until(lambda: waiting(server) == 64, lambda: f"{waiting(server)} wait")
         assert other.read(0, BLOCK) == pieces[0][1][:BLOCK]
         web.ended.set()
         for number in range(64):
-            answer = readers[number % 4].take(16 + BLOCK)
+            answer = readers[number % 8].take(16 + BLOCK)
             assert answer[4:8] == bytes(4)
             assert answer[16:] == pieces[1 + int.from_bytes(answer[8:16])][1][:BLOCK]
 

@@ -23,7 +23,7 @@ from blockmap.host.devices.device import USUAL_READ_AHEAD_KIB, Device, set_read_
 
 _CONNECTIONS = 5
 """Connections of a device that is only read, so that four reads of it can wait for the store: with one, all wait for the
-first. Each costs the server 17 threads."""
+first. Each costs the server nine threads."""
 _READY_SECONDS = 30.0
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.001
