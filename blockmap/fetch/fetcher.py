@@ -94,11 +94,14 @@ class Fetcher:
         self._wants = Crew(_WANT_THREADS, "wants")
         self._scout = Crew(1, "scout")
 
-    def get(self, wanted: Sequence[Wanted], around: Around | None, attempt: Attempt) -> bytes | memoryview:
+    def get(
+        self, wanted: Sequence[Wanted], around: Around | None, attempt: Attempt, certain: bool = True
+    ) -> bytes | memoryview:
         """Returns the content of the first of `wanted`; the others, which its reader needs next, are asked for as well, and so
         is what `around` returns.
 
-        Raises Corrupt, NotFound, StoreUnavailable.
+        If it is `certain` that the store itself says where things are, what is not there is damage of the store. Raises
+        Corrupt, NotFound, StoreUnavailable.
         """
         own = wanted[0]
         self.outage.begin(attempt)
@@ -107,7 +110,7 @@ class Fetcher:
                 self.outage.check(attempt)
             flight, lead = self._flights.join(own)
             if lead and not self.prefetcher.land(own, flight):
-                self._leaders.run(partial(self._lead, flight, wanted, around))
+                self._leaders.run(partial(self._lead, flight, wanted, around, certain))
             self._wait(own, flight, attempt)
             if flight.data is not None:
                 return flight.data
@@ -130,7 +133,15 @@ class Fetcher:
             except FormatError as error:
                 _log.warning("the cache's copy of node %s is dropped: %s", wanted.name.hex(), error)
                 self.cache.discard(self.cache.lookup(wanted.key))
-        frame = bytes(self.get([wanted], None, attempt))
+        return self._node(wanted, attempt, certain=False)
+
+    def stored_node(self, wanted: Wanted, attempt: Attempt) -> Node:
+        """Returns a node from the store, whatever the cache has in its place. Raises Corrupt, NotFound, StoreUnavailable."""
+        self.cache.discard(self.cache.lookup(wanted.key))
+        return self._node(wanted, attempt, certain=True)
+
+    def _node(self, wanted: Wanted, attempt: Attempt, certain: bool) -> Node:
+        frame = bytes(self.get([wanted], None, attempt, certain))
         return nodes.decode(frame, wanted.place.pack, wanted.name)
 
     def want(self, find: Callable[[], Sequence[Wanted]]) -> None:
@@ -253,13 +264,13 @@ class Fetcher:
             if not self.outage.left_s(attempt):
                 self._flights.fail(own, flight, self.outage.overdue(attempt))
 
-    def _lead(self, flight: Flight, wanted: Sequence[Wanted], around: Around | None) -> None:
+    def _lead(self, flight: Flight, wanted: Sequence[Wanted], around: Around | None, certain: bool) -> None:
         """Ends the flight for the first of `wanted`, with data or with an error."""
         own = wanted[0]
         if flight.landed.is_set():  # nobody waits for it any more
             return
         try:
-            data = self.cache.get(own.key)
+            data = None if certain and own.is_node else self.cache.get(own.key)
             if data is not None:  # it landed just before
                 self._flights.finish_cached(own, flight, data)
                 return
@@ -269,7 +280,7 @@ class Fetcher:
                 lost = [own]
                 moved = self._demanded.elsewhere(own, lost.append)
                 if moved is None:
-                    for item in lost:
+                    for item in lost if certain else ():
                         self._damaged_at(item)
                     raise
                 _log.warning("%s; it was stored again, and is read there", error)

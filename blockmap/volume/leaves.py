@@ -1,10 +1,11 @@
 """Keeps the leaves of one open volume in memory, with what the hit path needs of each, and finds the neighbours of a chunk."""
 
+import logging
 import threading
 from collections.abc import Sequence
 
 from blockmap.cache.cache import Cache
-from blockmap.errors import Corrupt
+from blockmap.errors import Corrupt, NotFound
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.neighbours import Neighbours
 from blockmap.format import BLOCK, tree
@@ -17,6 +18,8 @@ from blockmap.store.packs import NodeRef
 from blockmap.store.plan import Wanted, chunk_at, node_at
 from blockmap.volume.leaf_prefetch import prefetch_leaves
 from blockmap.volume.start import Start
+
+_log = logging.getLogger(__name__)
 
 _LEAVES_IN_MEMORY = 4096
 """Leaves that are held at most: 64 GiB of address space in some 100 MB; few volumes have more."""
@@ -49,6 +52,8 @@ class Leaves:
         self._looking = False
         self._inner: dict[Digest, Inner] = {}
         self._by_span: dict[int, tuple[Leaf | None, Hot]] = {}
+        self._reloaded: set[int] = set()
+        """The spans in memory whose nodes are the store's own for certain."""
         self.hot: dict[int, Hot] = {}
         """By span, for the leaves in memory; where the cache holds a part of an extent, that part is an extent of its own."""
         self._not_hot: dict[int, int] = {}
@@ -67,8 +72,50 @@ class Leaves:
                 self._fetcher.later(lambda: self._look_around(span, start))
         return loaded
 
+    def is_reloaded(self, span: int, leaf: Leaf) -> bool:
+        """Returns True if `leaf` is what `reload` returned for a span: its places are the store's own."""
+        return span in self._reloaded and self._by_span.get(span, (None,))[0] is leaf
+
+    def reload(self, span: int, attempt: Attempt, stale: Leaf | None = None) -> Leaf | None:
+        """Returns the leaf of a span, loaded from the store with all nodes above it; None if `stale` was already, or there is
+        none.
+
+        For when something is not where a node says: no digest covers what nodes say of places, and those that came with a
+        bundle may say what they like.
+        """
+        with self._lock:
+            if span in self._reloaded:
+                leaf = self._by_span[span][0]
+                return None if leaf is stale else leaf
+        above: dict[Digest, Inner] = {}
+
+        def load(name: Digest, place: Placement | None) -> Node:
+            node = self._fetcher.stored_node(_placed(name, place), attempt)
+            if isinstance(node, Inner):
+                above[name] = node
+            return node
+
+        leaf = tree.find(self._root, span, load)
+        _log.warning(
+            "the nodes above span %d of tree %s are read anew, as a place in them was wrong",
+            span,
+            self._root.digest.hex(),
+        )
+        with self._lock:
+            self._inner.update(above)
+        self._keep(span, leaf, reloaded=True)
+        return leaf
+
     def absent_spans(self, span: int, start: Start, attempt: Attempt) -> int:
         """Returns how many spans from `span` on are zeros for certain, as inner nodes say; 0 if the first is not."""
+        try:
+            return self._absent_spans(span, start, attempt)
+        except (Corrupt, NotFound):
+            if self.reload(span, attempt) is None:
+                raise
+            return self._absent_spans(span, start, attempt)
+
+    def _absent_spans(self, span: int, start: Start, attempt: Attempt) -> int:
         name, place = self._root.digest, self._root.placement
         for level in range(self._root.level, 0, -1):
             if name == ABSENT:
@@ -106,26 +153,39 @@ class Leaves:
         return self.around(own, max(each_bytes // _NEAREST_SHARE, min(each_bytes, _NEAREST_BYTES)))
 
     def _find(self, span: int, start: Start, attempt: Attempt) -> tuple[Leaf | None, Hot]:
-        leaf = tree.find(self._root, span, lambda name, place: self._node(name, place, start, attempt))
+        try:
+            leaf = tree.find(self._root, span, lambda name, place: self._node(name, place, start, attempt))
+        except (Corrupt, NotFound):
+            leaf = self.reload(span, attempt)
+            if leaf is None:
+                raise
         return self._keep(span, leaf)
 
-    def _keep(self, span: int, leaf: Leaf | None) -> tuple[Leaf | None, Hot]:
-        """Puts the leaf of a span into memory; returns what is there now, which another thread may have put there first."""
+    def _keep(self, span: int, leaf: Leaf | None, reloaded: bool = False) -> tuple[Leaf | None, Hot]:
+        """Puts the leaf of a span into memory; returns what is there now, which another thread may have put there first. One
+        that is reloaded takes the place of another."""
         loaded = (leaf, _heat(leaf))
         near = [] if leaf is None else all_chunks(leaf)
         with self._lock:
-            if span in self._by_span:
+            if reloaded:
+                self._forget(span)
+                self._reloaded.add(span)
+            elif span in self._by_span:
                 return self._by_span[span]
             if len(self._by_span) >= _LEAVES_IN_MEMORY:
-                oldest = next(iter(self._by_span))
-                self.hot.pop(oldest, None)
-                self._not_hot.pop(oldest, None)
-                gone, _ = self._by_span.pop(oldest)
-                self._neighbours.remove([] if gone is None else all_chunks(gone))
+                self._forget(next(iter(self._by_span)))
             self._by_span[span] = loaded
             self._neighbours.add(near)
             self.hot[span] = loaded[1]
         return loaded
+
+    def _forget(self, span: int) -> None:
+        """Takes the leaf of a span out of memory, if it is there. The lock is held."""
+        self.hot.pop(span, None)
+        self._not_hot.pop(span, None)
+        self._reloaded.discard(span)
+        gone, _ = self._by_span.pop(span, (None, None))
+        self._neighbours.remove([] if gone is None else all_chunks(gone))
 
     def _look_around(self, span: int, start: Start) -> None:
         """Fetches the leaves around one that was read, in few ranges, so that the next read does not wait for its leaf, and
@@ -157,9 +217,13 @@ class Leaves:
 
 def load_node(fetcher: Fetcher, name: Digest, place: Placement | None, attempt: Attempt) -> Node:
     """Returns a node from the cache or the store; Corrupt, NotFound, StoreUnavailable."""
+    return fetcher.node(_placed(name, place), attempt)
+
+
+def _placed(name: Digest, place: Placement | None) -> Wanted:
     if place is None:
         raise Corrupt(f"nothing says where node {name.hex()} is stored")
-    return fetcher.node(node_at(name, place), attempt)
+    return node_at(name, place)
 
 
 def bring_nodes(fetcher: Fetcher, refs: Sequence[NodeRef]) -> None:

@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from functools import partial
 
-from blockmap.errors import Corrupt
+from blockmap.errors import Corrupt, NotFound
 from blockmap.fetch.fetcher import Around, Fetcher
 from blockmap.fetch.readahead import ReadAhead
 from blockmap.format import BLOCK
@@ -228,13 +228,14 @@ class ReadOnlyVolume:
             else:
                 assert leaf is not None
                 last = bisect_left(starts, end)
-                source = max(source, self._read_miss(piece, leaf, starts[i], places, i, at, last, start, attempt))
+                source = max(source, self._read_miss(piece, span, leaf, starts[i], places, i, at, last, start, attempt))
             done, at = done + length, at + length
         return source
 
     def _read_miss(
         self,
         piece: memoryview,
+        span: int,
         leaf: Leaf,
         extent_start: int,
         places: list[tuple[int, int]],
@@ -270,7 +271,15 @@ class ReadOnlyVolume:
         places[i] = NOWHERE
         source = Source.CACHE if self._fetcher.is_prefetched(name) else Source.FETCHED
         wanted = chunks_of(leaf, i, last)
-        data = self._fetcher.get(wanted, self._around(start), attempt)
+        certain = self._leaves.is_reloaded(span, leaf)
+        try:
+            data = self._fetcher.get(wanted, self._around(start), attempt, certain)
+        except (Corrupt, NotFound):
+            fresh = self._leaves.reload(span, attempt, leaf)
+            if fresh is None:
+                raise
+            wanted = chunks_of(fresh, i, last)
+            data = self._fetcher.get(wanted, self._around(start), attempt)
         if len(data) < begin + len(piece):
             raise Corrupt(f"chunk {name.hex()} in pack {wanted[0].place.pack.hex()} is shorter than its extent")
         piece[:] = memoryview(data)[begin : begin + len(piece)]

@@ -2,7 +2,7 @@
 
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -19,9 +19,10 @@ from blockmap.errors import CannotList, Corrupt
 from blockmap.format import BLOCK, bundle, catalogue, hint, keys, oci, record
 from blockmap.format import entry as entries
 from blockmap.format import version as versions
+from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.hint import BundleRef, encode_bundles
-from blockmap.format.node import Placement
+from blockmap.format.node import Node, Placement
 from blockmap.format.oci import DocumentRecord
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.version import Version
@@ -194,6 +195,48 @@ def test_any_bundle(data: st.DataObject) -> None:
     lies = replace(about, table=len(head), length=len(head) + len(frames))
     store.replace(HINT, hint.encode(replace(told(store), bundles=(data.draw(st.sampled_from([about, lies])),))))
     stays_open(store)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda place: replace(place, offset=place.offset + 1),
+        lambda place: replace(place, offset=1 << 31),
+        lambda place: replace(place, raw=place.raw + BLOCK),
+        lambda place: replace(place, raw=1 << 31),
+        lambda place: replace(place, codec=place.codec + 7),
+        lambda place: replace(place, stored=place.stored - 1),
+        lambda place: replace(place, pack=Digest(b"\7" * 32)),
+    ],
+    ids=["a byte off", "far off", "longer", "huge", "another codec", "shorter", "another pack"],
+)
+def test_a_bundle_whose_nodes_misplace_what_is_below_them(
+    level: int, wrong: Callable[[Placement], Placement], tmp_path: Path
+) -> None:
+    """No digest covers places: such nodes verify."""
+    store, own = stored(), made()[1]
+
+    def misplace(node: Node) -> Node:
+        if node.level != level:
+            return node
+        return node.with_placements([place and wrong(place) for place in node.placements])
+
+    about = bundled(store, own.root, [0, 1, 2], keys.bundle(own.name, "default", 1, 2), change=misplace)
+    store.replace(HINT, hint.encode(replace(told(store), bundles=(about,))))
+    with living(tmp_path, store) as here:
+        found = here.start()
+        assert found.replay is not None
+        assert found.replay.wait_head(10)
+        assert found.replay.wait_end(10)
+        for at in (0, 10, 9 * SPAN, 9 * SPAN + 19):
+            buf = bytearray(BLOCK)
+            here.reader(found.resolved)(memoryview(buf), at * BLOCK)
+            assert (
+                bytes(buf)
+                == (bulk(1, 20 * BLOCK) if at < SPAN else bulk(1001, 20 * BLOCK))[at % SPAN * BLOCK :][:BLOCK]
+            )
+        assert here.damage == []
 
 
 VALUES: st.SearchStrategy[Any] = st.none() | st.integers(-(1 << 62), 1 << 62) | texts | st.binary(max_size=40)

@@ -34,6 +34,7 @@ from blockmap.store.http import open_http
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import EntryDraft, NameLog, NameReader, NameTarget
 from blockmap.store.opening import create_store
+from blockmap.store.plan import Wanted
 from blockmap.store.resolver import Resolved
 from blockmap.store.signing import Trust
 from blockmap.volume.readonly import ReadOnlyVolume
@@ -90,7 +91,8 @@ class Host:
         self.cache = Cache(directory, 1 << 26)
         self.known = RecordCache(directory, store.url)
         ranges = Ranges(store)
-        self.fetcher = Fetcher(ranges, self.cache)
+        self.damage: list[Wanted] = []
+        self.fetcher = Fetcher(ranges, self.cache, self.damage.append)
         self.replays = Replays(ranges, self.cache, self.fetcher.staging, self.fetcher.verifier)
         self.opener = Opener(
             store, self.known, self.fetcher, self.replays, NameLog(store), lambda: self.seconds, answer_s, trust

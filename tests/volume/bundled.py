@@ -1,6 +1,6 @@
 """Volumes with bundles of some of their blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from blockmap.errors import BlockmapError
 from blockmap.format import BLOCK
@@ -10,6 +10,7 @@ from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
 from blockmap.format.hint import BundleRef
 from blockmap.format.node import Node
+from blockmap.format.node import encode as encode_node
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.tree import Root
 from blockmap.store.base import Pruner
@@ -37,15 +38,18 @@ def bundled(
     key: str = KEY,
     ported: bool = False,
     besides: Sequence[int] = (),
+    change: Callable[[Node], Node] = lambda node: node,
 ) -> BundleRef:
-    """Stores the bundle of some blocks of a volume, and others in its last frames."""
+    """Stores the bundle of some blocks of a volume, and others in its last frames, with its nodes as `change` returns them."""
     repository = Repository(store)
     extents: list[Extent] = []
     places = {}
     nodes: list[tuple[Digest, bytes]] = []
 
     def load(refs: Sequence[NodeRef]) -> list[Node | BlockmapError]:
-        return repository.packs.nodes(refs, lambda item, frame: nodes.append((item.name, frame)))
+        found = repository.packs.nodes(refs)
+        nodes.extend((node.digest, encode_node(change(node))) for node in found if not isinstance(node, BlockmapError))
+        return found
 
     for span, leaf in leaves(root, load):
         extents += leaf.extents(span * SPAN)
