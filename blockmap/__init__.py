@@ -1,7 +1,7 @@
 """Network block devices with lazy, content-addressed volumes.
 
 A folder is a concern; its `__init__` says what lives there, what it may import, and where its data comes from and goes.
-Imports point down the list in setup.cfg. Seven walks through the folders, a line a stop:
+Imports point down the list in setup.cfg. Eight walks through the folders, a line a stop:
 
     A read that hits
     nbdplugin.plugin        `pread` calls the connection's `read`, and counts
@@ -49,6 +49,12 @@ Imports point down the list in setup.cfg. Seven walks through the folders, a lin
     publish.dedup_index     what the store has already, and what of it is lost (publish.pack_health)
     store.names             creates the next entry of the name's log
     learn.bundler           bundles of the repository's profiles on the new version
+
+    A collection, and a check of the store
+    upkeep.mark             what names stand for and pins hold; which parts of packs trees refer to (upkeep.reach)
+    upkeep.collect          what nothing needs is condemned in the log (store.collections), after the grace deleted
+    upkeep.rewrite          what is needed of packs that are mostly garbage, or was lost from others, goes to new packs
+    upkeep.fsck             the same mark; then packs (upkeep.verify), what is derived (upkeep.derived), logs and hints
 
     An attach
     cli.host                finds a server, or starts one (host.serve.supervisor); asks which version the name stands for

@@ -36,8 +36,10 @@ Helpers, by what they provide:
     store/relay.py                 a relay in front of a server that loses answers on demand
     store/servers.py               SeaweedFS, rclone, Ceph, Azurite and nginx on loopback
     store/signers.py               keys that are the same in every run; objects that whoever owns the storage has changed
+    store/sleeping.py              a store through which a process sleeps at one step, while others go on
     store/steps.py                 a store that counts sequential round trips
     trace/starting.py              a clock that stands still, a volume that answers at once, readers of stored traces
+    upkeep/collecting.py           a store with a clock that tests move, images in it, and collections of its garbage
     volume/building.py             volumes made of bytes, without a file system; a store that records requests
     volume/bundled.py              volumes with bundles of some of their blocks
     volume/opened.py               a volume that is open, its parts, and a start that reads it and may replay a bundle

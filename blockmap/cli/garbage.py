@@ -9,7 +9,7 @@ import click
 from blockmap.image.layer import config_chains
 from blockmap.store.opening import open_writer
 from blockmap.terminal.options import json_option, need_store, store_option
-from blockmap.terminal.output import tell
+from blockmap.terminal.output import tell, warn
 from blockmap.terminal.units import size
 from blockmap.upkeep.collect import Collector, Plan
 
@@ -47,7 +47,8 @@ class Duration(click.ParamType[float]):
 def gc(store: str | None, dry_run: bool, keep: float, grace: float, as_json: bool) -> None:
     """Delete what no name needs, in two runs: one condemns, one after the grace deletes and condemns anew.
 
-    Other hosts may import and serve meanwhile. What is in the recent history of a name, or pinned, is kept.
+    Of packs that are mostly garbage, the rest is moved to new packs. Other hosts may import and serve meanwhile. What is in the
+    recent history of a name, or pinned, is kept.
     """
     opened, _ = open_writer(need_store(store))
     collector = Collector(opened, keep, grace, config_chains)
@@ -68,11 +69,18 @@ def gc(store: str | None, dry_run: bool, keep: float, grace: float, as_json: boo
             "young_objects": len(plan.young),
             "young_bytes": sum(plan.young.values()),
             "kept_bytes": plan.kept,
+            "sparse_packs": len(plan.sparse),
+            "sparse_bytes": plan.freed,
         }
         if not as_json:
             _tell_plan(plan)
-        if not dry_run and plan.garbage and collector.condemn(state, plan) and not as_json:
-            tell(f"condemned: `blockmap gc` deletes it, from {_hours(grace)} on")
+        if not dry_run and (plan.garbage or plan.sparse) and collector.condemn(state, plan):
+            copied, errors = collector.compact(plan)
+            said["copied_bytes"] = copied
+            for error in errors:
+                warn(f"a pack that is mostly garbage stays as it is: {error}; `blockmap fsck` says more")
+            if not as_json:
+                tell(f"condemned: `blockmap gc` deletes it, from {_hours(grace)} on")
     else:
         said["due_in_seconds"] = max(due, 0)
         if not as_json:
@@ -96,6 +104,11 @@ def _tell_plan(plan: Plan) -> None:
     tell(
         f"{len(plan.garbage):,} objects, {size(sum(plan.garbage.values()))}, are needed by nothing; {size(plan.kept)} stay"
     )
+    if plan.sparse:
+        tell(
+            f"{len(plan.sparse):,} packs are mostly garbage: with them go {size(plan.freed)} more, and the "
+            f"{size(plan.copied)} that are needed of them are moved to new packs"
+        )
     if plan.young:
         tell(
             f"{len(plan.young):,} objects, {size(sum(plan.young.values()))}, are not needed yet: they are younger than the grace, "

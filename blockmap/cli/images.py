@@ -30,7 +30,8 @@ from blockmap.terminal.options import cache_option, need_store, sign_option, sto
 from blockmap.terminal.output import OutputFailed, tell, warn
 from blockmap.terminal.units import size
 from blockmap.upkeep.derived import check_derived
-from blockmap.upkeep.verify import Fault, check_version, record_faults, usage
+from blockmap.upkeep.reach import Fault
+from blockmap.upkeep.verify import check_version, record_faults, usage
 
 _MAX_SIZE_GIB = 64
 """Twice the largest images of machine learning; a blob of 64 MB can unpack to as much."""
@@ -212,7 +213,7 @@ def verify(
     if faults:
         _record(opened, faults)
     if faults and heal is not None:
-        _heal(opened.url, heal, platform, max_size)
+        heal_from(opened.url, heal, platform, max_size)
         faults = _faults(repository, found.version)
         if faults:
             raise Corrupt(
@@ -223,8 +224,8 @@ def verify(
             f"{name} is damaged in {len(faults)} places: import the image again, or `blockmap verify {name} --heal SOURCE`, "
             "which store again what the source has of it"
         )
-    for text in check_derived(opened, found.name, found.version, config_chains(found.version.config)):
-        warn(text)
+    for wrong in check_derived(opened, found.name, found.version, config_chains(found.version.config)):
+        warn(wrong.message)
     took = usage(repository, found.version.root)
     tell(f"{found.pinned}: {took.chunks:,} chunks, {size(took.data_bytes)} of data, all as their digests say")
     if against is None:
@@ -267,7 +268,8 @@ def _record(store: Reader, faults: list[Fault]) -> None:
         warn(f"the store keeps no record of this damage: {error}")
 
 
-def _heal(store: str, source: str, platform: str | None, max_size: float) -> None:
+def heal_from(store: str, source: str, platform: str | None, max_size: float) -> None:
+    """Stores again what a store has lost of an image."""
     with scratch("heal") as work:
         found = open_source(source, platform=platform, work=work, warn=warn, most=int(max_size * (1 << 30)))
         try:

@@ -24,6 +24,7 @@ _COMMANDS = {
     "detach": "blockmap.cli.host:detach",
     "diff": "blockmap.cli.history:diff",
     "fork": "blockmap.cli.clones:fork",
+    "fsck": "blockmap.cli.fsck:fsck",
     "gc": "blockmap.cli.garbage:gc",
     "images": "blockmap.cli.image_list:images",
     "import": "blockmap.cli.images:import_",

@@ -127,7 +127,9 @@ def publish_capture(
                 layers.append((file, extents))
         moment = CapturedMoment(base, clone.size, layers)
         # A commit looks for nothing that it could share with other images: that would take longer than it saves.
-        catalogue = Catalogue({}, DedupIndex(repository, [], warn, {}), CollectionReader(store).state())
+        collections = CollectionReader(store).state()
+        index = DedupIndex(repository, [], warn, {}, condemned=collections.condemned)
+        catalogue = Catalogue({}, index, collections)
         with Publication(store, form, names, catalogue, warn) as publication:
             runs = block_runs(moment.dirty())
             with publication.chunk_writer(Stages()) as chunks:

@@ -9,6 +9,7 @@ from blockmap.format.refs import from_component, to_component
 FORMAT = "format"
 NAMES = "names/"
 PROFILES = "profiles/"
+PACKS = "packs/"
 MOVED = "moved/"
 DAMAGED = "damaged/"
 CATALOGUE = "hints/catalogue"
@@ -18,6 +19,8 @@ PINS = "pins/"
 
 _DAMAGED = re.compile("damaged/([0-9a-f]{64})/([0-9]{16})")
 _MOVED = re.compile("moved/([0-9a-f]{64})/([0-9]{16})")
+_COLLECTION = re.compile("gc/([0-9]{16})")
+_PACK = re.compile("packs/([0-9a-f]{2})/(\\1[0-9a-f]{62})")
 _VERSION = re.compile("versions/([0-9a-f]{64})/([0-9]{16})")
 _PIN = re.compile("pins/([0-9a-f]{64})/([^/]+)")
 _NUMBER = re.compile("[0-9]{16}")
@@ -36,6 +39,12 @@ def _number(n: int) -> str:
 def pack(name: Digest) -> str:
     text = name.hex()
     return f"packs/{text[:2]}/{text}"
+
+
+def parse_pack(key: str) -> Digest | None:
+    """Returns the pack at `key`; None if `key` is not that of a pack."""
+    found = _PACK.fullmatch(key)
+    return Digest(bytes.fromhex(found[2])) if found else None
 
 
 def version(name: Digest, number: int) -> str:
@@ -132,6 +141,12 @@ def parse_moved(key: str) -> tuple[Digest, int] | None:
 def collection(number: int) -> str:
     """Returns the key of an entry of the log of garbage collections."""
     return f"gc/{_number(number)}"
+
+
+def parse_collection(key: str) -> int | None:
+    """Returns the number of the entry of the log of collections at `key`; None if `key` is not that of one."""
+    found = _COLLECTION.fullmatch(key)
+    return int(found[1]) if found else None
 
 
 def pin(version: Digest, holder: str) -> str:

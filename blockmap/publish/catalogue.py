@@ -81,7 +81,8 @@ def read_catalogue(store: Pruner, names: NameReader, local: LocalCatalogue, warn
         else:
             local.save(now)
 
-    return Catalogue(now.versions, DedupIndex(repository, trees, warn, read_damage(store), mend), collections)
+    index = DedupIndex(repository, trees, warn, read_damage(store), mend, collections.condemned)
+    return Catalogue(now.versions, index, collections)
 
 
 def _complete(

@@ -6,7 +6,7 @@ verified leaf. Memory is bounded, whatever the store has: the leaves used last, 
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -101,9 +101,11 @@ class DedupIndex:
         warn: Callable[[str], None],
         damage: Damage | None = None,
         mend: Callable[[Digest], object] = lambda root: None,
+        condemned: Collection[str] = (),
     ) -> None:
-        """`mend` is called, once each, with the roots of trees whose hooks turn out not to be theirs."""
-        self.health = PackHealth(repository.store, damage or {})
+        """`mend` is called, once each, with the roots of trees whose hooks turn out not to be theirs; `condemned` is as
+        `PackHealth` has it."""
+        self.health = PackHealth(repository.store, damage or {}, condemned)
         self._packs = Packs(repository.store.get_range)
         self._trees = trees
         self._roots = {tree.roots[0].digest: tree.roots for tree in trees}

@@ -5,13 +5,16 @@ asked for its length once per import.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 
 from blockmap.errors import NotFound
+from blockmap.format import keys
 from blockmap.format.digest import Digest
 from blockmap.format.node import Placement
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import each
+from blockmap.store.log import LogReader
 from blockmap.store.pack_logs import Damage, MovedLogs
 from blockmap.store.packs import pack_key
 
@@ -19,8 +22,13 @@ from blockmap.store.packs import pack_key
 class PackHealth:
     """Finds what is where a tree says, or was stored again; for one thread at a time."""
 
-    def __init__(self, store: Reader, damage: Damage) -> None:
+    def __init__(self, store: Reader, damage: Damage, condemned: Collection[str] = ()) -> None:
+        """`condemned` are keys that a collection of garbage lists: a pack among them may be about to go, since what is needed of
+        it was moved."""
         self._store = store
+        self._condemned = condemned
+        self._leaving: dict[Digest, bool] = {}
+        """By condemned pack: whether its log says that anything was moved."""
         self._moved = MovedLogs(store)
         self._lengths: dict[Digest, int] = {}
         """The lengths of packs that were asked for, in bytes; 0 for one that is not there."""
@@ -38,10 +46,18 @@ class PackHealth:
         self._lengths.update(zip(unknown, each(self._length, unknown), strict=True))
 
     def find(self, name: Digest, place: Placement | None) -> Placement | None:
-        """Returns where a chunk or node is that a tree has at `place`; None for what is lost, which is noted."""
-        if place is None or self._is_sound(name, place):
+        """Returns where a chunk or node is that a tree has at `place`; None for what is lost, which is noted.
+
+        Where the pack is condemned, that is where it was moved, as far as it was.
+        """
+        if place is None:
+            return None
+        is_sound = self._is_sound(name, place)
+        if is_sound and not self._is_leaving(place.pack):
             return place
         moved = self.moved(name, place.pack)
+        if moved is None and is_sound:
+            return place
         if moved is None:
             self.lost[place.pack].add(name)
         return moved
@@ -52,10 +68,11 @@ class PackHealth:
         return [self.find(name, place) for name, place in zip(names, places, strict=True)]
 
     def moved(self, name: Digest, pack: Digest) -> Placement | None:
-        """Returns where something of a pack was stored again and still is, or None where nobody says so."""
+        """Returns where something of a pack was stored again, still is and may stay, or None where nobody says so."""
 
         def attempt(place: Placement) -> Placement | None:
-            return place if self._is_sound(name, place) else None
+            may_stay = not self._condemned or pack_key(place.pack) not in self._condemned
+            return place if may_stay and self._is_sound(name, place) else None
 
         return self._moved.follow(name, pack, attempt)
 
@@ -73,6 +90,13 @@ class PackHealth:
         if place.pack not in self._lengths:
             self.ask([place.pack])
         return place.offset + place.stored <= self._lengths[place.pack]
+
+    def _is_leaving(self, pack: Digest) -> bool:
+        if not self._condemned or pack_key(pack) not in self._condemned:
+            return False
+        if pack not in self._leaving:
+            self._leaving[pack] = LogReader(self._store, partial(keys.moved, pack)).exists(1)
+        return self._leaving[pack]
 
     def _length(self, pack: Digest) -> int:
         try:

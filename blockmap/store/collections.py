@@ -17,7 +17,7 @@ from blockmap.format import collection, keys
 from blockmap.format.collection import CollectionStep, StepKind
 from blockmap.format.digest import Digest
 from blockmap.store import limits
-from blockmap.store.base import Reader, Writer
+from blockmap.store.base import Pruner, Reader, Writer
 from blockmap.store.log import DenseLog, LogReader, nonce
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,12 @@ class CollectionState:
             found[1] for found in map(keys.parse_version, self.condemned) if found is not None and found[0] == version
         ]
         return max([*condemned, (self.retired or {}).get(version, 0)])
+
+
+def store_time(store: Pruner) -> float:
+    """Returns the time by the store's clock, in seconds since 1970: hosts have clocks of their own."""
+    store.replace(keys.CLOCK, b"")
+    return store.modified(keys.CLOCK)
 
 
 class CollectionReader:

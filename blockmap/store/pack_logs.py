@@ -87,6 +87,18 @@ def _count(entries: Collection[Mapping[Digest, Placement]]) -> int:
     return sum(map(len, entries))
 
 
+def read_moved(store: Reader, pack: Digest) -> Iterator[dict[Digest, Placement]]:
+    """Yields the entries that say where things of a pack are now, oldest first; leaves out damaged ones."""
+    log = LogReader(store, partial(keys.moved, pack), limits.PACK_LOG)
+    for n in range(1, _MAX_ENTRIES + 1):
+        try:
+            yield pack_log.decode_moved(log.get(n), pack)
+        except NotFound:
+            return
+        except (FormatError, Corrupt):
+            continue
+
+
 def read_damage(store: Reader) -> dict[Digest, frozenset[Digest] | None]:
     """Returns all damage that is recorded in a store; it must be one that can list."""
     newest = newest_of(store.list(keys.DAMAGED), keys.parse_damaged)

@@ -1,4 +1,4 @@
-"""Upkeep: examines whole versions in the store, past any cache.
+"""Upkeep: collects garbage, checks stores and mends them, compares versions; all of it past any cache.
 
-Imports `store` and lower layers. `cli` calls it, and prints what was found.
+Imports `learn` (for bundles), `publish` and lower layers. `cli` calls it, and prints what was found.
 """

@@ -1,6 +1,7 @@
 """Collects garbage in two recorded phases, while others write (facts about the log: `store.collections`).
 
-    condemn  what nothing needs, and nobody wrote lately, is listed in the log; for a grace nothing else happens
+    condemn  what nothing needs, and nobody wrote lately, is listed in the log; for a grace nothing else happens, but that what
+             is needed of packs that are mostly garbage, and listed as well, is moved to new packs
     sweep    the log says that deleting begins; every name's log gets a fence, which takes the number that a writer who has
              slept would create; then it is marked again, and what was condemned and is still not needed is deleted
 
@@ -8,29 +9,40 @@ Whoever finds something that is needed missing or damaged stops, and deletes not
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from blockmap.errors import Corrupt, FormatError, HostError, NotFound
+from blockmap.errors import BlockmapError, Corrupt, FormatError, HostError, NotFound
 from blockmap.format import keys, layer, oci
 from blockmap.format.collection import MAX_KEYS, StepKind
 from blockmap.format.digest import Digest
 from blockmap.format.oci import DocumentRecord
 from blockmap.publish.derived import put_next
+from blockmap.publish.pack_health import PackHealth
 from blockmap.store import limits
-from blockmap.store.base import Pruner
-from blockmap.store.collections import CollectionLog, CollectionState
+from blockmap.store.base import Listed, Pruner
+from blockmap.store.collections import CollectionLog, CollectionState, store_time
 from blockmap.store.concurrent import each
 from blockmap.store.directory import DirectoryStore
 from blockmap.store.log import LogReader
 from blockmap.store.names import NameLog, NameTarget
-from blockmap.store.pins import is_stale
+from blockmap.store.pack_logs import read_damage
+from blockmap.store.packs import pack_key
+from blockmap.store.repository import Repository
 from blockmap.upkeep.mark import Marked, mark
+from blockmap.upkeep.needed import Needed, find_garbage
+from blockmap.upkeep.rewrite import compact, has_moved
 
 _log = logging.getLogger(__name__)
+
+
+_SPARSE = 0.5
+"""The share of a pack that nothing needs from which on the rest is moved: then no more is copied than becomes free."""
+_LEAST_FREED = 1 << 20
+"""Bytes that must become free for a pack to be rewritten, which costs some six requests, and an entry of its log for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +55,19 @@ class Plan:
     """Bytes by key, of what nothing needs and may be in the making."""
     kept: int
     """Bytes of all other objects."""
-    names: Mapping[str, int]
+    sparse: Mapping[Digest, tuple[int, int]]
+    """Packs of chunks that are mostly garbage, with the bytes of each that are needed, and of all of it."""
+    marked: Marked
+
+    @property
+    def copied(self) -> int:
+        """Returns how many bytes are copied from packs that are mostly garbage."""
+        return sum(needed for needed, _ in self.sparse.values())
+
+    @property
+    def freed(self) -> int:
+        """Returns how many bytes become free with the packs that are mostly garbage."""
+        return sum(size for _, size in self.sparse.values()) - self.copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,28 +101,33 @@ class Collector:
 
     def now(self) -> float:
         """Returns the time by the store's clock, in seconds since 1970."""
-        self._store.replace(keys.CLOCK, b"")
-        return self._store.modified(keys.CLOCK)
+        return store_time(self._store)
 
     def plan(self, state: CollectionState) -> Plan:
         """Returns what nothing needs; NotFound, Corrupt where something is missing or damaged."""
         now = self.now()
-        listed = self._store.listing("")  # before the mark: what is named later and was written earlier is needed then
+        listed = self._store.listing("")
         marked = self._mark(state, now)
-        garbage: dict[str, int] = {}
-        young: dict[str, int] = {}
-        needed = _Needed(self._store, marked, now)
-        wanted = each(needed.has, listed)
-        for (key, about), is_needed in zip(listed.items(), wanted, strict=True):
-            if not is_needed:
-                (young if about.modified > now - self._grace else garbage)[key] = about.size
-        kept = sum(about.size for about in listed.values()) - sum(garbage.values()) - sum(young.values())
-        return Plan(garbage, young, kept, marked.names)
+        found = find_garbage(self._store, listed, marked, now, self._grace)
+        return Plan(found.old, found.young, found.kept, self._sparse(listed, marked, now), marked)
 
     def condemn(self, state: CollectionState, plan: Plan) -> bool:
-        """Begins a collection; returns False if another collector was faster."""
-        chosen = sorted(plan.garbage)[:MAX_KEYS]
-        return self._log.append(state, StepKind.CONDEMN, chosen, plan.names)
+        """Begins a collection; returns False if another collector was faster.
+
+        Packs that are mostly garbage are condemned with the garbage: the next sweep deletes those whose rest was moved by then
+        (`compact`). So only the collector who has won copies anything.
+        """
+        chosen = sorted([*map(pack_key, plan.sparse), *plan.garbage])[:MAX_KEYS]
+        return self._log.append(state, StepKind.CONDEMN, chosen, plan.marked.names)
+
+    def compact(self, plan: Plan) -> tuple[int, list[BlockmapError]]:
+        """Moves what is needed of condemned packs; returns how many bytes that were, and why some packs were left alone."""
+        condemned = self._log.state().condemned
+        sparse = [pack for pack in plan.sparse if pack_key(pack) in condemned]
+        if not sparse:
+            return 0, []
+        health = PackHealth(self._store, read_damage(self._store), condemned)
+        return compact(self._store, Repository(self._store).packs, plan.marked, sparse, health)
 
     def sweep(self, state: CollectionState) -> Swept:
         """Deletes what an open condemnation lists and nothing needs; goes on where a collector before has stopped.
@@ -114,9 +143,11 @@ class Collector:
         self._fence()
         now = self.now()
         marked = self._mark(state, now)
-        needed = _Needed(self._store, marked, now)
+        needed = Needed(self._store, marked, now)
         sizes = dict(zip(condemnation.keys, each(self._size, condemnation.keys), strict=True))
         wanted = dict(zip(sizes, each(needed.has, sizes), strict=True))
+        for key in self._moved([key for key, is_wanted in wanted.items() if is_wanted], marked, state):
+            wanted[key] = False
         retired = dict(state.retired or {})
         for key in condemnation.keys:
             record = keys.parse_version(key)
@@ -140,7 +171,29 @@ class Collector:
         return len(old)
 
     def _mark(self, state: CollectionState, now: float) -> Marked:
-        return mark(self._store, now - self._keep, now, state.retired or {})
+        marked = mark(self._store, now - self._keep, now, state.retired or {})
+        marked.check()
+        return marked
+
+    def _sparse(self, listed: Mapping[str, Listed], marked: Marked, now: float) -> dict[Digest, tuple[int, int]]:
+        """Returns the packs of chunks that are to be rewritten, as `Plan` has them."""
+        found: dict[Digest, tuple[int, int]] = {}
+        for pack in marked.use.chunk_packs:  # those with nodes have a thousandth of all, and opens read runs of them
+            about = listed.get(pack_key(pack))
+            if about is not None and about.modified <= now - self._grace:
+                needed = marked.use.stored_bytes(pack)
+                if about.size - needed >= max(_SPARSE * about.size, _LEAST_FREED):
+                    found[pack] = needed, about.size
+        return found
+
+    def _moved(self, condemned: Iterable[str], marked: Marked, state: CollectionState) -> list[str]:
+        """Returns the keys of those condemned packs of which all that is needed has been moved."""
+        packs = {key: pack for key in condemned if (pack := keys.parse_pack(key)) is not None}
+        if not packs:
+            return []
+        health = PackHealth(self._store, read_damage(self._store), state.condemned)
+        repository = Repository(self._store)
+        return [key for key, pack in packs.items() if has_moved(repository.packs, marked, pack, health)]
 
     def _fence(self) -> None:
         """Puts a fence on top of every name's log."""
@@ -202,41 +255,3 @@ class _Homes:
         leads = (replace(record, version=home.version, number=home.number) for home in self._versions)
         fitting = zip(leads, self._versions.values(), strict=True)
         return next((each for each, version in fitting if each.fits(digest, version)), None)
-
-
-class _Needed:
-    """Says of keys whether they are needed, given what is marked."""
-
-    def __init__(self, store: Pruner, marked: Marked, now: float) -> None:
-        self._store = store
-        self._now = now
-        self._versions = {name.hex() for name in marked.versions}
-        self._roots = {root.hex() for root in marked.roots}
-        self._packs = {pack.hex() for pack in marked.packs}
-        self._keys = marked.keys()
-
-    def has(self, key: str) -> bool:
-        """Returns True for what is needed, and for what is of no kind that is known here."""
-        kind, _, rest = key.partition("/")
-        about = rest.partition("/")[0]
-        if kind in ("packs", "versions"):
-            return key in self._keys
-        if kind in ("filemaps", "hooks"):
-            return about in self._roots
-        if kind in ("moved", "damaged"):
-            return about in self._packs
-        if kind == "bundles":
-            return about in self._versions
-        if kind in ("layers", "oci"):
-            return self._leads(kind, about, key) in self._versions
-        pin = keys.parse_pin(key)
-        return pin is None or not is_stale(pin[1], self._now)
-
-    def _leads(self, kind: str, about: str, key: str) -> str | None:
-        """Returns the version that a layer or a document leads to; None if that cannot be read."""
-        try:
-            if kind == "layers":
-                return layer.leads_to(self._store.get_range(key, 0, layer.HEAD_BYTES), bytes.fromhex(about)).hex()
-            return oci.decode(self._store.get(key, limits.OCI)).version.hex()
-        except (FormatError, Corrupt, NotFound, ValueError):
-            return None

@@ -1,22 +1,21 @@
-"""Adds up and verifies a whole version in the store, past any cache."""
+"""Adds up and verifies a whole version in the store, past any cache; what trees refer to is read pack by pack."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from blockmap.errors import BlockmapError, Corrupt, NotFound, StoreError
+from blockmap.errors import BlockmapError, Corrupt, NotFound
 from blockmap.format import BLOCK
 from blockmap.format.digest import Digest
-from blockmap.format.node import Leaf, Node
 from blockmap.format.tree import Root
 from blockmap.format.version import Version
 from blockmap.store.base import Writer
 from blockmap.store.concurrent import each
-from blockmap.store.pack_logs import record_damage
-from blockmap.store.packs import NodeRef, Packs
-from blockmap.store.plan import Wanted, chunk_at, node_at
+from blockmap.store.pack_logs import Damage, read_moved, record_damage
+from blockmap.store.packs import Packs, pack_key, raised
+from blockmap.store.plan import MAX_REQUEST_BYTES, Wanted, chunk_at, requests
 from blockmap.store.repository import Repository
-from blockmap.store.walk import Spot, leaves, visit
+from blockmap.store.walk import leaves
+from blockmap.upkeep.reach import Fault, PackUse, TreeWalk, fault_of, reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,50 +47,35 @@ def usage(repository: Repository, root: Root) -> Usage:
     return Usage(data * BLOCK, len(seen), raw, stored, len(packs))
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Something of a version that cannot be read, neither where it should be nor where it was stored again."""
-
-    message: str
-    name: Digest | None = None
-    packs: tuple[Digest, ...] = ()
-    """The packs that should have the chunk or node `name` and have it not; empty where the store did not say so."""
-
-
-class _Unreadable(BlockmapError):
-    """Stands in place of a node."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message)
-        self.fault = fault
-
-
 def check_version(repository: Repository, version: Version) -> Iterator[Fault]:
     """Reads every node and chunk of a version, and yields what is wrong with it; goes on after damage."""
-    packs = repository.packs
-    seen: set[Digest] = set()
+    walk = TreeWalk(repository.packs)
+    roots = (version.root, version.extra)
+    yield from (found for found in walk.walk(roots) if isinstance(found, Fault))
+    yield from check_packs(repository, roots, walk.use)
 
-    def unseen(level: int, row: list[Spot]) -> list[Spot]:
-        new = {spot.ref[0]: spot for spot in row if spot.ref[0] not in seen}
-        seen.update(new)
-        return list(new.values())
 
-    def load(refs: Sequence[NodeRef]) -> list[Node | BlockmapError]:
-        return [
-            _Unreadable(_fault(packs, found, None if place is None else node_at(name, place)))
-            if isinstance(found, BlockmapError)
-            else found
-            for (name, place), found in zip(refs, packs.nodes(refs), strict=True)
-        ]
+def check_packs(
+    repository: Repository, roots: Sequence[Root], use: PackUse, read: bool = True, damage: Damage | None = None
+) -> Iterator[Fault]:
+    """Yields the chunks below some roots that cannot be read, given what these refer to.
 
-    for root in (version.root, version.extra):
-        for _, found in visit(root, load, unseen):
-            if isinstance(found, _Unreadable):
-                yield found.fault
-            elif isinstance(found, BlockmapError):
-                yield Fault(str(found))
-            elif isinstance(found, Leaf):
-                yield from _check_leaf(packs, found, seen)
+    Each pack is looked at once, 16 at the same time: everything that is referred to is read and checked, or without `read` only
+    that it is there. What `damage` records of a pack is read in any case. Where a pack has not what it should have, and the log
+    of the pack does not lead to what is sound, the trees are gone through again, and say what that is.
+    """
+    packs, recorded = repository.packs, damage or {}
+
+    def check(pack: Digest) -> set[bytes]:
+        if not read:
+            return _beyond(repository, pack, use, recorded.get(pack, frozenset()))
+        return _unsound(packs, pack, use)
+
+    named = use.chunk_packs  # the walk has read all nodes
+    bad = {pack: found for pack, found in zip(named, each(check, named), strict=True) if found}
+    lost = {pack: left for pack, found in bad.items() if (left := _not_moved(repository, pack, found, bad, use))}
+    if lost:
+        yield from _read_again(packs, roots, lost)
 
 
 def record_faults(store: Writer, faults: Iterable[Fault]) -> None:
@@ -104,24 +88,78 @@ def record_faults(store: Writer, faults: Iterable[Fault]) -> None:
     each(lambda found: record_damage(store, *found), damaged.items())
 
 
-def _check_leaf(packs: Packs, leaf: Leaf, seen: set[Digest]) -> Iterator[Fault]:
-    places = zip(leaf.chunks, leaf.placements, strict=True)
-    new = [chunk_at(chunk, place) for chunk, place in places if chunk not in seen and place is not None]
-    seen.update(leaf.chunks)
-    read = packs.chunks(new)
-    for item in new:
-        found = read[item.key]
-        if isinstance(found, Corrupt):
-            found = packs.chunks([item])[item.key]  # what was damaged on its way is no damage of the store
-        if isinstance(found, BlockmapError):
-            yield _fault(packs, found, item)
+def _beyond(repository: Repository, pack: Digest, use: PackUse, damaged: frozenset[Digest] | None) -> set[bytes]:
+    """Returns what is referred to of a pack and lies beyond its end, or is recorded as damaged."""
+    wanted = use.references(pack)
+    if damaged is None:
+        return wanted
+    try:
+        length = repository.store.size(pack_key(pack))
+    except NotFound:
+        return wanted
+    prefixes = {name[:8] for name in damaged}
+    beyond = use.end(pack) > length
+    return {each for each in wanted if each[8:] in prefixes or (beyond and _end(each) > length)}
 
 
-def _fault(packs: Packs, error: BlockmapError, item: Wanted | None) -> Fault:
-    """Returns what is wrong with something that cannot be read, neither in its place nor where it was stored again."""
-    if item is None or not isinstance(error, (Corrupt, NotFound)):
-        return Fault(str(error))
-    lost = [item]
-    with suppress(StoreError):
-        packs.elsewhere(item, lost.append)
-    return Fault(str(error), item.name, tuple(each.place.pack for each in lost))
+def _unsound(packs: Packs, pack: Digest, use: PackUse) -> set[bytes]:
+    """Returns what is referred to of a pack and is not there as it should be; reads a part of the pack at a time."""
+    wanted = use.references(pack)
+    try:
+        head = packs.head(pack)
+    except (Corrupt, NotFound):
+        return wanted  # frames may be sound without it
+    listed = {reference(name, place): chunk_at(name, place) for name, place in head.entries}
+    bad = wanted - listed.keys()
+    found = [listed[each] for each in wanted if each in listed]
+    for request in requests(found, MAX_REQUEST_BYTES):
+        read = packs.fetch(request)
+        for item in request:
+            stored = read[item.key]
+            try:
+                packs.open_chunk(item.name, item.place, raised(stored))
+            except (Corrupt, NotFound):
+                bad.add(reference(item.name, item.place))
+    return bad
+
+
+def _not_moved(
+    repository: Repository, pack: Digest, found: set[bytes], bad: Mapping[Digest, set[bytes]], use: PackUse
+) -> set[bytes]:
+    """Returns what of a pack is not there, and not where the log of the pack leads to either."""
+    sound: set[bytes] = set()
+    checked: dict[Digest, set[bytes]] = {}
+    for places in read_moved(repository.store, pack):
+        for name, place in places.items():
+            good = checked.get(place.pack)
+            if good is None:
+                good = checked[place.pack] = use.references(place.pack) - bad.get(place.pack, set())
+            if reference(name, place) in good:
+                sound.add(name[:8])
+    return {each for each in found if each[8:] not in sound}
+
+
+def _read_again(packs: Packs, roots: Sequence[Root], lost: Mapping[Digest, set[bytes]]) -> Iterator[Fault]:
+    """Reads the chunks that packs may have lost, wherever they are, and yields those that cannot be read."""
+    seen: set[Wanted] = set()
+    for leaf in TreeWalk(packs).walk(roots):
+        if isinstance(leaf, Fault):
+            continue
+        items = [
+            chunk_at(name, place)
+            for name, place in zip(leaf.chunks, leaf.placements, strict=True)
+            if place is not None and place.pack in lost and reference(name, place) in lost[place.pack]
+        ]
+        new = [item for item in dict.fromkeys(items) if item not in seen]
+        seen.update(new)
+        read = packs.chunks(new)
+        for item in new:
+            found = read[item.key]
+            if isinstance(found, Corrupt):
+                found = packs.chunks([item])[item.key]  # what was damaged on its way is no damage of the store
+            if isinstance(found, BlockmapError):
+                yield fault_of(packs, found, item)
+
+
+def _end(wanted: bytes) -> int:
+    return int.from_bytes(wanted[:4], "little") + int.from_bytes(wanted[4:8], "little")

@@ -20,7 +20,8 @@ from blockmap.store.opening import create_store, parse_format
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
 from blockmap.store.walk import leaves
-from blockmap.upkeep.verify import Fault, check_version, record_faults
+from blockmap.upkeep.reach import Fault
+from blockmap.upkeep.verify import check_version, record_faults
 from tests.image.builder import bulk
 from tests.image.layouts import archive, directory, file, layout
 from tests.store.faulty import Faulty

@@ -1,13 +1,9 @@
 """Garbage: what is needed stays whatever happens, what is not goes, and writers who sleep lose nothing without a word."""
 
-import json
-import threading
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,71 +12,28 @@ from blockmap.format import keys
 from blockmap.format.collection import StepKind
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
-from blockmap.image.importer import Importer
 from blockmap.image.layer import config_chains
-from blockmap.image.sources import open_source
 from blockmap.publish.reliance import tag_version
 from blockmap.store.collections import CollectionLog, CollectionReader, CollectionState
 from blockmap.store.documents import find_document
-from blockmap.store.memory import MemoryStore
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.numbered import read_numbers
-from blockmap.store.opening import parse_format
 from blockmap.store.pack_logs import record_moved
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import by_digest, find_version
-from blockmap.upkeep.collect import Collector
-from blockmap.upkeep.verify import check_version
-from tests.image.builder import bulk
-from tests.image.layouts import archive, file, layout
-
-HOUR = 3600.0
-DAY = 24 * HOUR
-GRACE, KEEP = HOUR, DAY
-FORMAT = json.dumps(
-    {
-        "chunker": {"bits": 4, "hash": "xxh3-64", "max": 64, "min": 4},
-        "may": [],
-        "requires": [],
-        "store": "5f0c2c5e-8f0d-4a55-9f0a-2f6f3b1b7a11",
-        "version": 1,
-    }
-).encode()
-BASE = archive([file("shared", bulk(1, 200_000))])
-OWN = {name: archive([file("own", bulk(number, 60_000))]) for number, name in enumerate("abc", 2)}
-
-
-class Clocked(MemoryStore):
-    """A store with a clock of its own; calls `at_step` once, before the call of that number."""
-
-    def __init__(self) -> None:
-        self.seconds = 1_700_000_000.0
-        super().__init__("memory:", lambda: self.seconds)
-        self.calls = 0
-        self.at_step: tuple[int, Callable[[], None]] | None = None
-
-    def _step(self) -> None:
-        self.calls += 1
-        if self.at_step is not None and self.calls == self.at_step[0]:
-            (_, act), self.at_step = self.at_step, None
-            act()
-
-    def get(self, key: str, *most: int) -> bytes:
-        self._step()
-        return super().get(key, *most)
-
-    def get_range(self, key: str, start: int, end: int) -> bytes:
-        self._step()
-        return super().get_range(key, start, end)
-
-    def exists(self, key: str) -> bool:
-        self._step()
-        return super().exists(key)
-
-    def create(self, key: str, parts: Any) -> None:
-        self._step()
-        super().create(key, parts)
-        self._step()  # the answer may be what comes late
+from tests.upkeep.collecting import (
+    DAY,
+    FORMAT,
+    GRACE,
+    KEEP,
+    Clocked,
+    check_all,
+    collect,
+    collector,
+    faults,
+    put,
+    remove,
+)
 
 
 @pytest.fixture
@@ -91,49 +44,6 @@ def store(tmp_path: Path) -> Clocked:
     for name in "ab":
         put(made, name, tmp_path)
     return made
-
-
-def put(store: Clocked, name: str, work: Path, to: str = "") -> None:
-    where = work / f"image-{name}"
-    source = where if where.exists() else layout(where, [BASE, OWN[name]])
-    found = open_source(f"oci:{source}", platform="linux/amd64", work=work)
-    try:
-        repo, tag = (to or f"{name}:1").split(":")
-        Importer(store, parse_format(FORMAT, store.url), lambda said: None).run(found, repo, tag)
-    finally:
-        found.close()
-
-
-def collector(store: Clocked, keep: float = KEEP) -> Collector:
-    return Collector(store, keep, GRACE, config_chains)
-
-
-def collect(store: Clocked, keep: float = KEEP) -> int:
-    """Condemns and sweeps, after what was kept has got old; returns how many objects were deleted."""
-    store.seconds += keep + GRACE + 1
-    one = collector(store, keep)
-    assert one.condemn(one.state(), one.plan(one.state()))
-    store.seconds += GRACE + 1
-    assert one.due_in(one.state()) <= 0
-    return one.sweep(one.state()).objects
-
-
-def remove(store: Clocked, name: str) -> None:
-    NameLog(store).remove(NameTarget(name, "1"), "")
-
-
-def faults(store: Clocked, name: str) -> list[str]:
-    repository = Repository(store)
-    found = find_version(repository, parse_reference(name))
-    return [fault.message for fault in check_version(repository, found.version)]
-
-
-def check_all(store: Clocked) -> None:
-    """Checks that all that a name stands for is whole."""
-    for (repo, tag), _ in NameLog(store).catalogue().items():
-        entry = NameLog(store).newest(repo, tag)
-        if entry is not None and entry.version is not None:
-            assert faults(store, f"{repo}:{tag}") == []
 
 
 def kinds(store: Clocked) -> dict[str, int]:
@@ -149,7 +59,7 @@ def test_what_names_stand_for_stays(store: Clocked) -> None:
     before = store.list("")
     plan = collector(store).plan(collector(store).state())
     assert (plan.garbage, plan.young) == ({}, {})
-    assert plan.names == {"a:1": 1, "b:1": 1}
+    assert plan.marked.names == {"a:1": 1, "b:1": 1}
     assert set(store.list("")) - set(before) == {keys.CLOCK}
 
 
@@ -252,10 +162,11 @@ def test_damage_stops_a_collection_before_anything_is_deleted(store: Clocked) ->
 
 
 def test_packs_that_have_what_was_lost_are_needed(store: Clocked) -> None:
-    place = find_version(Repository(store), parse_reference("b:1")).root.placement
+    root = find_version(Repository(store), parse_reference("b:1")).root
+    place = root.placement
     assert place is not None
     other = Digest(bytes.fromhex("cd" * 32))
-    record_moved(store, place.pack, {Digest(bytes(32)): replace(place, pack=other)})
+    record_moved(store, place.pack, {root.digest: replace(place, pack=other)})
     store.create(f"packs/cd/{other.hex()}", [b"healed"])
     record_moved(store, Digest(bytes.fromhex("ee" * 32)), {Digest(bytes(32)): place})
     store.seconds += 10 * DAY
@@ -307,34 +218,6 @@ def test_one_of_two_collectors_wins(store: Clocked) -> None:
     check_all(store)
 
 
-def test_a_collector_that_sleeps_harms_nobody(store: Clocked, tmp_path: Path) -> None:
-    """It wakes up between its mark and its deletes, when others have finished, and names have moved back."""
-    remove(store, "a")
-    store.seconds += 2 * DAY
-    one = collector(store)
-    one.condemn(one.state(), one.plan(one.state()))
-    store.seconds += GRACE + 1
-    state = one.state()
-    delete, lock, woken = store.delete, threading.Lock(), threading.Event()
-
-    def late(key: str) -> None:
-        with lock:
-            first = store.delete is not delete
-            store.delete = delete  # type: ignore[method-assign]
-        if first:
-            assert collector(store).sweep(collector(store).state()).objects > 5
-            for name in "abc":
-                put(store, name, tmp_path)
-            woken.set()
-        assert woken.wait(20)
-        delete(key)
-
-    store.delete = late  # type: ignore[method-assign]
-    one.sweep(state)
-    assert faults(store, "a:1") == []
-    check_all(store)
-
-
 def test_a_tag_brings_back_what_is_condemned(store: Clocked, tmp_path: Path) -> None:
     put(store, "c", tmp_path, "a:1")
     store.seconds += 2 * DAY
@@ -370,38 +253,6 @@ def test_a_damaged_entry_of_the_log_stops_nobody(store: Clocked, tmp_path: Path,
     check_all(store)
     with pytest.raises(Collected, match="damaged"):
         CollectionReader(store).check(CollectionState(n - 1), set)
-
-
-def paused_at(store: Clocked, step: int, act: Callable[[], None]) -> None:
-    store.calls, store.at_step = 0, (step, act)
-
-
-@pytest.mark.parametrize("to", ["b:1", "new:1"])
-def test_an_importer_that_sleeps_at_any_step_ends_whole_or_says_so(to: str, tmp_path: Path) -> None:
-    """All that it could deduplicate against is removed and collected while it sleeps."""
-    step, ended, refused = 1, False, 0
-    while not ended:
-        store = Clocked()
-        store.create(keys.FORMAT, [FORMAT])
-        put(store, "a", tmp_path)
-        if to == "b:1":
-            put(store, "b", tmp_path)
-
-        def sleeps(store: Clocked = store) -> None:
-            remove(store, "a")
-            collect(store, keep=0)
-
-        paused_at(store, step, sleeps)
-        try:
-            put(store, "c", tmp_path, to)
-        except (Collected, NotFound, Corrupt):
-            refused += 1
-        ended = store.at_step is not None
-        store.at_step = None
-        check_all(store)
-        step += 1
-    assert step > 30
-    assert refused > 3
 
 
 def test_documents_lead_to_what_stays(store: Clocked, tmp_path: Path) -> None:

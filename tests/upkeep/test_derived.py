@@ -67,7 +67,7 @@ class Site:
         self.said += [fault.message for fault in faults]
         source = open_source(self.source, platform="linux/amd64", work=Path("/nonexistent"))
         chains = [own.chain for own in source.layers]  # type: ignore[union-attr]
-        self.said += check_derived(self.store, found.name, found.version, chains)
+        self.said += (wrong.message for wrong in check_derived(self.store, found.name, found.version, chains))
 
 
 @pytest.fixture(scope="module")

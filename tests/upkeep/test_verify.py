@@ -45,7 +45,9 @@ def test_a_check_reads_a_version_in_few_ranges() -> None:
     root = publish(store, PIECES, SIZE)
     store.ranges.clear()
     assert list(check_version(Repository(store), version_of(root))) == []
-    assert len(store.ranges) == 2 + 2, "two levels, and the chunks of three leaves, two of which have the same"
+    assert len(store.ranges) == 2 + 3, (
+        "two levels, the head of the pack, and its chunks, some of which three leaves have"
+    )
 
 
 def version_of(root: Root) -> Version:
