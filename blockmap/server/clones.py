@@ -19,11 +19,13 @@ from pathlib import Path
 from blockmap.durable import settle
 from blockmap.errors import AlreadyExists, BlockmapError, DiskFull, HostError, NotFound, UsageError
 from blockmap.format import BLOCK
+from blockmap.format.digest import Digest
+from blockmap.format.refs import parse_reference
 from blockmap.volume.clone import CloneLayer, CloneVolume
 from blockmap.volume.clone_loader import load_clone
 from blockmap.volume.clone_table import CaptureDraft, CaptureRecord, CloneRecord, CloneTable, has_clones, read_clones
 from blockmap.volume.overlay import Held, OverlayMap
-from blockmap.volume.scratch import ScratchFile, layer_file
+from blockmap.volume.scratch import ScratchFile, is_in_use, layer_file
 from blockmap.volume.volume import Volume
 from blockmap.volume.write_journal import boot_id
 
@@ -36,6 +38,8 @@ _MAX_BYTES = 1 << 52
 _LOCK_SECONDS = 1.0
 """Seconds to wait for the lock: whoever only looks at it, or is about to end, has it for less."""
 _HOLDER_BYTES = 4096
+_YOUNG_S = 3600.0
+"""Seconds for which a layer that is in no clone and that nobody has open may be in the making, by another server of this host."""
 
 
 class _Entry:
@@ -214,6 +218,14 @@ class Clones:
         found = (each.record for each in read_clones(self._state))
         return [(each.name, f"clone of {each.origin}") for each in found if each.store == self._store]
 
+    def tidy(self) -> set[tuple[Digest, str]]:
+        """Removes what crashes have left of layers and clones; returns the pins that clones need: version and holder."""
+        if not has_clones(self._state):
+            return set()
+        found = [(parse_reference(each.record.base).digest, each.record.pin) for each in read_clones(self._state)]
+        _sweep(self._state, self._table())
+        return {(Digest(digest), pin) for digest, pin in found if digest is not None}
+
     def end(self) -> None:
         """Makes all durable that was written, and closes all clones; nobody may use them any more."""
         with self._lock:
@@ -351,6 +363,9 @@ def holder_of(folder: Path) -> str | None:
 
 def _sweep(state: Path, table: CloneTable) -> None:
     """Removes folders and files of clones and layers that are not recorded any more, those that a crash left among them."""
+    before = time.time() - _YOUNG_S
+    old = [layer for layer in table.loose_layers() if _written(layer_file(state, layer)) < before]
+    table.forget_layers([layer for layer in old if not is_in_use(layer_file(state, layer))])
     # In this order: a number is on record before anything has it for a name.
     there = [*state.glob("clones/*"), *state.glob("layers/*")]
     clones, layers = table.known()
@@ -360,6 +375,14 @@ def _sweep(state: Path, table: CloneTable) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _written(path: Path) -> float:
+    """Returns when a file was written, in seconds since 1970; what is not there may come any moment."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return float("inf")
 
 
 def _wait_lock(fd: int, name: str) -> None:

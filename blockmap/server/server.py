@@ -12,7 +12,7 @@ from pathlib import Path
 
 from blockmap.cache.cache import Cache, default_cap
 from blockmap.cache.scrubber import Scrubber
-from blockmap.errors import AlreadyExists, HostError, NotFound, StoreError, StoreReadOnly, UsageError
+from blockmap.errors import AlreadyExists, BlockmapError, HostError, NotFound, StoreError, StoreReadOnly, UsageError
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.format import BLOCK, keys
 from blockmap.format.digest import Digest
@@ -31,9 +31,12 @@ from blockmap.server.commits import Commits, PublishedCapture
 from blockmap.server.hydration import Hydrations
 from blockmap.server.listing import Listing
 from blockmap.server.opener import ANSWER_SECONDS, Opener, ResolvedStart
+from blockmap.server.pin_notes import PinNotes
+from blockmap.server.pins import OpenPins
 from blockmap.server.registry import Opened, Registry
 from blockmap.server.store_log import CallLog
 from blockmap.store.base import Pruner, Writer
+from blockmap.store.concurrent import spawn
 from blockmap.store.names import NameLog, NameTarget
 from blockmap.store.observed import Observed
 from blockmap.store.pins import pin_version, unpin_version
@@ -92,8 +95,10 @@ class Server:
         self._registry = Registry(self._fetcher)
         holder = f"the server of {cache_directory}, process {os.getpid()}"
         self._clones = Clones(state or cache_directory / "state", form.store, holder)
+        self._pin_notes = PinNotes(state or cache_directory / "state", form.store)
         self._commits = Commits(self._clones, publish or _no_publisher, self._rebase)
         self._hydrations = Hydrations(self._fetcher, hydrate)
+        self._pins = OpenPins(engine if isinstance(engine, Pruner) else None)
         self.traces = TraceManager(traces_folder(cache_directory), evidence or (lambda head, trace: None))
         self._lock = threading.Lock()  # guards _outages; never held across I/O, nor while another lock is taken
 
@@ -107,7 +112,7 @@ class Server:
         clone, found = self._clones.find(name), self._find(export)
         policy = self._policy(name)
         if clone is None:
-            opened = self._registry.open(found, policy)
+            opened = self._open_version(found, policy)
         else:
             opened = self._open_clone(clone, found, policy)
         if opened.is_first:
@@ -297,8 +302,9 @@ class Server:
         }
 
     def begin(self) -> None:
-        """Has published what earlier servers captured."""
+        """Has published what earlier servers captured, and removed what those that crashed have left."""
         self._commits.begin()
+        spawn(self._tidy)
 
     def stop(self) -> None:
         """Ends all waiting for the store, with StoreUnavailable."""
@@ -317,6 +323,7 @@ class Server:
         self._scrubber.close()
         self.stop()
         self._commits.close()
+        self._pins.close()
         self._clones.end()
         self._opener.close()
         self._hydrations.close()
@@ -353,6 +360,7 @@ class Server:
         clone = self._clones.of_capture(capture)
         found = self._opener.find(parse_reference(export), self._policy(clone.name))
         if clone.pin and isinstance(self._engine, Pruner):
+            self._pin_notes.add(found.resolved.name, clone.pin)
             pin_version(self._engine, found.resolved.name, clone.pin)
         self._clones.rebase(
             clone, capture, found.resolved.pinned, self._registry.volume(found, self._policy(clone.name))
@@ -364,11 +372,23 @@ class Server:
             except StoreError as error:
                 _log.warning("%s stays pinned: %s", clone.base, error)
 
+    def _tidy(self) -> None:
+        """Deletes the pins of clones that a crash left without a clone, and layers that are in none."""
+        try:
+            needed = self._clones.tidy()
+            for version, holder in self._pin_notes.old():
+                if (version, holder) not in needed:
+                    self._unpin(version, holder)
+                    _log.info("version %s is not pinned any more for a clone that is gone", version.hex()[:12])
+        except BlockmapError as error:
+            _log.info("what a crash may have left stays for now: %s", error)
+
     def _pin(self, version: Digest) -> str:
         """Pins a version in the store for a clone; returns the holder, or nothing where the store cannot be written."""
         holder = f"clone-{secrets.token_hex(8)}"
         with suppress(StoreReadOnly):
             if isinstance(self._engine, Pruner):
+                self._pin_notes.add(version, holder)
                 pin_version(self._engine, version, holder)
                 return holder
         return ""
@@ -376,6 +396,17 @@ class Server:
     def _unpin(self, version: Digest, holder: str) -> None:
         if holder and isinstance(self._engine, Pruner):
             unpin_version(self._engine, version, holder)
+            self._pin_notes.remove(version, holder)
+
+    def _open_version(self, found: ResolvedStart, policy: OutagePolicy) -> Opened:
+        opened, version = self._registry.open(found, policy), found.resolved.name
+        self._pins.hold(version)
+
+        def close() -> None:
+            opened.close()
+            self._pins.release(version)
+
+        return replace(opened, close=close)
 
     def _open_clone(self, clone: CloneRecord, found: ResolvedStart, policy: OutagePolicy) -> Opened:
         volume = self._clones.open(clone, self._registry.volume(found, policy))

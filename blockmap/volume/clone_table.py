@@ -309,6 +309,12 @@ class CloneTable:
             connection.execute("UPDATE clones SET base = ? WHERE id = ?", (base, capture.clone))
             return self._forget_unused(connection, layers)
 
+    def loose_layers(self) -> list[int]:
+        """Returns the layers that are in no stack: being made, or left by a crash."""
+        with self._reading():
+            query = "SELECT id FROM layers WHERE NOT EXISTS (SELECT 1 FROM stacks WHERE stacks.layer = layers.id)"
+            return [number for (number,) in self._connection.execute(query)]
+
     def known(self) -> tuple[set[int], set[int]]:
         """Returns the numbers of all clones and layers."""
         with self._reading():

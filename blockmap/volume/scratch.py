@@ -1,6 +1,7 @@
 """The bytes of one layer of a clone: a sparse file with the volume's own offsets."""
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -16,12 +17,16 @@ class ScratchFile:
     """A layer's file; safe to share between threads. All methods but `punch` raise DiskFull or HostError."""
 
     def __init__(self, path: Path) -> None:
-        """Makes an absent file; it is durable with the first `sync`, and its entry in the directory from now on."""
+        """Makes an absent file; it is durable with the first `sync`, and its entry in the directory from now on.
+
+        While it is open it has a shared lock, as `is_in_use` sees.
+        """
         self._path = path
         self._fd = -1
         try:
             absent = not path.exists()
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_SH)
             if absent:
                 sync_directory(path.parent)
         except OSError as error:
@@ -82,6 +87,21 @@ class ScratchFile:
 def layer_file(state: Path, number: int) -> Path:
     """Returns the path of a layer's bytes."""
     return state / "layers" / str(number)
+
+
+def is_in_use(path: Path) -> bool:
+    """Returns True if any process has a layer's file open, or that cannot be said."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
 
 
 def local_error(path: Path, error: OSError) -> HostError:

@@ -1,5 +1,7 @@
 """Clones of one server: what they share, when they are closed, and their pins."""
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +12,18 @@ from blockmap.format import BLOCK, keys
 from blockmap.format.collection import StepKind
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
+from blockmap.server.pin_notes import PinNotes
 from blockmap.server.server import Server
 from blockmap.store.base import Pruner
 from blockmap.store.collections import CollectionLog
-from blockmap.store.opening import create_store
+from blockmap.store.opening import create_store, parse_format
+from blockmap.store.pins import pin_version
+from blockmap.volume.clone_table import CloneTable
+from blockmap.volume.scratch import ScratchFile, layer_file
 from nbdplugin.session import Sessions
 from tests.image.builder import bulk
 from tests.volume.building import name, publish
+from tests.waiting import until
 
 BLOCKS = 64
 DATA = bulk(1, BLOCKS * BLOCK)
@@ -116,3 +123,34 @@ def test_a_version_that_is_condemned_gets_no_clone(server: Server, store: Pruner
     assert store.list(keys.PINS) == []
     with pytest.raises(NotFound):
         server.open("c")
+
+
+def test_what_a_crash_left_of_clones_goes_when_a_server_starts(server: Server, store: Pruner, tmp_path: Path) -> None:
+    """Pins whose clone was never recorded, or is gone, and layers that are in none; what is young may be in the making."""
+    server.clone("app:1", "kept", None)
+    held, state = version(server), tmp_path / "state"
+    notes = PinNotes(state, parse_format(store.get(keys.FORMAT), store.url).store)
+    (kept,) = store.list(keys.PINS)
+    for holder in ("clone-old", "clone-young"):
+        notes.add(held, holder)
+        pin_version(store, held, holder)
+    store.create(keys.pin(held, "clone-of-another-host"), [b""])
+    table = CloneTable(state)
+    old, young, bare, spare = (table.add_layer() for _ in range(4))
+    layer_file(state, old).parent.mkdir(exist_ok=True)
+    for layer in (old, young):
+        layer_file(state, layer).touch()
+    in_use = ScratchFile(layer_file(state, spare))
+    for path in (*state.glob("pins/*/*"), *state.glob("layers/*")):
+        if "young" not in path.name and path != layer_file(state, young):
+            os.utime(path, (time.time() - 7200,) * 2)
+    server.begin()
+    until(lambda: len(store.list(keys.PINS)) == 3)
+    assert set(store.list(keys.PINS)) == {kept, keys.pin(held, "clone-young"), keys.pin(held, "clone-of-another-host")}
+    until(lambda: len(list(state.glob("pins/*/*"))) == 2)
+    assert table.loose_layers() == [young, bare, spare]
+    assert not layer_file(state, old).exists()
+    assert layer_file(state, young).exists()
+    assert layer_file(state, spare).exists()
+    in_use.close()
+    table.close()
