@@ -4,7 +4,9 @@ A map is a list of extents in ascending order that do not overlap; blocks that n
 combines two maps, such as those of a clone and of its base.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import NamedTuple
 
 from blockmap.errors import FormatError
@@ -34,6 +36,9 @@ class Extent(NamedTuple):
         return Extent(start, end - start, self.chunk, self.blocks, first)
 
 
+_start = itemgetter(0)
+
+
 def zeros(start: int, end: int) -> Extent:
     return Extent(start, end - start, None, 0, 0)
 
@@ -57,15 +62,11 @@ def coalesce(extents: Iterable[Extent]) -> Iterator[Extent]:
     """Joins neighbours that continue each other in one chunk."""
     last: Extent | None = None
     for extent in extents:
-        if (
-            last is not None
-            and last.end == extent.start
-            and last.chunk == extent.chunk
-            and (extent.chunk is None or last.first + last.length == extent.first)
-        ):
-            last = last._replace(length=last.length + extent.length)
-            continue
         if last is not None:
+            start, length, chunk, _, first = last
+            if start + length == extent[0] and chunk == extent[2] and (chunk is None or first + length == extent[4]):
+                last = last._replace(length=length + extent.length)
+                continue
             yield last
         last = extent
     if last is not None:
@@ -74,22 +75,22 @@ def coalesce(extents: Iterable[Extent]) -> Iterator[Extent]:
 
 def over(upper: list[Extent], lower: list[Extent]) -> list[Extent]:
     """Returns the map of `upper` laid over `lower`; zeros of `upper` hide extents of `lower`, and are left out."""
-    shown: list[Extent] = [extent for extent in upper if extent.chunk is not None]
-    at = 0
-    for extent in lower:
-        start = extent.start
-        while at < len(upper) and upper[at].end <= start:
-            at += 1
-        scan = at
-        while scan < len(upper) and upper[scan].start < extent.end:
-            if start < upper[scan].start:
-                shown.append(extent.piece(start, upper[scan].start))
-            start = max(start, upper[scan].end)
-            scan += 1
-        if start < extent.end:
-            shown.append(extent.piece(start, extent.end))
-    shown.sort(key=lambda extent: extent.start)
-    return list(coalesce(shown))
+    rest, shown, at = list(lower), list[Extent](), 0
+    for extent in upper:
+        first = bisect_right(rest, extent.start, at, key=_start)
+        shown += rest[at:first]
+        if first > at and shown[-1].end > extent.start:  # it is cut, and may go on behind
+            first -= 1
+            cut = shown.pop()
+            if cut.start < extent.start:
+                shown.append(cut.piece(cut.start, extent.start))
+        if extent.chunk is not None:
+            shown.append(extent)
+        at = bisect_left(rest, extent.end, first, key=_start)
+        if at > first and rest[at - 1].end > extent.end:
+            at -= 1
+            rest[at] = rest[at].piece(extent.end, rest[at].end)
+    return list(coalesce([*shown, *rest[at:]]))
 
 
 def within(extents: list[Extent], ranges: list[tuple[int, int]]) -> tuple[list[Extent], list[Extent]]:

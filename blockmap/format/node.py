@@ -28,10 +28,11 @@ Placements, one reference per chunk or child, in order:
 Little-endian throughout.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Final
+import struct
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ import numpy.typing as npt
 from blockmap.errors import FormatError
 from blockmap.format.chunker import MAX_BLOCKS, SPAN
 from blockmap.format.digest import ABSENT, DIGEST_BYTES, FORMAT, HEADER, MAGIC, Digest, DigestKind, digest, header
-from blockmap.format.extent import Extent
+from blockmap.format.extent import Extent, over
 
 FANOUT: Final = 256
 MAX_LEVEL: Final = 4
@@ -50,10 +51,11 @@ MAX_NODE_BYTES: Final = 1 << 20
 _REFERENCE = np.dtype(
     [("pack", "<u2"), ("codec", "u1"), ("zero", "u1"), ("offset", "<u4"), ("stored", "<u4"), ("raw", "<u4")]
 )
+_REFERENCE_ROW = struct.Struct("<HBBIII")
+"""The same for one reference."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """The place where a chunk or node is stored: advice, since the bytes read are verified against its digest."""
 
     pack: Digest
@@ -143,8 +145,7 @@ class Leaf:
             raise FormatError("the chunks of a leaf are not in order of first use")
         if len(set(self.chunks)) != chunks or ABSENT in self.chunks:
             raise FormatError("a leaf lists a chunk twice, or an absent one")
-        joined = (starts[1:] == ends[:-1]) & (index[1:] == index[:-1]) & (first[1:] == first[:-1] + lengths[:-1])
-        if joined.any():
+        if _continues(starts, lengths, index, first).any():
             raise FormatError("neighbouring extents of a leaf are not coalesced")
 
 
@@ -221,17 +222,84 @@ def leaf(extents: Iterable[Extent], base: int, placements: dict[Digest, Placemen
     )
 
 
+def leaf_over(upper: Sequence[Extent], below: Leaf, base: int, placements: Mapping[Digest, Placement]) -> Leaf | None:
+    """Returns the leaf of `upper` laid over `below`, in the span that begins at block `base`; None if nothing is left.
+
+    It is that of `over`, without an object for each extent of `below`: for a few extents.
+    """
+    starts, lengths, ids, first = (each.tolist() for each in (below.starts, below.lengths, below.index, below.first))
+    chunks, blocks, places = list(below.chunks), below.blocks.tolist(), list(below.placements)
+    for start, length, chunk, of, inside in upper:
+        start -= base
+        end = start + length
+        low = bisect_right(starts, start)
+        high = bisect_left(starts, end, low)
+        rows: list[tuple[int, int, int, int]] = []
+        if low and starts[low - 1] + lengths[low - 1] > start:  # it is cut, and may go on behind
+            low -= 1
+            if starts[low] < start:
+                rows.append((starts[low], start - starts[low], ids[low], first[low]))
+        if chunk is not None:
+            number = chunks.index(chunk) if chunk in chunks else len(chunks)
+            if number == len(chunks):
+                chunks.append(chunk)
+                blocks.append(of)
+                places.append(placements.get(chunk))
+            rows.append((start, length, number, inside))
+        if high > low and (left := starts[high - 1] + lengths[high - 1] - end) > 0:
+            rows.append((end, left, ids[high - 1], first[high - 1] + end - starts[high - 1]))
+        for column, values in zip(
+            (starts, lengths, ids, first), zip(*rows, strict=True) if rows else [()] * 4, strict=True
+        ):
+            column[low:high] = values
+    if not starts:
+        return None
+    table = np.array((starts, lengths, ids, first), dtype=np.int64)
+    if _continues(*table).any():
+        known = {chunk: place for chunk, place in zip(chunks, places, strict=True) if place is not None}
+        return leaf(over(list(upper), below.extents(base)), base, known)
+    used, at, inverse = np.unique(table[2], return_index=True, return_inverse=True)
+    order = np.argsort(at)  # chunks are in order of first use
+    rank = np.empty(len(order), dtype=np.uint16)
+    rank[order] = np.arange(len(order))
+    kept = used[order].tolist()
+    return Leaf(
+        table[0].astype(np.uint16),
+        table[1].astype(np.uint16),
+        rank[inverse],
+        table[3].astype(np.uint8),
+        [chunks[number] for number in kept],
+        np.array([blocks[number] for number in kept], dtype=np.uint8),
+        [places[number] for number in kept],
+    )
+
+
+def _continues(
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    index: npt.NDArray[np.int64],
+    first: npt.NDArray[np.int64],
+) -> npt.NDArray[np.bool_]:
+    """Returns for each extent but the first if it continues the one before it."""
+    found: npt.NDArray[np.bool_] = (
+        (starts[1:] == starts[:-1] + lengths[:-1])
+        & (index[1:] == index[:-1])
+        & (first[1:] == first[:-1] + lengths[:-1])
+    )
+    return found
+
+
 def encode(node: Node) -> bytes:
     """Returns the stored form of a node, all of whose placements must be known."""
     head = header(DigestKind.NODE, len(node.starts) if isinstance(node, Leaf) else len(node.slots), node.level)
     packs: dict[Digest, int] = {}
-    table = np.zeros(len(node.placements), dtype=_REFERENCE)
-    for at, place in enumerate(node.placements):
+    table: list[bytes] = []
+    for place in node.placements:
         if place is None:
-            raise FormatError(f"the node refers to {node.references[at].hex()}, which is not stored")
-        pack = packs.setdefault(place.pack, len(packs))
-        table[at] = (pack, place.codec, 0, place.offset, place.stored, place.raw)
-    return b"".join((head, node.content, len(packs).to_bytes(4, "little"), *packs, table.tobytes()))
+            raise FormatError(f"the node refers to {node.references[len(table)].hex()}, which is not stored")
+        pack, codec, offset, stored, raw = place
+        table.append(_REFERENCE_ROW.pack(packs.setdefault(pack, len(packs)), codec, 0, offset, stored, raw))
+    return b"".join((head, node.content, len(packs).to_bytes(4, "little"), *packs, *table))
 
 
 def decode(frame: bytes, pack: Digest, expected: Digest) -> Node:
@@ -284,9 +352,10 @@ def _decode_placements(frame: bytes, at: int, count: int, home: Digest) -> list[
     table = np.frombuffer(frame, _REFERENCE, count, at + DIGEST_BYTES * packs)
     if table["zero"].any() or (table["pack"] >= packs).any():
         raise FormatError("a placement of the node names no pack")
-    return [
-        Placement(names[pack], codec, offset, stored, raw) for pack, codec, _, offset, stored, raw in table.tolist()
-    ]
+    where = [names[pack] for pack in table["pack"].tolist()]
+    columns = (table[name].tolist() for name in ("codec", "offset", "stored", "raw"))
+    # Not by Placement's own constructor, which is Python's: there are hundreds in a leaf.
+    return list(map(partial(tuple.__new__, Placement), zip(where, *columns, strict=True)))
 
 
 def _digests(frame: bytes, at: int, count: int) -> list[Digest]:

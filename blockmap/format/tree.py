@@ -13,9 +13,11 @@ from blockmap.errors import FormatError
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import Extent, over
-from blockmap.format.node import FANOUT, MAX_LEVEL, Inner, Leaf, Node, Placement, leaf
+from blockmap.format.node import FANOUT, MAX_LEVEL, Inner, Leaf, Node, Placement, leaf, leaf_over
 
 MAX_BLOCKS = 1 << 40
+_FEW_EDITS = 32
+"""Edits of a leaf below which it costs less to change its arrays than to make an object of each of its extents."""
 
 Load = Callable[[Digest, Placement | None], Node]
 
@@ -144,12 +146,14 @@ def rewrite(base: Root, edits: list[Extent], size: int, load: Load, placements: 
     def reach(name: Digest, place: Placement | None, level: int) -> Node:
         return draft.nodes.get(name) or _load_at(level, name, place, load)
 
-    def leaf_over(base_block: int, own: list[Extent], name: Digest, place: Placement | None) -> Leaf | None:
+    def edited_leaf(base_block: int, own: list[Extent], name: Digest, place: Placement | None) -> Leaf | None:
         below: list[Extent] = []
         known = placements
         if name != ABSENT and sum(extent.length for extent in own) < min(SPAN, size - base_block):
             node = reach(name, place, 0)
             assert isinstance(node, Leaf)
+            if len(own) <= _FEW_EDITS:
+                return leaf_over(own, node, base_block, placements)
             below = node.extents(base_block)
             old = {chunk: at for chunk, at in zip(node.chunks, node.placements, strict=True) if at is not None}
             known = {**{extent.chunk: placements[extent.chunk] for extent in own if extent.chunk in placements}, **old}
@@ -163,7 +167,7 @@ def rewrite(base: Root, edits: list[Extent], size: int, load: Load, placements: 
             return name, place
         made: Node | None
         if level == 0:
-            made = leaf_over(block, own, name, place)
+            made = edited_leaf(block, own, name, place)
         else:
             children: dict[int, tuple[Digest, Placement | None]] = {}
             if name != ABSENT:

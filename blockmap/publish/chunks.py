@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from types import TracebackType
 
 import numpy as np
@@ -89,8 +90,15 @@ class ChunkWriter:
         self._pending = bytearray()  # what the caller wrote since the last segment
         self._pending_block = 0
         self._pending_cut = True
-        self._queue: queue.Queue[_Segment | None] = queue.Queue(_QUEUED_SEGMENTS)
+        self._outgoing: list[
+            _Segment
+        ] = []  # what goes into the queue together: a queue of many small ones costs more than they do
+        self._outgoing_bytes = 0
+        self._queue: queue.Queue[list[_Segment] | None] = queue.Queue(_QUEUED_SEGMENTS)
         self._error: BaseException | None = None
+        self._placed = threading.Event()
+        """Set when every chunk has its place, or never will."""
+        self._is_settled = False
         self._stop = threading.Event()
         workers = os.cpu_count() or 2
         self._compressing: deque[tuple[list[int], Future[list[PackedFrame]]]] = deque()
@@ -139,10 +147,21 @@ class ChunkWriter:
         self._flush()
         self._pending_cut = True
 
+    def settle(self) -> None:
+        """Waits until every chunk has its place, so that trees can be made; the last packs may still be on their way."""
+        self._flush()
+        if self._outgoing:
+            self._send(self._outgoing)
+        self._send(None)
+        self._is_settled = True
+        self._placed.wait()
+        if self._error is not None:
+            raise self._error
+
     def finish(self) -> None:
         """Waits until every chunk is stored; raises what went wrong in any stage."""
-        self._flush()
-        self._send(None)
+        if not self._is_settled:
+            self.settle()
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -150,19 +169,23 @@ class ChunkWriter:
     def _flush(self) -> None:
         if self._pending:
             length = len(self._pending) // BLOCK
-            self._send(_Segment(self._pending_block, self._pending, self._pending_cut))
+            self._outgoing.append(_Segment(self._pending_block, self._pending, self._pending_cut))
+            self._outgoing_bytes += len(self._pending)
+            if self._outgoing_bytes >= _SEGMENT_BYTES:
+                self._send(self._outgoing)
+                self._outgoing, self._outgoing_bytes = [], 0
             self._pending_block += length
             self._pending = bytearray()
             self._pending_cut = False
 
-    def _send(self, segment: _Segment | None) -> None:
+    def _send(self, segments: list[_Segment] | None) -> None:
         while self._thread.is_alive():
             try:
-                self._queue.put(segment, timeout=0.1)
+                self._queue.put(segments, timeout=0.1)
                 break
             except queue.Full:
                 continue
-        if self._error is not None and segment is not None:
+        if self._error is not None and segments is not None:
             raise self._error
 
     def _chunk(self) -> None:
@@ -171,12 +194,14 @@ class ChunkWriter:
             self._chunk_all()
         except BaseException as error:
             self._error = error
+        finally:
+            self._placed.set()
 
     def _chunk_all(self) -> None:
         block, tail = 0, bytearray()
         of = np.zeros(0, dtype=np.uint64)
         stages = self._stages
-        while (segment := self._queue.get()) is not None:
+        for segment in chain.from_iterable(iter(self._queue.get, None)):
             if self._stop.is_set():
                 return
             if segment.cut or segment.block != block + len(tail) // BLOCK:
@@ -195,6 +220,7 @@ class ChunkWriter:
             self._collect()
         if self._frames:
             self._store()
+        self._placed.set()
         while self._storing:
             self._storing.popleft().result()
 

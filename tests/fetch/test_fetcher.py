@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -254,7 +253,7 @@ def test_advice_that_makes_a_range_impossible_costs_a_request(
     link.bytes_per_s = 1e12
     last = max(chunks, key=lambda each: each.end)
     number = chunks.index(last)
-    lie = chunk_at(Digest(bytes(31) + b"x"), replace(last.place, offset=last.end))
+    lie = chunk_at(Digest(bytes(31) + b"x"), last.place._replace(offset=last.end))
     assert fetcher.get([last], lambda own, each: [lie], fetcher.outage.attempt(FAIL)) == content(number, chunks)
     assert len(asked(store)) == 2
 

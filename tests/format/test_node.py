@@ -3,7 +3,6 @@
 import hashlib
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ def inner_nodes(draw: st.DrawFn) -> Inner:
 
 def here(place: Placement | None) -> Placement | None:
     """Returns a placement as a reader of `PACK` sees it."""
-    return replace(place, pack=PACK) if place and place.pack == ABSENT else place
+    return place._replace(pack=PACK) if place and place.pack == ABSENT else place
 
 
 @given(leaf_maps, st.data())

@@ -121,7 +121,7 @@ def test_memory_is_bounded_by_places(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_damaged_in_place_is_read_elsewhere() -> None:
     store = MemoryStore()
     bad, good = stored(store, 1, bulk(2, 3 * BLOCK)), stored(store, 2)
-    short = replace(good, stored=good.stored + 1)
+    short = good._replace(stored=good.stored + 1)
     for place in (bad, short):
         assert not readable(store, place)
     record_moved(store, bad.pack, {NAME: good})
@@ -133,7 +133,7 @@ def test_a_node_that_moved_says_where_its_children_are() -> None:
     store = MemoryStore()
     root = publish(store, [(0, bulk(1, 10 * BLOCK)), (4096, bulk(2, 10 * BLOCK))], 2 * 4096)
     assert root.placement is not None
-    gone = replace(root.placement, pack=GONE[0])
+    gone = root.placement._replace(pack=GONE[0])
     record_moved(store, GONE[0], {root.digest: root.placement})
     moved = replace(root, placement=gone)
     frames: list[bytes] = []
@@ -141,7 +141,7 @@ def test_a_node_that_moved_says_where_its_children_are() -> None:
     found = [node for _, node in nodes(moved, lambda refs: packs.nodes(refs, lambda _, frame: frames.append(frame)))]
     assert len(found) == 3
     held = Packs(lambda _, start, end: frames[0])
-    (again,) = held.nodes([(root.digest, replace(gone, codec=0, stored=len(frames[0]), raw=len(frames[0])))])
+    (again,) = held.nodes([(root.digest, gone._replace(codec=0, stored=len(frames[0]), raw=len(frames[0])))])
     assert isinstance(again, Inner)
     assert all(place is not None and place.pack == root.placement.pack for place in again.placements)
 

@@ -1,7 +1,6 @@
 """Packs: the only place that knows where they lie and how they are coded; damage stays with what is damaged."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,8 +62,8 @@ def test_chunks_that_lie_together_come_in_one_range(store: MemoryStore, chunks: 
 
 def test_a_wrong_placement_spoils_no_other(store: MemoryStore, chunks: list[Wanted]) -> None:
     packs, last = Packs(store.get_range), chunks[-1]
-    beyond = replace(last.place, stored=last.place.stored + 1)
-    gone = replace(last.place, pack=Digest(bytes(32)))
+    beyond = last.place._replace(stored=last.place.stored + 1)
+    gone = last.place._replace(pack=Digest(bytes(32)))
     found = packs.fetch([*chunks[:-1], chunk_at(last.name, beyond)])
     assert isinstance(found.pop(last.key), Corrupt)
     assert all(isinstance(stored, memoryview) for stored in found.values())

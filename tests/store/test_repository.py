@@ -259,15 +259,15 @@ def test_a_placement_is_advice(store: Pruner) -> None:
     place, raw = pack.placements[0], len(CHUNKS[0])
     for wrong in (
         pack.placements[1],
-        replace(place, offset=place.offset + 1),
-        replace(place, stored=place.stored - 1),
-        replace(place, stored=raw - BLOCK, raw=raw - BLOCK),
-        replace(place, raw=raw + 1),
-        replace(place, codec=codec.ZSTD),
-        replace(place, codec=77),
-        replace(place, offset=1 << 31),
-        replace(place, stored=0, raw=0),
-        replace(place, pack=ROOT),
+        place._replace(offset=place.offset + 1),
+        place._replace(stored=place.stored - 1),
+        place._replace(stored=raw - BLOCK, raw=raw - BLOCK),
+        place._replace(raw=raw + 1),
+        place._replace(codec=codec.ZSTD),
+        place._replace(codec=77),
+        place._replace(offset=1 << 31),
+        place._replace(stored=0, raw=0),
+        place._replace(pack=ROOT),
     ):
         with pytest.raises(BlockmapError) as caught:
             Repository(store).chunk(NAMES[0], wrong)

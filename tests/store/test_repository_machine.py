@@ -1,7 +1,5 @@
 """Chunks and versions put, damaged, lost and read in any order; a dict of contents is the model."""
 
-from dataclasses import replace
-
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -135,7 +133,7 @@ class Stored(RuleBasedStateMachine):
         names = sorted(self.chunks)
         name, elsewhere = names[which % len(names)], names[other % len(names)]
         right, data = self.chunks[name]
-        for place in (right, replace(right, raw=right.raw + stretch), self.chunks[elsewhere][0]):
+        for place in (right, right._replace(raw=right.raw + stretch), self.chunks[elsewhere][0]):
             try:
                 found = self.repository.chunk(name, place)
             except (Corrupt, NotFound):

@@ -1,6 +1,5 @@
 """Garbage: what is needed stays whatever happens, what is not goes, and writers who sleep lose nothing without a word."""
 
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -166,7 +165,7 @@ def test_packs_that_have_what_was_lost_are_needed(store: Clocked) -> None:
     place = root.placement
     assert place is not None
     other = Digest(bytes.fromhex("cd" * 32))
-    record_moved(store, place.pack, {root.digest: replace(place, pack=other)})
+    record_moved(store, place.pack, {root.digest: place._replace(pack=other)})
     store.create(f"packs/cd/{other.hex()}", [b"healed"])
     record_moved(store, Digest(bytes.fromhex("ee" * 32)), {Digest(bytes(32)): place})
     store.seconds += 10 * DAY
