@@ -1,7 +1,7 @@
 """Network block devices with lazy, content-addressed volumes.
 
 A folder is a concern; its `__init__` says what lives there, what it may import, and where its data comes from and goes.
-Imports point down the list in setup.cfg. Eight walks through the folders, a line a stop:
+Imports point down the list in setup.cfg. Nine walks through the folders, a line a stop:
 
     A read that hits
     nbdplugin.plugin        `pread` calls the connection's `read`, and counts
@@ -55,6 +55,15 @@ Imports point down the list in setup.cfg. Eight walks through the folders, a lin
     upkeep.collect          what nothing needs is condemned in the log (store.collections), after the grace deleted
     upkeep.rewrite          what is needed of packs that are mostly garbage, or was lost from others, goes to new packs
     upkeep.fsck             the same mark; then packs (upkeep.verify), what is derived (upkeep.derived), logs and hints
+
+    A commit
+    cli.commit              asks the server to prepare, freezes what is mounted (host.freezing), and has it captured
+    server.clones           a new layer on the clone's others; what is below it is the moment (volume.clone)
+    server.commits          has captures published one after another, through restarts; server.node_exchange adds what the cache
+                            has of the version below
+    commit.publisher        a process of its own: chunks of what was written (publish.dirty), beside the lengths of packs that
+                            are relied on; the nodes above; the record, beside the checks of publish.reliance; the entry
+    server.server           puts the clone on the new version, and the layers go
 
     An attach
     cli.host                finds a server, or starts one (host.serve.supervisor); asks which version the name stands for

@@ -136,12 +136,17 @@ class LearnerProcess:
         return process
 
 
-def start_guarded(command: Sequence[str]) -> "subprocess.Popen[str]":
-    """Starts a process that ends with this one, however that ends; what it prints, errors too, is read from its output."""
+def guarded(command: Sequence[str]) -> list[str]:
+    """Returns a command whose process ends with this one, however that ends."""
     # The program itself asks the kernel for this: between fork and exec no Python code may run in a process of many threads.
     guard = _KILLED_WITH_PARENT if shutil.which(_KILLED_WITH_PARENT[0]) else ()
+    return [*guard, *command]
+
+
+def start_guarded(command: Sequence[str]) -> "subprocess.Popen[str]":
+    """Starts a process that ends with this one; what it prints, errors too, is read from its output."""
     return subprocess.Popen(
-        [*guard, *command],
+        guarded(command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -75,6 +75,10 @@ def dispatcher(
     def clone(request: messages.MakeClone) -> messages.CloneAnswer:
         return messages.CloneAnswer(server.clone(request.export, request.name, request.size))
 
+    def prepare_capture(request: messages.PrepareCapture) -> messages.EmptyAnswer:
+        server.prepare_capture(request.export)
+        return messages.EmptyAnswer()
+
     def capture(request: messages.Capture) -> messages.CaptureAnswer:
         repo, tag = parse_name(request.name)
         draft = CaptureDraft(
@@ -111,6 +115,7 @@ def dispatcher(
     made.register(messages.RemoveClone, lambda request: messages.CloneAnswer(server.remove_clone(request.export)))
     made.register(messages.Fork, fork)
     made.register(messages.Rewind, rewind)
+    made.register(messages.PrepareCapture, prepare_capture)
     made.register(messages.Capture, capture)
     made.register(messages.AwaitPublished, published)
     made.register(messages.SettleCaptures, settle)

@@ -67,7 +67,7 @@ class Service:
             options.outages,
             evidence,
             state,
-            self._publisher.publish,
+            self._publisher,
             Trust(options.trust),
             options.hydrate,
         )

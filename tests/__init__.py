@@ -16,6 +16,7 @@ Helpers, by what they provide:
     cache/contents.py              chunks whose bytes follow from a number, so that every byte read can be checked; which
                                    deleted files a process has open
     cache/writer.py                a process that fills a cache until it is killed
+    commit/disk_clone.py           a clone of a small disk image, without a server
     corpus/starts.py               timed starts of programs, from a store nearby or behind a delay
     faults/links.py                netshape, a relay that behaves like a long, narrow or faulty link
     filesystem/ext4/odd.py         layers with every oddity that images have

@@ -113,7 +113,7 @@ def fork(
     """
     client = server(store, cache, socket)
     names = [new] if count is None else [f"{new}-{number}" for number in range(1, count + 1)]
-    with moment_of(clone_name):
+    with moment_of(client, clone_name):
         client.ask(Fork(clone_name, names))
     tell(f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}: forked from {clone_name}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from blockmap.cli.freeze import moment_of
+from blockmap.cli.freeze import FrozenMoment, moment_of
 from blockmap.cli.server import server
 from blockmap.commit.config_changes import parse_changes
 from blockmap.control.client import Client
@@ -76,11 +76,12 @@ def commit(
     parse_name(name)
     wanted = Capture(clone, name, message, author or _user(), parse_changes(changes), force)
     began = time.monotonic()
-    captured, stall = _capture(client, clone, wanted)
+    captured, moment = _capture(client, clone, wanted)
+    times: dict[str, object] = {"sync_seconds": moment.sync_seconds, "stall_seconds": moment.stall}
     if wait == "local":
         _tell(
             as_json,
-            {"capture": captured, "stall_seconds": stall},
+            {"capture": captured, **times},
             f"captured {clone}; it will be {name} when the store has it",
         )
         return
@@ -91,15 +92,15 @@ def commit(
             f"{error}: what was captured waits for that, see `blockmap commit {clone} NAME --retry`, or --drop"
         ) from error
     seconds = time.monotonic() - began
-    about = {"export": done.export, "entry": done.entry, "stall_seconds": stall, "seconds": seconds}
+    about = {"export": done.export, "entry": done.entry, **times, "seconds": seconds}
     _tell(as_json, about, f"{name}  {done.export.partition('@')[2]}  (entry {done.entry} of its name)")
 
 
-def _capture(client: Client, clone: str, wanted: Capture) -> tuple[int, float]:
-    """Captures a clone, its file system frozen where it is mounted; returns the number, and the seconds that writers waited."""
-    with moment_of(clone) as moment:
+def _capture(client: Client, clone: str, wanted: Capture) -> tuple[int, FrozenMoment]:
+    """Captures a clone, its file system frozen where it is mounted; returns the number, and how long that took."""
+    with moment_of(client, clone) as moment:
         captured = client.ask(wanted).capture
-    return captured, moment.stall
+    return captured, moment
 
 
 def _published(client: Client, capture: int) -> PublishedAnswer:

@@ -7,19 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockmap.cli.attached import attachments
+from blockmap.control.client import Client
+from blockmap.control.messages import PrepareCapture
 
 
 @dataclass
 class FrozenMoment:
     """A moment of a clone."""
 
+    sync_seconds: float = 0.0
+    """How long it took to write what waited, before; writers went on meanwhile."""
     stall: float = 0.0
     """Seconds for which writers waited, once it is over; 0 where nothing was frozen."""
 
 
 @contextmanager
-def moment_of(clone: str) -> Iterator[FrozenMoment]:
-    """Keeps the file system of a clone frozen while the block runs, if it is attached here; HostError."""
+def moment_of(client: Client, clone: str) -> Iterator[FrozenMoment]:
+    """Keeps the file system of a clone frozen while the block runs, if it is mounted here; HostError."""
     moment = FrozenMoment()
     where = attachments().place_of(clone) if os.geteuid() == 0 else None
     if where is None:
@@ -27,7 +31,8 @@ def moment_of(clone: str) -> Iterator[FrozenMoment]:
         return
     from blockmap.host.freezing import freezer  # imported here: most commits freeze nothing
 
-    with freezer(Path(where)) as ready:
+    with freezer(Path(where), lambda: client.ask(PrepareCapture(clone))) as ready:
+        moment.sync_seconds = ready.sync_seconds
         with ready.frozen():
             yield moment
         moment.stall = ready.stall

@@ -1,141 +1,124 @@
-"""Publishes what was captured of a clone; a server runs this in a process of its own:
+"""Publishes what was captured of clones, one capture after another; a server runs this in a process of its own:
 
-    python -m blockmap.commit.publisher STORE STATE CAPTURE [KEYFILE]
+    python -m blockmap.commit.publisher STORE STATE DESCRIPTOR [KEYFILE]
 
-The last line that it prints is JSON with the version, by its export name, and the number of the name's entry; or says why not.
-It may be killed at any time, and run again: the entry's nonce was noted with the capture.
+By the socket DESCRIPTOR it is given a PublishTask, and answers with a PublishedCapture or a PublishFailure, and with False where
+it ends thereafter. It may be killed at any time, and begun again: the entry's nonce was noted with the capture.
 """
 
-import json
+import gc
 import logging
+import resource
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from blockmap.commit import CONFLICT_STATUS
 from blockmap.commit.config_changes import changed_config
-from blockmap.errors import BlockmapError, Collected, Corrupt, NameMoved, NotFound, UsageError
-from blockmap.format import BLOCK
+from blockmap.commit.moment import CapturedMoment
+from blockmap.commit.task import HANDED_BYTES, Frames, PublishedCapture, PublishFailure, PublishTask
+from blockmap.errors import BlockmapError, Collected, Corrupt, FormatError, NameMoved, NotFound, UsageError
+from blockmap.format import BLOCK, node, version
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
 from blockmap.format.version import Version
 from blockmap.learn.bundler import put_bundles
 from blockmap.publish.catalogue import Catalogue
 from blockmap.publish.dedup_index import DedupIndex
-from blockmap.publish.dirty import DirtyRange, block_runs, edits, write_runs
+from blockmap.publish.dirty import block_runs, edits, write_runs
 from blockmap.publish.publication import Publication
+from blockmap.publish.reliance import ExpectedEntry
 from blockmap.publish.stages import Stages
 from blockmap.store.base import Pruner
-from blockmap.store.collections import CollectionReader
+from blockmap.store.collections import CollectionReader, CollectionState
+from blockmap.store.concurrent import spawn
 from blockmap.store.key_files import read_signer
 from blockmap.store.names import NameLog, NameTarget
 from blockmap.store.opening import Format, open_writer
+from blockmap.store.packs import NodeRef
+from blockmap.store.plan import node_at
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
 from blockmap.store.signing import Signer
-from blockmap.store.volume_reader import stored_reader
+from blockmap.store.walk import LoadNodes
 from blockmap.volume.clone_table import CaptureRecord, CloneRecord, CloneTable
-from blockmap.volume.overlay import Kind, OverlayMap, look
+from blockmap.volume.overlay import OverlayMap
 from blockmap.volume.scratch import ScratchFile, layer_file
 
 _log = logging.getLogger("blockmap")
 
-_LOOK_BYTES = 1 << 30
 _CLOCKS_APART_S = 86400
 """Seconds by which clocks of two hosts may differ: entries that are older than a capture by more were made before it."""
+_MOST_BYTES = 512 << 20
+"""Bytes of memory beyond which a process ends after its task, as one large commit needs; idle it has some 50 MB."""
+_COLLECT_AFTER = 100_000
+"""Objects made between two runs of the garbage collector: a tree has no cycles, and is made of many objects."""
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """A capture that is a version now."""
+class Publisher:
+    """Publishes captures of the clones of one host into one store; for one thread at a time."""
 
-    export: str
-    """Its export name by digest."""
-    entry: int
-    """The number of the name's entry."""
+    def __init__(
+        self, store: Pruner, form: Format, state: Path, warn: Callable[[str], None], signer: Signer | None = None
+    ) -> None:
+        """Reads the log of collections, before anything that a version will rely on. Raises Corrupt, StoreError, HostError."""
+        self._store = store
+        self._form = form
+        self._state = state
+        self._warn = warn
+        self._names = NameLog(store, signer=signer)
+        self._repository = Repository(store)
+        self._collections = CollectionReader(store).state()
+        self._lengths: dict[Digest, int] = {}
+        """The lengths of packs that were asked for since `_collections`."""
+        self._table = CloneTable(state)
 
+    def close(self) -> None:
+        self._table.close()
 
-@dataclass(frozen=True, slots=True)
-class CapturedMoment:
-    """The layers of a clone at one moment, the highest first, over the version below them."""
+    def publish(self, task: PublishTask) -> PublishedCapture:
+        """Makes a version of a capture, unless that has happened already; the capture stays on record.
 
-    base: Version
-    size: int
-    """Bytes."""
-    layers: list[tuple[ScratchFile, OverlayMap]]
-
-    def dirty(self) -> Iterator[DirtyRange]:
-        """Yields what the layers have."""
-        maps = [extents for _, extents in self.layers]
-        for at in range(0, self.size, _LOOK_BYTES):
-            for piece in look(maps, at, min(at + _LOOK_BYTES, self.size)):
-                if piece.kind is not None:
-                    yield DirtyRange(piece.start, piece.end, piece.kind == Kind.ZEROS)
-
-    def reader(self, repository: Repository) -> Callable[[memoryview, int], None]:
-        """Returns a function that fills a buffer; the store is read where a block was written in part, and only then."""
-        maps = [extents for _, extents in self.layers]
-        below = stored_reader(repository, self.base.root)
-        base_size = self.base.root.size * BLOCK
-
-        def read(buf: memoryview, offset: int) -> None:
-            for start, end, level, kind in look(maps, offset, offset + len(buf)):
-                part = buf[start - offset : end - offset]
-                if kind == Kind.DATA:
-                    self.layers[level][0].read(part, start)
-                elif kind is None and start < base_size:
-                    inside = min(end, base_size) - start
-                    part[:inside] = below(start, inside)
-
-        return read
-
-
-def publish_capture(
-    store: Pruner,
-    form: Format,
-    state: Path,
-    number: int,
-    warn: Callable[[str], None],
-    signer: Signer | None = None,
-) -> Committed:
-    """Makes a version of a capture, unless that has happened already; the capture stays on record.
-
-    Raises NameMoved where the name has moved on, NotFound, Corrupt, StoreError, HostError.
-    """
-    with ExitStack() as stack:
-        table = CloneTable(state)
-        stack.callback(table.close)
-        capture = next((each for each in table.captures() if each.id == number), None)
+        Raises NameMoved where the name has moved on, NotFound, Corrupt, StoreError, HostError.
+        """
+        capture = next((each for each in self._table.captures() if each.id == task.capture), None)
         if capture is None:
-            raise NotFound(f"there is no capture {number} any more")
-        draft, names = capture.draft, NameLog(store, signer=signer)
-        target = NameTarget(draft.repo, draft.tag)
-        done = _find_entry(names, capture)
+            raise NotFound(f"there is no capture {task.capture} any more")
+        done = None if task.is_first else self._find_entry(capture)
         if done is not None:
             return done
-        clone = table.get(capture.clone)
-        repository = Repository(store)
-        base = find_version(repository, parse_reference(clone.base)).version
-        after = None if draft.force else _expected(names, target, clone, base.name)
-        layers: list[tuple[ScratchFile, OverlayMap]] = []
-        for layer, extents in table.layers(clone):
-            if layers or layer == capture.layer:
-                file = ScratchFile(layer_file(state, layer))
-                stack.callback(file.close)
-                layers.append((file, extents))
-        moment = CapturedMoment(base, clone.size, layers)
-        # A commit looks for nothing that it could share with other images: that would take longer than it saves.
-        collections = CollectionReader(store).state()
-        index = DedupIndex(repository, [], warn, {}, condemned=collections.condemned)
-        catalogue = Catalogue({}, index, collections)
-        with Publication(store, form, names, catalogue, warn) as publication:
+        try:
+            return self._publish(capture, task)
+        except Collected:  # once more, over what is there now
+            self._forget(CollectionReader(self._store).state())
+            return self._publish(capture, replace(task, nodes={}))
+
+    def _publish(self, capture: CaptureRecord, task: PublishTask) -> PublishedCapture:
+        """Publishes in as few round trips as can be, one after another: packs of chunks, beside what is read; packs of
+        nodes; the record of the version, beside the checks; the entry."""
+        draft, clone = capture.draft, self._table.get(capture.clone)
+        target = NameTarget(draft.repo, draft.tag)
+        with ExitStack() as stack:
+            layers = self._layers(capture, clone, stack)
+            base_name = parse_reference(clone.base).digest
+            assert base_name is not None
+            after = None if draft.force else spawn(lambda: self._expected(target, clone, Digest(base_name)))
+            base = self._base(task, clone)
+            moment = CapturedMoment(base, clone.size, layers)
+            # A commit looks for nothing that it could share with other images: that would take longer than it saves.
+            known = DedupIndex(self._repository, [], self._warn, {}, condemned=self._collections.condemned)
+            known.health.know(self._lengths)
+            catalogue = Catalogue({}, known, self._collections)
+            publication = stack.enter_context(Publication(self._store, self._form, self._names, catalogue, self._warn))
             runs = block_runs(moment.dirty())
+            reading = spawn(lambda: publication.nodes_above(base, runs, self._load(task.nodes)))
             with publication.chunk_writer(Stages()) as chunks:
-                write_runs(chunks, runs, moment.reader(repository))
+                write_runs(chunks, runs, moment.reader(self._repository))
+                chunks.settle()
+                trees = publication.rewrite(base, edits(chunks, runs), clone.size // BLOCK, chunks, reading.result())
                 chunks.finish()
-                trees = publication.rewrite(base, edits(chunks, runs), clone.size // BLOCK, chunks)
             made = replace(
                 base,
                 root=trees.root,
@@ -152,56 +135,125 @@ def publish_capture(
                 target,
                 made,
                 draft.message,
-                [lambda own: put_bundles(store, draft.repo, own.version, made.root, warn)],
-                after,
+                [lambda own: put_bundles(self._store, draft.repo, own.version, made.root, self._warn)],
+                None if after is None else after.result(),
                 draft.nonce,
             )
         assert published.entry is not None
-        return Committed(f"{draft.repo}@sha256:{published.version.hex()}", published.entry.n)
+        self._lengths = known.health.lengths
+        if publication.collections.newest != self._collections.newest:
+            self._forget(publication.collections)
+        frames = {node_at(name, trees.nodes[name]).key: frame for name, frame in publication.frames.items()}
+        if sum(map(len, frames.values())) > HANDED_BYTES:
+            frames = {}
+        return PublishedCapture(_export(draft.repo, published.version), published.entry.n, frames)
+
+    def _layers(
+        self, capture: CaptureRecord, clone: CloneRecord, stack: ExitStack
+    ) -> list[tuple[ScratchFile, OverlayMap]]:
+        """Returns the layers of a capture, the highest first; `stack` closes them."""
+        layers: list[tuple[ScratchFile, OverlayMap]] = []
+        for layer, extents in self._table.layers(clone):
+            if layers or layer == capture.layer:
+                file = ScratchFile(layer_file(self._state, layer))
+                stack.callback(file.close)
+                layers.append((file, extents))
+        return layers
+
+    def _base(self, task: PublishTask, clone: CloneRecord) -> Version:
+        reference = parse_reference(clone.base)
+        if task.base and reference.digest is not None:
+            with suppress(FormatError):
+                return version.decode(task.base, Digest(reference.digest))
+        return find_version(self._repository, reference).version
+
+    def _load(self, handed: Frames) -> LoadNodes:
+        """Returns a function that gives nodes from those that were handed over, or from the store; all are verified."""
+
+        def held(ref: NodeRef) -> node.Node | None:
+            name, place = ref
+            if place is None or (frame := handed.get(node_at(name, place).key)) is None:
+                return None
+            try:
+                return node.decode(frame, place.pack, name)
+            except FormatError:
+                return None
+
+        def load(refs: Sequence[NodeRef]) -> list[node.Node | BlockmapError]:
+            found = {ref: held(ref) for ref in dict.fromkeys(refs)}
+            missing = [ref for ref, each in found.items() if each is None]
+            stored = dict(zip(missing, self._repository.packs.nodes(missing), strict=True))
+            return [found[ref] or stored[ref] for ref in refs]
+
+        return load
+
+    def _expected(self, target: NameTarget, clone: CloneRecord, base: Digest) -> ExpectedEntry:
+        """Returns the entry that the name has, and must have when it is moved.
+
+        NameMoved if the clone was made of the name, which stands for another version by now.
+        """
+        newest = self._names.newest_stored(target.repo, target.tag)
+        stands_for = None if newest is None else newest.entry.version
+        origin = parse_reference(clone.origin)
+        if (origin.repo, origin.tag) == (target.repo, target.tag) and stands_for != base:
+            now = "nothing" if stands_for is None else f"sha256:{stands_for.hex()[:12]}"
+            raise NameMoved(
+                f"{target} has moved on since {clone.name} was made of it: it stands for {now}, and not for "
+                f"sha256:{base.hex()[:12]}: commit under another name, or with --force"
+            )
+        return ExpectedEntry(newest)
+
+    def _find_entry(self, capture: CaptureRecord) -> PublishedCapture | None:
+        """Returns what an attempt before this one has made."""
+        draft = capture.draft
+        for entry in self._names.history(draft.repo, draft.tag):
+            if entry.nonce == draft.nonce and entry.version is not None:
+                return PublishedCapture(_export(draft.repo, entry.version), entry.n)
+            if entry.time < capture.created - _CLOCKS_APART_S:
+                return None
+        return None
+
+    def _forget(self, collections: CollectionState) -> None:
+        """Forgets what was read before garbage was collected."""
+        self._collections = collections
+        self._lengths = {}
 
 
-def _expected(names: NameLog, target: NameTarget, clone: CloneRecord, base: Digest) -> int:
-    """Returns the entry that the name has and must have when it is moved, 0 for none.
-
-    NameMoved if the clone was made of the name, which stands for another version by now.
-    """
-    newest = names.newest(target.repo, target.tag)
-    origin = parse_reference(clone.origin)
-    if (origin.repo, origin.tag) == (target.repo, target.tag) and (newest is None or newest.version != base):
-        now = "nothing" if newest is None or newest.version is None else f"sha256:{newest.version.hex()[:12]}"
-        raise NameMoved(
-            f"{target} has moved on since {clone.name} was made of it: it stands for {now}, and not for "
-            f"sha256:{base.hex()[:12]}: commit under another name, or with --force"
-        )
-    return newest.n if newest is not None else 0
-
-
-def _find_entry(names: NameLog, capture: CaptureRecord) -> Committed | None:
-    """Returns what an attempt before this one has made."""
-    draft = capture.draft
-    for entry in names.history(draft.repo, draft.tag):
-        if entry.nonce == draft.nonce and entry.version is not None:
-            return Committed(f"{draft.repo}@sha256:{entry.version.hex()}", entry.n)
-        if entry.time < capture.created - _CLOCKS_APART_S:
-            return None
-    return None
+def serve(connection: Connection, start: Callable[[], Publisher]) -> None:
+    """Answers tasks until whoever asks hangs up, or much memory was used; `start` is called again after it fails."""
+    publisher: Publisher | None = None
+    with suppress(BlockmapError):  # the first task says why
+        publisher = start()
+    stays = True
+    with suppress(EOFError, OSError):
+        while stays:
+            task = connection.recv()
+            try:
+                publisher = publisher or start()
+                answer: PublishedCapture | PublishFailure = publisher.publish(task)
+            except (NameMoved, NotFound, Corrupt, UsageError) as error:
+                answer = PublishFailure(str(error), is_final=True)
+            except BlockmapError as error:
+                answer = PublishFailure(str(error), is_final=False)
+            stays = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < _MOST_BYTES
+            connection.send((answer, stays))
 
 
-def _main(store_url: str, state: str, number: str, key: str | None = None) -> None:
-    logging.basicConfig(format="%(message)s")
-    try:
+def _export(repo: str, name: Digest) -> str:
+    return f"{repo}@sha256:{name.hex()}"
+
+
+def _main(store_url: str, state: str, descriptor: str, key: str | None = None) -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+
+    def start() -> Publisher:
         signer = None if key is None else read_signer(Path(key))
-        store, form = open_writer(store_url)
-        try:
-            done = publish_capture(store, form, Path(state), int(number), _log.warning, signer)
-        except Collected:  # once more, over what is there now
-            done = publish_capture(store, form, Path(state), int(number), _log.warning, signer)
-    except (NameMoved, NotFound, Corrupt, UsageError) as error:  # trying again would not help
-        print(error)
-        sys.exit(CONFLICT_STATUS)
-    except BlockmapError as error:
-        sys.exit(str(error))
-    print(json.dumps({"export": done.export, "entry": done.entry}))
+        return Publisher(*open_writer(store_url), Path(state), _log.warning, signer)
+
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
+    with Connection(int(descriptor)) as connection:
+        serve(connection, start)
 
 
 if __name__ == "__main__":

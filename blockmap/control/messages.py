@@ -231,6 +231,12 @@ class RemoveClone(_AboutExport[CloneAnswer]):
     op, answer = "rm", CloneAnswer
 
 
+class PrepareCapture(_AboutExport[EmptyAnswer]):
+    """Does beforehand what a capture of a clone would do while its writers wait."""
+
+    op, answer = "prepare_capture", EmptyAnswer
+
+
 @dataclass(frozen=True)
 class CaptureAnswer(Answer):
     capture: int
@@ -423,6 +429,7 @@ OPERATIONS: dict[str, type[Operation[Any]]] = {
         Config,
         MakeClone,
         Fork,
+        PrepareCapture,
         Rewind,
         Capture,
         AwaitPublished,

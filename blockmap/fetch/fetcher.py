@@ -120,6 +120,11 @@ class Fetcher:
                 raise flight.error
             # The leader of a whole range failed: this reader makes an attempt of its own.
 
+    @property
+    def is_local(self) -> bool:
+        """Returns True if the store is on this host, so that nothing is gained by reading ahead."""
+        return self._ranges.store.local
+
     def is_prefetched(self, key: bytes) -> bool:
         """Returns True if something has come ahead of its reader, unchecked."""
         return key in self._prefetched.held

@@ -7,11 +7,11 @@ from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent, zeros
-from blockmap.format.node import Node, Placement
-from blockmap.format.tree import Load, Root, coverage
+from blockmap.format.node import Node
+from blockmap.format.tree import Root, coverage
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.store.packs import raised
-from blockmap.store.walk import LoadNodes, Spot, visit
+from blockmap.store.walk import LoadNodes, Select, Spot, visit
 
 _PIECE_BLOCKS = 256
 """Blocks that are read at once: 1 MiB."""
@@ -93,15 +93,12 @@ def edits(chunks: ChunkWriter, runs: BlockRuns) -> list[Extent]:
     return found
 
 
-def nodes_above(root: Root, changed: Iterable[Extent], load: LoadNodes) -> Load:
-    """Reads the nodes of a tree on the way to what changes, each level at once, and returns what gives them to `rewrite`.
-
-    A leaf all of which changes is not read.
-    """
+def nodes_to_rewrite(runs: BlockRuns) -> Select:
+    """Returns what chooses the nodes of a tree on the way to blocks that change; a leaf all of which changes is none."""
     blocks: dict[int, int] = {}
-    for extent in changed:
-        for span in range(extent.start // SPAN, (extent.end - 1) // SPAN + 1):
-            inside = min(extent.end, (span + 1) * SPAN) - max(extent.start, span * SPAN)
+    for start, end in (*runs.data, *runs.zeros):
+        for span in range(start // SPAN, (end - 1) // SPAN + 1):
+            inside = min(end, (span + 1) * SPAN) - max(start, span * SPAN)
             blocks[span] = blocks.get(span, 0) + inside
 
     def select(level: int, row: list[Spot]) -> list[Spot]:
@@ -111,9 +108,9 @@ def nodes_above(root: Root, changed: Iterable[Extent], load: LoadNodes) -> Load:
         wanted = {span - span % covered for span in blocks}
         return [spot for spot in row if spot.span in wanted]
 
-    found = {node.digest: node for _, each in visit(root, load, select) for node in [raised(each)]}
+    return select
 
-    def known(name: Digest, place: Placement | None) -> Node:
-        return found.get(name) or raised(load([(name, place)])[0])
 
-    return known
+def nodes_above(root: Root, runs: BlockRuns, load: LoadNodes) -> dict[Digest, Node]:
+    """Reads the nodes of a tree that a rewrite of these blocks needs, each level at once."""
+    return {node.digest: node for _, each in visit(root, load, nodes_to_rewrite(runs)) for node in [raised(each)]}

@@ -37,10 +37,12 @@ def store_nodes(
     put: Callable[[Pack], None],
     stored_leaf: Callable[[Digest], Placement | None] = lambda _: None,
     salt: Callable[[], bytes] = lambda: secrets.token_bytes(16),
+    keep: Callable[[Digest, bytes], object] = lambda name, frame: None,
 ) -> StoredTrees:
     """Stores the new nodes of `drafts`; `place` has the placements of chunks that the drafts' leaves do not know.
 
-    `stored_leaf` finds placements of leaves that are in the store already.
+    `stored_leaf` finds placements of leaves that are in the store already; `keep` is given the frames of the others, before
+    they are compressed.
     """
     inner: dict[Digest, Inner] = {}
     leaves: dict[Digest, Leaf] = {}
@@ -70,6 +72,7 @@ def store_nodes(
             continue
         known = [at or place(chunk) for chunk, at in zip(leaf.chunks, leaf.placements, strict=True)]
         raw = encode(leaf.with_placements(known))
+        keep(name, raw)
         frame = PackedFrame(name, *sealer.seal(raw), len(raw))
         budget -= len(frame.data)
         run -= len(frame.data)
@@ -82,7 +85,7 @@ def store_nodes(
         later.append(frame)
     if later:
         flush()
-    pack = _seal_first(inner, first, where, salt())
+    pack = _seal_first(inner, first, where, salt(), keep)
     if pack is None:
         return StoredTrees([draft.root for draft in drafts], None, stored, where)
     put(pack)
@@ -111,7 +114,11 @@ def _collect(draft: Draft, inner: dict[Digest, Inner], leaves: dict[Digest, Leaf
 
 
 def _seal_first(
-    inner: dict[Digest, Inner], leaves: list[PackedFrame], where: dict[Digest, Placement], salt: bytes
+    inner: dict[Digest, Inner],
+    leaves: list[PackedFrame],
+    where: dict[Digest, Placement],
+    salt: bytes,
+    keep: Callable[[Digest, bytes], object],
 ) -> Pack | None:
     """Makes the pack of inner nodes and first leaves, whose placements within the pack are known beforehand."""
     if not inner and not leaves:
@@ -141,6 +148,7 @@ def _seal_first(
         ]
         raw = encode(node.with_placements(known))
         assert len(raw) == local[name].raw
+        keep(name, raw)
         frames.append(PackedFrame(name, UNCOMPRESSED, raw, len(raw)))
     return seal(PackKind.NODES, [*frames, *leaves], salt)
 

@@ -57,6 +57,15 @@ class ObjectWriter:
                 return number
         raise _no_number(name)
 
+    def put_first_version(self, record: Version, retired: int) -> int | None:
+        """Stores a version's record under the first number above `retired`, and returns that; None where one is there."""
+        number = retired + 1
+        key = keys.version(record.name, number)
+        if number > VERSION_ATTEMPTS or not put(self._store, key, [version.encode(record)]):
+            return None
+        self._version_key = key
+        return number
+
     def keep_packs(self) -> None:
         """Takes none of the packs back that were written until now, whatever becomes of the version."""
         self._packs.clear()

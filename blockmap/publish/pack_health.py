@@ -5,7 +5,7 @@ asked for its length once per import.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 from blockmap.errors import NotFound
@@ -40,6 +40,15 @@ class PackHealth:
         for pack, names in damage.items():
             self.lost[pack] |= names or set()
 
+    @property
+    def lengths(self) -> dict[Digest, int]:
+        """Returns the lengths of the packs that were asked for and are there, in bytes."""
+        return {pack: length for pack, length in self._lengths.items() if length}
+
+    def know(self, lengths: Mapping[Digest, int]) -> None:
+        """Takes lengths that were asked for a moment ago."""
+        self._lengths.update(lengths)
+
     def ask(self, packs: Iterable[Digest]) -> None:
         """Asks for the lengths of packs, 16 at once; those that are known are not asked for again."""
         unknown = [pack for pack in dict.fromkeys(packs) if pack not in self._lengths]
@@ -66,6 +75,20 @@ class PackHealth:
         """Returns where things are, as `find` does; asks for their packs at once."""
         self.ask(place.pack for place in places if place is not None)
         return [self.find(name, place) for name, place in zip(names, places, strict=True)]
+
+    def all_sound(self, places: Iterable[Placement | None]) -> bool:
+        """Returns True if all of many places can be relied on, without a word about which not; asks for their packs at once."""
+        ends: dict[Digest, int] = {}
+        for place in places:
+            if place is not None:
+                pack, _, offset, stored, _ = place
+                if ends.get(pack, 0) < offset + stored:
+                    ends[pack] = offset + stored
+        self.ask(ends)
+        return all(
+            pack not in self._damage and not self._is_leaving(pack) and end <= self._lengths[pack]
+            for pack, end in ends.items()
+        )
 
     def moved(self, name: Digest, pack: Digest) -> Placement | None:
         """Returns where something of a pack was stored again, still is and may stay, or None where nobody says so."""

@@ -9,13 +9,13 @@ The entry is the only commit point: an error before it takes packs and record ba
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from types import TracebackType
 
 from blockmap.errors import BlockmapError, Corrupt, NotFound
-from blockmap.format import keys
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.format.extent import Extent
@@ -24,17 +24,18 @@ from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version
 from blockmap.publish.catalogue import Catalogue, Warn, put_hooks
 from blockmap.publish.chunks import ChunkWriter, Counts
-from blockmap.publish.dirty import nodes_above
+from blockmap.publish.dirty import BlockRuns, nodes_above
 from blockmap.publish.healing import heal
 from blockmap.publish.local import Numbered
 from blockmap.publish.object_writer import ObjectWriter
-from blockmap.publish.reliance import Reliance
+from blockmap.publish.reliance import ExpectedEntry, Reliance
 from blockmap.publish.stages import Stages
 from blockmap.publish.trees import TreeDrafts, Trees, draft_rewrite, draft_whole, store_trees
 from blockmap.store.base import Pruner
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import Format, check_unchanged
 from blockmap.store.repository import Repository
+from blockmap.store.walk import LoadNodes
 
 _LATELY = 32
 """The newest entries of a name that are looked through; they come in six round trips."""
@@ -69,6 +70,10 @@ class Publication:
         self._repository = Repository(store)
         self._objects = ObjectWriter(store)
         self._hooks: list[tuple[Digest, bytes]] = []
+        self.collections = catalogue.collections
+        """What the log of collections said when it was last looked at."""
+        self.frames: dict[Digest, bytes] = {}
+        """The frames of nodes that `rewrite` stored, by their names."""
         self._attempt: tuple[NameTarget, Digest, int] | None = None
         """The name that may stand for the version by now, the version, the number of its record."""
         self._is_named = False
@@ -94,17 +99,30 @@ class Publication:
 
     def assemble(self, chunks: ChunkWriter, size: int, hidden: list[tuple[int, int]]) -> Trees:
         """Stores the trees of a volume of `size` blocks, all of which `chunks` took; `hidden` blocks go to `extra`."""
-        return self._put_trees(draft_whole(chunks, size, hidden), chunks)
+        return self._put_trees(draft_whole(chunks, size, hidden), chunks, lambda name, frame: None)
 
-    def rewrite(self, base: Version, edits: list[Extent], size: int, chunks: ChunkWriter) -> Trees:
-        """Stores the trees of `edits` over a version: of chunks that `chunks` took, or zeros.
+    def nodes_above(self, base: Version, runs: BlockRuns, load: LoadNodes) -> dict[Digest, Node]:
+        """Reads the nodes of a version that a rewrite of these blocks needs, and asks for the packs that it relies on; may run
+        while the chunks are stored."""
+        found = nodes_above(base.root, runs, load)
+        self._catalogue.known.health.ask(
+            place.pack for node in found.values() for place in node.placements if place is not None
+        )
+        return found
+
+    def rewrite(
+        self, base: Version, edits: list[Extent], size: int, chunks: ChunkWriter, nodes: Mapping[Digest, Node]
+    ) -> Trees:
+        """Stores the trees of `edits` over a version: of chunks that `chunks` took, or zeros; `nodes` has nodes of the version.
 
         Raises Corrupt where the nodes that change refer to a pack of the base that has lost what they need.
         """
-        drafts = draft_rewrite(base, edits, size, nodes_above(base.root, edits, self._repository.packs.nodes))
+        drafts = draft_rewrite(
+            base, edits, size, lambda name, place: nodes.get(name) or self._repository.node(name, place)
+        )
         for draft in (drafts.volume, drafts.extra):
             draft.nodes = {name: self._confirmed(node) for name, node in draft.nodes.items()}
-        return self._put_trees(drafts, chunks)
+        return self._put_trees(drafts, chunks, self.frames.__setitem__)
 
     def publish(
         self,
@@ -112,30 +130,33 @@ class Publication:
         version: Version,
         message: str,
         derived: Iterable[Derive] = (),
-        after: int | None = None,
+        after: ExpectedEntry | None = None,
         nonce: str = "",
     ) -> Published:
         """Stores the record of a version whose trees are stored, moves the name to it, and makes what is derived.
 
         Before each attempt to move the name, the store must still be the one whose catalogue was read: one that was made
         anew, or is no longer mounted, has nothing of what was deduplicated against. With `after`, the name must stand for what
-        that entry says, 0 for nothing. Where another import has named the same version meanwhile, its record and its packs
-        stand, and these are deleted again. NameMoved, Collected, NotAStore, StoreError.
+        that says, and the checks are made while the record is stored. Where another import has named the same version
+        meanwhile, its record and its packs stand, and these are deleted again. NameMoved, Collected, NotAStore, StoreError.
         """
-        name, root, signer = version.name, version.root, self._names.signer
-        signed = version if signer is None else signer.version(version)
-        retired = self._catalogue.collections.retired_number(name)
-        standing = self._standing(name)
-        if not standing and self._store.exists(keys.version(name, 1)):
-            standing = self._stood(target, name, retired)
-        number = self._objects.put_version(signed, standing, retired)
+        name, root = version.name, version.root
+        reliance = Reliance(self._store, self._names, self._catalogue.collections, self._warn)
+        numbered: Future[int] = Future()
+        if after is not None:
+            reliance.check_ahead(version, numbered, self._check_store)
+        try:
+            number, standing = self._put_record(target, version)
+            numbered.set_result(number)
+        except BaseException as error:
+            numbered.set_exception(error)
+            raise
         self._attempt = target, name, number
 
         draft = replace(EntryDraft.of(version, number, message), nonce=nonce)
-        entry = Reliance(self._store, self._names, self._catalogue.collections, self._warn).name(
-            target, version, draft, lambda: check_unchanged(self._store, self._form), after, self._is_of_another
-        )
+        entry = reliance.name(target, version, draft, self._check_store, after, self._is_of_another)
         self._is_named = True
+        self.collections = reliance.seen
         reused = standing.get((name, number))
         if self._other is None and reused is not None:
             self._other = number, reused.root
@@ -151,6 +172,22 @@ class Publication:
         except BlockmapError as error:
             self._warn(f"{target} is in the store; what speeds its use up is not, until it is imported again: {error}")
         return published
+
+    def _check_store(self) -> None:
+        check_unchanged(self._store, self._form)
+
+    def _put_record(self, target: NameTarget, version: Version) -> tuple[int, dict[Numbered, Version]]:
+        """Stores the record of a version, unless a name stands for one or stood for it lately; returns its number, and those
+        records."""
+        name, signer = version.name, self._names.signer
+        signed = version if signer is None else signer.version(version)
+        retired = self._catalogue.collections.retired_number(name)
+        standing = self._standing(name)
+        number = None if standing else self._objects.put_first_version(signed, retired)
+        if number is None:
+            standing = standing or self._stood(target, name, retired)
+            number = self._objects.put_version(signed, standing, retired)
+        return number, standing
 
     def _is_of_another(self, entry: Entry) -> bool:
         """Returns True if an entry of the version came after the catalogue was read, and what it leads to can be relied on.
@@ -181,13 +218,13 @@ class Publication:
         except BlockmapError as error:
             self._warn(f"packs that turned out to be of no use take room in the store: {error}")
 
-    def _put_trees(self, drafts: TreeDrafts, chunks: ChunkWriter) -> Trees:
+    def _put_trees(self, drafts: TreeDrafts, chunks: ChunkWriter, keep: Callable[[Digest, bytes], object]) -> Trees:
         """Stores trees; where they are stored already, drops packs of chunks that were not found although these have them.
 
         What these trees have, and others have in packs that lost it, is found through the logs of those packs from then on.
         """
         known = self._catalogue.known
-        trees = store_trees(drafts, chunks.table.placement, known, self._objects.put_pack)
+        trees = store_trees(drafts, chunks.table.placement, known, self._objects.put_pack, keep)
         self._hooks = trees.hooks
         healed = heal(
             self._store, known.health, trees.nodes, lambda name: chunks.table.placement(name) or known.leaf(name)
@@ -202,7 +239,10 @@ class Publication:
 
     def _confirmed(self, node: Node) -> Node:
         """Returns a node with what it refers to where it can be relied on."""
-        places = self._catalogue.known.health.find_all(node.references, node.placements)
+        health = self._catalogue.known.health
+        if health.all_sound(node.placements):
+            return node
+        places = health.find_all(node.references, node.placements)
         for name, before, place in zip(node.references, node.placements, places, strict=True):
             if before is not None and place is None:
                 raise Corrupt(

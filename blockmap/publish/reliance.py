@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 
 from blockmap.errors import Collected, Corrupt, NotFound, Untrusted
 from blockmap.format import keys
@@ -12,7 +14,8 @@ from blockmap.format.version import Version
 from blockmap.publish.object_writer import put_signed
 from blockmap.store.base import Writer
 from blockmap.store.collections import CollectionReader, CollectionState
-from blockmap.store.names import EntryDraft, NameLog, NameTarget
+from blockmap.store.concurrent import spawn
+from blockmap.store.names import EntryDraft, NameLog, NameTarget, StoredEntry
 from blockmap.store.packs import pack_key
 from blockmap.store.repository import VERSION_ATTEMPTS, Repository
 from blockmap.store.resolver import find_version
@@ -20,6 +23,14 @@ from blockmap.store.signing import Signer, Trust
 from blockmap.store.walk import packs_below
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedEntry:
+    """What a name must stand for when it is moved."""
+
+    stored: StoredEntry | None
+    """Its newest entry, but for fences that repeat it; None where it has none."""
 
 
 class Reliance:
@@ -36,8 +47,15 @@ class Reliance:
         self._repository = Repository(store)
         self._names = names
         self._collections = CollectionReader(store)
-        self._seen = seen
+        self.seen = seen
+        """What the log of collections said when it was last checked."""
         self._warn = warn
+        self._ahead: Future[CollectionState] | None = None
+
+    def check_ahead(self, version: Version, number: Future[int], before_create: Callable[[], None]) -> None:
+        """Begins the check of the first attempt of `name`, whose entry has its number already, while the version's record is
+        being stored; `number` is to be that of the record."""
+        self._ahead = spawn(lambda: self._check(before_create, lambda: self._used(version, number.result())))
 
     def name(
         self,
@@ -45,11 +63,11 @@ class Reliance:
         version: Version,
         draft: EntryDraft,
         before_create: Callable[[], None] = lambda: None,
-        after: int | None = None,
+        after: ExpectedEntry | None = None,
         is_as_good: Callable[[Entry], bool] = lambda entry: False,
     ) -> Entry | None:
-        """Makes a name stand for a version: whatever it stands for, as `NameLog.set` does, or only after its entry `after`,
-        0 for none, as `NameLog.append` does. `is_as_good` is that of `NameLog.set`. NameMoved, Collected.
+        """Makes a name stand for a version: whatever it stands for, as `NameLog.set` does, or only after what is expected,
+        as `NameLog.append` does. `is_as_good` is that of `NameLog.set`. NameMoved, Collected.
 
         The number of the entry is fixed before the log of collections is asked, so a collection that begins to delete later
         fences that number off before it looks at what the name stands for. It cannot fence a log that is not there, so who
@@ -57,28 +75,38 @@ class Reliance:
         """
 
         def used() -> set[str]:
-            try:
-                packs = packs_below((version.root, version.extra), self._repository.packs.nodes)
-            except (NotFound, Corrupt) as error:
-                raise Collected(f"what this relied on has gone from the store: repeat the command ({error})") from error
-            return {keys.version(version.name, draft.number), *map(pack_key, packs)}
+            return self._used(version, draft.number)
 
         def check() -> None:
-            before_create()
-            self._seen = self._collections.check(self._seen, used)
+            ahead, self._ahead = self._ahead, None
+            self.seen = self._check(before_create, used) if ahead is None else ahead.result()
 
         if after is None:
             entry = self._names.set(target, draft, check, is_as_good, self._warn)
         else:
-            expected = self._names.entry(target.repo, target.tag, after)[0] if after else None
-            entry = self._names.append(target, expected, draft, check)
+            entry = self._names.append(target, after.stored, draft, check)
         if entry is not None and entry.n == 1:
             try:
-                self._collections.check(self._seen, used)
+                self._collections.check(self.seen, used)
             except Collected:
                 self._names.remove(target, "what it stands for was collected meanwhile")
                 raise
         return entry
+
+    def _check(self, before_create: Callable[[], None], used: Callable[[], set[str]]) -> CollectionState:
+        """Checks at once what must hold before an entry is created; returns what the log of collections says."""
+        before = spawn(before_create)
+        seen = self._collections.check(self.seen, used)
+        before.result()
+        return seen
+
+    def _used(self, version: Version, number: int) -> set[str]:
+        """Returns the keys of what a version consists of, given the number of its record."""
+        try:
+            packs = packs_below((version.root, version.extra), self._repository.packs.nodes)
+        except (NotFound, Corrupt) as error:
+            raise Collected(f"what this relied on has gone from the store: repeat the command ({error})") from error
+        return {keys.version(version.name, number), *map(pack_key, packs)}
 
 
 def tag_version(

@@ -70,13 +70,15 @@ def store_trees(
     place: Callable[[Digest], Placement | None],
     known: DedupIndex,
     put_pack: Callable[[Pack], None],
+    keep: Callable[[Digest, bytes], object] = lambda name, frame: None,
 ) -> Trees:
-    """Stores the new nodes of drafts whose trees are not both stored already; `place` has the placements of new chunks."""
+    """Stores the new nodes of drafts whose trees are not both stored already; `place` has the placements of new chunks, and
+    `keep` is given the frames of the new nodes."""
     own, below = _stored(drafts.volume, known), _stored(drafts.extra, known)
     if own is not None and below is not None:
         tops = {root.digest: root.placement for root in (own, below) if root.placement is not None}
         return Trees(own, below, None, 0, drafts.hooks, known=True, nodes=tops)
-    stored = store_nodes([drafts.volume, drafts.extra], place, put_pack, known.leaf)
+    stored = store_nodes([drafts.volume, drafts.extra], place, put_pack, known.leaf, keep=keep)
     roots, run, size = stored.roots, stored.run, stored.stored_bytes
     return Trees(roots[0], roots[1], run, size, drafts.hooks, known=False, nodes=stored.places)
 

@@ -35,6 +35,7 @@ object that made them, all of these by `Server.close` or by the plugin's end.
     commit                    Commits, while something is captured     has captures published by `blockmap.commit.publisher`
     pins                      OpenPins, while something is open; at    pins what is open in the store, where it can be written
                               most 1 s later if it hangs
+    publisher                 PublisherProcess, with its process       waits for its end, since it ends with this thread
     watch                     the plugin, with the process             waits for nbdkit's signal to end
     control, control client   Control, with the process                answers the control socket, 64 clients at once
     metrics (1+32)            MetricsServer, with the process          answers Prometheus

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import dropwhile
 from pathlib import Path
 
 from blockmap.durable import settle
@@ -45,10 +46,12 @@ _YOUNG_S = 3600.0
 class _Entry:
     """A clone that is open, or about to be."""
 
-    __slots__ = ("lock", "resources", "users", "volume")
+    __slots__ = ("lock", "resources", "spare", "users", "volume")
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()  # guards volume and resources; held while they are made and closed
+        self.lock = threading.Lock()  # guards volume, resources and spare; held while they are made and closed
+        self.spare: CloneLayer | None = None
+        """A layer that was made for the next capture."""
         self.users = 0
         """Guarded by the lock of all clones."""
         self.volume: CloneVolume | None = None
@@ -120,6 +123,19 @@ class Clones:
         _sweep(self._state, table)
         return record
 
+    def prepare(self, record: CloneRecord, base: Volume) -> None:
+        """Leaves little to do to a capture that follows while the clone is open; DiskFull, HostError."""
+        volume = self.open(record, base)
+        try:
+            volume.flush()
+            with self._lock:
+                entry = self._open[record.name]
+            with entry.lock:
+                if entry.spare is None:
+                    entry.spare = self._new_layer()
+        finally:
+            self.close(record.name)
+
     def capture(self, record: CloneRecord, base: Volume, draft: CaptureDraft) -> int:
         """Captures a clone as it is at one moment; returns the capture's number. DiskFull, HostError: nothing has happened
         then."""
@@ -169,6 +185,11 @@ class Clones:
     def drop(self, capture: CaptureRecord) -> None:
         """Forgets that something was captured; the clone keeps what was written to it."""
         self._table().drop_capture(capture.id)
+
+    def maps(self, capture: CaptureRecord) -> list[OverlayMap]:
+        """Returns the maps of the layers that are captured, the highest first."""
+        layers = self._table().layers(self.of_capture(capture))
+        return [extents for _, extents in dropwhile(lambda each: each[0] != capture.layer, layers)]
 
     def of_capture(self, capture: CaptureRecord) -> CloneRecord:
         return self._table().get(capture.clone)
@@ -267,6 +288,9 @@ class Clones:
                 if entry.users:
                     return
                 del self._open[name]
+            if entry.spare is not None:
+                with suppress(BlockmapError):
+                    self._forget_layer(entry.spare)
             entry.resources.close()
 
     def _is_used(self, name: str, entry: _Entry) -> bool:
@@ -280,17 +304,32 @@ class Clones:
         push: Callable[[int, int, Sequence[Held], Sequence[int], int], None],
     ) -> None:
         """Puts a new layer on a clone's others; `push` stores that, given its number, with what `CloneVolume.freeze` gives."""
-        volume, table = self.open(record, base), self._table()
+        volume = self.open(record, base)
         try:
-            number = table.add_layer()
+            with self._lock:
+                entry = self._open[record.name]
+            with entry.lock:
+                fresh, entry.spare = entry.spare, None
+            fresh = fresh or self._new_layer()
             try:
-                fresh = CloneLayer(number, ScratchFile(layer_file(self._state, number)), OverlayMap())
-                volume.freeze(fresh, partial(push, number))
+                volume.freeze(fresh, partial(push, fresh.number))
             except BaseException:
-                self._delete(table.forget_layers([number]))
+                self._forget_layer(fresh)
                 raise
         finally:
             self.close(record.name)
+
+    def _new_layer(self) -> CloneLayer:
+        """Makes a layer that is in no stack yet."""
+        number = self._table().add_layer()
+        try:
+            return CloneLayer(number, ScratchFile(layer_file(self._state, number)), OverlayMap())
+        except BaseException:
+            self._delete(self._table().forget_layers([number]))
+            raise
+
+    def _forget_layer(self, layer: CloneLayer) -> None:
+        self._delete(self._table().forget_layers([layer.number]))
 
     def _delete(self, layers: Sequence[int]) -> None:
         """Removes the files of layers that are not recorded any more; a sweep finds what stays."""

@@ -8,8 +8,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol
 
+from blockmap.commit.task import PublishedCapture, PublishTask
 from blockmap.errors import BlockmapError, NameMoved, NotFound
 from blockmap.server.clones import Clones
 from blockmap.volume.clone_table import CaptureRecord
@@ -20,14 +21,14 @@ _RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 30.0)
 """After a failure the store is left alone for so long; the last is repeated."""
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedCapture:
-    """A capture that has become a version."""
+class CapturePublisher(Protocol):
+    """Makes versions of captures."""
 
-    export: str
-    """The version's export name by digest."""
-    entry: int
-    """The number of the name's entry."""
+    def prepare(self) -> None:
+        """Gets ready, as something may be captured soon; never raises."""
+
+    def publish(self, task: PublishTask) -> PublishedCapture:
+        """Returns what a capture has become; NameMoved, or a BlockmapError that may pass."""
 
 
 class Commits:
@@ -36,11 +37,11 @@ class Commits:
     def __init__(
         self,
         clones: Clones,
-        publish: Callable[[int], PublishedCapture],
+        publish: Callable[[CaptureRecord, bool], PublishedCapture],
         rebase: Callable[[CaptureRecord, str], None],
     ) -> None:
-        """`publish` makes a version of a capture, given its number; NameMoved, or a BlockmapError that may pass. `rebase` puts
-        a clone on the version that a capture of it has become, given the version's export name."""
+        """`publish` makes a version of a capture, and is told if that is the first attempt; NameMoved, or a BlockmapError that
+        may pass. `rebase` puts a clone on the version that a capture of it has become, given the version's export name."""
         self._clones = clones
         self._publish = publish
         self._rebase = rebase
@@ -50,16 +51,21 @@ class Commits:
         self._closed = False
         self._news = False
         """True if there may be something that the thread has not seen."""
+        self._fresh: set[int] = set()
+        """Numbers of captures at which nobody has made an attempt."""
         self._outcomes: dict[int, PublishedCapture | NameMoved] = {}
         """What captures have become in this server's time."""
         self._failures: dict[int, str] = {}
         """Why the last attempt at a capture failed."""
 
-    def begin(self) -> None:
-        """Has published what is captured: at the start of a server, and after each change."""
+    def begin(self, fresh: int | None = None) -> None:
+        """Has published what is captured: at the start of a server, and after each change; `fresh` is the number of what was
+        captured just now."""
         with self._lock:
             if self._closed:
                 return
+            if fresh is not None:
+                self._fresh.add(fresh)
             self._news = True
             self._outcomes = {n: each for n, each in self._outcomes.items() if isinstance(each, PublishedCapture)}
             self._changed.notify_all()
@@ -120,7 +126,10 @@ class Commits:
                 self._note(capture.id, NameMoved(capture.conflict))
                 continue
             try:
-                done = self._publish(capture.id)
+                with self._lock:
+                    is_first = capture.id in self._fresh
+                    self._fresh.discard(capture.id)
+                done = self._publish(capture, is_first)
                 self._rebase(capture, done.export)
                 self._note(capture.id, done)
             except NameMoved as error:

@@ -12,9 +12,12 @@ from pathlib import Path
 
 from blockmap.cache.cache import Cache, default_cap
 from blockmap.cache.scrubber import Scrubber
+from blockmap.commit.moment import dirty_ranges
+from blockmap.commit.task import PublishedCapture, PublishTask
 from blockmap.errors import AlreadyExists, BlockmapError, HostError, NotFound, StoreError, StoreReadOnly, UsageError
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.format import BLOCK, keys
+from blockmap.format import version as versions
 from blockmap.format.digest import Digest
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.refs import parse_reference
@@ -25,11 +28,13 @@ from blockmap.origin.keepalive import ConnectionKeeper
 from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
 from blockmap.origin.ranges import Ranges
 from blockmap.origin.records import RecordCache, open_served
+from blockmap.publish.dirty import block_runs
 from blockmap.replay.replays import Replays
 from blockmap.server.clones import Clones
-from blockmap.server.commits import Commits, PublishedCapture
+from blockmap.server.commits import CapturePublisher, Commits
 from blockmap.server.hydration import Hydrations
 from blockmap.server.listing import Listing
+from blockmap.server.node_exchange import NodeExchange
 from blockmap.server.opener import ANSWER_SECONDS, Opener, ResolvedStart
 from blockmap.server.pin_notes import PinNotes
 from blockmap.server.pins import OpenPins
@@ -49,10 +54,6 @@ _log = logging.getLogger(__name__)
 _HEAD_SECONDS = 10.0
 
 
-def _no_publisher(capture: int) -> PublishedCapture:
-    raise HostError("this server publishes nothing")
-
-
 class Server:
     """The exports of one store through one cache; safe to share between threads."""
 
@@ -64,7 +65,7 @@ class Server:
         outages: Mapping[str, OutagePolicy] | None = None,
         evidence: Callable[[TraceHead, Path], None] | None = None,
         state: Path | None = None,
-        publish: Callable[[int], PublishedCapture] | None = None,
+        publisher: CapturePublisher | None = None,
         trust: Trust | None = None,
         hydrate: bool = True,
     ) -> None:
@@ -96,7 +97,9 @@ class Server:
         holder = f"the server of {cache_directory}, process {os.getpid()}"
         self._clones = Clones(state or cache_directory / "state", form.store, holder)
         self._pin_notes = PinNotes(state or cache_directory / "state", form.store)
-        self._commits = Commits(self._clones, publish or _no_publisher, self._rebase)
+        self._publisher = publisher
+        self._exchange = NodeExchange(self._fetcher)
+        self._commits = Commits(self._clones, self._publish, self._rebase)
         self._hydrations = Hydrations(self._fetcher, hydrate)
         self._pins = OpenPins(engine if isinstance(engine, Pruner) else None)
         self.traces = TraceManager(traces_folder(cache_directory), evidence or (lambda head, trace: None))
@@ -225,6 +228,13 @@ class Server:
             return f"its version stays pinned, until somebody deletes {key} in {self._store.url}: {error}"
         return ""
 
+    def prepare_capture(self, name: str) -> None:
+        """Does beforehand what a capture would do while writers wait; UsageError, DiskFull, HostError."""
+        clone = self._clone_of(name)
+        if self._publisher is not None:
+            self._publisher.prepare()
+        self._clones.prepare(clone, self._registry.volume(self._find(name), self._policy(name)))
+
     def capture(self, name: str, draft: CaptureDraft) -> int:
         """Captures a clone as it is at one moment, for it to become a version; returns the capture's number.
 
@@ -235,7 +245,7 @@ class Server:
         if found.resolved.version.config is None and json.loads(draft.changes):
             raise UsageError(f"{name} is the clone of a disk image, which has no configuration to change")
         number = self._clones.capture(clone, self._registry.volume(found, self._policy(name)), draft)
-        self._commits.begin()
+        self._commits.begin(number)
         return number
 
     def published(self, capture: int, seconds: float) -> PublishedCapture | str:
@@ -355,6 +365,22 @@ class Server:
         with self._lock:
             return self._outages.get(name, self._outages[""])
 
+    def _publish(self, capture: CaptureRecord, is_first: bool) -> PublishedCapture:
+        """Has a capture published, with all that this host knows of the version below it."""
+        if self._publisher is None:
+            raise HostError("this server publishes nothing")
+        clone = self._clones.of_capture(capture)
+        task = PublishTask(capture.id, is_first)
+        try:
+            found = self._opener.find(parse_reference(clone.base), self._policy(clone.name)).resolved
+            runs = block_runs(dirty_ranges(self._clones.maps(capture), clone.size))
+            task = replace(task, base=versions.encode(found.version), nodes=self._exchange.collect(found.root, runs))
+        except BlockmapError as error:
+            _log.info("the publisher of a capture reads all it needs itself: %s", error)
+        done = self._publisher.publish(task)
+        self._exchange.take(done.nodes)
+        return done
+
     def _rebase(self, capture: CaptureRecord, export: str) -> None:
         """Puts a clone on the version that a capture of it has become."""
         clone = self._clones.of_capture(capture)
@@ -410,6 +436,8 @@ class Server:
 
     def _open_clone(self, clone: CloneRecord, found: ResolvedStart, policy: OutagePolicy) -> Opened:
         volume = self._clones.open(clone, self._registry.volume(found, policy))
+        if self._publisher is not None:
+            self._publisher.prepare()
         try:
             opened = self._registry.open(found, policy, volume)
         except BaseException:

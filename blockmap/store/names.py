@@ -283,7 +283,7 @@ class NameLog(NameReader):
     def append(
         self,
         target: NameTarget,
-        expected: Entry | None,
+        expected: Entry | StoredEntry | None,
         draft: EntryDraft,
         before_create: Callable[[], None] = lambda: None,
     ) -> Entry:
@@ -293,8 +293,9 @@ class NameLog(NameReader):
         """
         if expected is None:
             return self._create(target, 1, None, draft, before_create)
-        before = self.entry(target.repo, target.tag, expected.n)[1]
-        return self._create(target, expected.n + 1, entries.digest(before), draft, before_create)
+        if isinstance(expected, Entry):
+            expected = StoredEntry(*self.entry(target.repo, target.tag, expected.n))
+        return self._create(target, expected.entry.n + 1, entries.digest(expected.stored), draft, before_create)
 
     def _create(
         self,
@@ -318,7 +319,7 @@ class NameLog(NameReader):
         if other is not None:
             winner = _decode(other, target, n)
             if winner.is_fence and not draft.is_fence and winner.previous == previous:
-                return self.append(target, winner, draft, before_create)
+                return self.append(target, StoredEntry(winner, other), draft, before_create)
             raise NameMoved(
                 f"{target} was moved meanwhile by {winner.host} at {_moment(winner.time)} "
                 f"({winner.message or 'no message'}): look at what it is now, then try again"

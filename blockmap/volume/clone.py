@@ -19,6 +19,8 @@ from typing import Final, Protocol
 
 from blockmap.durable import Buffer
 from blockmap.errors import DiskFull, HostError
+from blockmap.format import BLOCK
+from blockmap.format.chunker import SPAN
 from blockmap.volume.overlay import Held, Kind, OverlayMap, OverlayPiece, look
 from blockmap.volume.reads import Note, Read, Slow, Source
 from blockmap.volume.start import Start
@@ -29,6 +31,8 @@ _GRAIN_BITS: Final = 16
 """The overlay is looked up for reads of a grain that some change touched; 64 KiB is the least grain."""
 _GRAINS_BITS: Final = 22
 """At most 4 Mi grains, one byte each, for volumes of more than 256 GiB."""
+_SPAN_BITS: Final = (SPAN * BLOCK).bit_length() - 1
+"""Bits of 16 MiB, which a leaf covers."""
 _ZEROS = bytes(1 << 20)
 _EXTENTS_AT_ONCE = 1024
 """With so many extents a block status ends; clients ask on."""
@@ -122,6 +126,8 @@ class CloneVolume:
                 self._touch(start, end)
         if size > base.size:
             self._touch(base.size, size)
+        self._led_to: set[int] = set()
+        """Spans of the tree whose nodes were wanted, so that a commit does not wait for them; adding to it needs no lock."""
 
     @property
     def name(self) -> str:
@@ -187,6 +193,10 @@ class CloneVolume:
     def want(self, offset: int, count: int, start: Start) -> None:
         if offset < self._base.size:
             self._base.want(offset, count, start)
+
+    def want_nodes(self, offset: int) -> None:
+        if offset < self._base.size:
+            self._base.want_nodes(offset)
 
     def write(self, data: Buffer, offset: int) -> None:
         """Writes bytes; DiskFull, HostError."""
@@ -321,6 +331,10 @@ class CloneVolume:
             number = self._number
             self._number += 1
         self._journal.write(MapChange(number, start, end, kind))
+        for span in (start >> _SPAN_BITS, end - 1 >> _SPAN_BITS):
+            if span not in self._led_to:
+                self._led_to.add(span)
+                self.want_nodes(span << _SPAN_BITS)
         return had
 
     def _end(self, layer: CloneLayer) -> None:

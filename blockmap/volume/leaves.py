@@ -130,6 +130,19 @@ class Leaves:
             name, place = child
         return 1 if name == ABSENT else 0
 
+    def way_to(self, span: int, attempt: Attempt) -> list[Wanted]:
+        """Returns the leaf of a span, which is not read; reads the nodes above it."""
+        name, place = self._root.digest, self._root.placement
+        start = Start("", self._root)
+        for level in range(self._root.level, 0, -1):
+            node = self._node(name, place, start, attempt)
+            assert isinstance(node, Inner)
+            child = node.child(span // FANOUT ** (level - 1) % FANOUT)
+            if child is None:
+                return []
+            name, place = child
+        return [] if place is None else [node_at(name, place)]
+
     def was_not_hot(self, span: int, start: Start, attempt: Attempt) -> None:
         """Notes that the cache answered a read off the hit path: after some of these the hit path learns what the cache has
         now of all extents, so that what is held in part is read as fast as the rest."""

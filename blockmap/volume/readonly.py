@@ -143,6 +143,11 @@ class ReadOnlyVolume:
     def want(self, offset: int, count: int, start: Start) -> None:
         self._fetcher.want(lambda: self._find_chunks(offset, min(offset + count, self.size), start))
 
+    def want_nodes(self, offset: int) -> None:
+        if not self._fetcher.is_local:
+            attempt = self._fetcher.outage.attempt
+            self._fetcher.want(lambda: self._leaves.way_to(offset // _SPAN_BYTES, attempt(self._policy)))
+
     def _find_chunks(self, offset: int, end: int, start: Start) -> list[Wanted]:
         """Returns the chunks of the bytes [offset, end)."""
         found, attempt = [], self._fetcher.outage.attempt(self._policy)

@@ -42,6 +42,10 @@ class Volume(Protocol):
     def want(self, offset: int, count: int, start: Start) -> None:
         """Has a range fetched into the cache in the background; never blocks or raises."""
 
+    def want_nodes(self, offset: int) -> None:
+        """Has the nodes of the tree fetched that lead to a byte, in the background, unless the store is on this host; never blocks
+        or raises."""
+
 
 class WritableVolume(Volume, Protocol):
     """A volume to which clients write. What is written is seen by all at once, and durable after `flush`.

@@ -2,8 +2,9 @@
 
 import json
 import random
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,83 +12,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blockmap.commit.config_changes import changed_config, parse_changes
-from blockmap.commit.publisher import Committed, publish_capture
+from blockmap.commit.publisher import Publisher
+from blockmap.commit.task import PublishTask
 from blockmap.errors import NameMoved, NotFound, StoreUnavailable, UsageError
-from blockmap.format import BLOCK, keys
+from blockmap.format import BLOCK, keys, version
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
 from blockmap.publish.reliance import tag_version
+from blockmap.store.base import Buffer, Listed
 from blockmap.store.directory import DirectoryStore
 from blockmap.store.names import NameLog, NameTarget
 from blockmap.store.opening import open_writer
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
-from blockmap.store.volume_reader import stored_reader
-from blockmap.upkeep.verify import check_version
-from blockmap.volume.clone_table import CaptureDraft, CloneRecord, CloneTable
+from blockmap.volume.clone_table import CaptureDraft, CloneTable
 from blockmap.volume.overlay import Held, Kind
-from blockmap.volume.scratch import ScratchFile, layer_file
+from tests.commit.disk_clone import SIZE, CloneOnDisk
 from tests.image.builder import bulk, import_image
 from tests.image.layouts import archive, file, layout
 from tests.store.signers import signer
-
-SIZE = 64 * BLOCK
-BASE = bulk(1, SIZE // 2) + bytes(SIZE // 2)
-
-
-class CloneOnDisk:
-    """A clone of `disk:1` without a server."""
-
-    def __init__(self, where: Path) -> None:
-        self.store, self.state = where / "store", where / "state"
-        (where / "disk").write_bytes(BASE)
-        import_image(self.store, str(where / "disk"), "disk:1", where)
-        self.content = bytearray(BASE)
-        self.table = CloneTable(self.state)
-        (self.state / "layers").mkdir()
-        self.repository = Repository(DirectoryStore(self.store))
-        base = find_version(self.repository, parse_reference("disk:1"))
-        self.record: CloneRecord = self.table.create("c", "uuid", "disk:1", base.pinned, "", SIZE)
-
-    @property
-    def top(self) -> int:
-        return self.table.layers(self.record)[0][0]
-
-    def write(self, start: int, data: bytes) -> None:
-        file = ScratchFile(layer_file(self.state, self.top))
-        file.write(data, start)
-        file.close()
-        self._put(start, start + len(data), Kind.DATA)
-        self.content[start : start + len(data)] = data
-
-    def zero(self, start: int, end: int) -> None:
-        self._put(start, end, Kind.ZEROS)
-        self.content[start:end] = bytes(end - start)
-
-    def _put(self, start: int, end: int, kind: Kind) -> None:
-        number, extents = self.table.layers(self.record)[0]
-        extents.put(start, end, kind)
-        there, gone = extents.at(extents.take_changed())
-        self.table.keep(self.record.id, number, there, gone, 0)
-
-    def capture(self, name: str, force: bool = False, nonce: str = "n1", changes: str = "[]") -> int:
-        repo, tag = name.split(":")
-        draft = CaptureDraft(repo, tag, force, "why", "who", changes, nonce)
-        return self.table.push(self.table.add_layer(), self.record.id, self.top, [], [], 0, draft)
-
-    def publish(self, number: int) -> Committed:
-        store, form = open_writer(str(self.store))
-        return publish_capture(store, form, self.state, number, lambda said: None)
-
-    def finish(self, number: int, done: Committed) -> None:
-        (capture,) = [each for each in self.table.captures() if each.id == number]
-        self.table.rebase(capture, done.export)
-        self.record = self.table.get(self.record.id)
-
-    def bytes(self, export: str) -> bytes:
-        found = find_version(self.repository, parse_reference(export))
-        assert list(check_version(self.repository, found.version)) == []
-        return stored_reader(self.repository, found.root)(0, SIZE)
+from tests.store.steps import Steps
 
 
 @pytest.fixture
@@ -134,10 +78,9 @@ def test_a_commit_does_not_take_over_the_signature_of_its_base(clone: CloneOnDis
 
 def test_a_commit_is_signed_with_the_key_that_is_given(clone: CloneOnDisk) -> None:
     clone.write(0, b"x")
-    store, form = open_writer(str(clone.store))
     number = clone.capture("disk:1")
-    publish_capture(store, form, clone.state, number, lambda said: None, signer(1))
-    entry = NameLog(store).newest("disk", "1")
+    clone.publish(number, signer(1))
+    entry = NameLog(open_writer(str(clone.store))[0]).newest("disk", "1")
     assert entry is not None
     assert signer(1).has_signed_entry(entry)
     assert signer(1).has_signed_version(find_version(clone.repository, parse_reference("disk:1")).version)
@@ -172,10 +115,10 @@ def test_an_attempt_that_was_killed_after_the_entry_is_found_again(clone: CloneO
     number = clone.capture("disk:1")
     done = clone.publish(number)
     objects = sorted(clone.store.rglob("*"))
-    assert clone.publish(number) == done
+    assert replace(clone.publish(number), nodes=done.nodes) == done
     assert sorted(clone.store.rglob("*")) == objects
     NameLog(open_writer(str(clone.store))[0]).remove(NameTarget("disk", "1"), "somebody else")
-    assert clone.publish(number) == done
+    assert replace(clone.publish(number), nodes=done.nodes) == done
 
 
 def test_a_name_that_moved_on_is_not_taken_without_force(clone: CloneOnDisk, tmp_path: Path) -> None:
@@ -286,7 +229,9 @@ def test_an_image_keeps_its_configuration_but_for_changes(tmp_path: Path) -> Non
         layer = table.layers(record)[0][0]
         draft = CaptureDraft("app", nonce, False, "", "", parse_changes(instructions), nonce)
         number = table.push(table.add_layer(), record.id, layer, [Held(0, BLOCK, Kind.ZEROS)], [], 0, draft)
-        publish_capture(*open_writer(str(store)), tmp_path / "state", number, lambda said: None)
+        publisher = Publisher(*open_writer(str(store)), tmp_path / "state", lambda said: None)
+        with closing(publisher):
+            publisher.publish(PublishTask(number))
     table.close()
     kept = find_version(repository, parse_reference("app:a")).version
     assert (kept.config, kept.manifest) == (base.version.config, None)
@@ -329,3 +274,39 @@ def test_a_disk_image_has_no_configuration(tmp_path: Path) -> None:
     assert changed_config(None, parse_changes([])) is None
     with pytest.raises(UsageError, match="no configuration"):
         changed_config(None, parse_changes(["USER x"]))
+
+
+class WritingSteps(Steps):
+    """Counts writes as well."""
+
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        self._step(f"create {key}", lambda: self.inner.create(key, parts))
+
+    def listing(self, prefix: str) -> dict[str, Listed]:
+        found: dict[str, Listed] = self.inner.listing(prefix)
+        return found
+
+
+def test_a_commit_takes_four_round_trips(clone: CloneOnDisk) -> None:
+    """Those that its server's cache has are handed over: the record and the nodes of the version below."""
+    base = find_version(clone.repository, parse_reference("disk:1"))
+    frames: dict[bytes, bytes] = {}
+    refs = [(base.root.digest, base.root.placement)]
+    clone.repository.packs.nodes(refs, lambda item, frame: frames.__setitem__(item.key, frame))
+    store, form = open_writer(str(clone.store))
+    steps = WritingSteps(store)
+    with closing(Publisher(steps, form, clone.state, lambda said: None)) as publisher:
+        for number in range(3):
+            clone.write((5 + 9 * number) * BLOCK, bulk(7 + number, BLOCK))
+            capture = clone.capture("disk:1", nonce=str(number))
+            steps.serial.clear()
+            # The pack of chunks, the length of the pack of the base's, the hint; the pack of nodes, the entry before and none
+            # after; the record, the store's format, the log of collections; the entry.
+            steps.expect(3 if number == 0 else 2 + (number > 0), 3, 3, 1)
+            below = find_version(clone.repository, parse_reference(clone.record.base)).version
+            done = publisher.publish(PublishTask(capture, True, version.encode(below), frames))
+            (last,) = steps.serial[3]
+            assert last.startswith("create names/disk/1/")
+            clone.finish(capture, done)
+            frames = dict(done.nodes)
+    assert clone.bytes("disk:1") == clone.content

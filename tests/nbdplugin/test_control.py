@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from blockmap import errors
+from blockmap.commit.task import PublishedCapture
 from blockmap.control.dispatch import Dispatcher
 from blockmap.control.messages import ERRORS, OPERATIONS, Calls, Resolve, decode_answer
 from blockmap.errors import BlockmapError, HostError, NotFound, StoreUnavailable
@@ -24,7 +25,6 @@ from blockmap.format.digest import Digest
 from blockmap.format.profile import Profile, ProfileItem
 from blockmap.format.reading_list import ReadItem
 from blockmap.learn.local_files import LocalProfiles
-from blockmap.server.commits import PublishedCapture
 from blockmap.server.store_log import CallLog
 from blockmap.store.names import NameTarget
 from blockmap.store.observed import Call
@@ -88,6 +88,9 @@ class Served:
 
     def remove_clone(self, name: str) -> str:
         return f"{name} is gone"
+
+    def prepare_capture(self, name: str) -> None:
+        pass
 
     def capture(self, name: str, draft: CaptureDraft) -> int:
         return len(name)

@@ -14,6 +14,7 @@ from blockmap.format.extent import Extent, zeros
 from blockmap.format.tree import Root
 from blockmap.format.version import Version, WriterLayout
 from blockmap.publish.catalogue import read_catalogue
+from blockmap.publish.dirty import BlockRuns
 from blockmap.publish.local import LocalCatalogue
 from blockmap.publish.publication import Publication, Published
 from blockmap.publish.stages import Stages
@@ -200,7 +201,9 @@ def rewritten(
             chunks.finish()
             extents: list[Extent] = [own for _, part in chunks.extents.spans(chunks.table) for own in part]
             changed = sorted([*extents, *(zeros(*own) for own in trimmed)])
-            trees = publication.rewrite(base, changed, size, chunks)
+            runs = BlockRuns([(own.start, own.end) for own in extents], trimmed)
+            nodes = publication.nodes_above(base, runs, Repository(store).packs.nodes)
+            trees = publication.rewrite(base, changed, size, chunks, nodes)
         version = replace(version_of(trees), parents=(base.name,))
         publication.publish(NAME, version, "edits")
     return trees, version

@@ -269,3 +269,26 @@ def test_a_mounted_clone_is_frozen_for_a_moment(tmp_path: Path, need: Callable[.
             out = subprocess.run(["debugfs", "-R", f"cat /{name}", raw], capture_output=True, text=True, check=True)
             found.append(int(out.stdout or "0"))
         assert found[0] - 1 <= found[1] <= found[0]
+
+
+def test_one_process_publishes_all_and_is_replaced_when_it_ends(server: Server) -> None:
+    def publisher() -> int:
+        found = [
+            int(each.parent.name)
+            for each in Path("/proc").glob("[0-9]*/cmdline")
+            if b"blockmap.commit.publisher" in (line := each.read_bytes()) and os.fsencode(server.where) in line
+        ]
+        assert len(found) == 1
+        return found[0]
+
+    with Nbd(server.socket, "c") as client:
+        first = publisher()
+        for number in range(2):
+            client.write(number * BLOCK, content(f"{number}", BLOCK))
+            commit(server, "disk:1")
+        assert publisher() == first
+        os.kill(first, 9)
+        client.write(2 * BLOCK, content("2", BLOCK))
+        assert commit(server, "disk:1")["entry"] == 4
+        assert publisher() != first
+    assert stored(server, "disk:1")[: 3 * BLOCK] == b"".join(content(f"{number}", BLOCK) for number in range(3))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from blockmap.errors import StoreUnavailable
-from blockmap.store.base import Buffer, Pruner
+from blockmap.store.base import Buffer, Listed, Pruner
 
 
 class Faulty:
@@ -65,6 +65,25 @@ class Faulty:
     def _answer(self) -> None:
         if self.down:
             raise StoreUnavailable("no answer")
+
+
+class Counted(Faulty):
+    """Counts calls of all kinds."""
+
+    calls = 0
+
+    def create(self, key: str, parts: Sequence[Buffer]) -> None:
+        self.calls += 1
+        super().create(key, parts)
+
+    def listing(self, prefix: str) -> dict[str, Listed]:
+        return self.inner.listing(prefix)
+
+    def modified(self, key: str) -> float:
+        return self.inner.modified(key)
+
+    def _answer(self) -> None:
+        self.calls += 1
 
 
 class ExistsCounter(Faulty):
