@@ -3,6 +3,7 @@
 import click
 
 from blockmap.bench.coldstart.command import coldstart
+from blockmap.bench.commit.command import commit
 from blockmap.bench.dedup import dedup
 from blockmap.bench.hooks import hooks_
 from blockmap.bench.imports import import_
@@ -15,5 +16,5 @@ def bench() -> None:
     """Measure, beside a peer in the same run."""
 
 
-for _command in (warm, record, import_, dedup, hooks_, coldstart):
+for _command in (warm, record, import_, dedup, hooks_, coldstart, commit):
     bench.add_command(_command)
