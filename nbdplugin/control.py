@@ -5,8 +5,9 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from blockmap.control import messages
+from blockmap.control import clone_messages, messages
 from blockmap.control.dispatch import Dispatcher
+from blockmap.control.operation import EmptyAnswer
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.refs import DEFAULT_LABEL, parse_name
 from blockmap.learn.local_files import LocalProfiles
@@ -48,19 +49,19 @@ def dispatcher(
         ]
         return messages.ReadingsAnswer(number, rows, soon)
 
-    def hydrate(request: messages.Hydrate) -> messages.EmptyAnswer:
+    def hydrate(request: messages.Hydrate) -> EmptyAnswer:
         server.hydrate(request.export, request.wanted)
-        return messages.EmptyAnswer()
+        return EmptyAnswer()
 
     def follows(request: messages.Follows) -> messages.FollowsAnswer:
         # Without a look at the name, which may have the bundle replayed again: this is asked several times a second.
         pinned, _, label = request.export.partition("+")
         return messages.FollowsAnswer(traces.follows_profile(pinned, label or DEFAULT_LABEL))
 
-    def expect(request: messages.Expect) -> messages.EmptyAnswer:
+    def expect(request: messages.Expect) -> EmptyAnswer:
         if server.is_untouched(request.export):
             traces.expect(*start_of(request), exact=request.exact, start=request.start)
-        return messages.EmptyAnswer()
+        return EmptyAnswer()
 
     def ready(request: messages.Ready) -> messages.ReadyAnswer:
         trace = traces.ready(*start_of(request), failed=request.failed)
@@ -72,36 +73,36 @@ def dispatcher(
     def resolve(request: messages.Resolve) -> messages.ResolveAnswer:
         return messages.ResolveAnswer(server.resolve(request.export), server.is_writable(request.export))
 
-    def clone(request: messages.MakeClone) -> messages.CloneAnswer:
-        return messages.CloneAnswer(server.clone(request.export, request.name, request.size))
+    def clone(request: clone_messages.MakeClone) -> clone_messages.CloneAnswer:
+        return clone_messages.CloneAnswer(server.clone(request.export, request.name, request.size))
 
-    def prepare_capture(request: messages.PrepareCapture) -> messages.EmptyAnswer:
+    def prepare_capture(request: clone_messages.PrepareCapture) -> EmptyAnswer:
         server.prepare_capture(request.export)
-        return messages.EmptyAnswer()
+        return EmptyAnswer()
 
-    def capture(request: messages.Capture) -> messages.CaptureAnswer:
+    def capture(request: clone_messages.Capture) -> clone_messages.CaptureAnswer:
         repo, tag = parse_name(request.name)
         draft = CaptureDraft(
             repo, tag, request.force, request.message, request.author, request.changes, secrets.token_hex(16)
         )
-        return messages.CaptureAnswer(server.capture(request.export, draft))
+        return clone_messages.CaptureAnswer(server.capture(request.export, draft))
 
-    def fork(request: messages.Fork) -> messages.EmptyAnswer:
+    def fork(request: clone_messages.Fork) -> EmptyAnswer:
         server.fork(request.export, request.names)
-        return messages.EmptyAnswer()
+        return EmptyAnswer()
 
-    def rewind(request: messages.Rewind) -> messages.RewindAnswer:
-        return messages.RewindAnswer(server.rewind(request.export, request.name))
+    def rewind(request: clone_messages.Rewind) -> clone_messages.RewindAnswer:
+        return clone_messages.RewindAnswer(server.rewind(request.export, request.name))
 
-    def published(request: messages.AwaitPublished) -> messages.PublishedAnswer:
+    def published(request: clone_messages.AwaitPublished) -> clone_messages.PublishedAnswer:
         found = server.published(request.capture, request.seconds)
         if isinstance(found, str):
-            return messages.PublishedAnswer("", 0, found)
-        return messages.PublishedAnswer(found.export, found.entry, "")
+            return clone_messages.PublishedAnswer("", 0, found)
+        return clone_messages.PublishedAnswer(found.export, found.entry, "")
 
-    def settle(request: messages.SettleCaptures) -> messages.SettledAnswer:
+    def settle(request: clone_messages.SettleCaptures) -> clone_messages.SettledAnswer:
         target = None if request.name is None else NameTarget(*parse_name(request.name))
-        return messages.SettledAnswer(server.settle_captures(request.export, request.drop, target, request.force))
+        return clone_messages.SettledAnswer(server.settle_captures(request.export, request.drop, target, request.force))
 
     made.register(messages.Status, lambda _: messages.StatusAnswer({"control_requests": made.uses, **status()}))  # type: ignore[typeddict-item]
     made.register(
@@ -111,14 +112,16 @@ def dispatcher(
     made.register(messages.Names, lambda _: messages.NamesAnswer(server.names()))
     made.register(messages.Resolve, resolve)
     made.register(messages.Config, config)
-    made.register(messages.MakeClone, clone)
-    made.register(messages.RemoveClone, lambda request: messages.CloneAnswer(server.remove_clone(request.export)))
-    made.register(messages.Fork, fork)
-    made.register(messages.Rewind, rewind)
-    made.register(messages.PrepareCapture, prepare_capture)
-    made.register(messages.Capture, capture)
-    made.register(messages.AwaitPublished, published)
-    made.register(messages.SettleCaptures, settle)
+    made.register(clone_messages.MakeClone, clone)
+    made.register(
+        clone_messages.RemoveClone, lambda request: clone_messages.CloneAnswer(server.remove_clone(request.export))
+    )
+    made.register(clone_messages.Fork, fork)
+    made.register(clone_messages.Rewind, rewind)
+    made.register(clone_messages.PrepareCapture, prepare_capture)
+    made.register(clone_messages.Capture, capture)
+    made.register(clone_messages.AwaitPublished, published)
+    made.register(clone_messages.SettleCaptures, settle)
     made.register(messages.Hydrate, hydrate)
     made.register(messages.Readings, readings)
     made.register(messages.Follows, follows)

@@ -11,7 +11,7 @@ import click
 from blockmap.cli.attached import state
 from blockmap.cli.freeze import moment_of
 from blockmap.cli.server import server
-from blockmap.control.messages import Fork, MakeClone, RemoveClone, Rewind
+from blockmap.control.clone_messages import Fork, MakeClone, RemoveClone, Rewind
 from blockmap.errors import UsageError
 from blockmap.terminal.options import cache_option, json_option, socket_option, store_option, trust_option
 from blockmap.terminal.output import tell, warn

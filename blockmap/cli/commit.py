@@ -12,7 +12,7 @@ from blockmap.cli.freeze import FrozenMoment, moment_of
 from blockmap.cli.server import server
 from blockmap.commit.config_changes import parse_changes
 from blockmap.control.client import Client
-from blockmap.control.messages import AwaitPublished, Capture, PublishedAnswer, SettleCaptures
+from blockmap.control.clone_messages import AwaitPublished, Capture, PublishedAnswer, SettleCaptures
 from blockmap.errors import NameMoved, UsageError
 from blockmap.format.refs import parse_name
 from blockmap.terminal.options import cache_option, json_option, socket_option, store_option

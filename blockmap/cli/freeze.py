@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blockmap.cli.attached import attachments
 from blockmap.control.client import Client
-from blockmap.control.messages import PrepareCapture
+from blockmap.control.clone_messages import PrepareCapture
 
 
 @dataclass

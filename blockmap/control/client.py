@@ -4,7 +4,9 @@ import socket
 import time
 from pathlib import Path
 
-from blockmap.control.messages import AnswerT, Operation, ServerStatus, Status, decode_answer, encode_request
+from blockmap.control.codec import decode_answer, encode_request
+from blockmap.control.messages import ServerStatus, Status
+from blockmap.control.operation import AnswerT, Operation
 from blockmap.errors import HostError
 from blockmap.local.paths import control_socket
 

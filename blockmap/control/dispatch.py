@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from blockmap.control.messages import AnswerT, Operation, decode_request, encode_answer, encode_error
+from blockmap.control.codec import decode_request, encode_answer, encode_error
+from blockmap.control.operation import AnswerT, Operation
 from blockmap.errors import BlockmapError, HostError, UsageError
 
 _MAX_LINE = 1 << 16
@@ -27,6 +28,8 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self._handlers: dict[type[Operation[Any]], Callable[[Any], Any]] = {}
+        self.kinds: dict[str, type[Operation[Any]]] = {}
+        """What is answered, by `op`."""
         self._lock = threading.Lock()  # guards uses
         self.uses = 0
         """Requests by those who use the server, and do not only watch it."""
@@ -35,6 +38,7 @@ class Dispatcher:
     def register(self, kind: type[Operation[AnswerT]], handler: Callable[[Any], AnswerT]) -> None:
         """Has `handler` answer the requests of a class; it may raise any BlockmapError, which then crosses to the client."""
         self._handlers[kind] = handler
+        self.kinds[kind.op] = kind
 
     def start(self, listening: socket.socket) -> None:
         """Answers on a listening Unix socket, each client in a thread of its own."""
@@ -79,7 +83,7 @@ class Dispatcher:
         try:
             if not line.endswith(b"\n"):
                 raise UsageError(f"a request ends with a newline, and has {_MAX_LINE} bytes at most")
-            request = decode_request(line)
+            request = decode_request(line, self.kinds)
             with self._lock:
                 self.uses += request.is_use
             return encode_answer(self._handlers[type(request)](request))

@@ -18,8 +18,11 @@ import pytest
 
 from blockmap import errors
 from blockmap.commit.task import PublishedCapture
+from blockmap.control import clone_messages, messages
+from blockmap.control.codec import ERRORS, decode_answer
 from blockmap.control.dispatch import Dispatcher
-from blockmap.control.messages import ERRORS, OPERATIONS, Calls, Resolve, decode_answer
+from blockmap.control.messages import Calls, Resolve
+from blockmap.control.operation import Operation
 from blockmap.errors import BlockmapError, HostError, NotFound, StoreUnavailable
 from blockmap.format.digest import Digest
 from blockmap.format.profile import Profile, ProfileItem
@@ -257,7 +260,10 @@ def test_an_error_of_another_kind_is_one_of_the_host(kind: object) -> None:
 
 
 def test_each_operation_has_a_handler_and_says_what_it_is(control: Dispatcher) -> None:
-    for op, kind in OPERATIONS.items():
+    there = [each for module in (messages, clone_messages) for each in vars(module).values() if isinstance(each, type)]
+    operations = {each.op: each for each in there if issubclass(each, Operation) and "op" in vars(each)}
+    assert control.kinds == operations
+    for op, kind in operations.items():
         assert kind.__doc__
         assert ask(control, v=1, op=op, export="app:1", name="app:1", new=True)["ok"], op
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from blockmap.control.messages import MakeClone, RemoveClone
+from blockmap.control.clone_messages import MakeClone, RemoveClone
 from blockmap.format import BLOCK, keys
 from blockmap.format.digest import from_hex
 from tests.serve.conftest import Server, bare_server, content

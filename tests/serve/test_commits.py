@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from blockmap.control.messages import MakeClone
+from blockmap.control.clone_messages import MakeClone
 from blockmap.format import BLOCK
 from blockmap.format.refs import parse_reference
 from blockmap.store.resolver import find_version

@@ -17,7 +17,7 @@ from blockmap.bench.coldstart.engine import Store
 from blockmap.bench.commit import fsync_writer
 from blockmap.bench.commit.volume import FILE
 from blockmap.control.client import Client
-from blockmap.control.messages import AwaitPublished, Capture, MakeClone, PrepareCapture
+from blockmap.control.clone_messages import AwaitPublished, Capture, MakeClone, PrepareCapture
 from blockmap.errors import HostError
 from blockmap.format import BLOCK, keys
 from blockmap.host.attachments import Attachments
