@@ -73,5 +73,21 @@ Imports point down the list in setup.cfg. Nine walks through the folders, a line
     host.mounting           mounts it, while the kernel's memory is warmed
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blockmap.api.store import ImageStore as open
+
 __version__ = "0.1.0"
 """The release, as `blockmap --version` prints it."""
+
+__all__ = ["__version__", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    """Returns `open` of the Python API, which is imported when it is used: commands that start something do without."""
+    if name != "open":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from blockmap.api.store import ImageStore
+
+    return ImageStore

@@ -1,17 +1,14 @@
-"""Commands for clones: clone, clones, rm."""
+"""Commands for clones: clone, clones, fork, rewind, rm."""
 
 import json
 import re
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from blockmap.cli.attached import state
-from blockmap.cli.freeze import moment_of
-from blockmap.cli.server import server
-from blockmap.control.clone_messages import Fork, MakeClone, RemoveClone, Rewind
+from blockmap.api.clones import CloneHost
+from blockmap.cli.opened import opened
 from blockmap.errors import UsageError
 from blockmap.terminal.options import cache_option, json_option, socket_option, store_option, trust_option
 from blockmap.terminal.output import tell, warn
@@ -47,9 +44,7 @@ def clone(
     CLONE. It stays, also while the server restarts, until `rm CLONE`.
     """
     wanted = None if size is None else parse_size(size)
-    note = server(store, cache, socket, trust).ask(MakeClone(name, clone_name, wanted)).note
-    if note:
-        warn(note)
+    opened(CloneHost, store, cache, socket, trust).clone(name, clone_name, size=wanted)
     tell(f"{clone_name} is a clone of {name}")
 
 
@@ -57,43 +52,30 @@ def clone(
 @json_option
 def clones(as_json: bool) -> None:
     """List the clones of this host."""
-    # Imported here, as is what tables need: `clone` does without both.
+    found = opened(CloneHost).clones()
+    if as_json:
+        tell(json.dumps([asdict(each) for each in found]))
+        return
+    # Imported here: what tables need takes 20 ms, which `clone` does without.
     from rich.table import Table
 
-    from blockmap.server.clones import clone_folder, holder_of
     from blockmap.terminal.tables import cells, tell_table
+    from blockmap.terminal.times import moment
     from blockmap.terminal.units import size
-    from blockmap.volume.clone_table import read_clones
 
-    rows = [(each, holder_of(clone_folder(state(), each.record.id))) for each in read_clones(state())]
-    if as_json:
-        listed = [
-            {
-                **asdict(each.record),
-                "written_bytes": each.written,
-                "unpublished": each.unpublished,
-                "conflict": each.conflict,
-                "in_use_by": holder,
-            }
-            for each, holder in rows
-        ]
-        tell(json.dumps(listed))
-        return
     table = Table(box=None, pad_edge=False)
     for title in ("CLONE", "IMAGE"):
         table.add_column(title, overflow="fold")
     for title in ("DIGEST", "CREATED", "WRITTEN", "VOLUME", "UNPUBLISHED", "IN USE BY"):
         table.add_column(title, justify="right" if title in ("WRITTEN", "VOLUME") else "left", no_wrap=True)
-    for each, holder in rows:
-        record = each.record
-        created = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M")
-        digest = record.base.partition("@sha256:")[2][:12]
+    for each in found:
+        digest = each.base.partition("@sha256:")[2][:12]
         unpublished = f"{each.unpublished}{', waits for you' if each.conflict else ''}" if each.unpublished else "-"
-        sizes = size(each.written), size(record.size)
-        table.add_row(*cells(record.name, record.origin, digest, created, *sizes, unpublished, holder or "-"))
-    for each, _ in rows:
+        sizes = size(each.written_bytes), size(each.size)
+        about = each.name, each.origin, digest, moment(each.created), *sizes, unpublished, each.in_use_by or "-"
+        table.add_row(*cells(*about))
         if each.conflict:
-            warn(f"{each.record.name}: {each.conflict}")
+            warn(f"{each.name}: {each.conflict}")
     tell_table(table)
 
 
@@ -111,10 +93,8 @@ def fork(
 
     With -n, all are of one moment. What was written before is shared by all of them; nothing is copied or published.
     """
-    client = server(store, cache, socket)
     names = [new] if count is None else [f"{new}-{number}" for number in range(1, count + 1)]
-    with moment_of(client, clone_name):
-        client.ask(Fork(clone_name, names))
+    opened(CloneHost, store, cache, socket).fork(clone_name, names)
     tell(f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}: forked from {clone_name}")
 
 
@@ -129,8 +109,7 @@ def rewind(clone_name: str, name: str, store: str | None, cache: Path | None, so
 
     NAME is any version: repo:tag, repo:tag@{3}, repo:tag@{5 minutes ago}, repo@sha256:DIGEST.
     """
-    found = server(store, cache, socket).ask(Rewind(clone_name, name))
-    tell(f"{clone_name} is {found.export}")
+    tell(f"{clone_name} is {opened(CloneHost, store, cache, socket).rewind(clone_name, name)}")
 
 
 @click.command()
@@ -140,11 +119,9 @@ def rewind(clone_name: str, name: str, store: str | None, cache: Path | None, so
 @socket_option
 def rm(names: tuple[str, ...], store: str | None, cache: Path | None, socket: Path | None) -> None:
     """Remove clones, with all that was written to them; images stay."""
-    client = server(store, cache, socket)
+    host = opened(CloneHost, store, cache, socket)
     for name in names:
-        note = client.ask(RemoveClone(name)).note
-        if note:
-            warn(f"{name}: {note}")
+        host.rm(name)
 
 
 def parse_size(text: str) -> int:

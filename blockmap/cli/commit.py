@@ -1,24 +1,16 @@
 """The command `blockmap commit`."""
 
 import json
-import os
-import pwd
-import time
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from blockmap.cli.freeze import FrozenMoment, moment_of
-from blockmap.cli.server import server
-from blockmap.commit.config_changes import parse_changes
-from blockmap.control.client import Client
-from blockmap.control.clone_messages import AwaitPublished, Capture, PublishedAnswer, SettleCaptures
+from blockmap.api.clones import CloneHost
+from blockmap.cli.opened import opened
 from blockmap.errors import NameMoved, UsageError
-from blockmap.format.refs import parse_name
 from blockmap.terminal.options import cache_option, json_option, socket_option, store_option
-from blockmap.terminal.output import tell, warn
-
-_ASK_SECONDS = 2.0
+from blockmap.terminal.output import tell
 
 
 @click.command()
@@ -67,72 +59,37 @@ def commit(
     The moment is captured on this host, which takes milliseconds, and then published; should the store be away, it is published
     later, and `clones` shows it until then. The clone goes on above the new version.
     """
-    client = server(store, cache, socket)
-    if retry or drop:
-        _settle(client, clone, name, force, drop)
+    host = opened(CloneHost, store, cache, socket)
+    if drop:
+        tell(f"{host.drop(clone)} captures of {clone} are forgotten; it keeps what was written to it")
+        return
+    if retry:
+        settled = host.retry(clone, name, force=force)
+        said = f"nothing of {clone} waits for a decision"
+        tell(said if settled is None else f"{settled.export}  (entry {settled.entry} of its name)")
         return
     if name is None:
         raise UsageError("no NAME is given: it will stand for the new version, for example app:2")
-    parse_name(name)
-    wanted = Capture(clone, name, message, author or _user(), parse_changes(changes), force)
-    began = time.monotonic()
-    captured, moment = _capture(client, clone, wanted)
-    times: dict[str, object] = {"sync_seconds": moment.sync_seconds, "stall_seconds": moment.stall}
     if wait == "local":
+        captured = host.capture(clone, name, message=message, author=author, changes=changes, force=force)
         _tell(
             as_json,
-            {"capture": captured, **times},
+            {
+                "capture": captured.number,
+                "sync_seconds": captured.sync_seconds,
+                "stall_seconds": captured.stall_seconds,
+            },
             f"captured {clone}; it will be {name} when the store has it",
         )
         return
     try:
-        done = _published(client, captured)
+        done = host.commit(clone, name, message=message, author=author, changes=changes, force=force)
     except NameMoved as error:
         raise NameMoved(
             f"{error}: what was captured waits for that, see `blockmap commit {clone} NAME --retry`, or --drop"
         ) from error
-    seconds = time.monotonic() - began
-    about = {"export": done.export, "entry": done.entry, **times, "seconds": seconds}
-    _tell(as_json, about, f"{name}  {done.export.partition('@')[2]}  (entry {done.entry} of its name)")
-
-
-def _capture(client: Client, clone: str, wanted: Capture) -> tuple[int, FrozenMoment]:
-    """Captures a clone, its file system frozen where it is mounted; returns the number, and how long that took."""
-    with moment_of(client, clone) as moment:
-        captured = client.ask(wanted).capture
-    return captured, moment
-
-
-def _published(client: Client, capture: int) -> PublishedAnswer:
-    told = ""
-    while not (found := client.ask(AwaitPublished(capture, _ASK_SECONDS))).export:
-        if found.failure != told:
-            told = found.failure
-            warn(f"captured, and published as soon as possible (ctrl-C leaves it to the server): {told}")
-    return found
-
-
-def _settle(client: Client, clone: str, name: str | None, force: bool, drop: bool) -> None:
-    if drop:
-        dropped = client.ask(SettleCaptures(clone, drop=True)).captures
-        tell(f"{len(dropped)} captures of {clone} are forgotten; it keeps what was written to it")
-        return
-    if name is None and not force:
-        raise UsageError("say how: --retry with another NAME, or with --force")
-    chosen = client.ask(SettleCaptures(clone, name=name, force=force)).captures
-    if not chosen:
-        tell(f"nothing of {clone} waits for a decision")
-        return
-    done = _published(client, chosen[0])
-    tell(f"{done.export}  (entry {done.entry} of its name)")
+    _tell(as_json, asdict(done), f"{name}  {done.export.partition('@')[2]}  (entry {done.entry} of its name)")
 
 
 def _tell(as_json: bool, about: dict[str, object], text: str) -> None:
     tell(json.dumps(about) if as_json else text)
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())

@@ -1,9 +1,8 @@
-"""Commands about names and their history: log, diff, tag, untag."""
+"""Commands about names and their history: log (which is history, too), diff, tag, untag."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,132 +10,88 @@ from typing import Any
 import click
 from rich.table import Table
 
-from blockmap.errors import BlockmapError, ImageError
-from blockmap.format import BLOCK
-from blockmap.format.entry import Entry
-from blockmap.format.refs import parse_name, parse_reference
-from blockmap.format.version import Version
-from blockmap.publish.reliance import tag_version
-from blockmap.store.base import Reader
-from blockmap.store.key_files import read_signer, read_trusted
-from blockmap.store.names import NameLog, NameReader, NameTarget
-from blockmap.store.opening import open_store, open_writer
-from blockmap.store.repository import Repository
-from blockmap.store.resolver import find_version, no_image
-from blockmap.store.signing import Trust
+from blockmap.api.history import GraphVersion, LogEntry
+from blockmap.api.store import ImageStore
+from blockmap.cli.opened import opened
+from blockmap.errors import UsageError
+from blockmap.terminal.graph import draw
 from blockmap.terminal.options import json_option, need_store, sign_option, store_option, trust_option
-from blockmap.terminal.output import tell, warn
+from blockmap.terminal.output import tell
 from blockmap.terminal.tables import cells, tell_table
+from blockmap.terminal.times import moment, timestamp
 from blockmap.terminal.units import size
-from blockmap.upkeep.differences import Change, FileChange, compare_files, compare_trees
+from blockmap.upkeep.differences import Change, FileChange
 
 message_option = click.option("-m", "--message", default="", metavar="TEXT", help="Why; `log` shows it.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """An entry of a name's history."""
-
-    entry: Entry
-    version: Version | None
-    added_bytes: int | None
-    """What the version adds to the store beside its parent, or beside what the name stood for before; None if unknown."""
-
-    def row(self) -> dict[str, Any]:
-        """Returns the step for machines."""
-        version = self.version
-        return {
-            "entry": self.entry.n,
-            "time": _time(self.entry).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "host": self.entry.host,
-            "digest": None if self.entry.version is None else f"sha256:{self.entry.version.hex()}",
-            "parents": [f"sha256:{parent.hex()}" for parent in (version.parents if version else ())],
-            "author": version.author if version else "",
-            "message": self.message,
-            "added_bytes": self.added_bytes,
-            "signed_with": self.signer,
-        }
-
-    @property
-    def signer(self) -> str | None:
-        """Returns the id of the key that the entry says it is signed with."""
-        return None if self.entry.signature is None else self.entry.signature.key
-
-    @property
-    def message(self) -> str:
-        return self.entry.message or (self.version.message if self.version else "")
-
-
 @click.command()
-@click.argument("name")
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option("--graph", is_flag=True, help="Draw which version was made of which; of all names, where none is given.")
+@click.option("-n", "count", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")
 @store_option
-@click.option("-n", "count", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many entries.")
 @json_option
-def log(name: str, store: str | None, count: int, as_json: bool) -> None:
-    """Show what NAME stood for, the newest first.
+def log(names: tuple[str, ...], graph: bool, store: str | None, count: int, as_json: bool) -> None:
+    """Show what each NAME stood for, the newest first, or with --graph how versions came from each other.
 
     NAME@{3} means what entry 3 made of it, in all commands; NAME@{2026-11-20} and NAME@{5 minutes ago} what it was then.
     """
-    opened, _ = open_store(need_store(store))
-    steps = list(islice(_steps(opened, name), count))
-    if as_json:
-        tell(json.dumps([step.row() for step in steps]))
+    images = opened(ImageStore, need_store(store))
+    if graph:
+        _tell_graph(images.graph(names, count=count), as_json)
         return
+    if not names:
+        raise UsageError("no NAME is given: whose history is to be shown? --graph shows that of all")
+    entries = [entry for name in names for entry in islice(images.log(name), count)]
+    if as_json:
+        tell(json.dumps([_row(entry) for entry in entries]))
+        return
+    _tell_entries(entries, len(names) > 1)
+
+
+def _tell_entries(entries: Sequence[LogEntry], want_names: bool) -> None:
     table = Table(box=None, pad_edge=False)
+    if want_names:
+        table.add_column("NAME", overflow="fold")
     for title in ("ENTRY", "TIME", "DIGEST", "PARENT", "ADDED"):
         table.add_column(title, justify="right" if title in ("ENTRY", "ADDED") else "left", no_wrap=True)
-    signed = any(step.signer for step in steps)
+    signed = any(entry.signed_with for entry in entries)
     if signed:
         table.add_column("SIGNED WITH", no_wrap=True)
     for title in ("HOST", "MESSAGE"):
         table.add_column(title, overflow="fold")
-    for step in steps:
-        version = step.version
-        said = f"{step.message} ({version.author})" if version and version.author else step.message
+    for entry in entries:
         table.add_row(
             *cells(
-                step.entry.n,
-                _time(step.entry).strftime("%Y-%m-%d %H:%M:%S"),
-                "removed" if step.entry.version is None else step.entry.version.hex()[:12],
-                ", ".join(parent.hex()[:12] for parent in version.parents) or "-" if version else "-",
-                "-" if step.added_bytes is None else size(step.added_bytes),
-                *([step.signer or "-"] if signed else []),
-                step.entry.host,
-                said,
+                *([entry.name] if want_names else []),
+                entry.number,
+                moment(entry.time),
+                "removed" if entry.digest is None else _short(entry.digest),
+                ", ".join(map(_short, entry.parents)) or "-",
+                "-" if entry.added_bytes is None else size(entry.added_bytes),
+                *([entry.signed_with or "-"] if signed else []),
+                entry.host,
+                f"{entry.message} ({entry.author})" if entry.author else entry.message,
             )
         )
     tell_table(table)
 
 
-def _steps(store: Reader, name: str) -> Iterator[_Step]:
-    """Yields the history of a name; what cannot be read of a version is left out, and said."""
-    repo, tag = parse_name(name)
-    repository = Repository(store)
-    history = (entry for entry in NameReader(store).history(repo, tag) if not entry.is_fence)
-    newer = next(history, None)
-    if newer is None:
-        raise no_image(parse_reference(name), store)
-    while newer is not None:
-        older = next(history, None)
-        version, added = None, None
-        try:
-            if newer.version is not None:
-                version = repository.version(newer.version, newer.number)
-                added = _added(repository, version, older)
-        except BlockmapError as error:
-            warn(f"entry {newer.n}: {error}")
-        yield _Step(newer, version, added)
-        newer = older
+def _row(entry: LogEntry) -> dict[str, Any]:
+    row = asdict(entry)
+    return {"entry": row.pop("number"), **row, "time": timestamp(entry.time)}
 
 
-def _added(repository: Repository, version: Version, before: Entry | None) -> int | None:
-    if version.parents:
-        base = repository.version(version.parents[0])
-    elif before is not None and before.version is not None:
-        base = repository.version(before.version, before.number)
-    else:
-        return None
-    return compare_trees(repository, base.root, version.root).added_bytes
+def _tell_graph(versions: Sequence[GraphVersion], as_json: bool) -> None:
+    if as_json:
+        tell(json.dumps([{**asdict(each), "time": timestamp(each.time)} for each in versions]))
+        return
+    drawn = draw((each.digest, each.parents) for each in versions)
+    for (lines, head), each in zip(drawn, versions, strict=True):
+        names = [*each.names, *each.past_names]
+        said = f" ({each.author})" if each.author else ""
+        known = f" ({', '.join(names)})" if names else ""
+        tell(*lines, f"{head} {_short(each.digest)}{known}  {moment(each.time)}  {each.message}{said}".rstrip())
 
 
 @click.command()
@@ -148,30 +103,20 @@ def _added(repository: Repository, version: Version, before: Entry | None) -> in
 @json_option
 def diff(old: str, new: str, store: str | None, trust: tuple[str, ...], ranges: bool, as_json: bool) -> None:
     """Show how NEW differs from OLD: regular files by content, renamed ones too, and bytes of the volume."""
-    trusted = Trust(read_trusted(trust))
-    opened, _ = open_store(need_store(store))
-    repository = Repository(opened, trusted)
-    left, right = (find_version(repository, parse_reference(name)).root for name in (old, new))
-    trees = compare_trees(repository, left, right)
-    places = [(start * BLOCK, (end - start) * BLOCK) for start, end in trees.ranges]
-    files: list[FileChange] | None = None
-    if not ranges:
-        try:
-            files = compare_files(repository, left, right, trees)
-        except ImageError as error:
-            warn(f"the files are not compared: {error}")
+    found = opened(ImageStore, need_store(store), trust=trust).diff(old, new, files=not ranges)
+    files = found.files
     if as_json:
-        summary = {"differing_bytes": trees.blocks * BLOCK, "added_bytes": trees.added_bytes}
-        what = {"ranges": places} if files is None else {"files": [_file_row(change) for change in files]}
+        summary = {"differing_bytes": found.differing_bytes, "added_bytes": found.added_bytes}
+        what = {"ranges": found.ranges} if files is None else {"files": [_file_row(change) for change in files]}
         tell(json.dumps({**summary, **what}))
         return
     for change in files or ():
         source = f"/{_shown(change.source)} -> " if change.change is Change.RENAMED else ""
         tell(f"{change.change.value}  {size(change.size):>8}  {source}/{_shown(change.path)}")
-    for start, length in places if ranges else ():
+    for start, length in found.ranges if ranges else ():
         tell(f"{start:>16}  {length:>12}")
     counted = "" if files is None else f"{len(files):,} files, "
-    tell(f"{counted}{size(trees.blocks * BLOCK)} of the volume differ, {size(trees.added_bytes)} added to the store")
+    tell(f"{counted}{size(found.differing_bytes)} of the volume differ, {size(found.added_bytes)} added to the store")
 
 
 @click.command()
@@ -187,15 +132,9 @@ def tag(source: str, name: str, store: str | None, sign: Path | None, trust: tup
     With --sign, the image is signed as well: name SOURCE by its digest, or give the --trust of whoever signed it, unless you
     trust all who write to the store.
     """
-    target = NameTarget(*parse_name(name))
-    trusted, signer = Trust(read_trusted(trust)), None if sign is None else read_signer(sign)
-    opened, _ = open_writer(need_store(store))
-    draft, entry = tag_version(opened, parse_reference(source), target, message, trusted, signer)
-    version = draft.version
-    assert version is not None
-    tell(
-        f"{target}  sha256:{version.hex()}  ({f'entry {entry.n} of its name' if entry else 'it stood for it already'})"
-    )
+    done = opened(ImageStore, need_store(store), trust=trust, sign=sign).tag(source, name, message=message)
+    said = "it stood for it already" if done.entry is None else f"entry {done.entry} of its name"
+    tell(f"{done.name}  {done.digest}  ({said})")
 
 
 @click.command()
@@ -205,13 +144,12 @@ def tag(source: str, name: str, store: str | None, sign: Path | None, trust: tup
 @message_option
 def untag(name: str, store: str | None, sign: Path | None, message: str) -> None:
     """Remove NAME, an image's name. Its history stays, and what it stood for until garbage is collected."""
-    target, signer = NameTarget(*parse_name(name)), None if sign is None else read_signer(sign)
-    entry = NameLog(open_writer(need_store(store))[0], signer=signer).remove(target, message)
-    tell(f"{target} is removed; it was {target}@{{{entry.n - 1}}}")
+    done = opened(ImageStore, need_store(store), sign=sign).untag(name, message=message)
+    tell(f"{done.name} is removed; it was {done.name}@{{{done.entry - 1}}}")
 
 
-def _time(entry: Entry) -> datetime:
-    return datetime.fromtimestamp(entry.time, UTC)
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]
 
 
 def _file_row(change: FileChange) -> dict[str, Any]:

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import click
 
-from blockmap.cli.attached import attachments, state
-from blockmap.cli.server import server
-from blockmap.control.messages import Hydrate, Resolve
-from blockmap.host import tools
-from blockmap.host.run import runner
+from blockmap.api.host import Host
+from blockmap.cli.opened import opened
+from blockmap.host.run.runner import is_terminal
 from blockmap.terminal.options import (
     cache_option,
     hydrate_option,
@@ -47,16 +45,7 @@ def attach(
 
     With a label, a program is about to start from it: what that reads is learnt for all hosts.
     """
-    tools.need_root("attach")
-    wanted = labelled(name, label)
-    client = server(store, cache, socket, trust)
-    found = client.ask(Resolve(wanted))
-    export = found.export
-    if hydrate is False:
-        client.ask(Hydrate(export, wanted=False))
-    attachments().attach(client, export, wanted, directory, writable=found.writable, start="+" in wanted)
-    if hydrate:
-        client.ask(Hydrate(export))
+    export = opened(Host, store, cache, socket, trust).attach(labelled(name, label), directory, hydrate=hydrate)
     tell(f"{export} is at {directory}")
 
 
@@ -64,7 +53,7 @@ def attach(
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
 def detach(directory: Path) -> None:
     """Unmount what is attached at DIR."""
-    attachments().detach(directory)
+    opened(Host).detach(directory)
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -95,13 +84,16 @@ def run(
     As with docker run, CMD takes the place of the image's Cmd, after its Entrypoint. The exit status is the program's; 127
     where it is not in the image, and 126 where it cannot be executed.
     """
-    tools.need_root("run")
-    wanted = labelled(name, label)
-    client = server(store, cache, socket, trust)
-    if hydrate is not None:
-        client.ask(Hydrate(wanted, hydrate))
-    program = runner.Program(wanted, words(command), entrypoint, runner.is_terminal(), clone)
-    click.get_current_context().exit(runner.run(client, attachments(), state(), program))
+    host = opened(Host, store, cache, socket, trust)
+    status = host.run(
+        labelled(name, label),
+        words(command),
+        clone=clone,
+        entrypoint=entrypoint,
+        hydrate=hydrate,
+        terminal=is_terminal(),
+    )
+    click.get_current_context().exit(status)
 
 
 def words(command: tuple[str, ...]) -> list[str]:

@@ -26,6 +26,7 @@ _COMMANDS = {
     "fork": "blockmap.cli.clones:fork",
     "fsck": "blockmap.cli.fsck:fsck",
     "gc": "blockmap.cli.garbage:gc",
+    "history": "blockmap.cli.history:log",
     "images": "blockmap.cli.image_list:images",
     "import": "blockmap.cli.images:import_",
     "key": "blockmap.cli.keys:key",

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import click
 from rich.table import Table
@@ -21,6 +20,7 @@ from blockmap.store.profiles import ProfileReader
 from blockmap.terminal.options import json_option, label_option, labelled, need_store, store_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
+from blockmap.terminal.times import moment
 from blockmap.terminal.units import size
 
 
@@ -52,7 +52,7 @@ def log(name: str, store: str | None, label: str | None, limit: int, as_json: bo
     for title in ("PROFILE", "MADE", "HOST", "STARTS", "DATA"):
         table.add_column(title, overflow="fold")
     for row in rows:
-        made = datetime.fromtimestamp(int(str(row["time"])), UTC).strftime("%Y-%m-%d %H:%M:%S")
+        made = moment(int(str(row["time"])))
         table.add_row(*cells(row["n"], made, row["host"], row["starts"], size(float(str(row["bytes"])))))
     tell_table(table)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
-from blockmap.cli.attached import attachments, state
+from blockmap.api.host import Host
 from blockmap.cli.host import words
-from blockmap.cli.server import server
+from blockmap.cli.opened import opened
 from blockmap.errors import HostError, UsageError
 from blockmap.format.refs import parse_reference
 from blockmap.host import tools
@@ -69,11 +69,12 @@ def record(
     readiness = parse_readiness(ready)
     if readiness.holds():
         raise UsageError(f"{ready} holds before the program has started: end what answers there, or choose another")
-    client = server(store, cache, socket, trust)
+    host = opened(Host, store, cache, socket, trust)
+    client = host.server()
     recording = Recording(client, readiness, seconds, warn)
     program = runner.Program(wanted, words(command), entrypoint, terminal=False)
     with _heard(readiness.hear):
-        code = runner.run(client, attachments(), state(), program, recording)
+        code = runner.run(client, host.attachments, host.state, program, recording)
     if recording.trace is None:
         raise HostError("the server has recorded nothing of this start: its log says why")
     if recording.ready_seconds is None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from blockmap.cli.attached import attachments
+from blockmap.api.host import Host
 from blockmap.cli.figures import background, exports, remote
+from blockmap.cli.opened import opened
 from blockmap.control.client import Client
 from blockmap.control.messages import ServerStatus
 from blockmap.errors import HostError
@@ -88,7 +89,7 @@ def _tell(answer: ServerStatus) -> None:
         tell(f"and {len(closed) - _CLOSED_SHOWN} that were closed before: --json shows them")
     mounts = Table("ATTACHED AT", "NAME", "DEVICE", box=None, pad_edge=False)
     try:
-        attached = attachments().list()
+        attached = opened(Host).attachments.list()
     except HostError:
         attached = []
     for mounted in attached:

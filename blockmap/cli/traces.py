@@ -1,7 +1,6 @@
 """Commands about traces, which servers keep of every start: list, show, export."""
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -18,6 +17,7 @@ from blockmap.store.repository import Repository
 from blockmap.terminal.options import cache_option, json_option, need_store, store_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
+from blockmap.terminal.times import moment
 from blockmap.terminal.units import size
 
 
@@ -97,7 +97,7 @@ def _about(own: Trace) -> dict[str, object]:
         "repo": head.repo,
         "label": head.label,
         "version": head.version.hex(),
-        "started": datetime.fromtimestamp(head.started_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        "started": moment(head.started_us / 1e6),
         "reads": len(own.reads),
         "bytes": int(own.reads["length"].sum(dtype="int64")),
         "seconds": int(own.reads["time_us"][-1]) / 1e6 if len(own.reads) else 0.0,

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from blockmap.errors import HostError
+from blockmap.errors import HostError, UsageError
 
 TRACE_SUFFIX: Final = ".trace"
 """The ending of the names of traces."""
@@ -16,6 +16,13 @@ def default_socket() -> Path:
     if os.geteuid() == 0:
         return Path("/run/blockmap/nbd.sock")
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "blockmap/nbd.sock"
+
+
+def need_store(url: str | None) -> str:
+    """Returns the store's URL, which has no default. Raises UsageError if none is given."""
+    if not url:
+        raise UsageError("no store is given: add --store URL (a directory will do), or set BLOCKMAP_STORE")
+    return url
 
 
 def control_socket(nbd_socket: Path) -> Path:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 from blockmap.control.client import Client
@@ -28,6 +27,7 @@ from blockmap.store.profiles import ProfileReader
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
 from blockmap.store.volume_reader import stored_reader
+from blockmap.terminal.times import moment
 from blockmap.upkeep.verify import usage
 
 
@@ -86,8 +86,7 @@ def _read(path: Path) -> Trace:
 def load_run(trace: Trace, repository: Repository | None, say: Callable[[str], None]) -> ReportRun:
     """Returns a start, with what the store has of its version."""
     head = trace.head
-    moment = datetime.fromtimestamp(head.started_us / 1e6).strftime("%Y-%m-%d %H:%M:%S")
-    title = f"{head.repo}@{head.version.hex()[:12]}+{head.label}, {moment}"
+    title = f"{head.repo}@{head.version.hex()[:12]}+{head.label}, {moment(head.started_us / 1e6)}"
     listed: Sequence[File] = []
     owned: dict[bytes, str] = {}
     data_bytes = None

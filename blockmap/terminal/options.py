@@ -8,6 +8,7 @@ import click
 
 from blockmap.errors import UsageError
 from blockmap.format.refs import parse_reference
+from blockmap.local.paths import need_store as need_store  # commands take it with the option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -99,10 +100,3 @@ def labelled(name: str, label: str | None) -> str:
     if "+" in name:
         raise UsageError(f"{name} has a label already: leave out --label {label}, or what follows the +")
     return str(parse_reference(f"{name}+{label}"))
-
-
-def need_store(url: str | None) -> str:
-    """Returns the store's URL. Raises UsageError if none is given."""
-    if not url:
-        raise UsageError("no store is given: add --store URL (a directory will do), or set BLOCKMAP_STORE")
-    return url

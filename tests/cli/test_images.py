@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from blockmap.api import store as api_store
 from blockmap.cli import image_list
 from blockmap.format import keys
 from blockmap.store import limits
@@ -79,7 +80,7 @@ class Far(DirectoryStore):
 
 def test_very_many_names_are_asked_for_at_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     far = Far(store)
-    monkeypatch.setattr(image_list, "open_store", lambda url: (far, open_store(url)[1]))
+    monkeypatch.setattr(api_store, "open_store", lambda url: (far, open_store(url)[1]))
     done = CliRunner().invoke(image_list.images, ["--store", str(store), "--json"])
     rows = json.loads(done.output)
     assert len(rows) == NAMES
@@ -114,13 +115,13 @@ def test_a_thousand_names_behind_a_web_server_20_ms_away(tmp_path: Path, need: C
     assert took < 10, f"{took:.1f} s; one after the other they take 20 s and more"
 
 
-def test_a_damaged_entry_is_told_and_the_others_are_listed(store: Path) -> None:
+def test_a_damaged_entry_is_told_and_the_others_are_listed(store: Path, caplog: pytest.LogCaptureFixture) -> None:
     damaged = store / keys.entry("team/app0001", "v1", 1)
     damaged.chmod(0o644)
     damaged.write_bytes(b"x")
     done = CliRunner().invoke(image_list.images, ["--store", str(store)])
     assert done.exit_code == 0
-    assert "blockmap: team/app0001:v1: entry 1 of team/app0001:v1 is damaged" in done.stderr
+    assert "team/app0001:v1: entry 1 of team/app0001:v1 is damaged" in caplog.text
     assert len(done.stdout.splitlines()) == NAMES
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blockmap.cli.server import server as find_server
+from blockmap.api.server import find_server
 from blockmap.control.messages import Resolve
 from blockmap.errors import HostError, Untrusted
 from blockmap.format.refs import parse_reference

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockmap.cli.attached import attachments
 from blockmap.control.client import Client
 from blockmap.control.clone_messages import PrepareCapture
+from blockmap.host.attachments import Attachments
 
 
 @dataclass
@@ -22,10 +22,10 @@ class FrozenMoment:
 
 
 @contextmanager
-def moment_of(client: Client, clone: str) -> Iterator[FrozenMoment]:
+def moment_of(attachments: Attachments, client: Client, clone: str) -> Iterator[FrozenMoment]:
     """Keeps the file system of a clone frozen while the block runs, if it is mounted here; HostError."""
     moment = FrozenMoment()
-    where = attachments().place_of(clone) if os.geteuid() == 0 else None
+    where = attachments.place_of(clone) if os.geteuid() == 0 else None
     if where is None:
         yield moment
         return

@@ -1,4 +1,4 @@
-"""Finds the server that a command talks to."""
+"""Finds the server that serves a store on this host, or starts it."""
 
 import os
 from collections.abc import Sequence
@@ -7,16 +7,16 @@ from pathlib import Path
 from blockmap.control.client import Client
 from blockmap.errors import HostError
 from blockmap.format.signature import PublicKey
-from blockmap.local.paths import default_cache, default_socket
-from blockmap.terminal.options import need_store
+from blockmap.local.paths import default_cache, default_socket, need_store
 
 _IDLE_SECONDS = 60.0
 
 
-def server(store: str | None, cache: Path | None, socket: Path | None, trust: Sequence[str] = ()) -> Client:
+def find_server(store: str | None, cache: Path | None, socket: Path | None, trust: Sequence[str] = ()) -> Client:
     """Returns the server that answers, else one that is started for as long as it is needed.
 
-    Raises HostError where the one that answers trusts other keys than those of `trust`.
+    Raises HostError where the one that answers trusts other keys than those of `trust`, UsageError where none answers and no
+    store is given.
     """
     client = Client((socket or default_socket()).absolute())
     trusted = _read(trust) if trust else ()
@@ -24,7 +24,7 @@ def server(store: str | None, cache: Path | None, socket: Path | None, trust: Se
         served = client.status()["store"]
     except HostError:
         # Imported here: the engines take 0.2 s, which a start that finds its server need not wait for.
-        from blockmap.cli.starting import start
+        from blockmap.api.starting import start
 
         start(need_store(store), (cache or default_cache()).absolute(), client.nbd_socket, _IDLE_SECONDS, trusted)
     else:

@@ -1,0 +1,197 @@
+"""What is done with clones on this host: made, captured, published, forked, put back, removed."""
+
+import logging
+import os
+import pwd
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blockmap.api.freeze import moment_of
+from blockmap.api.host import Host
+from blockmap.commit.config_changes import parse_changes
+from blockmap.control.clone_messages import (
+    AwaitPublished,
+    Capture,
+    Fork,
+    MakeClone,
+    RemoveClone,
+    Rewind,
+    SettleCaptures,
+)
+from blockmap.errors import UsageError
+from blockmap.format.refs import parse_name
+from blockmap.server.clones import clone_folder, holder_of
+from blockmap.volume.clone_table import read_clones
+
+_log = logging.getLogger(__name__)
+
+_ASK_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """A clone of this host."""
+
+    name: str
+    store: str
+    """The UUID of the store that has its image."""
+    origin: str
+    """The image as it was asked for."""
+    base: str
+    """The export name by digest of the version below what was written."""
+    size: int
+    """Bytes."""
+    created: int
+    """Unix time."""
+    written_bytes: int
+    unpublished: int
+    """Captures that are not published yet."""
+    conflict: str
+    """Why the first of them waits for a decision; empty where none does."""
+    in_use_by: str | None
+    """Who has it open, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A moment of a clone that is safe on this host, and is published as soon as the store has it."""
+
+    number: int
+    sync_seconds: float
+    """How long it took to write what waited, before; writers went on meanwhile."""
+    stall_seconds: float
+    """How long writers waited; 0 where no file system was frozen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A captured moment that has become a version."""
+
+    export: str
+    """The version's export name by digest, REPO@sha256:HEX."""
+    entry: int
+    """The number of the name's entry."""
+    sync_seconds: float = 0.0
+    """How long it took to write what waited, before the capture; writers went on meanwhile."""
+    stall_seconds: float = 0.0
+    """How long writers waited; 0 where no file system was frozen."""
+    seconds: float = 0.0
+    """From the beginning of the capture until every host could see the version."""
+
+
+class CloneHost(Host):
+    """This host with its clones. Methods raise HostError, StoreError and UsageError, and what else they say."""
+
+    def clone(self, name: str, clone: str, *, size: int | None = None) -> None:
+        """Makes `clone`, a writable clone of the image `name`, of `size` bytes if that is given; AlreadyExists, NotFound,
+        Untrusted."""
+        note = self.server().ask(MakeClone(name, clone, size)).note
+        if note:
+            _log.warning(note)
+
+    def clones(self) -> list[Clone]:
+        """Returns the clones of this host, by name; needs no server."""
+        found = []
+        for each in read_clones(self.state):
+            record, holder = each.record, holder_of(clone_folder(self.state, each.record.id))
+            found.append(
+                Clone(
+                    record.name, record.store, record.origin, record.base, record.size, record.created,
+                    each.written, each.unpublished, each.conflict, holder,
+                )
+            )  # fmt: skip
+        return found
+
+    def commit(
+        self,
+        clone: str,
+        name: str,
+        *,
+        message: str = "",
+        author: str = "",
+        changes: Sequence[str] = (),
+        force: bool = False,
+    ) -> Commit:
+        """Makes `name` stand for what a clone is at this moment, and returns when every host can see it.
+
+        Arguments are those of `capture`. NameMoved where the name has moved on: the moment is kept then, and waits for `retry`
+        or `drop`.
+        """
+        began = time.monotonic()
+        captured = self.capture(clone, name, message=message, author=author, changes=changes, force=force)
+        done = self.published(captured.number)
+        seconds = time.monotonic() - began
+        return Commit(done.export, done.entry, captured.sync_seconds, captured.stall_seconds, seconds)
+
+    def capture(
+        self,
+        clone: str,
+        name: str,
+        *,
+        message: str = "",
+        author: str = "",
+        changes: Sequence[str] = (),
+        force: bool = False,
+    ) -> Captured:
+        """Keeps what a clone is at this moment, also while it is mounted and written to; the server then publishes it as
+        `name`, through restarts and outages.
+
+        `author` is this user by default; `changes` are of the image's configuration, such as `ENV A=1`; `force` moves the name
+        although it has moved on since the clone was made of it. DiskFull.
+        """
+        parse_name(name)
+        wanted = Capture(clone, name, message, author or _user(), parse_changes(changes), force)
+        client = self.server()
+        with moment_of(self.attachments, client, clone) as moment:
+            captured = client.ask(wanted).capture
+        return Captured(captured, moment.sync_seconds, moment.stall)
+
+    def published(self, capture: int) -> Commit:
+        """Waits until a captured moment is published, however long the store is away; warns of each reason why it is not.
+
+        NameMoved where a person must decide.
+        """
+        client, told = self.server(), ""
+        while not (found := client.ask(AwaitPublished(capture, _ASK_SECONDS))).export:
+            if found.failure != told:
+                told = found.failure
+                _log.warning("captured, and published as soon as possible (ctrl-C leaves it to the server): %s", told)
+        return Commit(found.export, found.entry)
+
+    def retry(self, clone: str, name: str | None = None, *, force: bool = False) -> Commit | None:
+        """Publishes after all the first moment of a clone that waits for a decision: under another name, or by force; returns
+        None where none waits. NameMoved."""
+        if name is None and not force:
+            raise UsageError("say how: --retry with another NAME, or with --force")
+        chosen = self.server().ask(SettleCaptures(clone, name=name, force=force)).captures
+        return self.published(chosen[0]) if chosen else None
+
+    def drop(self, clone: str) -> int:
+        """Forgets all moments of a clone that are captured and not published, and returns how many; what was written stays."""
+        return len(self.server().ask(SettleCaptures(clone, drop=True)).captures)
+
+    def fork(self, clone: str, names: Sequence[str]) -> None:
+        """Makes clones of what a clone is at this moment, all or none, also while it is mounted and written to; nothing is
+        copied. AlreadyExists, DiskFull."""
+        client = self.server()
+        with moment_of(self.attachments, client, clone):
+            client.ask(Fork(clone, names))
+
+    def rewind(self, clone: str, name: str) -> str:
+        """Puts a clone that nobody uses on the version `name`, and forgets what was written to it; returns the version's
+        export name by digest. NotFound, Untrusted."""
+        return self.server().ask(Rewind(clone, name)).export
+
+    def rm(self, clone: str) -> None:
+        """Removes a clone that nobody uses, with all that was written to it; NotFound."""
+        note = self.server().ask(RemoveClone(clone)).note
+        if note:
+            _log.warning("%s: %s", clone, note)
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

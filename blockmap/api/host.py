@@ -1,0 +1,106 @@
+"""What is done with a server's exports on this host: attach, detach, run."""
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from blockmap.api.server import find_server
+from blockmap.control.client import Client
+from blockmap.control.messages import Hydrate, Resolve
+from blockmap.host import tools
+from blockmap.host.attachments import Attachments
+from blockmap.host.devices.nbdfuse import NbdFuse
+from blockmap.host.run import runner
+from blockmap.local.paths import default_state
+
+_log = logging.getLogger(__name__)
+
+
+class Host:
+    """This host, with the server of one store, and what is attached; only `run` needs the main thread."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        cache: Path | str | None = None,
+        socket: Path | str | None = None,
+        state: Path | str | None = None,
+        trust: Sequence[str] = (),
+        sign: Path | str | None = None,
+    ) -> None:
+        """`url` is the store's: a directory, s3://BUCKET/PREFIX, and so on; without it, that of the server that answers.
+
+        `cache`, `socket` and `state` are where this host keeps things, by default where the commands do. `trust` has keys,
+        or files of keys, of which one must have signed what is opened; `sign` is the file of the private key that signs what
+        `tag` and `untag` write. Nothing is asked for before a method needs it.
+        """
+        self._url = url
+        self._cache = _path(cache)
+        self._socket = _path(socket)
+        self._trust = tuple(trust)
+        self._sign = _path(sign)
+        self.state = Path(state or default_state())
+        """The folder for attachments and clones, and for what containers write."""
+
+    def server(self) -> Client:
+        """Returns the server, which is started where none answers, and ends a minute after its last use; HostError,
+        UsageError, StoreError."""
+        return find_server(self._url, self._cache, self._socket, self._trust)
+
+    @cached_property
+    def attachments(self) -> Attachments:
+        """Returns what is attached on this host."""
+        return Attachments(self.state, NbdFuse(), _log.warning)
+
+    def attach(self, name: str, directory: Path | str, *, hydrate: bool | None = None) -> str:
+        """Mounts an image read-only at a directory, or a clone writable; returns the export that is there, an image's by its
+        digest.
+
+        With a label, as in `redis:7+default`, a program is about to start from it: what that reads is learnt for all hosts.
+        With `hydrate`, the rest is brought as well, after what the start reads; with False, nothing but what is read, or
+        known to be. Needs root. HostError, UsageError, NotFound, Untrusted, StoreError.
+        """
+        tools.need_root("attach")
+        client = self.server()
+        found = client.ask(Resolve(name))
+        export = found.export
+        if hydrate is False:
+            client.ask(Hydrate(export, wanted=False))
+        self.attachments.attach(client, export, name, Path(directory), writable=found.writable, start="+" in name)
+        if hydrate:
+            client.ask(Hydrate(export))
+        return export
+
+    def detach(self, directory: Path | str) -> None:
+        """Unmounts what is attached at a directory; UsageError, HostError."""
+        self.attachments.detach(Path(directory))
+
+    def run(
+        self,
+        name: str,
+        command: Sequence[str] = (),
+        *,
+        clone: bool = False,
+        entrypoint: str | None = None,
+        hydrate: bool | None = None,
+        terminal: bool = False,
+    ) -> int:
+        """Runs the program of an image in a container on the host's network, with this process's standard input and output.
+
+        `command` takes the place of the image's Cmd, `entrypoint` that of its Entrypoint. With `clone`, `name` is one: the
+        program runs on it, and what it writes stays there. Returns the program's exit status, 128 + n where signal n ended
+        it, 127 or 126 where it is absent or cannot be executed. Signals are passed on to it, so only the main thread can call
+        this. Needs root. HostError, ImageError, UsageError, NotFound, Untrusted, StoreError.
+        """
+        tools.need_root("run")
+        client = self.server()
+        if hydrate is not None:
+            client.ask(Hydrate(name, hydrate))
+        program = runner.Program(name, list(command), entrypoint, terminal, clone)
+        return runner.run(client, self.attachments, self.state, program)
+
+
+def _path(given: Path | str | None) -> Path | None:
+    return None if given is None else Path(given)
