@@ -111,6 +111,7 @@ def dispatcher(
     made.register(messages.Traces, lambda _: messages.TracesAnswer(traces.traces()))
     made.register(messages.Names, lambda _: messages.NamesAnswer(server.names()))
     made.register(messages.Resolve, resolve)
+    made.register(messages.Stands, lambda request: messages.StandsAnswer(server.stands(request.names)))
     made.register(messages.Config, config)
     made.register(clone_messages.MakeClone, clone)
     made.register(

@@ -51,6 +51,13 @@ class Clone:
     """Why the first of them waits for a decision; empty where none does."""
     in_use_by: str | None
     """Who has it open, for people."""
+    origin_now: str | None
+    """What the image's name stands for now, by its digest; None where no server says that."""
+
+    @property
+    def has_origin_moved(self) -> bool:
+        """Returns True if a commit to the name that the clone was made of would find that it has moved on."""
+        return self.origin_now not in (None, self.base) and "@" not in self.origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +98,16 @@ class CloneHost(Host):
             _log.warning(note)
 
     def clones(self) -> list[Clone]:
-        """Returns the clones of this host, by name; needs no server."""
-        found = []
-        for each in read_clones(self.state):
+        """Returns the clones of this host, by name; a server that does not run is not started for it."""
+        found, recorded = [], read_clones(self.state)
+        stand = self._stand(self._client(), [each.record.name for each in recorded])
+        newest = dict(zip((each.record.id for each in recorded), stand, strict=False))
+        for each in recorded:
             record, holder = each.record, holder_of(clone_folder(self.state, each.record.id))
             found.append(
                 Clone(
                     record.name, record.store, record.origin, record.base, record.size, record.created,
-                    each.written, each.unpublished, each.conflict, holder,
+                    each.written, each.unpublished, each.conflict, holder, newest.get(record.id),
                 )
             )  # fmt: skip
         return found

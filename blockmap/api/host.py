@@ -2,19 +2,43 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from blockmap.api.server import find_server
 from blockmap.control.client import Client
-from blockmap.control.messages import Hydrate, Resolve
-from blockmap.host import tools
+from blockmap.control.messages import Hydrate, Resolve, Stands
+from blockmap.errors import BlockmapError, UsageError
+from blockmap.host import followers, tools
 from blockmap.host.attachments import Attachments
 from blockmap.host.devices.nbdfuse import NbdFuse
 from blockmap.host.run import runner
-from blockmap.local.paths import default_state
+from blockmap.local.paths import default_socket, default_state
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """Something that is attached at a directory."""
+
+    directory: str
+    name: str
+    """The name as it was asked for."""
+    export: str
+    """The export that is mounted: an image by its digest, or a clone."""
+    device: str
+    is_followed: bool
+    """True if the newest version is mounted in its place whenever the name has moved."""
+    newest: str | None
+    """What the name stands for now, by its digest; the export where it is unknown, None where it stands for nothing that can be
+    opened here."""
+
+    @property
+    def has_moved(self) -> bool:
+        """Returns True if the name stands for something else than what is mounted."""
+        return self.newest != self.export.partition("+")[0]
 
 
 class Host:
@@ -54,21 +78,58 @@ class Host:
         """Returns what is attached on this host."""
         return Attachments(self.state, NbdFuse(), _log.warning)
 
-    def attach(self, name: str, directory: Path | str, *, hydrate: bool | None = None) -> str:
+    def attached(self) -> list[Attachment]:
+        """Returns what is attached, by directory; a server that does not run is not started for it. HostError."""
+        there = self.attachments.list()
+        client = self._client()
+        images = [each for each in there if "@sha256:" in each.export and each.socket == str(client.nbd_socket)]
+        stand = self._stand(client, [each.name for each in images])
+        newest = dict(zip((each.directory for each in images), stand, strict=False))
+        return [
+            Attachment(
+                each.directory,
+                each.name,
+                each.export,
+                each.device,
+                followers.is_followed(self.state, each.directory),
+                newest.get(each.directory, each.export.partition("+")[0]),
+            )
+            for each in there
+        ]
+
+    def _client(self) -> Client:
+        """Returns the server, which need not run."""
+        return Client((self._socket or default_socket()).absolute())
+
+    @staticmethod
+    def _stand(client: Client, names: Sequence[str]) -> Sequence[str | None]:
+        """Returns what names stand for now, nothing at all where no server says that."""
+        try:
+            return client.ask(Stands(names)).exports if names else ()
+        except BlockmapError as error:
+            _log.info("what names stand for now is not known: %s", error)
+            return ()
+
+    def attach(self, name: str, directory: Path | str, *, hydrate: bool | None = None, follow: bool = False) -> str:
         """Mounts an image read-only at a directory, or a clone writable; returns the export that is there, an image's by its
         digest.
 
         With a label, as in `redis:7+default`, a program is about to start from it: what that reads is learnt for all hosts.
         With `hydrate`, the rest is brought as well, after what the start reads; with False, nothing but what is read, or
-        known to be. Needs root. HostError, UsageError, NotFound, Untrusted, StoreError.
+        known to be. With `follow`, a process stays that mounts the newest version in its place whenever the name has moved.
+        Needs root. HostError, UsageError, NotFound, Untrusted, StoreError.
         """
         tools.need_root("attach")
         client = self.server()
         found = client.ask(Resolve(name))
+        if follow and (found.writable or "@" in name):
+            raise UsageError(f"{name} does not move, so that there is nothing to follow: leave out --follow")
         export = found.export
         if hydrate is False:
             client.ask(Hydrate(export, wanted=False))
         self.attachments.attach(client, export, name, Path(directory), writable=found.writable, start="+" in name)
+        if follow:
+            followers.begin(self.state.absolute(), client.nbd_socket, name, str(Path(directory).resolve()))
         if hydrate:
             client.ask(Hydrate(export))
         return export

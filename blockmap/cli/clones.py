@@ -10,6 +10,7 @@ import click
 from blockmap.api.clones import CloneHost
 from blockmap.cli.opened import opened
 from blockmap.errors import UsageError
+from blockmap.format.refs import short_export
 from blockmap.terminal.options import cache_option, json_option, socket_option, store_option, trust_option
 from blockmap.terminal.output import tell, warn
 
@@ -49,10 +50,11 @@ def clone(
 
 
 @click.command()
+@socket_option
 @json_option
-def clones(as_json: bool) -> None:
-    """List the clones of this host."""
-    found = opened(CloneHost).clones()
+def clones(socket: Path | None, as_json: bool) -> None:
+    """List the clones of this host, and those whose image has another version by now, where a server says so."""
+    found = opened(CloneHost, socket=socket).clones()
     if as_json:
         tell(json.dumps([asdict(each) for each in found]))
         return
@@ -68,12 +70,16 @@ def clones(as_json: bool) -> None:
         table.add_column(title, overflow="fold")
     for title in ("DIGEST", "CREATED", "WRITTEN", "VOLUME", "UNPUBLISHED", "IN USE BY"):
         table.add_column(title, justify="right" if title in ("WRITTEN", "VOLUME") else "left", no_wrap=True)
+    moved = any(each.has_origin_moved for each in found)
+    if moved:
+        table.add_column("IMAGE IS NOW", overflow="fold")
     for each in found:
+        newest = [short_export(each.origin_now or "") if each.has_origin_moved else "-"] if moved else []
         digest = each.base.partition("@sha256:")[2][:12]
         unpublished = f"{each.unpublished}{', waits for you' if each.conflict else ''}" if each.unpublished else "-"
         sizes = size(each.written_bytes), size(each.size)
         about = each.name, each.origin, digest, moment(each.created), *sizes, unpublished, each.in_use_by or "-"
-        table.add_row(*cells(*about))
+        table.add_row(*cells(*about, *newest))
         if each.conflict:
             warn(f"{each.name}: {each.conflict}")
     tell_table(table)

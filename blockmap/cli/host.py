@@ -25,6 +25,7 @@ from blockmap.terminal.output import tell
 @click.command()
 @click.argument("name")
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--follow", is_flag=True, help="Mount the newest version in its place whenever NAME has moved.")
 @label_option
 @hydrate_option
 @store_option
@@ -34,6 +35,7 @@ from blockmap.terminal.output import tell
 def attach(
     name: str,
     directory: Path,
+    follow: bool,
     label: str | None,
     hydrate: bool | None,
     store: str | None,
@@ -43,9 +45,11 @@ def attach(
 ) -> None:
     """Mount the image NAME read-only at DIR, or the clone NAME writable.
 
-    With a label, a program is about to start from it: what that reads is learnt for all hosts.
+    With a label, a program is about to start from it: what that reads is learnt for all hosts. With --follow, files that are
+    open stay what they were when the image is replaced; detach ends it.
     """
-    export = opened(Host, store, cache, socket, trust).attach(labelled(name, label), directory, hydrate=hydrate)
+    host = opened(Host, store, cache, socket, trust)
+    export = host.attach(labelled(name, label), directory, hydrate=hydrate, follow=follow)
     tell(f"{export} is at {directory}")
 
 

@@ -1,12 +1,14 @@
 """The command `blockmap status`: shows what the server did since it started, and what is attached."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 from rich.table import Table
 
-from blockmap.api.host import Host
+from blockmap.api.host import Attachment, Host
 from blockmap.cli.figures import background, exports, remote
 from blockmap.cli.opened import opened
 from blockmap.control.client import Client
@@ -15,7 +17,7 @@ from blockmap.errors import HostError
 from blockmap.format.refs import short_export
 from blockmap.local.paths import default_socket
 from blockmap.terminal.options import json_option, socket_option
-from blockmap.terminal.output import tell
+from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
 from blockmap.terminal.units import duration, share, size
 
@@ -28,13 +30,18 @@ _CLOSED_SHOWN = 10
 def status(socket: Path | None, as_json: bool) -> None:
     """Show what the server does, and what is attached."""
     answer = Client((socket or default_socket()).absolute()).full_status()
+    try:
+        attached = opened(Host, socket=socket).attached()
+    except HostError as error:
+        warn(str(error))
+        attached = []
     if as_json:
-        tell(json.dumps(answer))
+        tell(json.dumps({**answer, "attached": [asdict(each) for each in attached]}))
         return
-    _tell(answer)
+    _tell(answer, attached)
 
 
-def _tell(answer: ServerStatus) -> None:
+def _tell(answer: ServerStatus, attached: Sequence[Attachment]) -> None:
     fetch, cache, calls = answer["fetch"], answer["cache"], remote(answer)
     traces, learn = answer["traces"], answer["learn"]
     tell(f"server    process {answer['pid']}, up {answer['seconds']:.0f} s, store {answer['store']}")
@@ -87,12 +94,17 @@ def _tell(answer: ServerStatus) -> None:
         tell_table(table)
     if len(closed) > _CLOSED_SHOWN:
         tell(f"and {len(closed) - _CLOSED_SHOWN} that were closed before: --json shows them")
-    mounts = Table("ATTACHED AT", "NAME", "DEVICE", box=None, pad_edge=False)
-    try:
-        attached = opened(Host).attachments.list()
-    except HostError:
-        attached = []
-    for mounted in attached:
-        mounts.add_row(*cells(mounted.directory, mounted.name, mounted.device))
     if attached:
-        tell_table(mounts)
+        _tell_attached(attached)
+
+
+def _tell_attached(attached: Sequence[Attachment]) -> None:
+    mounts = Table("ATTACHED AT", "NAME", "DEVICE", box=None, pad_edge=False)
+    followed, moved = any(each.is_followed for each in attached), any(each.has_moved for each in attached)
+    for title in (*(["FOLLOWED"] if followed else []), *(["NAME HAS MOVED TO"] if moved else [])):
+        mounts.add_column(title)
+    for each in attached:
+        follows = ["yes" if each.is_followed else "-"] if followed else []
+        newest = [short_export(each.newest or "nothing") if each.has_moved else "-"] if moved else []
+        mounts.add_row(*cells(each.directory, each.name, each.device, *follows, *newest))
+    tell_table(mounts)

@@ -133,6 +133,25 @@ class Resolve(AboutExport[ResolveAnswer]):
 
 
 @dataclass(frozen=True)
+class StandsAnswer(Answer):
+    exports: Sequence[str | None]
+    """In the order of the names; None where one stands for nothing, or cannot be opened here."""
+
+
+@dataclass(frozen=True)
+class Stands(Operation[StandsAnswer]):
+    """Asks for the names by digest of the versions that names stand for now, and opens nothing; a clone's is that of the image
+    that it was made of."""
+
+    op, answer, is_use = "stands", StandsAnswer, False
+    names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.names, list | tuple) or any(type(each) is not str for each in self.names):
+            raise UsageError(f"names is a list of names, not {self.names!r}")
+
+
+@dataclass(frozen=True)
 class ConfigAnswer(Answer):
     config: str
 

@@ -56,6 +56,8 @@ class Attached:
     name: str
     export: str
     device: str
+    socket: str
+    """The NBD socket of the server that shows it."""
 
 
 class AttachmentTable:
@@ -97,7 +99,7 @@ class AttachmentTable:
     def attached(self) -> list[Attached]:
         """Returns all that is noted as mounted, by directory."""
         rows = self._connection.execute(
-            "SELECT mounts.directory, name, export, path FROM mounts JOIN devices ON device = devices.directory "
+            "SELECT mounts.directory, name, export, path, socket FROM mounts JOIN devices ON device = devices.directory "
             "ORDER BY 1"
         )
         return [Attached(*row) for row in rows]

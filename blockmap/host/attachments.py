@@ -15,13 +15,15 @@ from pathlib import Path
 
 from blockmap.control.client import Client
 from blockmap.errors import HostError, UsageError
-from blockmap.host import mounting, tools
+from blockmap.host import followers, mounting, tools
 from blockmap.host.attachment_table import Attached, AttachmentTable, changing, is_recorded, read_attached
 from blockmap.host.devices import lock, mounts
 from blockmap.host.devices.device import Attacher, Device
 from blockmap.host.devices.lock import DeviceLock
 from blockmap.host.warm import warming
 
+_ASIDE = "aside"
+"""In the device's folder: where a version is mounted that is about to take the place of another."""
 _Listed = list[Attached]
 _Folders = list[Path]
 
@@ -80,13 +82,51 @@ class Attachments:
                 self._settle(held.folder)
                 raise
 
+    def replace(self, client: Client, export: str, name: str, where: str) -> None:
+        """Mounts another version, by digest, where one is mounted read-only; HostError, UsageError.
+
+        Files that are open there stay as they are. Their device is taken apart by `tidy` or any detach, once the last is closed.
+        """
+        nbd_socket = client.nbd_socket.absolute()
+        held, device = self._claim(str(nbd_socket), export, None, name, False)
+        with held:
+            try:
+                if device is None:
+                    mounting.expect(client, export, exact=False, start=False)
+                    device = self._attacher.attach(nbd_socket, export, held.folder)
+                    with self._table() as table:
+                        table.set_made(held.folder, device)
+                # Aside, so that all that mounting reads has come before anybody has to do without the old one.
+                aside = held.folder / _ASIDE
+                aside.mkdir(exist_ok=True)
+                mounting.mount_device(self._attacher, device, aside)
+                with self._table() as table:
+                    before = table.folder_at(where)
+                    shown = None if before is None else table.device(before)
+                    if shown is None or mounts.source(where) != shown.path:
+                        raise UsageError(f"{where} was detached meanwhile")
+                    mounts.put_over(aside, where)
+                    table.add_mount(where, held.folder, name)
+                mounts.unmount(aside)
+            except BaseException:
+                self._settle(held.folder)
+                raise
+
+    def tidy(self) -> bool:
+        """Takes apart what nobody uses any more; logs what fails. Returns True if something is left, as a file of it is open."""
+        unused = self._unused()
+        self._take_apart(unused)
+        return bool(unused and self._unused())
+
     def detach(self, directory: Path) -> None:
         """Unmounts a directory, and takes its device apart when it was the last; UsageError, HostError."""
         tools.need_root("detach")
         where = str(directory.resolve())
+        if is_recorded(self._state):
+            followers.end(self._state, where)
         held = self._lock(lambda table: table.folder_at(where))
         found = held is not None and self._unmount(held, where)
-        self._take_apart(self._unused())
+        self.tidy()
         if not found:
             listed = ", ".join(each.directory for each in self.list()) or "nothing is attached"
             raise UsageError(f"nothing of blockmap is attached at {directory} (attached: {listed})")
@@ -97,6 +137,10 @@ class Attachments:
             return []
         there = mounts.sources()
         return [each for each in read_attached(self._state) if there.get(each.directory) == each.device]
+
+    def at(self, where: str) -> Attached | None:
+        """Returns what is attached at a directory now; HostError."""
+        return next((each for each in self.list() if each.directory == where), None)
 
     def place_of(self, export: str) -> str | None:
         """Returns a directory where an export is mounted; None where it is not."""
@@ -117,14 +161,14 @@ class Attachments:
             with self._table() as table:
                 left = table.folders_of(str(nbd_socket))
             self._take_apart(left, probe=True)
-            self._take_apart(self._unused())
+            self.tidy()
         except HostError as error:
             self._say(str(error))
 
     def _claim(
-        self, nbd_socket: str, export: str, where: str, name: str, exact: bool
+        self, nbd_socket: str, export: str, where: str | None, name: str, exact: bool
     ) -> tuple[DeviceLock, Device | None]:
-        """Locks the device that shows an export, and notes that it is about to be mounted at a directory.
+        """Locks the device that shows an export, and notes that it is about to be mounted at a directory, if one is given.
 
         Returns no device where it is still to be made.
         """
@@ -132,10 +176,12 @@ class Attachments:
             try:
                 with self._table() as table:
                     if table.folder_showing(nbd_socket, export) is None:
-                        _check_free(table, where, None)
+                        if where is not None:
+                            _check_free(table, where, None)
                         held = lock.create(self._state / "devices")
                         table.add_device(held.folder, nbd_socket, export, self._attacher.kind)
-                        table.add_mount(where, held.folder, name)
+                        if where is not None:
+                            table.add_mount(where, held.folder, name)
                         return held, None
                 found = self._lock(lambda table: table.folder_showing(nbd_socket, export))
                 if found is None:
@@ -151,9 +197,10 @@ class Attachments:
                             f"{export} is attached, and what is in memory already would not be seen: detach it first "
                             "(`blockmap status` says where it is)"
                         )
-                    with self._table() as table:
-                        _check_free(table, where, found.folder)
-                        table.add_mount(where, found.folder, name)
+                    if where is not None:
+                        with self._table() as table:
+                            _check_free(table, where, found.folder)
+                            table.add_mount(where, found.folder, name)
                     stack.pop_all()
                     return found, device
             except _Reserved as reserved:
@@ -201,7 +248,9 @@ class Attachments:
         with self._table() as table:
             device, noted = table.device(folder), table.mounts_of(folder)
         used = _used(device, noted, mounts.sources())
-        if device is not None and used and (not probe or self._attacher.is_alive(device)):
+        mounts.unmount(folder / _ASIDE)  # of a `replace` that was killed
+        in_use = device is not None and (used or self._attacher.is_open(device))
+        if device is not None and in_use and (not probe or self._attacher.is_alive(device)):
             with self._table() as table:
                 table.drop_mounts(set(noted) - set(used))
             return device

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreError, StoreUnavailable
+from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, StoreError, StoreUnavailable, Untrusted
 from blockmap.fetch.fetcher import Fetcher
 from blockmap.format import keys
 from blockmap.format.digest import ABSENT, Digest
@@ -33,7 +33,7 @@ from blockmap.replay.replay import Replay
 from blockmap.replay.replays import Replays
 from blockmap.server.known import KnownImages
 from blockmap.store.base import Reader
-from blockmap.store.concurrent import spawn
+from blockmap.store.concurrent import each, spawn
 from blockmap.store.crew import Crew
 from blockmap.store.names import NameLog, StoredEntry
 from blockmap.store.plan import node_at
@@ -165,6 +165,22 @@ class Opener:
         found = asked.result()
         self._wait(found.nodes, end)  # reads ask for what has not come
         return found.start
+
+    def stand(self, references: Sequence[Reference]) -> list[str | None]:
+        """Returns the export names by digest of what references stand for now, without opening any; None where one stands for
+        nothing, or for what no trusted key signed. Corrupt, StoreUnavailable."""
+
+        def find(reference: Reference) -> str | None:
+            if reference.digest is not None:
+                return f"{reference.repo}@sha256:{reference.digest.hex()}"
+            try:
+                entry = find_entry(self._names, reference)
+            except Untrusted:
+                return None
+            found = None if entry is None else entry.version
+            return None if found is None else f"{reference.repo}@sha256:{found.hex()}"
+
+        return self._ask(lambda: each(find, references))
 
     def _wait(self, future: Future[_T], end: float) -> bool:
         """Returns True if a future is done in time. Raises StoreUnavailable where the server ends meanwhile."""
@@ -401,10 +417,10 @@ class Opener:
 def _choose(bundles: Sequence[BundleRef], reference: Reference, name: Digest) -> BundleRef | None:
     """Returns the bundle of a version for the label that was asked for, if its key is one of such a bundle."""
     label = reference.label or DEFAULT_LABEL
-    for each in bundles:
-        found = keys.parse_bundle(each.key)
-        if found is not None and (each.label, each.key) == (label, keys.bundle(name, label, *found[1:])):
-            return each
+    for about in bundles:
+        found = keys.parse_bundle(about.key)
+        if found is not None and (about.label, about.key) == (label, keys.bundle(name, label, *found[1:])):
+            return about
     return None
 
 

@@ -20,7 +20,7 @@ from blockmap.format import BLOCK, keys
 from blockmap.format import version as versions
 from blockmap.format.digest import Digest
 from blockmap.format.reading_list import ReadItem
-from blockmap.format.refs import parse_reference
+from blockmap.format.refs import Reference, parse_reference
 from blockmap.format.trace import TraceHead
 from blockmap.local.paths import traces_folder
 from blockmap.origin.damage import DamageRecorder
@@ -133,6 +133,21 @@ class Server:
             if name in self._outages:
                 self._outages.setdefault(pinned, self._outages[name])
         return pinned + plus + label
+
+    def stands(self, names: Sequence[str]) -> list[str | None]:
+        """Returns the export names by digest of what names stand for now, and opens nothing: a clone counts as the image that
+        it was made of; None where one stands for nothing, or cannot be opened here. StoreUnavailable."""
+
+        def reference(name: str) -> Reference | None:
+            try:
+                clone = self._clones.find(name.partition("+")[0])
+            except NotFound:  # of another store
+                return None
+            return parse_reference(name if clone is None else clone.origin)
+
+        references = [reference(name) for name in names]
+        found = iter(self._opener.stand([each for each in references if each is not None]))
+        return [None if each is None else next(found) for each in references]
 
     def version(self, export: str) -> str:
         """Returns the export name by digest, with its label, of the version that starts of `export` read."""

@@ -378,6 +378,9 @@ class Refuses:
     def is_alive(self, device: Device) -> bool:
         return False
 
+    def is_open(self, device: Device) -> bool:
+        return False
+
     def use_small_sectors(self, device: Device) -> bool:
         return False
 

@@ -81,6 +81,9 @@ class LoopAttacher:
             assert self.go_on.wait(LIMIT_S)
         return device.path not in self.dead
 
+    def is_open(self, device: Device) -> bool:
+        return loops.is_mounted(device.path)
+
     def use_small_sectors(self, device: Device) -> bool:
         return False
 

@@ -76,6 +76,9 @@ class Served:
             raise NotFound(f"there is no {export}")
         return PINNED + ("+" + export.partition("+")[2] if "+" in export else "")
 
+    def stands(self, names: Sequence[str]) -> list[str | None]:
+        return [PINNED if name == "app:1" else None for name in names]
+
     def version(self, export: str) -> str:
         name, plus, label = export.partition("+")
         return PINNED + plus + label if name == "clone" else self.resolve(export)

@@ -39,6 +39,9 @@ class Attacher(Protocol):
     def is_alive(self, device: Device) -> bool:
         """Returns True if reads of the device can still be answered; waits as long as such a read does."""
 
+    def is_open(self, device: Device) -> bool:
+        """Returns True if a file system on a device is in use, mounted or not: files of one may be open that was unmounted."""
+
     def use_small_sectors(self, device: Device) -> bool:
         """Changes a device so that file systems with blocks below 4096 bytes can be mounted from it.
 

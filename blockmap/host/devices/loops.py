@@ -66,6 +66,15 @@ def showing(file: str) -> list[str]:
     return found
 
 
+def is_mounted(device: str) -> bool:
+    """Returns True if a file system on a loop device is in use, mounted anywhere or not any more, with files of it open."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
 def _attach(backing: int, name: bytes, flags: int) -> str:
     config = _CONFIG.pack(backing, SECTOR_BYTES, flags | _DIRECT_IO, name)
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)

@@ -12,6 +12,9 @@ READ_ONLY = 1
 NOSUID = 2
 NODEV = 4
 """MS_RDONLY, MS_NOSUID and MS_NODEV of mount(2)."""
+_BIND = 4096
+_DETACH = 2
+"""MS_BIND of mount(2), and MNT_DETACH of umount2(2)."""
 UNTRUSTED = NOSUID | NODEV
 """For what an image holds: neither its setuid programs nor its device files give anybody more than he has."""
 
@@ -34,6 +37,17 @@ def unmount(where: Path | str) -> None:
         tools.run("umount", str(where))
     except HostError:
         tools.run("umount", "-l", str(where))
+
+
+def put_over(mounted: Path, where: str) -> None:
+    """Has a directory show what is mounted at another one; what was mounted there goes on for those who use it. HostError.
+
+    Between two system calls, the directory shows what is below.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(where), _DETACH):
+        raise HostError(f"cannot unmount {where}: {os.strerror(ctypes.get_errno())}")
+    mount(str(mounted), where, "none", _BIND, "")
 
 
 def source(directory: Path | str) -> str | None:

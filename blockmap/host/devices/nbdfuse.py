@@ -87,6 +87,10 @@ class NbdFuse:
         behind = _Process(**device.state)
         return _running(behind) and device.path in loops.showing(str(_image(behind))) and _reads(device.path)
 
+    def is_open(self, device: Device) -> bool:
+        # A loop device may be somebody else's by now.
+        return device.path in loops.showing(str(_image(_Process(**device.state)))) and loops.is_mounted(device.path)
+
     def use_small_sectors(self, device: Device) -> bool:
         loops.set_small_sectors(device.path)
         return True

@@ -1,11 +1,8 @@
-"""Runs the process that warms the kernel for a start, and goes on when the command that began it has ended.
-
-It holds the lock of the file `warming` in the device's folder while it lives, and its pid is in there: so whoever takes the
-device apart ends it first, and one that was killed holds nothing.
+"""Runs the process that warms the kernel for a start, and goes on when the command that began it has ended: it holds the lock of
+the file `warming` in the device's folder.
 """
 
 import contextlib
-import fcntl
 import os
 import signal
 import threading
@@ -16,13 +13,12 @@ from typing import NoReturn
 
 from blockmap.control.client import Client
 from blockmap.control.messages import Follows, Readings
-from blockmap.errors import BlockmapError, HostError
+from blockmap.errors import BlockmapError
+from blockmap.host import background
 from blockmap.host.devices.device import USUAL_READ_AHEAD_KIB, set_read_ahead
 from blockmap.host.warm.warm import plan, warm
 
 _NAME = "warming"
-_END_SECONDS = 10.0
-_POLL_SECONDS = 0.002
 _LOOK_SECONDS = 0.2
 _ANSWER_SECONDS = 15.0
 """The server waits for the bundle's head; until it has answered, nothing is read ahead either."""
@@ -49,9 +45,8 @@ class Warming:
 def begin(client: Client, export: str, device: str, folder: Path) -> Warming:
     """Starts to warm what starts of `export` read, as the server says; `device` shows it, with a read-ahead of 0 until then."""
     reading, writing = os.pipe()
-    lock = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = background.lock(folder / _NAME)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         # Before the first read of the device: no start asked for what the kernel reads ahead.
         set_read_ahead(device, 0)
         if os.fork() == 0:
@@ -67,40 +62,15 @@ def end(folder: Path, device: str) -> None:
 
     Needed before the image can be unmounted. `folder` is the device's.
     """
-    try:
-        lock = os.open(folder / _NAME, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        deadline = time.monotonic() + _END_SECONDS
-        while not _take(lock):
-            pid = int(os.pread(lock, 20, 0) or 0)
-            if pid:
-                # Whoever holds the lock lives, so the pid is its own.
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if time.monotonic() > deadline:
-                raise HostError(f"process {pid}, which reads ahead of a start, does not end: the store may be away")
-            time.sleep(_POLL_SECONDS)
-        set_read_ahead(device, USUAL_READ_AHEAD_KIB)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(int(os.pread(lock, 20, 0) or 0), os.WNOHANG)
-    finally:
-        os.close(lock)
-
-
-def _take(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    with background.ended(folder / _NAME, "reads ahead of a start") as was_begun:
+        if was_begun:
+            set_read_ahead(device, USUAL_READ_AHEAD_KIB)
 
 
 def _be(client: Client, export: str, device: str, pipe: int, lock: int) -> NoReturn:
     """Runs the process itself; does not return, and undoes nothing that its parent is about to undo."""
     try:
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        background.note_pid(lock, os.getpid())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
