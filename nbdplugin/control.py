@@ -73,6 +73,11 @@ def dispatcher(
     def resolve(request: messages.Resolve) -> messages.ResolveAnswer:
         return messages.ResolveAnswer(server.resolve(request.export), server.is_writable(request.export))
 
+    def stands(request: messages.Stands) -> messages.StandsAnswer:
+        found = server.stands(request.names)
+        exports = [None if each is None else each.export for each in found]
+        return messages.StandsAnswer(exports, [0 if each is None else each.time for each in found])
+
     def clone(request: clone_messages.MakeClone) -> clone_messages.CloneAnswer:
         return clone_messages.CloneAnswer(server.clone(request.export, request.name, request.size))
 
@@ -83,9 +88,9 @@ def dispatcher(
     def capture(request: clone_messages.Capture) -> clone_messages.CaptureAnswer:
         repo, tag = parse_name(request.name)
         draft = CaptureDraft(
-            repo, tag, request.force, request.message, request.author, request.changes, secrets.token_hex(16)
-        )
-        return clone_messages.CaptureAnswer(server.capture(request.export, draft))
+            repo, tag, request.force, request.message, request.author, request.changes, secrets.token_hex(16), request.after
+        )  # fmt: skip
+        return clone_messages.CaptureAnswer(server.capture(request.export, draft, request.skip_unchanged))
 
     def fork(request: clone_messages.Fork) -> EmptyAnswer:
         server.fork(request.export, request.names)
@@ -111,7 +116,7 @@ def dispatcher(
     made.register(messages.Traces, lambda _: messages.TracesAnswer(traces.traces()))
     made.register(messages.Names, lambda _: messages.NamesAnswer(server.names()))
     made.register(messages.Resolve, resolve)
-    made.register(messages.Stands, lambda request: messages.StandsAnswer(server.stands(request.names)))
+    made.register(messages.Stands, stands)
     made.register(messages.Config, config)
     made.register(clone_messages.MakeClone, clone)
     made.register(

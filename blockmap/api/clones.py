@@ -6,9 +6,11 @@ import pwd
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from blockmap.api.freeze import moment_of
 from blockmap.api.host import Host
+from blockmap.api.regular import RegularCommits
 from blockmap.commit.config_changes import parse_changes
 from blockmap.control.clone_messages import (
     AwaitPublished,
@@ -21,8 +23,11 @@ from blockmap.control.clone_messages import (
 )
 from blockmap.errors import UsageError
 from blockmap.format.refs import parse_name
-from blockmap.server.clones import clone_folder, holder_of
-from blockmap.volume.clone_table import read_clones
+from blockmap.host import tools
+from blockmap.host.run import runner
+
+if TYPE_CHECKING:
+    from blockmap.volume.clone_table import CloneUsage
 
 _log = logging.getLogger(__name__)
 
@@ -53,11 +58,8 @@ class Clone:
     """Who has it open, for people."""
     origin_now: str | None
     """What the image's name stands for now, by its digest; None where no server says that."""
-
-    @property
-    def has_origin_moved(self) -> bool:
-        """Returns True if a commit to the name that the clone was made of would find that it has moved on."""
-        return self.origin_now not in (None, self.base) and "@" not in self.origin
+    has_origin_moved: bool
+    """True if the name was moved since the clone was made, and not by a commit of the clone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +101,11 @@ class CloneHost(Host):
 
     def clones(self) -> list[Clone]:
         """Returns the clones of this host, by name; a server that does not run is not started for it."""
-        found, recorded = [], read_clones(self.state)
+        from blockmap.volume.clone_table import read_clones  # imported here, as below: `clone` does without
+
+        recorded = read_clones(self.state)
         stand = self._stand(self._client(), [each.record.name for each in recorded])
-        newest = dict(zip((each.record.id for each in recorded), stand, strict=False))
-        for each in recorded:
-            record, holder = each.record, holder_of(clone_folder(self.state, each.record.id))
-            found.append(
-                Clone(
-                    record.name, record.store, record.origin, record.base, record.size, record.created,
-                    each.written, each.unpublished, each.conflict, holder, newest.get(record.id),
-                )
-            )  # fmt: skip
-        return found
+        return [self._clone(each, *stand.get(each.record.name, (None, 0))) for each in recorded]
 
     def commit(
         self,
@@ -168,6 +163,36 @@ class CloneHost(Host):
                 _log.warning("captured, and published as soon as possible (ctrl-C leaves it to the server): %s", told)
         return Commit(found.export, found.entry)
 
+    def run_versions(
+        self,
+        clone: str,
+        command: Sequence[str] = (),
+        *,
+        to: str,
+        every_seconds: float,
+        message: str = "",
+        entrypoint: str | None = None,
+        terminal: bool = False,
+    ) -> int:
+        """Runs a program on a clone as `run` does, and meanwhile makes `to` stand for what the clone is, every so many seconds
+        and at the end; returns the program's exit status once the last version is published.
+
+        A moment at which nothing was written since the last one makes no version. Where somebody else has moved the name, that
+        is logged, and no more are made: what is written stays in the clone.
+        """
+        tools.need_root("run")
+        parse_name(to)
+        if every_seconds <= 0:
+            raise UsageError(f"a version every {every_seconds:g} s cannot be made: name a longer time, such as 10s")
+        client = self.server()
+        commits = RegularCommits(
+            client, lambda: moment_of(self.attachments, client, clone), clone, to, every_seconds, message, _user()
+        )
+        program = runner.Program(clone, list(command), entrypoint, terminal, on_clone=True)
+        status = runner.run(client, self.attachments, self.state, program, [commits])
+        commits.finish()
+        return status
+
     def retry(self, clone: str, name: str | None = None, *, force: bool = False) -> Commit | None:
         """Publishes after all the first moment of a clone that waits for a decision: under another name, or by force; returns
         None where none waits. NameMoved."""
@@ -197,6 +222,25 @@ class CloneHost(Host):
         note = self.server().ask(RemoveClone(clone)).note
         if note:
             _log.warning("%s: %s", clone, note)
+
+    def _clone(self, usage: "CloneUsage", origin_now: str | None, moved: int) -> Clone:
+        from blockmap.server.clones import clone_folder, holder_of
+
+        record = usage.record
+        return Clone(
+            name=record.name,
+            store=record.store,
+            origin=record.origin,
+            base=record.base,
+            size=record.size,
+            created=record.created,
+            written_bytes=usage.written,
+            unpublished=usage.unpublished,
+            conflict=usage.conflict,
+            in_use_by=holder_of(clone_folder(self.state, record.id)),
+            origin_now=origin_now,
+            has_origin_moved=origin_now not in (None, record.base) and moved >= record.created,
+        )
 
 
 def _user() -> str:

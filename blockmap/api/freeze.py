@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +25,15 @@ class FrozenMoment:
 def moment_of(attachments: Attachments, client: Client, clone: str) -> Iterator[FrozenMoment]:
     """Keeps the file system of a clone frozen while the block runs, if it is mounted here; HostError."""
     moment = FrozenMoment()
-    where = attachments.place_of(clone) if os.geteuid() == 0 else None
-    if where is None:
-        yield moment
-        return
-    from blockmap.host.freezing import freezer  # imported here: most commits freeze nothing
-
-    with freezer(Path(where), lambda: client.ask(PrepareCapture(clone))) as ready:
-        moment.sync_seconds = ready.sync_seconds
-        with ready.frozen():
+    place = attachments.held_place(clone) if os.geteuid() == 0 else nullcontext()
+    with place as where:
+        if where is None:
             yield moment
-        moment.stall = ready.stall
+            return
+        from blockmap.host.freezing import freezer  # imported here: most commits freeze nothing
+
+        with freezer(Path(where), lambda: client.ask(PrepareCapture(clone))) as ready:
+            moment.sync_seconds = ready.sync_seconds
+            with ready.frozen():
+                yield moment
+            moment.stall = ready.stall

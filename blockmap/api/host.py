@@ -83,8 +83,8 @@ class Host:
         there = self.attachments.list()
         client = self._client()
         images = [each for each in there if "@sha256:" in each.export and each.socket == str(client.nbd_socket)]
-        stand = self._stand(client, [each.name for each in images])
-        newest = dict(zip((each.directory for each in images), stand, strict=False))
+        stand = self._stand(client, sorted({each.name for each in images}))
+        newest = {each.directory: stand[each.name][0] for each in images if each.name in stand}
         return [
             Attachment(
                 each.directory,
@@ -102,13 +102,14 @@ class Host:
         return Client((self._socket or default_socket()).absolute())
 
     @staticmethod
-    def _stand(client: Client, names: Sequence[str]) -> Sequence[str | None]:
-        """Returns what names stand for now, nothing at all where no server says that."""
+    def _stand(client: Client, names: Sequence[str]) -> dict[str, tuple[str | None, int]]:
+        """Returns what names stand for now, and since when, as `Stands` has it; nothing where no server says that."""
         try:
-            return client.ask(Stands(names)).exports if names else ()
+            answer = client.ask(Stands(names)) if names else None
         except BlockmapError as error:
             _log.info("what names stand for now is not known: %s", error)
-            return ()
+            return {}
+        return {} if answer is None else dict(zip(names, zip(answer.exports, answer.times, strict=True), strict=True))
 
     def attach(self, name: str, directory: Path | str, *, hydrate: bool | None = None, follow: bool = False) -> str:
         """Mounts an image read-only at a directory, or a clone writable; returns the export that is there, an image's by its

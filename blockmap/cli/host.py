@@ -9,7 +9,9 @@ import click
 
 from blockmap.api.host import Host
 from blockmap.cli.opened import opened
+from blockmap.errors import UsageError
 from blockmap.host.run.runner import is_terminal
+from blockmap.terminal.durations import Duration
 from blockmap.terminal.options import (
     cache_option,
     hydrate_option,
@@ -64,6 +66,13 @@ def detach(directory: Path) -> None:
 @click.argument("name")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
 @click.option("--clone", is_flag=True, help="NAME is a clone: the program runs on it, and what it writes stays there.")
+@click.option(
+    "--every",
+    type=Duration(),
+    help="Make a version of the --clone so often while the program runs, and one at its end.",
+)
+@click.option("--to", metavar="NAME", help="What the versions of --every are called.")
+@click.option("-m", "--message", default="", metavar="TEXT", help="Why, for the versions of --every.")
 @click.option("--entrypoint", metavar="PROGRAM", help="Instead of the image's; its arguments follow --.")
 @label_option
 @hydrate_option
@@ -75,6 +84,9 @@ def run(
     name: str,
     command: tuple[str, ...],
     clone: bool,
+    every: float | None,
+    to: str | None,
+    message: str,
     entrypoint: str | None,
     label: str | None,
     hydrate: bool | None,
@@ -85,18 +97,32 @@ def run(
 ) -> None:
     """Run the program of the image NAME on the host's network; what it writes goes with it, unless it runs on a --clone.
 
+    With --every 10s --to NAME, NAME is made to stand for what the clone is, every so often, unless nothing was written.
+
     As with docker run, CMD takes the place of the image's Cmd, after its Entrypoint. The exit status is the program's; 127
     where it is not in the image, and 126 where it cannot be executed.
     """
-    host = opened(Host, store, cache, socket, trust)
-    status = host.run(
-        labelled(name, label),
-        words(command),
-        clone=clone,
-        entrypoint=entrypoint,
-        hydrate=hydrate,
-        terminal=is_terminal(),
-    )
+    program, arguments = labelled(name, label), words(command)
+    if every is None and to is None:
+        host = opened(Host, store, cache, socket, trust)
+        status = host.run(
+            program, arguments, clone=clone, entrypoint=entrypoint, hydrate=hydrate, terminal=is_terminal()
+        )
+    elif every is None or to is None or not clone:
+        raise UsageError("--every and --to go together, and with --clone: versions are made of a clone")
+    else:
+        from blockmap.api.clones import CloneHost  # imported here: other runs do without
+
+        clones = opened(CloneHost, store, cache, socket, trust)
+        status = clones.run_versions(
+            program,
+            arguments,
+            to=to,
+            every_seconds=every,
+            message=message,
+            entrypoint=entrypoint,
+            terminal=is_terminal(),
+        )
     click.get_current_context().exit(status)
 
 

@@ -74,7 +74,7 @@ def record(
     recording = Recording(client, readiness, seconds, warn)
     program = runner.Program(wanted, words(command), entrypoint, terminal=False)
     with _heard(readiness.hear):
-        code = runner.run(client, host.attachments, host.state, program, recording)
+        code = runner.run(client, host.attachments, host.state, program, [recording], exact=True)
     if recording.trace is None:
         raise HostError("the server has recorded nothing of this start: its log says why")
     if recording.ready_seconds is None:

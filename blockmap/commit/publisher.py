@@ -35,7 +35,7 @@ from blockmap.store.base import Pruner
 from blockmap.store.collections import CollectionReader, CollectionState
 from blockmap.store.concurrent import spawn
 from blockmap.store.key_files import read_signer
-from blockmap.store.names import NameLog, NameTarget
+from blockmap.store.names import NameLog, NameTarget, StoredEntry
 from blockmap.store.opening import Format, open_writer
 from blockmap.store.packs import NodeRef
 from blockmap.store.plan import node_at
@@ -43,7 +43,7 @@ from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
 from blockmap.store.signing import Signer
 from blockmap.store.walk import LoadNodes
-from blockmap.volume.clone_table import CaptureRecord, CloneRecord, CloneTable
+from blockmap.volume.clone_table import CaptureDraft, CaptureRecord, CloneRecord, CloneTable
 from blockmap.volume.overlay import OverlayMap
 from blockmap.volume.scratch import ScratchFile, layer_file
 
@@ -104,7 +104,7 @@ class Publisher:
             layers = self._layers(capture, clone, stack)
             base_name = parse_reference(clone.base).digest
             assert base_name is not None
-            after = None if draft.force else spawn(lambda: self._expected(target, clone, Digest(base_name)))
+            after = None if draft.force else spawn(lambda: self._expected(draft, clone, Digest(base_name)))
             base = self._base(task, clone)
             moment = CapturedMoment(base, clone.size, layers)
             # A commit looks for nothing that it could share with other images: that would take longer than it saves.
@@ -187,11 +187,15 @@ class Publisher:
 
         return load
 
-    def _expected(self, target: NameTarget, clone: CloneRecord, base: Digest) -> ExpectedEntry:
-        """Returns the entry that the name has, and must have when it is moved.
+    def _expected(self, draft: CaptureDraft, clone: CloneRecord, base: Digest) -> ExpectedEntry:
+        """Returns the entry that the name must have when it is moved: that of the draft, or the one that it has.
 
         NameMoved if the clone was made of the name, which stands for another version by now.
         """
+        target = NameTarget(draft.repo, draft.tag)
+        if draft.expected is not None:
+            stored = self._names.entry(draft.repo, draft.tag, draft.expected) if draft.expected else None
+            return ExpectedEntry(None if stored is None else StoredEntry(*stored))
         newest = self._names.newest_stored(target.repo, target.tag)
         stands_for = None if newest is None else newest.entry.version
         origin = parse_reference(clone.origin)

@@ -43,6 +43,7 @@ class PrepareCapture(AboutExport[EmptyAnswer]):
 @dataclass(frozen=True)
 class CaptureAnswer(Answer):
     capture: int
+    """Its number; 0 where nothing was captured."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,20 @@ class Capture(AboutExport[CaptureAnswer]):
     changes: str = "[]"
     """Changes of the image's configuration, as JSON."""
     force: bool = False
+    after: int | None = None
+    """The number of the entry that the name must have when it is moved; None for what the clone was made of."""
+    skip_unchanged: bool = False
+    """True to capture nothing where nothing was written since the last capture."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        texts = (self.name, self.message, self.author, self.changes)
-        if any(type(each) is not str for each in texts) or type(self.force) is not bool:
-            raise UsageError("name, message, author and changes are texts, and force is true or false")
+        texts, flags = (self.name, self.message, self.author, self.changes), (self.force, self.skip_unchanged)
+        if any(type(each) is not str for each in texts) or any(type(each) is not bool for each in flags):
+            raise UsageError(
+                "name, message, author and changes are texts, and force and skip_unchanged are true or false"
+            )
+        if self.after is not None and (type(self.after) is not int or self.after < 0):
+            raise UsageError(f"after is the number of an entry or null, not {self.after!r}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, Self, TypedDict
 
 from blockmap.control.operation import AboutExport, Answer, EmptyAnswer, Operation
 from blockmap.errors import UsageError
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 
 
 class ExportStatus(TypedDict):
@@ -136,6 +136,8 @@ class Resolve(AboutExport[ResolveAnswer]):
 class StandsAnswer(Answer):
     exports: Sequence[str | None]
     """In the order of the names; None where one stands for nothing, or cannot be opened here."""
+    times: Sequence[int]
+    """The Unix times at which the names were moved there; 0 where a name cannot move, or stands for nothing."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from blockmap.control.client import Client
 from blockmap.control.messages import Calls
 from blockmap.errors import HostError
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 
 
 def read_calls(client: Client, since: int) -> tuple[list[Call], int]:

@@ -9,8 +9,8 @@ of the same export, any detach, or the next start of the server takes it apart.
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from blockmap.control.client import Client
@@ -142,13 +142,16 @@ class Attachments:
         """Returns what is attached at a directory now; HostError."""
         return next((each for each in self.list() if each.directory == where), None)
 
-    def place_of(self, export: str) -> str | None:
-        """Returns a directory where an export is mounted; None where it is not."""
-        there = mounts.sources()
-        for each in read_attached(self._state) if is_recorded(self._state) else ():
-            if each.export.partition("+")[0] == export and there.get(each.directory) == each.device:
-                return each.directory
-        return None
+    @contextmanager
+    def held_place(self, export: str) -> Iterator[str | None]:
+        """Yields a directory where an export is mounted, None where it is not; nobody else detaches or freezes it meanwhile."""
+        where = next((each.directory for each in self.list() if each.export.partition("+")[0] == export), None)
+        held = None if where is None else self._lock(lambda table: table.folder_at(where))
+        if held is None:
+            yield None
+            return
+        with held:
+            yield None if where is None or self.at(where) is None else where  # it may have been detached meanwhile
 
     def clean(self, nbd_socket: Path) -> None:
         """Takes apart what a server that has gone left at its socket, and what nobody uses; called by the next server.

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from blockmap.format import BLOCK
 from blockmap.format.trace import Trace, TraceHead
 from blockmap.report.files import Files, Numbers, directory, shown
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 
 Seconds = npt.NDArray[np.float64]
 

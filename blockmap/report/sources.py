@@ -22,7 +22,7 @@ from blockmap.report import files
 from blockmap.report.data import Image, ReportRun, analyse, expand
 from blockmap.report.files import Numbers
 from blockmap.store.bundles import bundle_key, read_head
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 from blockmap.store.profiles import ProfileReader
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version

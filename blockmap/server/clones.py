@@ -41,6 +41,12 @@ _LOCK_SECONDS = 1.0
 _HOLDER_BYTES = 4096
 _YOUNG_S = 3600.0
 """Seconds for which a layer that is in no clone and that nobody has open may be in the making, by another server of this host."""
+_SUPERBLOCK_BYTES = 4096
+"""The bytes at the beginning of a volume that are written whenever its ext4 is frozen and thawed: no change by themselves."""
+
+
+class _UnchangedError(Exception):
+    """Nothing was written to a clone since it was captured."""
 
 
 class _Entry:
@@ -136,16 +142,25 @@ class Clones:
         finally:
             self.close(record.name)
 
-    def capture(self, record: CloneRecord, base: Volume, draft: CaptureDraft) -> int:
-        """Captures a clone as it is at one moment; returns the capture's number. DiskFull, HostError: nothing has happened
-        then."""
+    def capture(self, record: CloneRecord, base: Volume, draft: CaptureDraft, skip_unchanged: bool = False) -> int:
+        """Captures a clone as it is at one moment; returns the capture's number, or with `skip_unchanged` 0 where nothing was
+        written since the last one. DiskFull, HostError: nothing has happened then."""
         captured = 0
+        volume = self.open(record, base)
 
         def push(fresh: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
             nonlocal captured
+            if skip_unchanged:
+                before = {each.layer for each in self._table().captures(record.id)}
+                if not volume.has_written(before, _SUPERBLOCK_BYTES):
+                    raise _UnchangedError
             captured = self._table().push(fresh, record.id, layer, extents, gone, stored, draft)
 
-        self._freeze(record, base, push)
+        try:
+            with suppress(_UnchangedError):
+                self._freeze(record, base, push)
+        finally:
+            self.close(record.name)
         return captured
 
     def fork(self, record: CloneRecord, base: Volume, forks: Sequence[tuple[str, str]]) -> None:

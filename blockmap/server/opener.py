@@ -82,6 +82,16 @@ class ResolvedStart:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What a name stands for now."""
+
+    export: str
+    """The version's export name by digest."""
+    time: int
+    """The Unix time at which the name was moved there; 0 for a digest."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Found:
     """What an open by name or digest has found."""
 
@@ -166,19 +176,20 @@ class Opener:
         self._wait(found.nodes, end)  # reads ask for what has not come
         return found.start
 
-    def stand(self, references: Sequence[Reference]) -> list[str | None]:
-        """Returns the export names by digest of what references stand for now, without opening any; None where one stands for
-        nothing, or for what no trusted key signed. Corrupt, StoreUnavailable."""
+    def stand(self, references: Sequence[Reference]) -> list[Standing | None]:
+        """Returns what references stand for now, without opening any; None where one stands for nothing, or for what no trusted
+        key signed. Corrupt, StoreUnavailable."""
 
-        def find(reference: Reference) -> str | None:
+        def find(reference: Reference) -> Standing | None:
             if reference.digest is not None:
-                return f"{reference.repo}@sha256:{reference.digest.hex()}"
+                return Standing(f"{reference.repo}@sha256:{reference.digest.hex()}", 0)
             try:
                 entry = find_entry(self._names, reference)
             except Untrusted:
                 return None
-            found = None if entry is None else entry.version
-            return None if found is None else f"{reference.repo}@sha256:{found.hex()}"
+            if entry is None or entry.version is None:
+                return None
+            return Standing(f"{reference.repo}@sha256:{entry.version.hex()}", entry.time)
 
         return self._ask(lambda: each(find, references))
 

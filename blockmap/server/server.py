@@ -35,7 +35,7 @@ from blockmap.server.commits import CapturePublisher, Commits
 from blockmap.server.hydration import Hydrations
 from blockmap.server.listing import Listing
 from blockmap.server.node_exchange import NodeExchange
-from blockmap.server.opener import ANSWER_SECONDS, Opener, ResolvedStart
+from blockmap.server.opener import ANSWER_SECONDS, Opener, ResolvedStart, Standing
 from blockmap.server.pin_notes import PinNotes
 from blockmap.server.pins import OpenPins
 from blockmap.server.registry import Opened, Registry
@@ -134,9 +134,9 @@ class Server:
                 self._outages.setdefault(pinned, self._outages[name])
         return pinned + plus + label
 
-    def stands(self, names: Sequence[str]) -> list[str | None]:
-        """Returns the export names by digest of what names stand for now, and opens nothing: a clone counts as the image that
-        it was made of; None where one stands for nothing, or cannot be opened here. StoreUnavailable."""
+    def stands(self, names: Sequence[str]) -> list[Standing | None]:
+        """Returns what names stand for now, and opens nothing: a clone counts as the image that it was made of; None where one
+        stands for nothing, or cannot be opened here. StoreUnavailable."""
 
         def reference(name: str) -> Reference | None:
             try:
@@ -250,8 +250,9 @@ class Server:
             self._publisher.prepare()
         self._clones.prepare(clone, self._registry.volume(self._find(name), self._policy(name)))
 
-    def capture(self, name: str, draft: CaptureDraft) -> int:
-        """Captures a clone as it is at one moment, for it to become a version; returns the capture's number.
+    def capture(self, name: str, draft: CaptureDraft, skip_unchanged: bool = False) -> int:
+        """Captures a clone as it is at one moment, for it to become a version; returns the capture's number, or with
+        `skip_unchanged` 0 where nothing was written since the last one.
 
         UsageError, DiskFull, HostError.
         """
@@ -259,8 +260,10 @@ class Server:
         found = self._find(name)
         if found.resolved.version.config is None and json.loads(draft.changes):
             raise UsageError(f"{name} is the clone of a disk image, which has no configuration to change")
-        number = self._clones.capture(clone, self._registry.volume(found, self._policy(name)), draft)
-        self._commits.begin(number)
+        base = self._registry.volume(found, self._policy(name))
+        number = self._clones.capture(clone, base, draft, skip_unchanged)
+        if number:
+            self._commits.begin(number)
         return number
 
     def published(self, capture: int, seconds: float) -> PublishedCapture | str:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 from blockmap.volume.histogram import Histogram
 
 CALLS_KEPT = 16_384

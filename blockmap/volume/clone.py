@@ -13,7 +13,7 @@ map is stored.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -151,6 +151,17 @@ class CloneVolume:
         """Returns True if nothing was written yet, so that all bytes are the base's."""
         with self._lock:
             return not any(map(len, self._maps))
+
+    def has_written(self, captured: Collection[int], offset: int) -> bool:
+        """Returns True if the layers above the highest of `captured`, all where none of these is there, have anything behind an
+        offset."""
+        with self._lock:
+            for layer in self._layers:
+                if layer.number in captured:
+                    break
+                if layer.map.end() > offset:
+                    return True
+        return False
 
     def reader(self, start: Start, note: Note | None = None, mark: Callable[[], None] | None = None) -> Read:
         """Returns a function that raises what the base's does, and HostError. What a layer has is not noted: whoever learns

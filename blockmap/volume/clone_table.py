@@ -20,7 +20,7 @@ from blockmap.volume.overlay import Held, Kind, OverlayMap
 
 _FILE = "clones.db"
 _SCHEMA = Schema(
-    version=1,
+    version=2,
     wal=True,
     tables="""
 CREATE TABLE clones (
@@ -56,7 +56,8 @@ CREATE TABLE captures (
     changes TEXT NOT NULL,                  -- of the image's configuration, as JSON
     nonce TEXT NOT NULL,                    -- by which the entry is found again after a crash
     created INTEGER NOT NULL,               -- Unix time
-    conflict TEXT NOT NULL DEFAULT ''       -- why it waits for a person
+    conflict TEXT NOT NULL DEFAULT '',      -- why it waits for a person
+    expected INTEGER                        -- the entry that the name must have then; NULL: as the publisher finds it
 );
 CREATE INDEX captures_of ON captures (clone);
 CREATE TABLE extents (
@@ -67,6 +68,7 @@ CREATE TABLE extents (
     PRIMARY KEY (layer, start)
 ) WITHOUT ROWID;
 """,
+    migrations={1: "ALTER TABLE captures ADD COLUMN expected INTEGER;"},
 )
 _COLUMNS = "clones.id, name, store, origin, base, pin, size, created, stored"
 
@@ -106,6 +108,8 @@ class CaptureDraft:
     changes: str
     """Changes of the image's configuration, as JSON."""
     nonce: str
+    expected: int | None = None
+    """The number of the entry that the name must have when it is moved; None where the publisher says what it must stand for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +223,8 @@ class CloneTable:
             self._keep(clone, layer, extents, gone, stored)
             self._put_on(connection, clone, fresh)
             cursor = connection.execute(
-                "INSERT INTO captures (clone, layer, repo, tag, force, message, author, changes, nonce, created)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO captures (clone, layer, repo, tag, force, message, author, changes, nonce, expected, created)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (clone, layer, *astuple(capture), int(time.time())),
             )
             return int(cursor.lastrowid or 0)
@@ -266,8 +270,8 @@ class CloneTable:
         """Returns what is captured and not published, of one clone or of all, in order."""
         with self._reading():
             rows = self._connection.execute(
-                "SELECT id, clone, layer, created, conflict, repo, tag, force, message, author, changes, nonce"
-                " FROM captures WHERE ? IS NULL OR clone = ? ORDER BY id",
+                "SELECT id, clone, layer, created, conflict, repo, tag, force, message, author, changes, nonce,"
+                " expected FROM captures WHERE ? IS NULL OR clone = ? ORDER BY id",
                 (clone, clone),
             ).fetchall()
         return [
@@ -284,7 +288,7 @@ class CloneTable:
         """Has a capture published under another name, or by force."""
         with self._changing() as connection:
             connection.execute(
-                "UPDATE captures SET repo = ?, tag = ?, force = ?, conflict = '' WHERE id = ?",
+                "UPDATE captures SET repo = ?, tag = ?, force = ?, expected = NULL, conflict = '' WHERE id = ?",
                 (repo, tag, force, capture),
             )
 

@@ -94,6 +94,10 @@ class OverlayMap:
         extents[start] = end, kind
         changed.add(start)
 
+    def end(self) -> int:
+        """Returns where the last extent ends; 0 if there is none."""
+        return int(self._extents.peekitem()[1][0]) if self._extents else 0
+
     def covers(self, start: int, end: int, kind: Kind) -> bool:
         """Returns True if all of a range is of a kind already."""
         extents = self._extents

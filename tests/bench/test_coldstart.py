@@ -30,7 +30,7 @@ from blockmap.bench.coldstart.timed_start import TimedStart, split, within
 from blockmap.errors import HostError, UsageError
 from blockmap.host import tools
 from blockmap.server.store_log import serial_steps
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LIMIT_S = 600.0

@@ -9,7 +9,7 @@ from rich.console import Console
 from blockmap.cli.figures import exports, remote
 from blockmap.cli.top import Snapshot, render
 from blockmap.server.store_log import CallLog
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 from blockmap.terminal.units import duration, share
 from blockmap.volume.reads import Slow, Source, Tally
 

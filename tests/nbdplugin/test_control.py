@@ -28,9 +28,10 @@ from blockmap.format.digest import Digest
 from blockmap.format.profile import Profile, ProfileItem
 from blockmap.format.reading_list import ReadItem
 from blockmap.learn.local_files import LocalProfiles
+from blockmap.server.opener import Standing
 from blockmap.server.store_log import CallLog
+from blockmap.store.call import Call
 from blockmap.store.names import NameTarget
-from blockmap.store.observed import Call
 from blockmap.volume.clone_table import CaptureDraft
 from nbdplugin.control import dispatcher
 from tests.waiting import until
@@ -76,8 +77,8 @@ class Served:
             raise NotFound(f"there is no {export}")
         return PINNED + ("+" + export.partition("+")[2] if "+" in export else "")
 
-    def stands(self, names: Sequence[str]) -> list[str | None]:
-        return [PINNED if name == "app:1" else None for name in names]
+    def stands(self, names: Sequence[str]) -> list[Standing | None]:
+        return [Standing(PINNED, 7) if name == "app:1" else None for name in names]
 
     def version(self, export: str) -> str:
         name, plus, label = export.partition("+")
@@ -98,7 +99,7 @@ class Served:
     def prepare_capture(self, name: str) -> None:
         pass
 
-    def capture(self, name: str, draft: CaptureDraft) -> int:
+    def capture(self, name: str, draft: CaptureDraft, skip_unchanged: bool = False) -> int:
         return len(name)
 
     def fork(self, name: str, names: Sequence[str]) -> None:

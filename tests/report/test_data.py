@@ -9,7 +9,7 @@ from blockmap.format.filemap import File
 from blockmap.format.trace import Trace, TraceHead
 from blockmap.report.data import Image, ReportRun, analyse, biggest_groups, cover, find_pauses, lanes
 from blockmap.report.files import METADATA, directory, index, owners, packager, shown
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 from tests.report.hostile import reads_of
 
 FILES = [File(b"a", 4 * BLOCK, [(10, 2), (30, 2)]), File(b"d/b", BLOCK, [(12, 1)]), File(b"same", BLOCK, [(12, 1)])]

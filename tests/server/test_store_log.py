@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockmap.server.store_log import CallLog, serial_steps
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 from blockmap.volume.histogram import BOUNDS_S, Histogram, quantile
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from blockmap.errors import Corrupt, NotFound, StoreUnavailable
 from blockmap.store.base import Pruner
+from blockmap.store.call import Call
 from blockmap.store.memory import MemoryStore
-from blockmap.store.observed import Call, Observed
+from blockmap.store.observed import Observed
 from tests.store.faulty import Faulty
 
 

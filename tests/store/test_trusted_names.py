@@ -21,9 +21,10 @@ from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version, WriterLayout
 from blockmap.publish.object_writer import ObjectWriter
 from blockmap.store.base import Pruner
+from blockmap.store.call import Call
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import EntryDraft, NameLog, NameReader, NameTarget
-from blockmap.store.observed import Call, Observed
+from blockmap.store.observed import Observed
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
 from blockmap.store.signing import Signer, Trust

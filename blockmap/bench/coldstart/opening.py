@@ -14,7 +14,7 @@ from blockmap.bench.coldstart.timed_start import Bench, place_for, split, within
 from blockmap.bench.coldstart.ways import BenchSite, Blockmap, calls_of, socket_of
 from blockmap.errors import HostError
 from blockmap.host import tools
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 
 PARTS = ("alone", "+ superblock")
 _COMMANDS = (b"length\n", b"read 1024 1024\n")

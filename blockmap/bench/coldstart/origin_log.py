@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 
 LOG_FORMAT = "$msec $request_time $connection $status $bytes_sent $http_host $request_method $request_uri"
 """The format for nginx: when the answer was written (Unix time), seconds since the request came, and what it was."""

@@ -13,7 +13,7 @@ from blockmap.bench.coldstart.slope import theil_sen
 from blockmap.bench.coldstart.timed_start import TimedStart
 from blockmap.bench.statistics import spread
 from blockmap.server.store_log import serial_steps
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 
 CAVEATS = [
     "The link is a relay on loopback: it models delay and bandwidth, but no slow start, no packet loss and no TLS; real "

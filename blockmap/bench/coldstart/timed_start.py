@@ -18,7 +18,7 @@ from blockmap.bench.coldstart.overlay import overlay
 from blockmap.bench.coldstart.processes import calm, mounted
 from blockmap.bench.coldstart.ways import BenchSite, Way
 from blockmap.host import tools
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 
 
 @dataclass(frozen=True, slots=True)

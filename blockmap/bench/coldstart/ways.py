@@ -20,7 +20,7 @@ from blockmap.control.store_log import read_calls
 from blockmap.host import tools
 from blockmap.host.devices.nbdfuse import NbdFuse
 from blockmap.host.mounting import started
-from blockmap.store.observed import Call
+from blockmap.store.call import Call
 
 _UNLEARNT = "+unlearnt"
 """A workload of which nothing is known."""

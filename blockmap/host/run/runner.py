@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -70,12 +70,15 @@ def run(
     attachments: Attachments,
     state: Path,
     program: Program,
-    observer: Observer | None = None,
+    observers: Sequence[Observer] = (),
+    *,
+    exact: bool = False,
 ) -> int:
     """Runs an image's program to its end.
 
     Returns its exit status, 128 + n where signal n ended it, 127 or 126 where it is absent or cannot be executed. A SIGTERM
-    is passed on, and ends it by force after 10 s. For an observer, the image is on a new device that reads nothing ahead.
+    is passed on, and ends it by force after 10 s. With `exact`, the image is on a new device that reads nothing ahead, and an
+    observer says what there is to learn.
     HostError, ImageError, UsageError.
     """
     tools.need_root("run")
@@ -89,11 +92,9 @@ def run(
         try:
             work = stack.enter_context(_folder(runc, attachments, state.absolute() / "runs"))
             lower, root = work / "image", work / "root"
-            # What is observed is learnt from by the observer.
             attachments.attach(
-                client, export, program.name, lower,
-                exact=observer is not None, writable=program.on_clone, start=observer is None,
-            )  # fmt: skip
+                client, export, program.name, lower, exact=exact, writable=program.on_clone, start=not exact
+            )
             if program.on_clone:
                 root = lower
             else:
@@ -103,13 +104,14 @@ def run(
                 terminal=program.terminal, supervised=supervised,
             )  # fmt: skip
             (work / "config.json").write_text(json.dumps(bundle))
-            observer = observer or _FailureTeller(client)
             code: int | None = None
-            observer.starts(export)
+            for each in (watching := [*observers, *([] if exact else [_FailureTeller(client)])]):
+                each.starts(export)
             try:
                 code = _run_container(runc, work, supervised, signals)
             finally:
-                observer.ended(code)
+                for each in watching:
+                    each.ended(code)
             return code
         finally:
             signals.over = True
