@@ -66,7 +66,9 @@ Imports point down the list in setup.cfg. Nine walks through the folders, a line
     server.server           puts the clone on the new version, and the layers go
 
     An attach
-    cli.host                finds a server, or starts one (host.serve.supervisor); asks which version the name stands for
+    cli.host                calls api.host, as scripts do
+    api.host                finds a server (api.server), or starts one (host.serve.supervisor); asks which version the name
+                            stands for
     control.client          one message of control.messages to control.dispatch, in nbdkit's process
     host.attachments        the record of devices, and the lock of this one
     host.devices.nbdfuse    makes the device

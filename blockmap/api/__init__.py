@@ -11,7 +11,7 @@
         print(entry.number, entry.message)
 
 `blockmap.open` is `ImageStore`. Each of its methods is called as a command is, does what that does, and raises the errors of
-`blockmap.errors`; what people should know besides is logged as a warning. Nothing is printed. `Host` has what needs a server
+`blockmap.errors`; what people should know besides is logged as a warning. `Host` has what needs a server
 and nothing else, `CloneHost` adds clones, and `ImageStore` what is in the store: so a command loads no more than it needs, and
 `import blockmap` none of it.
 

@@ -1,6 +1,7 @@
 """What is attached where, with devices that are slow or hang: one never holds up another, and the record outlives releases."""
 
 import contextlib
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -258,6 +259,19 @@ def test_only_the_device_that_is_asked_for_is_probed(place: SlowHost) -> None:
     place.detach("b2")
     place.detach("a")
     assert place.attacher.probes == 2
+
+
+def test_a_device_stays_until_the_last_file_of_it_is_closed(place: SlowHost) -> None:
+    place.attach(1, "a")
+    root = os.open(place.where / "a", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        subprocess.run(["umount", "-l", place.where / "a"], check=True)
+        assert place.attachments.tidy()
+        assert len(place.folders()) == 1
+    finally:
+        os.close(root)
+    until(lambda: not place.attachments.tidy())
+    assert place.folders() == []
 
 
 def test_a_dead_device_is_made_anew_by_the_attach_that_needs_it(place: SlowHost) -> None:

@@ -29,13 +29,11 @@ def hosts(mounting: Host, tmp_path: Path, need: Callable[..., None]) -> Iterator
         other.end()
 
 
-def test_a_container_that_was_changed_and_committed_starts_on_another_host(
-    hosts: tuple[Host, Host], record_property: Callable[[str, object], None]
-) -> None:
+def test_a_container_that_was_changed_and_committed_starts_on_another_host(hosts: tuple[Host, Host]) -> None:
     here, there = hosts
     assert there.do("run", "app:1", "--", "cat", "/etc/version") == "1", "it knows the name, as it was"
     here.do("clone", "app:1", "web")
-    for number in range(2, 5):
+    for number in range(2, 4):
         here.do("run", "--clone", "web", "--", "sh", "-c", f"echo changed {number} >/etc/version; rm -f /data/content")
         done = json.loads(here.do("commit", "web", "app:1", "--json"))
         assert done["entry"] == number
@@ -44,7 +42,7 @@ def test_a_container_that_was_changed_and_committed_starts_on_another_host(
         assert process.stdout is not None
         assert process.stdout.readline() == f"changed {number}\n"
         seconds = time.time() - moved
-        record_property(f"from the move to the output of run {number}, seconds", round(seconds, 3))
+        print(f"from the name's move to the first output on the other host: {seconds:.3f} s")
         assert process.communicate(timeout=LIMIT_S) == ("", "")
         # A second on a quiet machine; what is asked for here is that nothing waits for a listing or a time to pass.
         assert seconds < 10

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from blockmap.control.clone_messages import MakeClone
+from blockmap.control.clone_messages import Capture, MakeClone
 from blockmap.format import BLOCK
 from blockmap.format.refs import parse_reference
 from blockmap.store.resolver import find_version
@@ -139,6 +139,28 @@ def test_a_name_that_moved_on_waits_for_a_decision(server: Server) -> None:
         assert failed.returncode == 1
         server.run("commit", "c", "--drop")
         assert "done" if commit(server, "disk:1", "--force")["entry"] == 3 else ""
+
+
+def test_a_moment_without_changes_is_captured_only_where_it_is_asked_for(server: Server) -> None:
+    def capture() -> int:
+        return server.client.ask(Capture("c", "every:1", skip_unchanged=True)).capture
+
+    with Nbd(server.socket, "c") as client:
+        assert capture() == 0
+        client.write(1024, b"freezing and thawing writes that")
+        assert capture() == 0
+        client.write(BLOCK, b"new")
+        server.run("fork", "c", "d")  # what was written before lies in a layer that both have
+        assert capture() > 0
+        assert capture() == 0, "also while the one before is being published"
+        until(lambda: json.loads(server.run("clones", "--json").stdout)[0]["unpublished"] == 0)
+        assert capture() == 0
+        client.write(BLOCK, b"newer")
+        assert capture() > 0
+    until(lambda: json.loads(server.run("clones", "--json").stdout)[0]["unpublished"] == 0)
+    assert [row["entry"] for row in json.loads(server.run("log", "every:1", "--json").stdout)] == [2, 1]
+    assert commit(server, "every:1")["entry"] == 3
+    server.run("rm", "d")
 
 
 def test_what_is_committed_is_signed_with_the_servers_key(server: Server) -> None:
