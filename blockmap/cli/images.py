@@ -64,6 +64,12 @@ max_size_option = click.option(
 @cache_option
 @click.option("--platform", metavar="OS/ARCH", help="Which image of an index; this host's by default.")
 @max_size_option
+@click.option(
+    "--keep-blobs",
+    "keeps_blobs",
+    is_flag=True,
+    help="Also store the layers' blobs as they are: `export` gives them back whatever compressed them.",
+)
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary for machines.")
 def import_(
@@ -74,6 +80,7 @@ def import_(
     cache: Path | None,
     platform: str | None,
     max_size: float,
+    keeps_blobs: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -92,7 +99,7 @@ def import_(
             local = LocalCatalogue(own(cache or default_cache()) / f"hooks-{form.store}.db")
             importer = Importer(opened, form, warn, local, signer)
             with Watched(found, f"{repo}:{tag}", quiet or as_json):
-                summary = importer.run(found, repo, tag)
+                summary = importer.run(found, repo, tag, keeps_blobs=keeps_blobs)
         finally:
             found.close()
     try:
@@ -118,6 +125,7 @@ def _machine(summary: Summary) -> dict[str, object]:
         "new_bytes": counts.new_bytes,
         "stored_bytes": counts.stored_bytes + summary.node_bytes,
         "packs": counts.packs,
+        "kept_blob_bytes": summary.kept_bytes,
         "seconds": summary.seconds,
         "cpu": summary.cpu,
     }

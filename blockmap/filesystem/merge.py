@@ -32,6 +32,11 @@ _PARENTS = 10_000
 """Directories that are kept by path: those of the last members are asked for again, and each path may be long."""
 
 
+def is_whiteout(path: bytes) -> bool:
+    """Returns True for the path of a whiteout or opaque mark, whose content nobody keeps."""
+    return path.rpartition(b"/")[2].startswith(WHITEOUT) and not _AUFS.search(path)
+
+
 class Tree:
     """The merged tree; callers `add` members layer by layer."""
 
@@ -75,7 +80,7 @@ class Tree:
         if b".wh." in member.path:
             if _AUFS.search(member.path):
                 return self._keep_aufs(member)
-            if name.startswith(WHITEOUT):
+            if is_whiteout(member.path):
                 self._whiteout(above, name, member.path)
                 return None
             if _BELOW_WHITEOUT.search(member.path):

@@ -169,6 +169,21 @@ def layer(chain: bytes, number: int) -> str:
     return f"layers/{chain.hex()}/{_number(number)}"
 
 
+def recipe(blob: bytes, number: int) -> str:
+    """Returns the key of what says how the blob with this SHA-256 is made from its archive."""
+    return f"recipes/{blob.hex()}/{_number(number)}"
+
+
+def blob_part(blob: bytes, number: int) -> str:
+    """Returns the key of a part, counted from 1, of the blob with this SHA-256."""
+    return f"{blob_parts(blob)}{_number(number)}"
+
+
+def blob_parts(blob: bytes) -> str:
+    """Returns the prefix of the keys of the parts of a blob."""
+    return f"blobs/{blob.hex()}/"
+
+
 def oci(digest: bytes, number: int) -> str:
     """Returns the key of a record of an OCI document; number 0 is the one of older stores, whose key has no number."""
     return _numbered(f"oci/{digest.hex()}", number)

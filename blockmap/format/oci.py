@@ -63,6 +63,14 @@ def decode(data: bytes) -> DocumentRecord:
         raise FormatError(f"the object lacks a field, or one has the wrong type: {error}") from error
 
 
+def layer_digests(manifest: bytes) -> list[bytes]:
+    """Returns the SHA-256 of each blob that a manifest lists as a layer; none if it is no manifest."""
+    try:
+        return [bytes.fromhex(each["digest"].removeprefix("sha256:")) for each in json.loads(manifest)["layers"]]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return []
+
+
 def _listed(index: bytes) -> list[object]:
     """Returns the digests of the manifests that an index lists; none if it is no index."""
     try:

@@ -20,6 +20,7 @@ from blockmap.format.filemap import FileRun
 from blockmap.format.oci import DocumentRecord
 from blockmap.format.version import Version, WriterLayout
 from blockmap.image.disk_image import DiskSource
+from blockmap.image.kept_blobs import keep_blobs, put_recipes
 from blockmap.image.headers import MAX_HEADERS, HeadersKeeper, LayerHeaders
 from blockmap.image.layer import chain_ids
 from blockmap.image.oci import config_diff_ids
@@ -64,6 +65,8 @@ class Summary:
     seconds: float
     cpu: dict[str, float]
     """Processor seconds by stage."""
+    kept_bytes: int = 0
+    """Bytes of the layers' blobs that were stored as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +99,18 @@ class Importer:
         self._form = form
         self._warn = warn
 
-    def run(self, source: ImageSource | DiskSource, repo: str, tag: str, threshold: int = THRESHOLD_BLOCKS) -> Summary:
-        """Imports `source` and moves the name to it; raises ImageError, StoreError, and leaves nothing new then."""
+    def run(
+        self,
+        source: ImageSource | DiskSource,
+        repo: str,
+        tag: str,
+        threshold: int = THRESHOLD_BLOCKS,
+        keeps_blobs: bool = False,
+    ) -> Summary:
+        """Imports `source` and moves the name to it; raises ImageError, StoreError, and leaves nothing new then.
+
+        With `keeps_blobs`, the layers' blobs are stored as well, after the name was moved.
+        """
         began = time.monotonic()
         stages = Stages()
         names = NameLog(self._store, signer=self._signer)
@@ -110,7 +123,10 @@ class Importer:
                 lambda published: self._put_records(source, laid, version, published),
                 lambda published: put_bundles(self._store, repo, published.version, published.root, self._warn),
             ]
+            if not isinstance(source, DiskSource):
+                derived.append(lambda published: put_recipes(self._store, source))
             published = publication.publish(NameTarget(repo, tag), version, "import", derived)
+        kept = keep_blobs(self._store, source) if keeps_blobs and not isinstance(source, DiskSource) else 0
         return Summary(
             f"{repo}:{tag}",
             published.version,
@@ -121,6 +137,7 @@ class Importer:
             trees.stored_bytes,
             time.monotonic() - began,
             stages.seconds(),
+            kept,
         )
 
     def heal(self, source: ImageSource | DiskSource) -> None:

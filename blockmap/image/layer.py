@@ -29,7 +29,11 @@ class BlobLayer:
         self.progress: Callable[[int], None] = lambda count: None
         """Called with the stored bytes read since the last call, from a thread of its own."""
         self.cpu_seconds = 0.0
-        self._name, self._open, self._digest, self._diff_id = name, open_blob, digest, diff_id
+        self.digest = digest
+        """SHA-256 of the blob; None in a docker archive, which does not say it."""
+        self.diff_id = diff_id
+        self.open_blob = open_blob
+        self._name = name
         self._policy = policy
 
     def members(self, headers: Callable[[bytes], None]) -> Members:
@@ -41,12 +45,12 @@ class BlobLayer:
         return tolerated(tarfile_members(self._archive()), odd, self._policy)
 
     def _archive(self) -> Iterator[bytes]:
-        pieces = compression.archive(self._open, self._name, self._digest, self._diff_id, self.progress, self._took)
+        pieces = compression.archive(self.open_blob, self._name, self.digest, self.diff_id, self.progress, self._took)
         return self._policy.counted(pieces)
 
     def stored(self) -> bytes:
         """Reads the blob without decompressing it."""
-        with self._open() as blob:
+        with self.open_blob() as blob:
             return blob.read()
 
     def _took(self, seconds: float) -> None:

@@ -1,13 +1,15 @@
-"""Copies images with skopeo: from registries, with its credentials, and from a docker daemon.
+"""Copies images with skopeo: from and to registries, with its credentials, and from a docker daemon.
 
 Images are copied to skopeo's own kind of directory, not to an OCI layout, for which skopeo would rewrite docker's
 manifests: the digest that people know would be lost.
 """
 
+import json
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from blockmap.image.platforms import Platform
 from blockmap.image.tolerance import UnpackPolicy, Warn
 
 _REGISTRY = "docker://"
+_PIECE_BYTES = 1 << 20
 _MESSAGE = re.compile(r'\bmsg="((?:[^"\\]|\\.)*)"')
 
 
@@ -48,6 +51,55 @@ def open_remote(reference: str, platform: Platform, work: Path, policy: UnpackPo
         raise
 
 
+def push(directory: Path, reference: str, work: Path) -> None:
+    """Copies the image in a directory of skopeo's own kind to a registry, unchanged.
+
+    Raises HostError without skopeo, ImageError if it fails.
+    """
+    if shutil.which("skopeo") is None:
+        raise HostError(f"skopeo is needed to write {reference} and is not installed: apt-get install skopeo")
+    _skopeo(work, "copy", "--quiet", "--preserve-digests", f"dir:{directory}", reference, about=reference, verb="write")
+
+
+def recompressed(archive: Iterator[bytes], level: int, work: Path) -> Iterator[bytes]:
+    """Yields the gzip stream that skopeo makes of a layer's archive; level 0 is its default. Raises ImageError."""
+    with tempfile.TemporaryDirectory(prefix="recompress-", dir=work) as name:
+        source, made = Path(name, "source"), Path(name, "made")
+        source.mkdir()
+        state, size = sha256(), 0
+        with open(source / "layer", "wb") as file:
+            for piece in archive:
+                state.update(piece)
+                size += len(piece)
+                file.write(piece)
+        layer = state.hexdigest()
+        (source / "layer").rename(source / layer)
+        config = json.dumps({"rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer}"]}}).encode()
+        described = sha256(config).hexdigest()
+        (source / described).write_bytes(config)
+        types = "application/vnd.oci.image"
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": f"{types}.manifest.v1+json",
+            "config": {
+                "mediaType": f"{types}.config.v1+json",
+                "digest": f"sha256:{described}",
+                "size": len(config),
+            },
+            "layers": [{"mediaType": f"{types}.layer.v1.tar", "digest": f"sha256:{layer}", "size": size}],
+        }
+        (source / "manifest.json").write_text(json.dumps(manifest))
+        chosen = ("--dest-compress-level", str(level)) if level else ()
+        options = ("--quiet", "--dest-compress-format", "gzip", *chosen)
+        _skopeo(work, "copy", *options, f"dir:{source}", f"oci:{made}:1", about=str(source))
+        blobs = made / "blobs" / "sha256"
+        top = json.loads((made / "index.json").read_text())["manifests"][0]
+        copied = json.loads((blobs / digest_hex(top["digest"])).read_text())
+        with open(blobs / digest_hex(copied["layers"][0]["digest"]), "rb") as file:
+            while data := file.read(_PIECE_BYTES):
+                yield data
+
+
 def _look_up(reference: str, platform: Platform, work: Path, warn: Warn) -> tuple[bytes, bytes | None]:
     """Returns the manifest for a platform, and the index that lists it, which skopeo's own choice would not copy."""
 
@@ -72,12 +124,12 @@ def _by_digest(reference: str, digest: str) -> str:
     return f"{_REGISTRY}{host}{slash}{last.partition(':')[0]}@{digest}"
 
 
-def _skopeo(work: Path, *arguments: str, about: str) -> bytes:
+def _skopeo(work: Path, *arguments: str, about: str, verb: str = "read") -> bytes:
     done = subprocess.run(
         ["skopeo", "--tmpdir", str(work), *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
     if done.returncode:
-        raise ImageError(f"skopeo could not read {about}: {_reason(done.stderr, done.returncode)}")
+        raise ImageError(f"skopeo could not {verb} {about}: {_reason(done.stderr, done.returncode)}")
     return done.stdout
 
 

@@ -1,7 +1,8 @@
 """Reads tar archives as a stream of members: ustar, pax and GNU, the forms that images come in.
 
 Python's `tarfile` does the same at five times the cost per member, and hides bytes that have to be kept. Here every byte
-that is not file content is passed on in order, so that headers and contents together are the archive.
+that is not file content is passed on in order, so that headers and contents together are the archive: `skeleton` reads
+these headers again, and says where the contents go. What a whiteout contains, which nothing keeps, counts as headers.
 
 Formats: POSIX.1-2001 (pax, ustar), and the GNU extensions L, K, base-256 numbers and negative times. Where these leave a
 choice, this module follows Go's archive/tar, with which container engines unpack: only files have content, whatever size
@@ -10,9 +11,11 @@ a header of another kind states, and a trailing slash makes a directory of type 
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from blockmap.errors import ImageError
 from blockmap.filesystem.member import Member, MemberKind, Members
+from blockmap.filesystem.merge import is_whiteout
 from blockmap.filesystem.paths import MAX_PATH, show
 from blockmap.image import sparse
 from blockmap.image.pax import (  # fmt: skip
@@ -40,6 +43,7 @@ _KINDS = {
     b"4": MemberKind.BLOCK, b"5": MemberKind.DIR, b"6": MemberKind.FIFO,
 }  # fmt: skip
 _ZEROS = bytes(BLOCK)
+_PIECE_BYTES = 1 << 20
 
 
 Odd = Callable[[bytes, str], None]
@@ -51,14 +55,43 @@ def members(pieces: Iterator[bytes], headers: Callable[[bytes], None], odd: Odd 
 
     `pieces` is closed with this iterator, and at once on an error, since a thread may wait behind it.
     """
+    stream = _TarStream(pieces, headers)
     try:
-        yield from _members(_TarStream(pieces, headers), odd)
+        for member, stored, segments in _entries(stream, odd):
+            left = stream.begin(stored)
+            yield member, left if segments is None else sparse.expand(left, member.size, segments)
+            stream.finish()
     finally:
         if isinstance(pieces, Generator):
             pieces.close()
 
 
-def _members(stream: "_TarStream", odd: Odd) -> Members:
+class SkeletonPart(NamedTuple):
+    """A member of an archive whose contents are elsewhere."""
+
+    member: Member
+    at: int
+    """Bytes of headers before its content."""
+    stored: int
+    """Bytes of its content in the archive."""
+    segments: sparse.Segments | None
+    """What of it is in the archive where it is sparse; None for all of it."""
+
+
+def skeleton(headers: bytes) -> Iterator[SkeletonPart]:
+    """Yields the members of an archive, given what `members` passed on of it. Raises ImageError if that is no archive."""
+    at = 0
+
+    def count(data: bytes) -> None:
+        nonlocal at
+        at += len(data)
+
+    for member, stored, segments in _entries(_TarStream(iter([headers]), count), lambda path, what: None):
+        yield SkeletonPart(member, at, stored, segments)
+
+
+def _entries(stream: "_TarStream", odd: Odd) -> Iterator[tuple[Member, int, sparse.Segments | None]]:
+    """Yields members with the bytes of their contents that are stored; whoever takes one reads these before the next."""
     everywhere: dict[bytes, bytes] = {}
     everywhere_bytes = 0
     extended: dict[bytes, bytes] = {}
@@ -105,9 +138,11 @@ def _members(stream: "_TarStream", odd: Odd) -> Members:
             member, stored, segments = _sparse(stream, block, member, own)
         extended = {}
         extended_bytes = 0
-        left = stream.begin(stored)
-        yield member, left if segments is None else sparse.expand(left, member.size, segments)
-        stream.finish()
+        if stored and is_whiteout(member.path):
+            stream.pass_on(stored)
+            yield replace(member, size=0), 0, None
+        else:
+            yield member, stored, segments
         if padding := -stored % BLOCK:
             # Fewer may come: umoci leaves out the padding of the last content. A truncated layer has another digest.
             stream.header(padding)
@@ -174,6 +209,13 @@ class _TarStream:
         if len(data) < size + -size % BLOCK:
             raise ImageError("the archive ends in the middle of a header: it is truncated, get it again")
         return data[:size]
+
+    def pass_on(self, size: int) -> None:
+        """Takes content as if it were headers. Raises ImageError if the archive ends within it."""
+        for at in range(0, size, _PIECE_BYTES):
+            count = min(_PIECE_BYTES, size - at)
+            if len(self.header(count)) < count:
+                raise ImageError("the archive ends in the middle of a file: it is truncated, get it again")
 
     def begin(self, size: int) -> Iterator[bytes]:
         self._left = size

@@ -47,6 +47,9 @@ class Needed:
         self._versions = {name.hex() for name in marked.versions}
         self._roots = {root.hex() for root in marked.roots}
         self._packs = {pack.hex() for pack in marked.packs}
+        records = (record for records in marked.versions.values() for record in records.values())
+        manifests = {record.manifest for record in records if record.manifest is not None}
+        self._blobs = {blob.hex() for manifest in manifests for blob in oci.layer_digests(manifest)}
         self._keys = marked.keys()
 
     def has(self, key: str) -> bool:
@@ -61,6 +64,8 @@ class Needed:
             return about in self._packs
         if kind == "bundles":
             return about in self._versions
+        if kind in ("recipes", "blobs"):
+            return about in self._blobs
         if kind in ("layers", "oci"):
             return self._leads(kind, about, key) in self._versions
         pin = keys.parse_pin(key)

@@ -16,7 +16,7 @@ from blockmap.filesystem.ext4.contents import write_contents
 from blockmap.filesystem.ext4.geometry import GROUP_BLOCKS, GROUP_INODES, MAX_GROUPS, Cursor, Runs, as_ranges
 from blockmap.filesystem.ext4.metadata import FIRST_INODE, JOURNAL_BLOCKS, Metadata
 from blockmap.filesystem.inodes import DirectoryInode, Inode
-from blockmap.filesystem.member import MemberKind, Members
+from blockmap.filesystem.member import Member, MemberKind, Members
 from blockmap.filesystem.merge import Tree
 from blockmap.filesystem.sink import BlockSink
 
@@ -92,23 +92,40 @@ class Ext4Writer:
 
     def layer(self, members: Members) -> None:
         """Merges one more layer. Raises ImageError for members that no file system can hold."""
-        tree, sink = self._tree, self._sink
-        tree.begin_layer()
+        sink = self._sink
+        self._tree.begin_layer()
         sink.cut()
         start = self._cursor.block
         for member, contents in members:
-            owner = tree.add(member)
-            if owner is not None and member.size:
-                runs = self._room(owner, -(-member.size // BLOCK))
-                if len(runs) == 1 and runs[0][1] <= inode.MAX_EXTENT:
-                    owner.block = runs[0][0]
-                else:
-                    _place(owner).runs = runs
-                self._contents.append(owner)
+            runs = self._add(member)
+            if runs:
                 write_contents(sink, runs, member.size, contents, self._threshold)
         sink.cut()
         self._layer_blocks.append((start, self._cursor.block))
         self._end_layer()
+
+    def locate(self, members: Iterable[Member]) -> Iterator[Runs]:
+        """Merges one more layer without its contents, and yields where `layer` would write those of each member.
+
+        Nothing can be finished after that. Raises ImageError as `layer` does.
+        """
+        self._tree.begin_layer()
+        for member in members:
+            yield self._add(member)
+        self._end_layer()
+
+    def _add(self, member: Member) -> Runs:
+        """Adds a member to the tree, and returns the blocks of its contents."""
+        owner = self._tree.add(member)
+        if owner is None or not member.size:
+            return []
+        runs = self._room(owner, -(-member.size // BLOCK))
+        if len(runs) == 1 and runs[0][1] <= inode.MAX_EXTENT:
+            owner.block = runs[0][0]
+        else:
+            _place(owner).runs = runs
+        self._contents.append(owner)
+        return runs
 
     def finish(self, uuid: bytes) -> Ext4Volume:
         """Writes all metadata. Raises ImageError if the image is too big."""

@@ -1,0 +1,78 @@
+"""Stores beside an image what its layers' blobs are made again from: recipes, or the blobs themselves."""
+
+from collections.abc import Iterator
+from functools import partial
+from hashlib import sha256
+from typing import BinaryIO
+
+from blockmap.errors import Corrupt, NotFound
+from blockmap.filesystem.member import ImageSource
+from blockmap.format import keys, recipe
+from blockmap.format.recipe import BlobRecipe
+from blockmap.image.gzip_tools import ToolFinder
+from blockmap.image.layer import BlobLayer
+from blockmap.local.scratch import scratch
+from blockmap.publish.derived import put_next
+from blockmap.publish.object_writer import put
+from blockmap.store.base import Pruner, Reader
+from blockmap.store.blobs import PART_BYTES, find_recipe, kept_blob
+from blockmap.store.log import LogReader
+
+
+def put_recipes(store: Pruner, source: ImageSource) -> None:
+    """Stores how each blob of an image is made from its archive, where that is not known yet; finds it out by trying."""
+    with scratch("recipes") as work:
+        finder = ToolFinder(work)
+        for digest, layer in _blobs(source):
+            known = find_recipe(store, digest)
+            if known is not None and known.tool is not None:
+                continue
+            with layer.open_blob() as blob:
+                tool, header = finder.find(blob)
+            name, level = (None, 0) if tool is None else (tool.name, tool.level)
+            made = BlobRecipe(layer.diff_id, layer.size, name, level, header)
+            if made != known:
+                key = partial(keys.recipe, digest)
+                put_next(store, key, LogReader(store, key, recipe.MAX_BYTES).newest(), [recipe.encode(made)])
+
+
+def keep_blobs(store: Pruner, source: ImageSource) -> int:
+    """Stores the blobs of an image's layers, unless the store has them; returns the bytes that it stored."""
+    stored = 0
+    for digest, layer in _blobs(source):
+        if _is_kept(store, digest):
+            continue
+        for key in store.list(keys.blob_parts(digest)):
+            store.delete(key)  # some part of it is damaged, or was not written
+        with layer.open_blob() as blob:
+            for number, part in enumerate(_parts(blob), start=1):
+                put(store, keys.blob_part(digest, number), [part])
+                stored += len(part)
+    return stored
+
+
+def _blobs(source: ImageSource) -> Iterator[tuple[bytes, BlobLayer]]:
+    """Yields the layers that a manifest names, with the digests of their blobs."""
+    for layer in source.layers:
+        if isinstance(layer, BlobLayer) and layer.digest is not None:
+            yield layer.digest, layer
+
+
+def _is_kept(store: Reader, digest: bytes) -> bool:
+    state = sha256()
+    try:
+        parts = kept_blob(store, digest)
+        for part in parts or ():
+            state.update(part)
+    except (NotFound, Corrupt):
+        return False
+    return state.digest() == digest
+
+
+def _parts(blob: BinaryIO) -> Iterator[bytes]:
+    """Yields a blob in parts; one whose size is a multiple of a part's ends with an empty one."""
+    part = blob.read(PART_BYTES)
+    yield part
+    while len(part) == PART_BYTES:
+        part = blob.read(PART_BYTES)
+        yield part
