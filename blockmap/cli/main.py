@@ -23,6 +23,7 @@ _COMMANDS = {
     "create": "blockmap.cli.images:create",
     "detach": "blockmap.cli.host:detach",
     "diff": "blockmap.cli.history:diff",
+    "export": "blockmap.cli.export:export",
     "fork": "blockmap.cli.clones:fork",
     "fsck": "blockmap.cli.fsck:fsck",
     "gc": "blockmap.cli.garbage:gc",

@@ -14,6 +14,8 @@ class MemberKind(Enum):
     CHAR = "character device"
     BLOCK = "block device"
     FIFO = "fifo"
+    SOCKET = "socket"
+    """Only a file system that was written to has one: no archive can."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,9 @@ from blockmap.errors import ImageError
 from blockmap.filesystem.member import Layer, Member, MemberKind, Members
 from blockmap.image.pax import BLOCK, header
 from blockmap.image.platforms import parse_platform
-from blockmap.image.sparse import Segments, encode_map, zeros
+from blockmap.image.sparse import HOLE_BYTES, Segments, encode_map, stored_segments, zeros
 from blockmap.image.tolerance import Oddities, Warn, fit
 
-_HOLE_BYTES = 1 << 20
-"""Smaller holes are zeros of the archive: hashing those is cheap, and they come and go as files are copied."""
-_MAX_SEGMENTS = 20_000
-"""Segments of a sparse member: a longer map would be refused when it is read."""
 _PIECE_BYTES = 1 << 20
 _KINDS = {
     stat.S_IFREG: MemberKind.FILE, stat.S_IFDIR: MemberKind.DIR, stat.S_IFLNK: MemberKind.SYMLINK, stat.S_IFCHR: MemberKind.CHAR,
@@ -91,12 +87,12 @@ class DirectoryLayer:
                 )
             member = self._member(path, status, kind, seen)
             data = self._data(member, status)
-            segments = _segments(data, member.size)
+            segments = stored_segments(data, member.size)
             if segments is None:
                 stored, hole = member.size, member.size + 1
                 put(header(member))
             else:
-                encoded, hole = encode_map(segments), _HOLE_BYTES
+                encoded, hole = encode_map(segments), HOLE_BYTES
                 stored = len(encoded) + sum(length for _, length in segments)
                 put(header(member, stored) + encoded)
             contents = self._contents(member, status, data, hole, state.update)
@@ -202,21 +198,6 @@ class DirectoryLayer:
 def _open(full: bytes) -> BinaryIO:
     """Opens a file, which may have been replaced since: no link is followed, and no fifo waited for."""
     return open(os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-
-
-def _segments(data: Segments, size: int) -> Segments | None:
-    """Returns the segments that the archive has of a file, None if it has the file whole."""
-    found: Segments = []
-    at = 0
-    for start, length in [*data, (size, 0)]:
-        if start - at >= _HOLE_BYTES or not found:
-            begin = start if start - at >= _HOLE_BYTES else at
-            found.append((begin, start + length - begin))
-        else:
-            found[-1] = (found[-1][0], start + length - found[-1][0])
-        at = start + length
-    found = [segment for segment in found if segment[1]]
-    return None if found == [(0, size)] or not size or len(found) > _MAX_SEGMENTS else found
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

@@ -20,8 +20,8 @@ from blockmap.format.filemap import FileRun
 from blockmap.format.oci import DocumentRecord
 from blockmap.format.version import Version, WriterLayout
 from blockmap.image.disk_image import DiskSource
-from blockmap.image.kept_blobs import keep_blobs, put_recipes
 from blockmap.image.headers import MAX_HEADERS, HeadersKeeper, LayerHeaders
+from blockmap.image.kept_blobs import keep_blobs, put_recipes
 from blockmap.image.layer import chain_ids
 from blockmap.image.oci import config_diff_ids
 from blockmap.learn.bundler import put_bundles

@@ -14,6 +14,10 @@ _OLD_FIRST, _OLD_MORE, _OLD_SIZE = 386, 482, 483
 """Offsets in a header of GNU's old form: four segments, whether a block of more follows, the size of the file."""
 _OLD_ENTRY = 24
 _ZEROS = bytes(1 << 20)
+HOLE_BYTES = 1 << 20
+"""Holes that archives made here leave out. Smaller ones are zeros: hashing is cheap, and they come and go as files are copied."""
+_MAX_SEGMENTS = 20_000
+"""Segments of a sparse member: a longer map would be refused when it is read."""
 
 Segments = list[tuple[int, int]]
 """Offset and bytes of each segment that is stored, ascending."""
@@ -99,3 +103,18 @@ def encode_map(segments: Segments) -> bytes:
     """Returns the map of version 1.0, padded to whole blocks."""
     text = b"%d\n" % len(segments) + b"".join(b"%d\n%d\n" % segment for segment in segments)
     return text + bytes(-len(text) % BLOCK)
+
+
+def stored_segments(data: Segments, size: int) -> Segments | None:
+    """Returns the segments that an archive made here has of a file, given those that are no holes; None for the file whole."""
+    found: Segments = []
+    at = 0
+    for start, length in [*data, (size, 0)]:
+        if start - at >= HOLE_BYTES or not found:
+            begin = start if start - at >= HOLE_BYTES else at
+            found.append((begin, start + length - begin))
+        else:
+            found[-1] = (found[-1][0], start + length - found[-1][0])
+        at = start + length
+    found = [segment for segment in found if segment[1]]
+    return None if found == [(0, size)] or not size or len(found) > _MAX_SEGMENTS else found

@@ -25,8 +25,8 @@ def spawn(call: Callable[[], _T]) -> Future[_T]:
     return future
 
 
-def each(call: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
-    """Returns the results of a call for each item, in order, 16 at once; raises what one of them raised."""
+def each(call: Callable[[_T], _R], items: Iterable[_T], at_once: int = _AT_ONCE) -> list[_R]:
+    """Returns the results of a call for each item, in order, `at_once` at once; raises what one of them raised."""
     wanted = list(items)
     results: dict[int, _R] = {}
     waiting = iter(enumerate(wanted))
@@ -40,7 +40,7 @@ def each(call: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
                 return
             results[found[0]] = call(found[1])
 
-    others = [spawn(work) for _ in range(min(_AT_ONCE, len(wanted)) - 1)]
+    others = [spawn(work) for _ in range(min(at_once, len(wanted)) - 1)]
     work()
     for other in others:
         other.result()

@@ -14,7 +14,7 @@ from blockmap.filesystem.member import MemberKind
 
 _KINDS = {
     0x8000: MemberKind.FILE, 0x4000: MemberKind.DIR, 0xA000: MemberKind.SYMLINK, 0x2000: MemberKind.CHAR,
-    0x6000: MemberKind.BLOCK, 0x1000: MemberKind.FIFO,
+    0x6000: MemberKind.BLOCK, 0x1000: MemberKind.FIFO, 0xC000: MemberKind.SOCKET,
 }  # fmt: skip
 _UNDERSTOOD = 0x2 | 0x40 | 0x80 | 0x200  # filetype, extents, 64bit, flex_bg
 _EXTENTS, _INLINE_DATA = 0x80000, 0x10000000
@@ -71,9 +71,13 @@ class Ext4Reader:
         (incompat,) = struct.unpack_from("<I", data, 0x60)
         if incompat & ~_UNDERSTOOD or log_size > 6 or not self._group_inodes or self._inode_bytes < 128:
             raise ImageError(f"the file system has features (incompat {incompat:#x}) that are not understood")
-        self._block = 1024 << log_size
+        self._block: int = 1024 << log_size
         self._descriptor = struct.unpack_from("<H", data, 0xFE)[0] if incompat & 0x80 else 32
         self._descriptors = (first_block + 1) * self._block
+
+    @property
+    def block_bytes(self) -> int:
+        return self._block
 
     def walk(self) -> Iterator[DirectoryEntry]:
         """Yields every path, parents first, sorted by the bytes of the names within a directory."""
@@ -108,7 +112,7 @@ class Ext4Reader:
             major, minor = _device(body)
         elif kind is MemberKind.SYMLINK and not flags & _EXTENTS:
             target = body[:size]
-        elif kind is not MemberKind.FIFO:
+        elif kind not in (MemberKind.FIFO, MemberKind.SOCKET):
             if not flags & _EXTENTS and size:
                 raise ImageError(f"inode {number} of {path!r} has no extents, but a block map: not understood")
             runs = sorted(self._extents(body, 0)) if flags & _EXTENTS else []
