@@ -52,8 +52,10 @@ def export(name: str, destination: str, store: str | None, trust: tuple[str, ...
     for number, blob in enumerate(done.layers, start=1):
         if blob.why_other:
             warn(f"layer {number} (sha256:{blob.diff_id.hex()[:12]}) has another blob than it had: {blob.why_other}")
-    if done.was_manifest not in (None, done.manifest) and done.manifest is not None:
-        warn("the image and its ID are the same, but its manifest is not: signatures of the old one do not hold for it")
+    if done.why_other:
+        warn(
+            f"the image and its ID are the same, but its manifest is not, nor do signatures of the old one hold: {done.why_other}"
+        )
 
 
 def _same(digest: bytes, before: bytes | None) -> str:
@@ -66,6 +68,7 @@ def _machine(done: ExportedImage, seconds: float) -> dict[str, object]:
         "manifest": None if done.manifest is None else f"sha256:{done.manifest.hex()}",
         "same_config": None if done.was_config is None else done.config == done.was_config,
         "same_manifest": None if None in (done.was_manifest, done.manifest) else done.manifest == done.was_manifest,
+        "why_other": done.why_other,
         "layers": [
             {
                 "diff_id": f"sha256:{blob.diff_id.hex()}",

@@ -7,7 +7,6 @@ from typing import Any
 
 from blockmap.export.blobs import LAYER_TYPE, WrittenBlob
 from blockmap.format.version import Version
-from blockmap.image.media_types import MANIFESTS
 from blockmap.image.oci import parse
 from blockmap.image.platforms import parse_platform
 
@@ -66,8 +65,8 @@ def listed_layers(manifest: bytes | None) -> list[tuple[bytes, str]]:
 
 
 def manifest_type(manifest: bytes) -> str:
-    """Returns the media type of a manifest."""
-    return str(parse(manifest, "the manifest").get("mediaType") or MANIFESTS[0])
+    """Returns the media type of a manifest; OCI's need not say it."""
+    return str(parse(manifest, "the manifest").get("mediaType") or MANIFEST_TYPE)
 
 
 def _oci_type(media: str) -> str:

@@ -16,7 +16,7 @@ from blockmap.export.destinations import (
     pack_layout,
     write_docker_archive,
 )
-from blockmap.export.documents import manifest_type, new_manifest
+from blockmap.export.documents import MANIFEST_TYPE, manifest_type, new_manifest
 from blockmap.export.plan import ImagePlan, plan_image
 from blockmap.format.version import Version
 from blockmap.image.skopeo import push
@@ -40,6 +40,8 @@ class ExportedImage:
     """SHA-256 of the manifest; None in a docker archive, which has none."""
     was_manifest: bytes | None
     """SHA-256 of the manifest that the image was imported with; None for one that is changed, or had none."""
+    why_other: str
+    """Why the manifest is another than it was; empty if it is not, or was none."""
     layers: list[WrittenBlob]
     """The blobs of the layers; in a docker archive the archives themselves."""
     archive_bytes: int
@@ -69,7 +71,7 @@ class Exporter:
         layout = self._work / "layout" if packed else destination.path
         exported, manifest = self._blobs(version, plan, blobs_folder(layout))
         described = {
-            "mediaType": manifest_type(manifest),
+            "mediaType": MANIFEST_TYPE,
             "digest": f"sha256:{sha256(manifest).hexdigest()}",
             "size": len(manifest),
         }
@@ -81,25 +83,30 @@ class Exporter:
     def _registry(self, version: Version, plan: ImagePlan, reference: str) -> ExportedImage:
         folder = self._work / "directory"
         folder.mkdir()
-        exported, manifest = self._blobs(version, plan, folder)
+        exported, manifest = self._blobs(version, plan, folder, is_layout=False)
         (folder / "manifest.json").write_bytes(manifest)
         (folder / "version").write_bytes(_DIRECTORY_VERSION)
         push(folder, reference, self._work)
         return exported
 
-    def _blobs(self, version: Version, plan: ImagePlan, folder: Path) -> tuple[ExportedImage, bytes]:
+    def _blobs(
+        self, version: Version, plan: ImagePlan, folder: Path, is_layout: bool = True
+    ) -> tuple[ExportedImage, bytes]:
         """Writes all blobs of an image, its documents among them; returns its manifest as well."""
         maker = BlobMaker(self._repository.store, folder, self._work)
         blobs = each(maker.make, plan.layers, min(os.cpu_count() or 1, _LAYERS_AT_ONCE))
         config = plan.config([blob.diff_id for blob in blobs])
         maker.put(config)
-        same = [layer.blob for layer in plan.layers] == [blob.digest for blob in blobs]
-        if plan.is_unchanged and plan.manifest is not None and same:
-            manifest = plan.manifest
-        else:
-            manifest = new_manifest(config, blobs, plan.manifest)
+        manifest, why = new_manifest(config, blobs, plan.manifest), ""
+        if plan.is_unchanged and plan.manifest is not None:
+            if [layer.blob for layer in plan.layers] != [blob.digest for blob in blobs]:
+                why = "it lists other blobs"
+            elif is_layout and manifest_type(plan.manifest) != MANIFEST_TYPE:
+                why = "it was in docker's own form, which skopeo and podman do not find in OCI layouts; docker://REF keeps it"
+            else:
+                manifest = plan.manifest
         digest = maker.put(manifest)
-        return self._exported(version, plan, config, digest, blobs), manifest
+        return self._exported(version, plan, config, digest, why, blobs), manifest
 
     def _docker_archive(self, version: Version, plan: ImagePlan, destination: Destination) -> ExportedImage:
         checked = [Checked(layer) for layer in plan.layers]
@@ -121,11 +128,11 @@ class Exporter:
             WrittenBlob(own.diff_id, own.diff_id, layer.archive.size, "")
             for layer, own in zip(plan.layers, checked, strict=True)
         ]
-        return self._exported(version, plan, config, None, layers)
+        return self._exported(version, plan, config, None, "", layers)
 
     @staticmethod
     def _exported(
-        version: Version, plan: ImagePlan, config: bytes, manifest: bytes | None, layers: list[WrittenBlob]
+        version: Version, plan: ImagePlan, config: bytes, manifest: bytes | None, why: str, layers: list[WrittenBlob]
     ) -> ExportedImage:
         def digest(document: bytes | None) -> bytes | None:
             return None if document is None or not plan.is_unchanged else sha256(document).digest()
@@ -135,6 +142,7 @@ class Exporter:
             digest(version.config),
             manifest,
             digest(plan.manifest),
+            why,
             layers,
             sum(layer.archive.size for layer in plan.layers),
         )
