@@ -18,6 +18,9 @@ Helpers, by what they provide:
     cache/writer.py                a process that fills a cache until it is killed
     commit/disk_clone.py           a clone of a small disk image, without a server
     corpus/starts.py               timed starts of programs, from a store nearby or behind a delay
+    export/exported.py             images exported from a store in a folder, and what their layers have
+    export/registry.py             a registry that takes images, on loopback
+    export/committed.py            versions committed from clones whose file systems were mounted and changed
     faults/links.py                netshape, a relay that behaves like a long, narrow or faulty link
     filesystem/ext4/odd.py         layers with every oddity that images have
     filesystem/ext4/tarfiles.py    layers of an OCI layout, read by Python's tarfile

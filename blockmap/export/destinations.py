@@ -73,6 +73,7 @@ def blobs_folder(layout: Path) -> Path:
     folder = layout / "blobs" / "sha256"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (layout / "oci-layout").write_bytes(_LAYOUT)
     except OSError as error:
         raise HostError(f"cannot write {layout}: {error.strerror}") from error
     return folder
@@ -85,7 +86,6 @@ def finish_layout(layout: Path, manifest: dict[str, Any], tag: str) -> None:
     others = [each for each in top.get("manifests") or [] if (each.get("annotations") or {}).get(_REF_NAME) != tag]
     tagged = {**manifest, "annotations": {_REF_NAME: tag}}
     whole = {"schemaVersion": 2, **top, "manifests": [*others, tagged]}
-    durable.replace(layout / "oci-layout", _LAYOUT)
     durable.replace(index, json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode())
 
 

@@ -27,7 +27,9 @@ _UNKNOWN_SYSTEM = 255
 _PGZIP_TIME = b"\x00\x09\x6e\x88"
 """The time in headers of the Go library of skopeo: the year 1, cut off."""
 _READ_BYTES = 2 << 20
-"""Bytes of a blob that are looked at, and of its archive: more than the pieces of 1 MiB that parallel tools make."""
+"""Bytes of a blob that are looked at: more than the pieces of 1 MiB that parallel tools make of archives."""
+_ARCHIVE_BYTES = 8 << 20
+"""Bytes of its archive that are tried: text that shrinks to a twentieth still fills several blocks of the stream."""
 _FIRST_BYTES = 256 << 10
 """Bytes of the blob that each tool must make first, which takes 10 to 50 ms."""
 _END_BYTES = 128 << 10
@@ -83,10 +85,12 @@ class ToolFinder:
             return (GzipTool(NONE, 0) if stored[257:262] == b"ustar" else None), b""
         engine, body = zlib.decompressobj(-15), stored[len(header) :]
         try:
-            archive = engine.decompress(body, _READ_BYTES)
+            archive = engine.decompress(body, _ARCHIVE_BYTES)
         except zlib.error:
             return None, header
-        is_whole = engine.eof and len(engine.unused_data) == _TRAILER_BYTES and len(stored) < _READ_BYTES
+        is_whole = engine.eof
+        if is_whole and len(engine.unused_data) != _TRAILER_BYTES:
+            return None, header  # another stream follows
         candidates = list(_candidates(header))
         if self._last in candidates:
             candidates.insert(0, self._last)

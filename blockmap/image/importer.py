@@ -21,7 +21,7 @@ from blockmap.format.oci import DocumentRecord
 from blockmap.format.version import Version, WriterLayout
 from blockmap.image.disk_image import DiskSource
 from blockmap.image.headers import MAX_HEADERS, HeadersKeeper, LayerHeaders
-from blockmap.image.kept_blobs import keep_blobs, put_recipes
+from blockmap.image.kept_blobs import find_recipes, keep_blobs, put_recipes
 from blockmap.image.layer import chain_ids
 from blockmap.image.oci import config_diff_ids
 from blockmap.learn.bundler import put_bundles
@@ -116,15 +116,16 @@ class Importer:
         names = NameLog(self._store, signer=self._signer)
         with stages.time("known"):
             catalogue = read_catalogue(self._store, names, self._local, self._warn)
+        with stages.time("recipes"):
+            recipes = {} if isinstance(source, DiskSource) else find_recipes(self._store, source)
         with Publication(self._store, self._form, names, catalogue, self._warn) as publication:
             laid, counts, trees = _store_trees(source, publication, stages, threshold)
             version = _version(source, trees, laid.layout)
             derived: list[Derive] = [
                 lambda published: self._put_records(source, laid, version, published),
                 lambda published: put_bundles(self._store, repo, published.version, published.root, self._warn),
+                lambda published: put_recipes(self._store, recipes),
             ]
-            if not isinstance(source, DiskSource):
-                derived.append(lambda published: put_recipes(self._store, source))
             published = publication.publish(NameTarget(repo, tag), version, "import", derived)
         kept = keep_blobs(self._store, source) if keeps_blobs and not isinstance(source, DiskSource) else 0
         return Summary(

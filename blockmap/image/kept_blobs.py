@@ -1,6 +1,7 @@
 """Stores beside an image what its layers' blobs are made again from: recipes, or the blobs themselves."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from typing import BinaryIO
@@ -19,21 +20,32 @@ from blockmap.store.blobs import PART_BYTES, find_recipe, kept_blob
 from blockmap.store.log import LogReader
 
 
-def put_recipes(store: Pruner, source: ImageSource) -> None:
-    """Stores how each blob of an image is made from its archive, where that is not known yet; finds it out by trying."""
+def find_recipes(store: Reader, source: ImageSource) -> dict[bytes, BlobRecipe]:
+    """Returns how blobs of an image are made from their archives, by digest, where that is not known yet; tries it out.
+
+    Layers are read for that before they are verified: whoever makes a blob checks what comes out.
+    """
+    found = {}
     with scratch("recipes") as work:
         finder = ToolFinder(work)
         for digest, layer in _blobs(source):
             known = find_recipe(store, digest)
             if known is not None and known.tool is not None:
                 continue
-            with layer.open_blob() as blob:
+            with suppress(OSError), layer.open_blob() as blob:
                 tool, header = finder.find(blob)
-            name, level = (None, 0) if tool is None else (tool.name, tool.level)
-            made = BlobRecipe(layer.diff_id, layer.size, name, level, header)
-            if made != known:
-                key = partial(keys.recipe, digest)
-                put_next(store, key, LogReader(store, key, recipe.MAX_BYTES).newest(), [recipe.encode(made)])
+                name, level = (None, 0) if tool is None else (tool.name, tool.level)
+                made = BlobRecipe(layer.diff_id, layer.size, name, level, header)
+                if made != known:
+                    found[digest] = made
+    return found
+
+
+def put_recipes(store: Pruner, recipes: Mapping[bytes, BlobRecipe]) -> None:
+    """Stores how blobs are made, by digest, over what the store says of them."""
+    for digest, made in recipes.items():
+        key = partial(keys.recipe, digest)
+        put_next(store, key, LogReader(store, key, recipe.MAX_BYTES).newest(), [recipe.encode(made)])
 
 
 def keep_blobs(store: Pruner, source: ImageSource) -> int:

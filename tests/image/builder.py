@@ -43,7 +43,12 @@ def docker_archive(where: Path, layers: Sequence[bytes], tags: Sequence[str] = (
 
 
 def import_image(
-    store: Path | Pruner, source: str, name: str, work: Path, warnings: list[str] | None = None
+    store: Path | Pruner,
+    source: str,
+    name: str,
+    work: Path,
+    warnings: list[str] | None = None,
+    keeps_blobs: bool = False,
 ) -> Summary:
     """Imports as the command line does; a store that is given as a folder is made if it is absent."""
     repo, tag = name.split(":")
@@ -53,7 +58,8 @@ def import_image(
             opened, form = open_or_create(str(store))
         else:
             opened, form = store, open_or_create(store.url)[1]
-        return Importer(opened, form, (warnings if warnings is not None else []).append).run(found, repo, tag)
+        importer = Importer(opened, form, (warnings if warnings is not None else []).append)
+        return importer.run(found, repo, tag, keeps_blobs=keeps_blobs)
     finally:
         found.close()
 

@@ -81,7 +81,10 @@ def layout(
     config: dict[str, Any] | None = None,
     spoil: Callable[[bytes], bytes] | None = None,
 ) -> Path:
-    """Writes an OCI layout of one image; `spoil` changes the last layer's blob after its digest was taken."""
+    """Writes an OCI layout of one image; a `compress` of the caller's own makes gzip.
+
+    `spoil` changes the last layer's blob after its digest was taken.
+    """
     blobs = where / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)
 
@@ -94,7 +97,9 @@ def layout(
     for number, layer in enumerate(layers):
         packed = compress(layer) if compress else layer
         content = spoil(packed) if spoil is not None and number == len(layers) - 1 else None
-        descriptors.append(put(packed, f"application/vnd.oci.image.layer.v1.tar{_TYPES[compress]}", content))
+        descriptors.append(
+            put(packed, f"application/vnd.oci.image.layer.v1.tar{_TYPES.get(compress, '+gzip')}", content)
+        )
     document = {
         "architecture": "amd64",
         "os": "linux",
