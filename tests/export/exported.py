@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from blockmap.export.destinations import parse_destination
 from blockmap.export.exporter import ExportedImage, Exporter
@@ -51,14 +52,14 @@ def blob(layout: Path, digest: str) -> bytes:
     return (layout / "blobs" / "sha256" / digest.removeprefix("sha256:")).read_bytes()
 
 
-def config_of(layout: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads(blob(layout, json.loads(manifest_of(layout)[1])["config"]["digest"]))
+def config_of(layout: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(blob(layout, json.loads(manifest_of(layout)[1])["config"]["digest"]))
     return found
 
 
 def layer_members(layout: Path, number: int) -> Iterator[tarfile.TarInfo]:
     """Yields the members of a layer, as tarfile reads them."""
     digest = json.loads(manifest_of(layout)[1])["layers"][number]["digest"]
-    data = decompressor(io.BufferedReader(io.BytesIO(blob(layout, digest)))).read()  # type: ignore[arg-type]
+    data = decompressor(io.BufferedReader(io.BytesIO(blob(layout, digest)))).read()
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         yield from archive

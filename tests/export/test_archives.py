@@ -40,7 +40,7 @@ def test_sparse_members(tmp_path: Path, form: list[str], count: int, need: Calla
     segments = [((n << 16) + 100 * n, bulk(n, 5000 + n)) for n in range(1, count + 1)]
     made = file_with_holes(tmp_path / "holes", segments, (count + 2 << 16) + 5)
     (tmp_path / "next").write_bytes(b"next")
-    command = ["tar", "-c", "--sparse", *form, "-C", tmp_path, made.name, "next"]
+    command = ["tar", "-c", "--sparse", *form, "-C", str(tmp_path), made.name, "next"]
     data = subprocess.run(command, check=True, capture_output=True).stdout
     imported(tmp_path / "store", [data], tmp_path)
     assert archives_of(tmp_path / "store", "odd:1") == [data]
