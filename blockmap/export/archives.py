@@ -17,6 +17,7 @@ from blockmap.image.layer import config_chains
 from blockmap.image.sparse import Segments
 from blockmap.image.tolerance import Oddities, fit
 from blockmap.store import limits
+from blockmap.store.concurrent import each
 from blockmap.store.numbered import newest_right, read_numbers
 from blockmap.store.packs import expand_stream
 from blockmap.store.repository import Repository
@@ -126,8 +127,9 @@ def stored_archives(repository: Repository, version: Version) -> list[LayerArchi
     reader = ContentReader(repository, [version.root, version.extra])
     writer = Ext4Writer(_NoBlocks(), version.layout.threshold)
     found = []
-    for number, chain in enumerate(config_chains(version.config), start=1):
-        headers = _headers(repository, chain, number)
+    chains = list(enumerate(config_chains(version.config), start=1))
+    kept = each(lambda layer: _headers(repository, layer[1], layer[0]), chains)
+    for (number, chain), headers in zip(chains, kept, strict=True):
         contents: list[StoredContent] = []
         parts: list[tar.SkeletonPart] = []
         try:

@@ -22,11 +22,8 @@ from blockmap.filesystem.merge import WHITEOUT
 from blockmap.filesystem.paths import show
 from blockmap.format import BLOCK
 from blockmap.format.filemap import FileRun, folders_above
-from blockmap.format.tree import Root
 from blockmap.image import pax
 from blockmap.image.sparse import Segments, encode_map, stored_segments
-from blockmap.store.repository import Repository
-from blockmap.store.volume_reader import stored_reader
 from blockmap.upkeep.differences import TreeDifference
 
 _MADE_BY_EXT4 = b"lost+found"
@@ -48,9 +45,9 @@ class FileSystem:
     """When it was last written, as configurations of images have dates; empty if it does not say."""
 
 
-def read_file_system(repository: Repository, root: Root, warn: Warn) -> FileSystem:
+def read_file_system(contents: ContentReader, warn: Warn) -> FileSystem:
     """Reads the tree of a file system; sockets are left out, which is said."""
-    read = stored_reader(repository, root)
+    read = contents.windows()
     reader = Ext4Reader(read)
     if reader.block_bytes != BLOCK:
         raise ImageError(

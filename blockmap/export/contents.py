@@ -1,8 +1,8 @@
 """Reads the blocks of files from a version's trees: in the order of the archive, in large ranges, and ahead of who takes them."""
 
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,11 +23,13 @@ from blockmap.store.walk import Spot, leaves
 
 HOLE = -1
 """The start of a run of blocks that are zeros, and nowhere in the volume."""
-_BATCH_BLOCKS = 4096
-"""16 MiB, which are read at once, in some 10 to 20 ranges."""
+_BATCH_BLOCKS = 2048
+"""8 MiB, which are read at once, in some 5 to 10 ranges."""
 _AHEAD = 3
 """Batches that are under way or wait to be taken."""
-_CHUNK_BYTES = 32 << 20
+_WINDOW_BLOCKS = 256
+_WINDOWS_IN_MEMORY = 32
+_CHUNK_BYTES = 16 << 20
 """Bytes of chunks that are in memory for one batch: small files in the order of their paths take few blocks of each."""
 
 
@@ -68,6 +70,32 @@ class ContentReader:
             if not ahead:
                 return
             yield ahead.popleft().result()
+
+    def windows(self) -> Callable[[int, int], bytes]:
+        """Returns a function that reads (offset, length) in bytes of the volume, of which it reads a MiB at once; for one thread.
+
+        The metadata of a file system lies close together: a store that is far away is asked some ten times for it.
+        """
+        held: OrderedDict[int, memoryview] = OrderedDict()
+
+        def window(number: int) -> memoryview:
+            if number not in held:
+                held[number] = self._load([(number * _WINDOW_BLOCKS, _WINDOW_BLOCKS)])
+                if len(held) > _WINDOWS_IN_MEMORY:
+                    held.popitem(last=False)
+            held.move_to_end(number)
+            return held[number]
+
+        def read(offset: int, length: int) -> bytes:
+            parts = []
+            while length:
+                number, start = divmod(offset, _WINDOW_BLOCKS * BLOCK)
+                part = window(number)[start : start + length]
+                parts.append(part)
+                offset, length = offset + len(part), length - len(part)
+            return b"".join(parts)
+
+        return read
 
     def _load(self, batch: list[FileRun]) -> memoryview:
         spans = self._spans(batch)

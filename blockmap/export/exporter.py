@@ -94,7 +94,10 @@ class Exporter:
     ) -> tuple[ExportedImage, bytes]:
         """Writes all blobs of an image, its documents among them; returns its manifest as well."""
         maker = BlobMaker(self._repository.store, folder, self._work)
-        blobs = each(maker.make, plan.layers, min(os.cpu_count() or 1, _LAYERS_AT_ONCE))
+        largest = sorted(range(len(plan.layers)), key=lambda number: -plan.layers[number].archive.size)
+        at_once = min(os.cpu_count() or 1, _LAYERS_AT_ONCE)
+        made = dict(zip(largest, each(lambda number: maker.make(plan.layers[number]), largest, at_once), strict=True))
+        blobs = [made[number] for number in range(len(plan.layers))]
         config = plan.config([blob.diff_id for blob in blobs])
         maker.put(config)
         manifest, why = new_manifest(config, blobs, plan.manifest), ""

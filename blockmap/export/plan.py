@@ -11,6 +11,7 @@ from blockmap.export.contents import ContentReader
 from blockmap.export.documents import committed_config, listed_layers, plain_config
 from blockmap.format.version import Version
 from blockmap.image.oci import config_diff_ids
+from blockmap.store.concurrent import spawn
 from blockmap.store.repository import Repository
 from blockmap.upkeep.differences import compare_trees
 
@@ -45,9 +46,10 @@ def plan_image(repository: Repository, version: Version, warn: Warn) -> ImagePla
         return _whole(repository, version, warn)
     if layers is None:
         return _whole(repository, version, warn)
-    old, new = (read_file_system(repository, own.root, warn if own is version else _ignore) for own in (base, version))
-    trees = compare_trees(repository, base.root, version.root)
-    change = changed_layer(old, new, trees, ContentReader(repository, [version.root]))
+    contents = ContentReader(repository, [version.root])
+    below = spawn(lambda: read_file_system(ContentReader(repository, [base.root]), _ignore))
+    new, old = read_file_system(contents, warn), below.result()
+    change = changed_layer(old, new, compare_trees(repository, base.root, version.root), contents)
     if change is not None:
         layers.append(PlannedLayer("the layer of what was changed", change))
     return ImagePlan(
@@ -77,8 +79,9 @@ def _stored(repository: Repository, version: Version) -> list[PlannedLayer]:
 
 def _whole(repository: Repository, version: Version, warn: Warn) -> ImagePlan:
     """Plans an image of one layer, which has all of the file system."""
-    found = read_file_system(repository, version.root, warn)
-    layer = PlannedLayer("the layer", whole_layer(found, ContentReader(repository, [version.root])))
+    contents = ContentReader(repository, [version.root])
+    found = read_file_system(contents, warn)
+    layer = PlannedLayer("the layer", whole_layer(found, contents))
     return ImagePlan([layer], None, False, lambda diff_ids: plain_config(version, found.written, diff_ids[0]))
 
 
