@@ -65,6 +65,14 @@ Imports point down the list in setup.cfg. Nine walks through the folders, a line
                             are relied on; the nodes above; the record, beside the checks of publish.reliance; the entry
     server.server           puts the clone on the new version, and the layers go
 
+    An export
+    export.plan             the version that was imported; what of it changed since (export.changes) is one more layer
+    export.archives         a layer's headers (format.layer) through the importer's writer again, which says where contents are
+    export.contents         the contents, in large ranges and ahead
+    export.blobs            the archive is checked, and compressed as it was (image.gzip_tools) as far as that is known
+    export.documents        configuration and manifest: those that were, or new ones
+    export.destinations     a layout, an archive; image.skopeo for a registry
+
     An attach
     cli.host                calls api.host, as scripts do
     api.host                finds a server (api.server), or starts one (host.serve.supervisor); asks which version the name

@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from hashlib import sha256
 from typing import BinaryIO
 
-from blockmap.errors import Corrupt, NotFound
+from blockmap.errors import Corrupt
 from blockmap.filesystem.member import ImageSource
 from blockmap.format import keys, recipe
 from blockmap.format.recipe import BlobRecipe
@@ -16,7 +15,7 @@ from blockmap.local.scratch import scratch
 from blockmap.publish.derived import put_next
 from blockmap.publish.object_writer import put
 from blockmap.store.base import Pruner, Reader
-from blockmap.store.blobs import PART_BYTES, find_recipe, kept_blob
+from blockmap.store.blobs import PART_BYTES, check_kept, find_recipe
 from blockmap.store.log import LogReader
 
 
@@ -52,8 +51,9 @@ def keep_blobs(store: Pruner, source: ImageSource) -> int:
     """Stores the blobs of an image's layers, unless the store has them; returns the bytes that it stored."""
     stored = 0
     for digest, layer in _blobs(source):
-        if _is_kept(store, digest):
-            continue
+        with suppress(Corrupt):
+            if check_kept(store, digest):
+                continue
         for key in store.list(keys.blob_parts(digest)):
             store.delete(key)  # some part of it is damaged, or was not written
         with layer.open_blob() as blob:
@@ -68,17 +68,6 @@ def _blobs(source: ImageSource) -> Iterator[tuple[bytes, BlobLayer]]:
     for layer in source.layers:
         if isinstance(layer, BlobLayer) and layer.digest is not None:
             yield layer.digest, layer
-
-
-def _is_kept(store: Reader, digest: bytes) -> bool:
-    state = sha256()
-    try:
-        parts = kept_blob(store, digest)
-        for part in parts or ():
-            state.update(part)
-    except (NotFound, Corrupt):
-        return False
-    return state.digest() == digest
 
 
 def _parts(blob: BinaryIO) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ Blobs that were kept are verified by who reads them, against the SHA-256 that na
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 
 from blockmap.errors import Corrupt, NotFound
 from blockmap.format import keys, recipe
@@ -30,6 +31,22 @@ def kept_blob(store: Reader, blob: bytes) -> Iterator[bytes] | None:
     if not store.exists(keys.blob_part(blob, 1)):
         return None
     return _parts(store, blob)
+
+
+def check_kept(store: Reader, blob: bytes) -> bool:
+    """Returns True if a blob was kept, False if it was not. Raises Corrupt where it is damaged, StoreUnavailable."""
+    state = sha256()
+    try:
+        parts = kept_blob(store, blob)
+        if parts is None:
+            return False
+        for part in parts:
+            state.update(part)
+    except (NotFound, Corrupt) as error:
+        raise Corrupt(f"the blob sha256:{blob.hex()} was kept, and is damaged: {error}") from error
+    if state.digest() != blob:
+        raise Corrupt(f"the blob sha256:{blob.hex()} was kept, and is damaged: it has another digest")
+    return True
 
 
 def _parts(store: Reader, blob: bytes) -> Iterator[bytes]:

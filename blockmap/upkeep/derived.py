@@ -10,7 +10,7 @@ from hashlib import sha256
 from blockmap.errors import CannotList, Corrupt, FormatError, NotFound
 from blockmap.filesystem.ext4.reader import Ext4Reader
 from blockmap.filesystem.member import MemberKind
-from blockmap.format import filemap, hooks, keys, layer, oci
+from blockmap.format import filemap, hooks, keys, layer, oci, recipe
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.oci import DocumentRecord
 from blockmap.format.tree import Root
@@ -19,6 +19,7 @@ from blockmap.learn.bundler import put_bundles
 from blockmap.publish.derived import supersede
 from blockmap.store import limits
 from blockmap.store.base import Pruner, Reader
+from blockmap.store.blobs import check_kept
 from blockmap.store.bundles import check_bundle, read_head
 from blockmap.store.documents import check_document
 from blockmap.store.log import LogReader
@@ -69,6 +70,7 @@ def check_derived(
     compared with the tree.
     """
     root, repository = version.root, Repository(store)
+    blobs = list(dict.fromkeys(oci.layer_digests(version.manifest or b"")))
     documents = [document for document in (version.manifest, version.config) if document is not None]
     derived = [
         _Derived(
@@ -80,6 +82,7 @@ def check_derived(
         *(_Derived(partial(keys.layer, chain), limits.LAYER, _layer(chain), None) for chain in chains),
         *(_hooks(repository, own, deep) for own in (root, version.extra)),
         *(_document(repository, sha256(document).digest(), name, number) for document in documents),
+        *(_Derived(partial(keys.recipe, blob), recipe.MAX_BYTES, recipe.decode, None) for blob in blobs),
     ]
     for own in derived:
         try:
@@ -87,6 +90,13 @@ def check_derived(
         except (NotFound, Corrupt) as error:
             newest = LogReader(store, own.key).newest()
             yield DerivedFault(own.key(newest), str(error), None if own.make is None else _superseded(own, newest))
+    for blob in blobs if deep else ():
+        try:
+            check_kept(store, blob)
+        except Corrupt as error:
+            yield DerivedFault(
+                keys.blob_part(blob, 1), f"{error}; importing the image again with --keep-blobs mends it", None
+            )
     with suppress(CannotList):
         newest_bundles: dict[str, tuple[int, int]] = {}
         for label, *numbers in filter(None, map(keys.parse_bundle, store.list(keys.bundles(name)))):
