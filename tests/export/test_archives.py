@@ -63,6 +63,14 @@ def test_what_stands_where_nothing_should(tmp_path: Path) -> None:
     assert archives_of(tmp_path / "store", "odd:1") == [lower, upper, short]
 
 
+def test_what_the_import_leaves_out_is_in_the_archive(tmp_path: Path) -> None:
+    """An attribute that takes no block, since it is left out, before a layer whose contents lie behind that block."""
+    foreign = {"apple.colour": b"x" * 3000}
+    layers = [archive([file("a", b"1", xattrs=foreign)]), archive([file("b", bulk(1, 5000), mtime="99999999999")])]
+    imported(tmp_path / "store", layers, tmp_path)
+    assert archives_of(tmp_path / "store", "odd:1") == layers
+
+
 def test_files_larger_than_what_is_read_at_once(tmp_path: Path) -> None:
     layers = [
         archive([file("a", bulk(1, 20 << 20)), file("zeros", bytes(40 << 20)), file("b", bulk(2, 3))]),

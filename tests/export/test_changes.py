@@ -153,7 +153,6 @@ def test_a_commit_is_one_more_layer(base: tuple[Path, Path], changed: Path, tmp_
     assert history == before["history"]
     assert (last["created_by"], last["comment"], last["author"]) == ("blockmap commit", "why", "who")
     assert config["created"] == last["created"] > "2020-01-01T00:00:00Z"
-    assert done.layers[2].size < 22 << 20, "the hole of 95 MiB is not in it"
 
 
 def test_the_same_commit_is_the_same_image(changed: Path, tmp_path: Path) -> None:
@@ -167,6 +166,7 @@ def test_the_layer_has_what_changed_and_the_directories_above(changed: Path, tmp
     assert list(members) == sorted(members, key=os.fsencode)
     for name in (".wh.gone", "tree/.wh.1", "tree/2/.wh.file", "made-anew/.wh.old", ".wh.three-b", ".wh.renamed"):
         assert members.pop(name).size == 0
+    assert members["new/holes"].issparse()
     assert members["lonely"].islnk()
     assert members["deep/not-lonely"].isreg()
     assert members["apart"].isreg()

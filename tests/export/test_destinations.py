@@ -74,6 +74,7 @@ def test_skopeo_reads_what_is_written(name: str, store: Path, tmp_path: Path) ->
         assert done.config == done.was_config
         skopeo("copy", "-q", again, f"dir:{tmp_path / 'copied'}")
         assert hashlib.sha256(skopeo("inspect", "--raw", "--config", again)).hexdigest() == done.config.hex() == config
+    import_image(tmp_path / "again", f"oci:{tmp_path / 'out'}:1", "again:1", tmp_path)
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert [each["annotations"]["org.opencontainers.image.ref.name"] for each in index["manifests"]] == ["1", "other"]
 
