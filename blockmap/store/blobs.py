@@ -43,9 +43,9 @@ def check_kept(store: Reader, blob: bytes) -> bool:
         for part in parts:
             state.update(part)
     except (NotFound, Corrupt) as error:
-        raise Corrupt(f"the blob sha256:{blob.hex()} was kept, and is damaged: {error}") from error
+        raise Corrupt(f"the blob that was kept in {keys.blob_parts(blob)} is damaged: {error}") from error
     if state.digest() != blob:
-        raise Corrupt(f"the blob sha256:{blob.hex()} was kept, and is damaged: it has another digest")
+        raise Corrupt(f"the blob that was kept in {keys.blob_parts(blob)} is damaged: it has another digest")
     return True
 
 

@@ -57,7 +57,7 @@ class Site:
     def put(self) -> None:
         found = open_source(self.source, platform="linux/amd64", work=Path("/nonexistent"))
         form = parse_format(self.store.get(keys.FORMAT), self.store.url)
-        Importer(self.store, form, self.said.append).run(found, "a", "1")
+        Importer(self.store, form, self.said.append).run(found, "a", "1", keeps_blobs=True)
 
     def verify(self) -> None:
         repository = Repository(self.store)
@@ -107,7 +107,7 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-DERIVED = ("hooks", "filemaps", "layers", "oci", "bundles")
+DERIVED = ("hooks", "filemaps", "layers", "oci", "bundles", "recipes", "blobs")
 HEALED = ("packs", "versions", "damaged", "moved")
 KINDS = ("format", "names", "profiles", "hints", "gc", *DERIVED, *HEALED)
 
@@ -139,5 +139,10 @@ def test_an_object_is_whole_after_the_next_import_or_told_by_name(site: Site, ki
         elif way == "delete" and kind in (*DERIVED, "names"):
             assert here.store.get(key)
         elif way != "delete" and kind not in (*HEALED, "gc"):  # the log of collections goes on without an entry
-            told = {"format": key, "profiles": "profile 1 of a+default", "names": "entry 1 of a:1"}.get(kind, key)
+            told = {
+                "format": key,
+                "blobs": key.rpartition("/")[0],
+                "profiles": "profile 1 of a+default",
+                "names": "entry 1 of a:1",
+            }.get(kind, key)
             assert any(told in text for text in said)
