@@ -26,8 +26,8 @@ _UNKNOWN_SYSTEM = 255
 """The operating system in headers of libraries; programs of Unix have 3."""
 _PGZIP_TIME = b"\x00\x09\x6e\x88"
 """The time in headers of the Go library of skopeo: the year 1, cut off."""
-_READ_BYTES = 2 << 20
-"""Bytes of a blob that are looked at: more than the pieces of 1 MiB that parallel tools make of archives."""
+_READ_BYTES = 1 << 20
+"""Bytes of a blob that are looked at: an archive of three or so of the pieces of 1 MiB that parallel tools make."""
 _ARCHIVE_BYTES = 8 << 20
 """Bytes of its archive that are tried: text that shrinks to a twentieth still fills several blocks of the stream."""
 _FIRST_BYTES = 256 << 10
