@@ -235,7 +235,7 @@ class StoreCheck:
 
 
 _KINDS = {
-    "bundles", "damaged", "filemaps", "format", "gc", "hints", "hooks", "layers", "moved", "names", "oci", "packs", "pins",
-    "profiles", "versions",
+    "blobs", "bundles", "damaged", "filemaps", "format", "gc", "hints", "hooks", "layers", "moved", "names", "oci", "packs", "pins",
+    "profiles", "recipes", "versions",
 }  # fmt: skip
 """What keys begin with."""
