@@ -8,6 +8,7 @@ from blockmap.bench.hooks import hooks_
 from blockmap.bench.imports import import_
 from blockmap.bench.record import record
 from blockmap.bench.warm import warm
+from blockmap.bench.write import write
 
 
 @click.group()
@@ -15,5 +16,5 @@ def bench() -> None:
     """Measure, beside a peer in the same run."""
 
 
-for _command in (warm, record, import_, dedup, hooks_, coldstart):
+for _command in (warm, write, record, import_, dedup, hooks_, coldstart):
     bench.add_command(_command)
