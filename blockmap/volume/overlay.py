@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-from sortedcontainers import SortedDict
+from sortedcontainers import SortedList
 
 from blockmap.errors import FormatError
 
@@ -43,98 +43,97 @@ class OverlayPiece(NamedTuple):
 class OverlayMap:
     """The extents of one layer; threads that share it must take turns."""
 
-    __slots__ = ("_changed", "_extents")
+    __slots__ = ("_changed", "_held", "_starts")
 
     def __init__(self, extents: Sequence[Held] = ()) -> None:
-        self._extents = SortedDict((start, (end, kind)) for start, end, kind in extents)
-        """By start: end and kind."""
+        self._held = {each.start: each for each in extents}
+        """By start."""
+        self._starts = SortedList(self._held)
         self._changed: set[int] = set()
         """Starts of extents that were added, changed or removed since `take_changed`."""
 
     def __len__(self) -> int:
-        return len(self._extents)
+        return len(self._held)
 
     def __iter__(self) -> Iterator[Held]:
-        for start, (end, kind) in self._extents.items():
-            yield Held(start, end, kind)
+        return map(self._held.__getitem__, self._starts)
 
-    def put(self, start: int, end: int, kind: Kind) -> None:
-        """Lays a range over what is there: cuts both edges, drops what is inside, joins neighbours of its kind. O(log n), and
-        O(log n) for each extent that is dropped."""
-        extents, changed = self._extents, self._changed
+    def put(self, start: int, end: int, kind: Kind) -> bool:
+        """Lays a range over what is there: cuts both edges, drops what is inside, joins neighbours of its kind; returns False
+        if all of the range was of its kind already. O(log n), and O(log n) for each extent that is dropped."""
+        starts, held, changed = self._starts, self._held, self._changed
         tail = None
-        at = extents.bisect_left(start) - 1
-        if at >= 0:
-            before = extents.keys()[at]
-            reached, its = extents[before]
+        at = starts.bisect_left(start)
+        if at:
+            before, reached, its = held[starts[at - 1]]
             if reached >= start:
-                if its == kind:
+                if its is kind:
+                    if reached >= end:
+                        return False
                     start = before
                 elif reached > start:
-                    extents[before] = start, its
+                    held[before] = Held(before, start, its)
                     changed.add(before)
-                if reached > end:
-                    tail = reached, its
-        inside = list(extents.irange(start, end))
-        for each in inside:
-            reached, its = extents[each]
-            if each == end and its != kind:
+                    if reached > end:
+                        tail = reached, its
+        while at < len(starts):
+            each, reached, its = held[starts[at]]
+            if each > end or (each == end and its is not kind):
                 break
             if reached > end:
                 tail = reached, its
-            if each != start:
-                del extents[each]
-                changed.add(each)
+            if each == start:
+                if its is kind and reached >= end:
+                    return False
+                at += 1
+                continue
+            del starts[at]
+            del held[each]
+            changed.add(each)
         if tail is not None:
-            if tail[1] == kind:
+            if tail[1] is kind:
                 end = tail[0]
             else:
-                extents[end] = tail
-                changed.add(end)
-        extents[start] = end, kind
-        changed.add(start)
-
-    def covers(self, start: int, end: int, kind: Kind) -> bool:
-        """Returns True if all of a range is of a kind already."""
-        extents = self._extents
-        at = extents.bisect_right(start) - 1
-        if at < 0:
-            return False
-        reached, its = extents.peekitem(at)[1]
-        return bool(its == kind and reached >= end)
+                self._set(Held(end, *tail))
+        self._set(Held(start, end, kind))
+        return True
 
     def has(self, start: int, end: int, kind: Kind) -> bool:
         """Returns True if any of a range is of a kind."""
-        return any(each.kind == kind for each in self.within(start, end))
+        return any(each.kind is kind for each in self.within(start, end))
 
     def within(self, start: int, end: int) -> list[Held]:
         """Returns what the map has of a range, cut to it."""
-        extents = self._extents
+        starts, held = self._starts, self._held
         found = []
-        at = extents.bisect_right(start) - 1
+        at = starts.bisect_right(start) - 1
         if at >= 0:
-            reached, kind = extents.peekitem(at)[1]
+            _, reached, kind = held[starts[at]]
+            if reached >= end:
+                return [Held(start, end, kind)]
             if reached > start:
-                found.append(Held(start, min(reached, end), kind))
-        for each in extents.irange(start, end, (False, False)):
-            reached, kind = extents[each]
+                found.append(Held(start, reached, kind))
+        for each in starts.irange(start, end, (False, False)):
+            _, reached, kind = held[each]
             found.append(Held(each, min(reached, end), kind))
         return found
 
-    def take_changed(self) -> set[int]:
-        """Returns the starts at which the map has changed since the last call."""
-        changed, self._changed = self._changed, set()
-        return changed
+    def take_changed(self) -> tuple[list[int], list[Held | None]]:
+        """Returns the starts at which the map has changed since the last call, and the extent at each, if there is one now."""
+        starts = list(self._changed)
+        self._changed.clear()
+        return starts, list(map(self._held.get, starts))
 
-    def put_back(self, changed: set[int]) -> None:
+    def put_back(self, starts: Sequence[int]) -> None:
         """Takes back what `take_changed` returned, where that could not be stored."""
-        self._changed |= changed
+        self._changed.update(starts)
 
-    def at(self, starts: set[int]) -> tuple[list[Held], list[int]]:
-        """Returns the extents that begin at `starts`, and those of `starts` where none does."""
-        extents = self._extents
-        there = [Held(start, *extents[start]) for start in starts if start in extents]
-        return there, [start for start in starts if start not in extents]
+    def _set(self, extent: Held) -> None:
+        start = extent.start
+        if start not in self._held:
+            self._starts.add(start)
+        self._held[start] = extent
+        self._changed.add(start)
 
     def check(self) -> None:
         """Asserts the invariants: extents are not empty, do not overlap, and differ in kind where they touch."""

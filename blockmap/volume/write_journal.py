@@ -11,23 +11,27 @@ flush is not believed, since bytes that it speaks of may be lost.
 Record n is at place n modulo RECORDS. A change that was not answered may leave none.
 """
 
+import mmap
 import os
 import struct
+import threading
 import uuid
 import zlib
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from blockmap.local import holes
 from blockmap.volume.overlay import Kind
 from blockmap.volume.scratch import local_error
 
-RECORDS: Final = 1 << 15
-"""Changes that can wait for a flush: 1 MiB of records, and some 10 ms to store them."""
+RECORDS: Final = 1 << 16
+"""Changes that can wait for a flush: 2 MiB of records, which a clone takes at its first change."""
 
 _HEADER = struct.Struct("<4sI16s40x")
 _FIELDS = struct.Struct("<QQQI")
 _CHECK = struct.Struct("<I")
 _RECORD_BYTES = _FIELDS.size + _CHECK.size
+_FILE_BYTES = _HEADER.size + RECORDS * _RECORD_BYTES
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -55,7 +59,7 @@ class WriteJournal:
             raise local_error(path, error) from error
         header = _HEADER.pack(b"bmwj", 1, boot)
         try:
-            data = os.pread(self._fd, _HEADER.size + RECORDS * _RECORD_BYTES, 0)
+            data = os.pread(self._fd, _FILE_BYTES, 0)
             if data[: len(header)] != header:
                 data = b""
                 os.ftruncate(self._fd, 0)
@@ -65,18 +69,45 @@ class WriteJournal:
             raise local_error(path, error) from error
         self.found = [change for change in _changes(data) if change.number >= stored]
         """The changes that are not durable, in their order."""
+        # Guards what follows; held while the file is allocated.
+        self._lock = threading.Lock()
+        self._memory: mmap.mmap | None = None
+        """The file, once there is a change. A call of the system for each would be a good part of what a write takes, most of
+        it to get the interpreter back."""
+        self._maps = holes.writes_in_place(self._fd)
+        """False where a write to memory of the file might need room on the disk, and end the process if there is none."""
 
     def write(self, change: MapChange) -> None:
         """Notes a change; none that is not durable may be at its place."""
         fields = _FIELDS.pack(*change)
+        record = fields + _CHECK.pack(zlib.crc32(fields))
         place = _HEADER.size + change.number % RECORDS * _RECORD_BYTES
+        memory = self._memory or self._map()
+        if memory is not None:
+            memory[place : place + _RECORD_BYTES] = record
+            return
         try:
-            os.pwrite(self._fd, fields + _CHECK.pack(zlib.crc32(fields)), place)
+            os.pwrite(self._fd, record, place)
         except OSError as error:
             raise local_error(self._path, error) from error
 
     def close(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
         os.close(self._fd)
+
+    def _map(self) -> mmap.mmap | None:
+        """Gives the file all of its room; returns its memory, or None where changes are written by calls."""
+        with self._lock:
+            if self._memory is None and self._maps:
+                code = holes.allocate(self._fd, 0, _FILE_BYTES)
+                if code in holes.CANNOT:
+                    self._maps = False
+                elif code:
+                    raise local_error(self._path, OSError(code, os.strerror(code)))
+                else:
+                    self._memory = mmap.mmap(self._fd, _FILE_BYTES)
+            return self._memory
 
 
 def boot_id() -> bytes:
