@@ -13,7 +13,6 @@ from sortedcontainers import SortedDict
 
 from blockmap.errors import FormatError
 
-
 _SPAN_BITS: Final = 24
 """A span is 16 MiB, at most 4,096 extents of whole blocks."""
 
