@@ -2,6 +2,7 @@
 
 import click
 
+from blockmap.bench.clone import clone
 from blockmap.bench.coldstart.command import coldstart
 from blockmap.bench.dedup import dedup
 from blockmap.bench.hooks import hooks_
@@ -16,5 +17,5 @@ def bench() -> None:
     """Measure, beside a peer in the same run."""
 
 
-for _command in (warm, write, record, import_, dedup, hooks_, coldstart):
+for _command in (warm, write, clone, record, import_, dedup, hooks_, coldstart):
     bench.add_command(_command)
