@@ -68,8 +68,8 @@ class CloneOnDisk:
         number, extents = self.table.layers(self.record)[0]
         extents.put(start, end, kind)
         starts, found = extents.take_changed()
-        gone = [at for at, each in zip(starts, found, strict=True) if each is None]
-        self.table.keep(self.record.id, number, [each for each in found if each is not None], gone, 0)
+        there = {each.start: each for each in found if each is not None}
+        self.table.keep(self.record.id, number, list(there.values()), sorted(set(starts) - there.keys()), 0)
 
     def capture(self, name: str, force: bool = False, nonce: str = "n1", changes: str = "[]") -> int:
         repo, tag = name.split(":")
