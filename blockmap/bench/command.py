@@ -2,6 +2,7 @@
 
 import click
 
+from blockmap.bench.clone import clone
 from blockmap.bench.coldstart.command import coldstart
 from blockmap.bench.commit.command import commit
 from blockmap.bench.dedup import dedup
@@ -9,6 +10,7 @@ from blockmap.bench.hooks import hooks_
 from blockmap.bench.imports import import_
 from blockmap.bench.record import record
 from blockmap.bench.warm import warm
+from blockmap.bench.write import write
 
 
 @click.group()
@@ -16,5 +18,5 @@ def bench() -> None:
     """Measure, beside a peer in the same run."""
 
 
-for _command in (warm, record, import_, dedup, hooks_, coldstart, commit):
+for _command in (warm, write, clone, record, import_, dedup, hooks_, coldstart, commit):
     bench.add_command(_command)

@@ -16,7 +16,7 @@ import click
 import numpy as np
 
 from blockmap.bench import Report, json_option, show
-from blockmap.bench.reader import BlockReader
+from blockmap.bench.blocks import BlockClient
 from blockmap.bench.statistics import ratios, spread
 from blockmap.bench.warm import densest_window, served
 from blockmap.control.client import Client
@@ -90,7 +90,7 @@ class _Server:
         used: tuple[list[float], list[float]] = [], []
         for _ in range(_TRACES):
             exports = [f"{self._export}+{label}" for label in ("with", "without")]
-            with BlockReader(self._socket, exports[0]) as recorded, BlockReader(self._socket, exports[1]) as bare:
+            with BlockClient(self._socket, exports[0]) as recorded, BlockClient(self._socket, exports[1]) as bare:
                 readers = recorded, bare
                 for each in readers:
                     each.read(self._offsets[:depth], depth)

@@ -6,6 +6,7 @@ load reads only offsets that hold data: the densest window of the volume, where 
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -146,9 +147,11 @@ def _fio(uri: str, options: list[str], window: tuple[int, int], seconds: int) ->
 
 
 @contextlib.contextmanager
-def _running(command: list[str], ready: Path) -> Iterator[None]:
-    """Runs a server process while the block runs."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def running(command: list[str], ready: Path, **variables: str) -> Iterator[None]:
+    """Runs a server process while the block runs, with more variables in its environment."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **variables}
+    )
     try:
         deadline = time.monotonic() + 30
         while not ready.exists():
@@ -167,10 +170,11 @@ def _running(command: list[str], ready: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def served(directory: Path, store: str) -> Iterator[Path]:
-    """Runs a `blockmap serve` with a cache of its own; yields its socket."""
+    """Runs a `blockmap serve` with a cache and clones of its own; yields its socket."""
     socket = directory / "blockmap.sock"
     program = [sys.executable, "-m", "blockmap.cli.main", "serve", "--socket", str(socket)]
-    with _running([*program, "--no-learn", "--store", store, "--cache", str(directory / "cache")], socket):
+    command = [*program, "--no-learn", "--store", store, "--cache", str(directory / "cache")]
+    with running(command, socket, BLOCKMAP_STATE=str(directory / "state")):
         Client(socket).wait_ready(30)
         yield socket
 
@@ -178,7 +182,7 @@ def served(directory: Path, store: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def _file_plugin(directory: Path, raw: Path) -> Iterator[str]:
     socket = directory / "file.sock"
-    with _running(["nbdkit", "-f", "-t", "16", "-r", "-U", str(socket), "file", str(raw)], socket):
+    with running(["nbdkit", "-f", "-t", "16", "-r", "-U", str(socket), "file", str(raw)], socket):
         yield f"nbd+unix:///?socket={socket}"
 
 
@@ -186,5 +190,5 @@ def _file_plugin(directory: Path, raw: Path) -> Iterator[str]:
 def _qemu_nbd(directory: Path, raw: Path) -> Iterator[str]:
     socket = directory / "qemu.sock"
     command = ["qemu-nbd", "-r", "-f", "raw", "-t", "-e", "16", "-k", str(socket), str(raw)]
-    with _running(command, socket):
+    with running(command, socket):
         yield f"nbd+unix:///?socket={socket}"

@@ -38,8 +38,10 @@ def open_database(path: Path | str, schema: Schema) -> sqlite3.Connection:
     Raises sqlite3.Error if it is damaged, or of a version that `schema` cannot migrate.
     """
     if path != ":memory:":
-        with suppress(OSError):  # which SQLite then explains; it gives its other files the mode of this one
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # SQLite explains what fails, and gives its other files the mode of this one. One that exists is not touched: to close
+        # it would end the locks of this process on it, and whoever then thinks that nobody has it open deletes the log.
+        with suppress(OSError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False, isolation_level=None)
     try:
         _bring(connection, schema)

@@ -7,7 +7,7 @@ Threads of a server. `spawn` (store/concurrent.py) makes threads that nobody has
 object that made them, all of these by `Server.close` or by the plugin's end.
 
     name                      made by, and ends                        does
-    nbdkit's, 17 a connection nbdkit, with the connection              callbacks: reads (16 at once), block status, open
+    nbdkit's, 9 a connection  nbdkit, with the connection              callbacks: reads (8 at once), block status, open
     open (64)                 Opener, at most 1 s later if it hangs    opens by name and digest, for which nbdkit's threads wait
     leader (128)              Fetcher, at most 5 s later if it hangs   first ranges of reads, for which nbdkit's threads wait
     demands (16)              Fetcher, likewise all of these           further ranges of one read
@@ -58,9 +58,9 @@ nor while another lock is taken. Hits take none. The exceptions, all of them:
     Stream._changed         > Ranges._lock             asks how much the link holds
 
     held across I/O of the local disk: Cache._room and StagingArea._writing; RecordCache._lock and CloneTable._lock, which
-    guard a connection to SQLite; _Entry.lock, one for each clone, and CloneVolume._turn; TraceManager._lock, while a trace is
-    made; Recorder._lock, which guards the file; LearnerProcess._lock and PublisherProcess._lock, while a process
-    starts.
+    guard a connection to SQLite; _Entry.lock, one for each clone, and CloneVolume._turn; WriteJournal._lock, while its file
+    is given room; TraceManager._lock, while a trace is made; Recorder._lock, which guards the file; LearnerProcess._lock and
+    PublisherProcess._lock, while a process starts.
     held while something is computed: Verifier._lock, on purpose: one at a time verifies.
 
 tests/server/test_lock_order.py reads this, and runs a server under load.

@@ -384,9 +384,9 @@ def owned_clone(folder: Path, name: str, holder: str) -> Iterator[None]:
     """Holds the lock of a clone, and says so in its file; HostError where another has it."""
     try:
         state = folder.parent.parent
-        for each in (folder, state / "layers"):
-            if not each.is_dir():
-                settle(each, state)
+        if not (state / "layers").is_dir():
+            settle(state / "layers", state)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is in it matters until the host's end
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HostError(f"cannot use {folder}: {error.strerror}") from error

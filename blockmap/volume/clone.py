@@ -284,12 +284,12 @@ class CloneVolume:
             raise HostError(self._failed)
         with self._lock:
             layer, answered, number = self._layers[0], self._answered, self._number
-            changed = layer.map.take_changed()
-            extents, gone = layer.map.at(changed)
+            changed, found = layer.map.take_changed()
         try:
             self._sync(layer)
             if changed or keep is not self._keep:
-                keep(layer.number, extents, gone, number)
+                gone = [start for start, extent in zip(changed, found, strict=True) if extent is None]
+                keep(layer.number, [extent for extent in found if extent is not None], gone, number)
         except BaseException:
             with self._lock:
                 layer.map.put_back(changed)
@@ -325,19 +325,20 @@ class CloneVolume:
                 while self._freezing:
                     self._idle.wait()
                 layer = self._layers[0]
-                if self._number + layer.writers - self._stored < RECORDS:
+                noted = self._number + layer.writers - self._stored
+                # One change makes room in the journal, once half of it is taken; the others do not wait for it.
+                if noted < RECORDS // 2 or (noted < RECORDS and self._turn.locked()):
                     layer.writers += 1
                     return layer
-            self.flush()  # the journal has no place for more
+            self.flush()
 
     def _put(self, layer: CloneLayer, start: int, end: int, kind: Kind) -> bool:
         """Puts a change into the map, and notes it; returns True if zeros took the place of bytes."""
         with self._lock:
             self._answered += 1
-            if start == end or layer.map.covers(start, end, kind):
+            had = kind is Kind.ZEROS and layer.map.has(start, end, Kind.DATA)
+            if start == end or not layer.map.put(start, end, kind):
                 return False
-            had = kind == Kind.ZEROS and layer.map.has(start, end, Kind.DATA)
-            layer.map.put(start, end, kind)
             self._touch(start, end)
             number = self._number
             self._number += 1

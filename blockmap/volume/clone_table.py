@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from blockmap.durable import sync_directory
 from blockmap.errors import AlreadyExists, DiskFull, HostError, NotFound
@@ -70,6 +71,10 @@ CREATE TABLE extents (
 """,
     migrations={1: "ALTER TABLE captures ADD COLUMN expected INTEGER;"},
 )
+_T = TypeVar("_T")
+_BATCH = 200
+"""Rows that one statement changes: each gives the interpreter away, and has to wait for it among all that read and write.
+SQLite takes some 1,000 values at least."""
 _COLUMNS = "clones.id, name, store, origin, base, pin, size, created, stored"
 
 
@@ -365,12 +370,13 @@ class CloneTable:
         return gone
 
     def _keep(self, clone: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
-        self._connection.executemany(
-            "DELETE FROM extents WHERE layer = ? AND start = ?", [(layer, start) for start in gone]
-        )
-        self._connection.executemany(
-            "INSERT OR REPLACE INTO extents VALUES (?, ?, ?, ?)", [(layer, *each) for each in extents]
-        )
+        for some in _batches(gone):
+            marks = ",".join("?" * len(some))
+            self._connection.execute(f"DELETE FROM extents WHERE layer = ? AND start IN ({marks})", (layer, *some))
+        for batch in _batches(extents):
+            marks = ",".join(["(?,?,?,?)"] * len(batch))
+            values = [value for start, end, kind in batch for value in (layer, start, end, int(kind))]
+            self._connection.execute(f"INSERT OR REPLACE INTO extents VALUES {marks}", values)
         self._connection.execute("UPDATE clones SET stored = ? WHERE id = ?", (stored, clone))
 
     def _map(self, layer: int) -> OverlayMap:
@@ -395,6 +401,10 @@ class CloneTable:
                     yield self._connection
             except sqlite3.Error as error:
                 raise _unusable(self._path, error) from error
+
+
+def _batches(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (items[at : at + _BATCH] for at in range(0, len(items), _BATCH))
 
 
 def has_clones(state: Path) -> bool:

@@ -4,13 +4,17 @@ Positions are bytes, so that a write of less than a block needs to read nothing 
 that say what it says: those that touch differ in kind. Maps that lie on each other are looked through by `look`.
 """
 
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sortedcontainers import SortedDict
 
 from blockmap.errors import FormatError
+
+_SPAN_BITS: Final = 24
+"""A span is 16 MiB, at most 4,096 extents of whole blocks."""
 
 
 class Kind(IntEnum):
@@ -43,102 +47,89 @@ class OverlayPiece(NamedTuple):
 class OverlayMap:
     """The extents of one layer; threads that share it must take turns."""
 
-    __slots__ = ("_changed", "_extents")
+    __slots__ = ("_changed", "_held", "_spans")
 
     def __init__(self, extents: Sequence[Held] = ()) -> None:
-        self._extents = SortedDict((start, (end, kind)) for start, end, kind in extents)
-        """By start: end and kind."""
+        """`extents` are in ascending order."""
+        self._held = {each.start: each for each in extents}
+        """By start."""
+        self._spans: SortedDict[int, list[int]] = SortedDict()
+        """By span: the starts in it, in ascending order. Most changes find their neighbours in one span, in a third
+        of the time that one sorted list of all starts takes."""
+        for start, _, _ in extents:
+            self._spans.setdefault(start >> _SPAN_BITS, []).append(start)
         self._changed: set[int] = set()
         """Starts of extents that were added, changed or removed since `take_changed`."""
 
     def __len__(self) -> int:
-        return len(self._extents)
+        return len(self._held)
 
     def __iter__(self) -> Iterator[Held]:
-        for start, (end, kind) in self._extents.items():
-            yield Held(start, end, kind)
+        return (self._held[start] for starts in self._spans.values() for start in starts)
 
-    def put(self, start: int, end: int, kind: Kind) -> None:
-        """Lays a range over what is there: cuts both edges, drops what is inside, joins neighbours of its kind. O(log n), and
-        O(log n) for each extent that is dropped."""
-        extents, changed = self._extents, self._changed
+    def put(self, start: int, end: int, kind: Kind) -> bool:
+        """Lays a range over what is there: cuts both edges, drops what is inside, joins neighbours of its kind; returns False
+        if all of the range was of its kind already. O(log n), and O(log n) for each extent that is dropped."""
         tail = None
-        at = extents.bisect_left(start) - 1
-        if at >= 0:
-            before = extents.keys()[at]
-            reached, its = extents[before]
-            if reached >= start:
-                if its == kind:
-                    start = before
-                elif reached > start:
-                    extents[before] = start, its
-                    changed.add(before)
-                if reached > end:
-                    tail = reached, its
-        inside = list(extents.irange(start, end))
-        for each in inside:
-            reached, its = extents[each]
-            if each == end and its != kind:
+        at = start
+        if (before := self._before(start)) is not None and before.end >= start:
+            if before.kind is kind:
+                if before.end >= end:
+                    return False
+                start = before.start
+            elif before.end > start:
+                self._set(Held(before.start, start, before.kind))
+                if before.end > end:
+                    tail = before
+        while (each := self._from(at)) is not None and each.start <= end:
+            if each.kind is kind:
+                if each.start == start and each.end >= end:
+                    return False
+                end = max(end, each.end)
+            elif each.start == end:
                 break
-            if reached > end:
-                tail = reached, its
-            if each != start:
-                del extents[each]
-                changed.add(each)
-        if tail is not None:
-            if tail[1] == kind:
-                end = tail[0]
+            elif each.end > end:
+                tail = each
+            if each.start == start:
+                at += 1
             else:
-                extents[end] = tail
-                changed.add(end)
-        extents[start] = end, kind
-        changed.add(start)
+                self._remove(each.start)
+        if tail is not None:
+            self._set(Held(end, tail.end, tail.kind))
+        self._set(Held(start, end, kind))
+        return True
 
     def end(self) -> int:
         """Returns where the last extent ends; 0 if there is none."""
-        return int(self._extents.peekitem()[1][0]) if self._extents else 0
-
-    def covers(self, start: int, end: int, kind: Kind) -> bool:
-        """Returns True if all of a range is of a kind already."""
-        extents = self._extents
-        at = extents.bisect_right(start) - 1
-        if at < 0:
-            return False
-        reached, its = extents.peekitem(at)[1]
-        return bool(its == kind and reached >= end)
+        return self._held[self._spans.peekitem()[1][-1]].end if self._held else 0
 
     def has(self, start: int, end: int, kind: Kind) -> bool:
         """Returns True if any of a range is of a kind."""
-        return any(each.kind == kind for each in self.within(start, end))
+        return any(each.kind is kind for each in self.within(start, end))
 
     def within(self, start: int, end: int) -> list[Held]:
         """Returns what the map has of a range, cut to it."""
-        extents = self._extents
         found = []
-        at = extents.bisect_right(start) - 1
-        if at >= 0:
-            reached, kind = extents.peekitem(at)[1]
-            if reached > start:
-                found.append(Held(start, min(reached, end), kind))
-        for each in extents.irange(start, end, (False, False)):
-            reached, kind = extents[each]
-            found.append(Held(each, min(reached, end), kind))
+        if (first := self._before(start + 1)) is not None and first.end > start:
+            if first.end >= end:
+                return [Held(start, end, first.kind)]
+            found.append(Held(start, first.end, first.kind))
+        for span in self._spans.irange(start >> _SPAN_BITS, end - 1 >> _SPAN_BITS):
+            starts = self._spans[span]
+            for each in starts[bisect_right(starts, start) : bisect_left(starts, end)]:
+                _, reached, kind = self._held[each]
+                found.append(Held(each, min(reached, end), kind))
         return found
 
-    def take_changed(self) -> set[int]:
-        """Returns the starts at which the map has changed since the last call."""
-        changed, self._changed = self._changed, set()
-        return changed
+    def take_changed(self) -> tuple[list[int], list[Held | None]]:
+        """Returns the starts at which the map has changed since the last call, and the extent at each, if there is one now."""
+        starts = list(self._changed)
+        self._changed.clear()
+        return starts, list(map(self._held.get, starts))
 
-    def put_back(self, changed: set[int]) -> None:
+    def put_back(self, starts: Sequence[int]) -> None:
         """Takes back what `take_changed` returned, where that could not be stored."""
-        self._changed |= changed
-
-    def at(self, starts: set[int]) -> tuple[list[Held], list[int]]:
-        """Returns the extents that begin at `starts`, and those of `starts` where none does."""
-        extents = self._extents
-        there = [Held(start, *extents[start]) for start in starts if start in extents]
-        return there, [start for start in starts if start not in extents]
+        self._changed.update(starts)
 
     def check(self) -> None:
         """Asserts the invariants: extents are not empty, do not overlap, and differ in kind where they touch."""
@@ -149,6 +140,44 @@ class OverlayMap:
             if last is not None and last.end == each.start and last.kind == each.kind:
                 raise FormatError(f"{each} continues {last}")
             last = each
+
+    def _before(self, start: int) -> Held | None:
+        """Returns the last extent that begins before `start`."""
+        spans = self._spans
+        starts = spans.get(start >> _SPAN_BITS)
+        if starts is not None and (at := bisect_left(starts, start)):
+            return self._held[starts[at - 1]]
+        at = spans.bisect_left(start >> _SPAN_BITS)
+        return self._held[spans.peekitem(at - 1)[1][-1]] if at else None
+
+    def _from(self, start: int) -> Held | None:
+        """Returns the first extent that begins at `start` or after it."""
+        spans = self._spans
+        starts = spans.get(start >> _SPAN_BITS)
+        if starts is not None and (at := bisect_left(starts, start)) < len(starts):
+            return self._held[starts[at]]
+        at = spans.bisect_right(start >> _SPAN_BITS)
+        return self._held[spans.peekitem(at)[1][0]] if at < len(spans) else None
+
+    def _set(self, extent: Held) -> None:
+        start = extent.start
+        if start not in self._held:
+            starts = self._spans.get(start >> _SPAN_BITS)
+            if starts is None:
+                self._spans[start >> _SPAN_BITS] = [start]
+            else:
+                insort(starts, start)
+        self._held[start] = extent
+        self._changed.add(start)
+
+    def _remove(self, start: int) -> None:
+        starts = self._spans[start >> _SPAN_BITS]
+        if len(starts) == 1:
+            del self._spans[start >> _SPAN_BITS]
+        else:
+            del starts[bisect_left(starts, start)]
+        del self._held[start]
+        self._changed.add(start)
 
 
 def look(maps: Sequence[OverlayMap], start: int, end: int) -> list[OverlayPiece]:

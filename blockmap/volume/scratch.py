@@ -17,18 +17,17 @@ class ScratchFile:
     """A layer's file; safe to share between threads. All methods but `punch` raise DiskFull or HostError."""
 
     def __init__(self, path: Path) -> None:
-        """Makes an absent file; it is durable with the first `sync`, and its entry in the directory from now on.
+        """Makes an absent file; it is durable with the first `sync`, as is its entry in the directory.
 
         While it is open it has a shared lock, as `is_in_use` sees.
         """
         self._path = path
         self._fd = -1
+        self._new = True
+        """True until the entry is surely durable: a process that made it may have ended before."""
         try:
-            absent = not path.exists()
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_SH)
-            if absent:
-                sync_directory(path.parent)
         except OSError as error:
             raise local_error(path, error) from error
 
@@ -71,6 +70,9 @@ class ScratchFile:
         """Makes all durable that was written."""
         try:
             os.fdatasync(self._fd)
+            if self._new:
+                sync_directory(self._path.parent)
+                self._new = False
         except OSError as error:
             raise local_error(self._path, error) from error
 

@@ -55,8 +55,9 @@ class CloneOnDisk:
     def _put(self, start: int, end: int, kind: Kind) -> None:
         number, extents = self.table.layers(self.record)[0]
         extents.put(start, end, kind)
-        there, gone = extents.at(extents.take_changed())
-        self.table.keep(self.record.id, number, there, gone, 0)
+        starts, found = extents.take_changed()
+        there = {each.start: each for each in found if each is not None}
+        self.table.keep(self.record.id, number, list(there.values()), sorted(set(starts) - there.keys()), 0)
 
     def capture(self, name: str, force: bool = False, nonce: str = "n1", changes: str = "[]") -> int:
         repo, tag = name.split(":")

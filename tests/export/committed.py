@@ -3,10 +3,11 @@
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from blockmap.commit.publisher import publish_capture
+from blockmap.commit.publisher import Publisher
+from blockmap.commit.task import PublishTask
 from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
 from blockmap.format.refs import parse_reference
@@ -83,12 +84,12 @@ def commit_changes(
             scratch.write(file.read(end - start), start)
         extents.put(start, end, Kind.DATA)
     scratch.close()
-    there, gone = extents.at(extents.take_changed())
-    table.keep(clone.id, number, there, gone, 0)
+    table.keep(clone.id, number, list(extents), [], 0)
     repo, tag = target.split(":")
     draft = CaptureDraft(repo, tag, False, "why", "who", changes, f"nonce of {target}")
     captured = table.push(table.add_layer(), clone.id, number, [], [], 0, draft)
-    publish_capture(opened, form, state, captured, lambda said: None)
+    with closing(Publisher(opened, form, state, lambda said: None)) as publisher:
+        publisher.publish(PublishTask(captured))
     table.close()
     before.unlink()
     after.unlink()

@@ -65,6 +65,38 @@ def test_what_is_written_to_a_mounted_clone_stays(mounting: Host, need: Callable
     assert not list((host.state / "layers").iterdir())
 
 
+def test_fio_finds_what_it_wrote_through_a_mount_and_trimmed_space_comes_back(
+    mounting: Host, need: Callable[..., None]
+) -> None:
+    need("nbdcopy", "e2fsck", "fio", "fstrim")
+    host = mounting
+    host.serve()
+    where = host.where / "mnt"
+    where.mkdir()
+    host.do("clone", "app:1", "web")
+    host.do("attach", "web", where)
+
+    def taken() -> int:
+        return sum(each.stat().st_blocks * 512 for each in (host.state / "layers").iterdir())
+
+    fio = [
+        "fio", "--name=clone", f"--directory={where}", "--size=24m", "--numjobs=2", "--rw=randwrite", "--bsrange=4k-64k",
+        "--direct=1", "--ioengine=libaio", "--iodepth=32", "--verify=crc32c", "--verify_fatal=1", "--fsync=50",
+        "--group_reporting",
+    ]  # fmt: skip
+    done = subprocess.run(fio, cwd=host.where, capture_output=True, text=True, check=False)  # where it leaves its state
+    assert done.returncode == 0, done.stdout + done.stderr
+    full = taken()
+    assert full > 48 << 20
+    for each in where.glob("clone.*"):
+        each.unlink()
+    subprocess.run(["sync", "-f", str(where)], check=True)  # ext4 trims what its journal has let go of
+    subprocess.run(["fstrim", str(where)], check=True)
+    assert taken() < full - (46 << 20)
+    host.do("detach", where)
+    check_filesystem(host, "web")
+
+
 def test_a_container_runs_on_a_clone(mounting: Host, need: Callable[..., None]) -> None:
     need("runc")
     host = mounting

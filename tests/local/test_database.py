@@ -1,6 +1,8 @@
 """SQLite files of this host: made, migrated, refused or forgotten."""
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -122,3 +124,18 @@ def test_a_transaction_is_whole(path: Path) -> None:
         connection.execute("INSERT INTO things VALUES ('c')")
         connection.execute("INSERT INTO things VALUES ('d')")
     assert asked(connection, "SELECT * FROM things") == [("a",), ("c",), ("d",)]
+
+
+def test_a_second_connection_of_a_process_leaves_the_first_its_locks(tmp_path: Path) -> None:
+    """Another process that closes the file last, as it thinks, would delete the log that the first connection writes to."""
+    path, schema = tmp_path / "a.db", Schema(1, "CREATE TABLE t (n INTEGER);", wal=True)
+    first = open_database(path, schema)
+    open_database(path, schema).close()
+    look = (
+        f"import sqlite3; c = sqlite3.connect({str(path)!r}); print(c.execute('SELECT n FROM t').fetchall()); c.close()"
+    )
+    for number, rows in ((1, "[]"), (2, "[(1,)]"), (3, "[(1,), (2,)]")):
+        found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
+        assert found.strip() == rows
+        first.execute("INSERT INTO t VALUES (?)", (number,))
+    first.close()

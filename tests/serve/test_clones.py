@@ -167,6 +167,48 @@ def test_what_was_answered_outlives_the_server(cloned: Server, tmp_path: Path, n
     assert copied(cloned, "c", tmp_path / "out.raw") == model
 
 
+def test_a_flush_by_one_client_is_for_what_all_wrote(cloned: Server) -> None:
+    """Clients may share a clone, as multi-conn says: what was answered to one is on record once another's flush is."""
+    with open_clone(cloned) as one, open_clone(cloned) as other:
+        one.write(0, b"x" * 3 * BLOCK)
+        assert other.read(0, BLOCK) == b"x" * BLOCK
+        assert listed(cloned)[0]["written_bytes"] == 0
+        other.flush()
+        assert listed(cloned)[0]["written_bytes"] == 3 * BLOCK
+        one.write(8 * BLOCK, b"y" * BLOCK)
+        other.write(12 * BLOCK, b"z" * BLOCK, FUA)
+        assert listed(cloned)[0]["written_bytes"] == 5 * BLOCK
+
+
+def test_qemu_notices_nothing_of_servers_that_are_killed(
+    cloned: Server, tmp_path: Path, need: Callable[..., None]
+) -> None:
+    """QEMU's client connects again by itself: no request fails, and what a flush answered for is there."""
+    need("qemu-io", "nbdcopy", "stdbuf")
+    count, model = 150, bytearray(DISK)
+    arguments = []
+    for number in range(count):
+        at = number * 7919 % (len(DISK) // BLOCK) * BLOCK
+        arguments += ["-c", f"write -P {number + 1} {at} {BLOCK}", "-c", "flush"]
+        model[at : at + BLOCK] = bytes([number + 1]) * BLOCK
+    where = f"driver=nbd,server.type=unix,server.path={cloned.socket},export=c,reconnect-delay=60"
+    command = ["stdbuf", "-oL", "qemu-io", *arguments, "--image-opts", where]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as writer:
+        assert writer.stdout is not None
+        done, killed = 0, set()
+        for line in writer.stdout:
+            assert "failed" not in line, line
+            done += line.startswith("wrote ")
+            if done % 40 == 10 and done not in killed:
+                killed.add(done)
+                os.kill(cloned.nbdkit(), signal.SIGKILL)
+    assert writer.returncode == 0
+    assert (done, len(killed)) == (count, 4)
+    os.kill(pid := cloned.nbdkit(), signal.SIGKILL)
+    until(lambda: cloned.client.answers() and cloned.nbdkit() != pid)
+    assert copied(cloned, "c", tmp_path / "out.raw") == model
+
+
 def test_one_server_at_a_time_writes_to_a_clone(cloned: Server, tmp_path: Path) -> None:
     other = Server(tmp_path / "other")
     other.environment = {

@@ -188,7 +188,7 @@ def test_a_committer(site: Site, tmp_path: Path) -> None:
     written.write(bulk(9, 20 * BLOCK), 0)
     written.close()
     extents.put(0, 20 * BLOCK, Kind.DATA)
-    table.keep(clone.id, number, *extents.at(extents.take_changed()), 0)
+    table.keep(clone.id, number, list(extents), [], 0)
     draft = CaptureDraft("new", "1", False, "", "", "[]", "nonce")
     capture = table.push(table.add_layer(), clone.id, number, [], [], 0, draft)
     table.close()

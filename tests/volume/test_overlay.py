@@ -49,8 +49,9 @@ def test_a_map_has_what_was_put_last(
     assert painted(list(made)) == model
     outside = bytes([NOTHING])
     assert painted(made.within(start, end)) == outside * start + model[start:end] + outside * (SIZE - end)
-    assert made.covers(start, end, kind) == (set(model[start:end]) == {kind})
     assert made.has(start, end, kind) == (kind in model[start:end])
+    before = list(made)
+    assert made.put(start, end, kind) == (set(model[start:end]) != {kind}) == (list(made) != before)
 
 
 @given(st.lists(CHANGES, min_size=1, max_size=6))
@@ -60,14 +61,15 @@ def test_stored_changes_make_the_same_map(batches: list[list[tuple[tuple[int, in
     for number, batch in enumerate(batches):
         for (start, end), kind in batch:
             made.put(start, end, kind)
-        changed = made.take_changed()
+        starts, found = made.take_changed()
         if number % 3 == 1:
-            made.put_back(changed)
+            made.put_back(starts)
             continue
-        extents, gone = made.at(changed)
-        for each in gone:
-            rows.pop(each, None)
-        rows.update((each.start, each) for each in extents)
+        for start, each in zip(starts, found, strict=True):
+            if each is None:
+                rows.pop(start, None)
+            else:
+                rows[start] = each
         assert [rows[start] for start in sorted(rows)] == list(made)
 
 

@@ -15,6 +15,7 @@ import click
 import numpy as np
 
 from blockmap.bench import Report, json_option, show
+from blockmap.bench.blocks import BlockClient
 from blockmap.bench.coldstart.engine import Store
 from blockmap.bench.coldstart.processes import calm
 from blockmap.bench.commit.floor import floor_s
@@ -31,7 +32,6 @@ from blockmap.bench.commit.session import (
     visible_s,
 )
 from blockmap.bench.commit.volume import make_volume
-from blockmap.bench.reader import BlockReader
 from blockmap.bench.statistics import spread
 from blockmap.errors import HostError, UsageError
 from blockmap.format import BLOCK
@@ -212,7 +212,7 @@ def _commits_in_a_row(figures: _Figures, own: CommitSession, count: int, store: 
 
 def _read_s(own: CommitSession) -> float:
     step = _FEW.file_bytes // _READS // BLOCK * BLOCK
-    with BlockReader(own.client.nbd_socket, "bench:committed") as reader:
+    with BlockClient(own.client.nbd_socket, "bench:committed") as reader:
         began = time.monotonic()
         reader.read([number * step for number in range(_READS)], 16)
         return time.monotonic() - began

@@ -22,8 +22,8 @@ from blockmap.host.devices import loops, mounts
 from blockmap.host.devices.device import USUAL_READ_AHEAD_KIB, Device, set_read_ahead, start_ticks
 
 _CONNECTIONS = 5
-"""Connections of a device that is only read, so that four reads of it can wait for the store: with one, all wait for the
-first. Each costs the server nine threads."""
+"""Connections of a device, so that four requests to it can be under way: with one, all reads wait for the first that waits for
+the store. Each costs the server nine threads."""
 _READY_SECONDS = 30.0
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.001
@@ -56,7 +56,7 @@ class NbdFuse:
         mountpoint.mkdir(parents=True)
         uri = f"nbd+unix:///{quote(export, safe='')}?socket={quote(str(nbd_socket.absolute()))}"
         log = directory / "nbdfuse.log"
-        mode = ["-C", "1"] if writable else ["-C", str(_CONNECTIONS), "-r"]
+        mode = ["-C", str(_CONNECTIONS), *(() if writable else ("-r",))]
         with open(log, "wb") as out:
             process = subprocess.Popen(
                 [tools.find("nbdfuse"), *mode, str(mountpoint), uri],

@@ -1,4 +1,4 @@
-"""An NBD client that reads blocks as fast as it can, on a connection that stays open between loads.
+"""An NBD client that reads and writes blocks, on a connection that stays open between loads.
 
 fio opens one for each of its runs, so nothing could be said to the server between its connecting and its reading.
 """
@@ -15,6 +15,7 @@ from blockmap.format import BLOCK
 _GREETING = b"NBDMAGICIHAVEOPT"
 _OPT_GO = 7
 _ACK = 1
+_WRITE = 1
 _REQUEST = struct.Struct(">IHHQQI")
 _REQUEST_MAGIC = 0x25609513
 _REPLY = struct.Struct(">IIQ")
@@ -22,7 +23,7 @@ _REPLY_MAGIC = 0x67446698
 _SECONDS = 60
 
 
-class BlockReader:
+class BlockClient:
     """One connection to an export, by a Unix socket."""
 
     def __init__(self, path: Path, export: str) -> None:
@@ -34,7 +35,7 @@ class BlockReader:
             self._socket.close()
             raise
 
-    def __enter__(self) -> "BlockReader":
+    def __enter__(self) -> "BlockClient":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,6 +53,13 @@ class BlockReader:
                 magic, error, _ = _REPLY.unpack_from(view, start)
                 if magic != _REPLY_MAGIC or error:
                     raise HostError(f"the server answered a read with error {error}: see its log")
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Writes data; HostError where that fails."""
+        self._socket.sendall(_REQUEST.pack(_REQUEST_MAGIC, 0, _WRITE, 0, offset, len(data)) + data)
+        magic, error, _ = _REPLY.unpack(self._take(_REPLY.size))
+        if magic != _REPLY_MAGIC or error:
+            raise HostError(f"the server answered a write with error {error}: see its log")
 
     def _open(self, path: Path, export: bytes) -> None:
         self._socket.connect(str(path))
