@@ -7,7 +7,7 @@ the server, and as often as it takes while the store is away. Where the name has
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from blockmap.errors import BlockmapError, NameMoved, NotFound
@@ -50,7 +50,7 @@ class Commits:
         self._closed = False
         self._news = False
         """True if there may be something that the thread has not seen."""
-        self._outcomes: dict[int, PublishedCapture | NameMoved] = {}
+        self._outcomes: dict[int, PublishedCapture | NameMoved | NotFound] = {}
         """What captures have become in this server's time."""
         self._failures: dict[int, str] = {}
         """Why the last attempt at a capture failed."""
@@ -61,7 +61,7 @@ class Commits:
             if self._closed:
                 return
             self._news = True
-            self._outcomes = {n: each for n, each in self._outcomes.items() if isinstance(each, PublishedCapture)}
+            self._outcomes = {n: each for n, each in self._outcomes.items() if not isinstance(each, NameMoved)}
             self._changed.notify_all()
             if not self._is_running:
                 self._is_running = True
@@ -70,16 +70,21 @@ class Commits:
     def wait(self, number: int, seconds: float) -> PublishedCapture | str:
         """Returns what a capture has become, or after `seconds` why it is not published yet, as far as that is known.
 
-        NameMoved where a person must decide.
+        NameMoved where a person must decide, NotFound where it was dropped.
         """
         end = time.monotonic() + seconds
         with self._lock:
             while number not in self._outcomes and not self._closed and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
             outcome, failure = self._outcomes.get(number), self._failures.get(number, "")
-        if isinstance(outcome, NameMoved):
+        if isinstance(outcome, BlockmapError):
             raise outcome
         return failure if outcome is None else outcome
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Tells whoever waits for captures that they were dropped."""
+        for number in numbers:
+            self._note(number, NotFound("what was captured was dropped meanwhile: the clone has it, and no version"))
 
     def close(self) -> None:
         """Publishes no more; what is captured stays on record."""
@@ -125,7 +130,11 @@ class Commits:
                 self._note(capture.id, done)
             except NameMoved as error:
                 blocked.add(capture.clone)
-                self._clones.note_conflict(capture.id, str(error))
+                try:
+                    self._clones.note_conflict(capture.id, str(error))
+                except BlockmapError as failure:
+                    is_done = False
+                    _log.warning("a conflict is not on record yet: %s", failure)
                 self._note(capture.id, error)
                 _log.warning("a capture waits for a decision: %s", error)
             except NotFound as error:
@@ -139,7 +148,7 @@ class Commits:
                 _log.warning("a capture is not published yet: %s", error)
         return is_done
 
-    def _note(self, number: int, outcome: PublishedCapture | NameMoved) -> None:
+    def _note(self, number: int, outcome: PublishedCapture | NameMoved | NotFound) -> None:
         with self._lock:
             self._outcomes[number] = outcome
             self._failures.pop(number, None)
