@@ -19,6 +19,7 @@ from blockmap.commit.config_changes import changed_config
 from blockmap.errors import BlockmapError, Collected, Corrupt, NameMoved, NotFound, UsageError
 from blockmap.format import BLOCK
 from blockmap.format.digest import Digest
+from blockmap.format.entry import Entry
 from blockmap.format.refs import parse_reference
 from blockmap.format.version import Version
 from blockmap.learn.bundler import put_bundles
@@ -110,62 +111,87 @@ def publish_capture(
         capture = next((each for each in table.captures() if each.id == number), None)
         if capture is None:
             raise NotFound(f"there is no capture {number} any more")
-        draft, names = capture.draft, NameLog(store, signer=signer)
-        target = NameTarget(draft.repo, draft.tag)
-        done = _find_entry(names, capture)
-        if done is not None:
+        names = NameLog(store, signer=signer)
+        try:
+            return _publish(store, form, state, table, capture, names, warn, stack)
+        except NameMoved:
+            # Perhaps by an attempt that has outlived the server that made it, while this one was under way.
+            done = _find_entry(names, capture)
+            if done is None:
+                raise
             return done
-        clone = table.get(capture.clone)
-        repository = Repository(store)
-        base = find_version(repository, parse_reference(clone.base)).version
-        after = None if draft.force else _expected(names, target, clone, base.name)
-        layers: list[tuple[ScratchFile, OverlayMap]] = []
-        for layer, extents in table.layers(clone):
-            if layers or layer == capture.layer:
-                file = ScratchFile(layer_file(state, layer))
-                stack.callback(file.close)
-                layers.append((file, extents))
-        moment = CapturedMoment(base, clone.size, layers)
-        # A commit looks for nothing that it could share with other images: that would take longer than it saves.
-        collections = CollectionReader(store).state()
-        index = DedupIndex(repository, [], warn, {}, condemned=collections.condemned)
-        catalogue = Catalogue({}, index, collections)
-        with Publication(store, form, names, catalogue, warn) as publication:
-            runs = block_runs(moment.dirty())
-            with publication.chunk_writer(Stages()) as chunks:
-                write_runs(chunks, runs, moment.reader(repository))
-                chunks.finish()
-                trees = publication.rewrite(base, edits(chunks, runs), clone.size // BLOCK, chunks)
-            made = replace(
-                base,
-                root=trees.root,
-                extra=trees.extra,
-                manifest=None,
-                config=changed_config(base.config, draft.changes),
-                parents=(base.name,),
-                author=draft.author,
-                message=draft.message,
-                run=trees.run,
-                signature=None,
-            )
-            published = publication.publish(
-                target,
-                made,
-                draft.message,
-                [lambda own: put_bundles(store, draft.repo, own.version, made.root, warn)],
-                after,
-                draft.nonce,
-            )
-        assert published.entry is not None
-        return Committed(f"{draft.repo}@sha256:{published.version.hex()}", published.entry.n)
 
 
-def _expected(names: NameLog, target: NameTarget, clone: CloneRecord, base: Digest) -> int:
-    """Returns the entry that the name has and must have when it is moved, 0 for none.
+def _publish(
+    store: Pruner,
+    form: Format,
+    state: Path,
+    table: CloneTable,
+    capture: CaptureRecord,
+    names: NameLog,
+    warn: Callable[[str], None],
+    stack: ExitStack,
+) -> Committed:
+    draft = capture.draft
+    target = NameTarget(draft.repo, draft.tag)
+    # Before other attempts are looked for: one that is faster from now on takes the number of the entry.
+    newest = names.newest(target.repo, target.tag)
+    done = _find_entry(names, capture)
+    if done is not None:
+        return done
+    clone = table.get(capture.clone)
+    repository = Repository(store)
+    base = find_version(repository, parse_reference(clone.base)).version
+    after = None if draft.force else _expected(newest, target, clone, base.name)
+    layers: list[tuple[ScratchFile, OverlayMap]] = []
+    for layer, extents in table.layers(clone):
+        if layers or layer == capture.layer:
+            file = ScratchFile(layer_file(state, layer))
+            stack.callback(file.close)
+            layers.append((file, extents))
+    if not layers:
+        raise NotFound(f"capture {capture.id} has become a version meanwhile")
+    moment = CapturedMoment(base, clone.size, layers)
+    # A commit looks for nothing that it could share with other images: that would take longer than it saves.
+    collections = CollectionReader(store).state()
+    index = DedupIndex(repository, [], warn, {}, condemned=collections.condemned)
+    catalogue = Catalogue({}, index, collections)
+    with Publication(store, form, names, catalogue, warn) as publication:
+        runs = block_runs(moment.dirty())
+        with publication.chunk_writer(Stages()) as chunks:
+            write_runs(chunks, runs, moment.reader(repository))
+            chunks.finish()
+            trees = publication.rewrite(base, edits(chunks, runs), clone.size // BLOCK, chunks)
+        made = replace(
+            base,
+            root=trees.root,
+            extra=trees.extra,
+            manifest=None,
+            config=changed_config(base.config, draft.changes),
+            parents=(base.name,),
+            author=draft.author,
+            message=draft.message,
+            run=trees.run,
+            signature=None,
+        )
+        published = publication.publish(
+            target,
+            made,
+            draft.message,
+            [lambda own: put_bundles(store, draft.repo, own.version, made.root, warn)],
+            after,
+            draft.nonce,
+        )
+    entry = published.entry or names.newest(target.repo, target.tag)  # the name stood for the same version already
+    assert entry is not None
+    return Committed(f"{draft.repo}@sha256:{published.version.hex()}", entry.n)
+
+
+def _expected(newest: Entry | None, target: NameTarget, clone: CloneRecord, base: Digest) -> int:
+    """Returns the number of the entry that the name has and must have when it is moved, 0 for none.
 
     NameMoved if the clone was made of the name, which stands for another version by now.
     """
-    newest = names.newest(target.repo, target.tag)
     origin = parse_reference(clone.origin)
     if (origin.repo, origin.tag) == (target.repo, target.tag) and (newest is None or newest.version != base):
         now = "nothing" if newest is None or newest.version is None else f"sha256:{newest.version.hex()[:12]}"
