@@ -97,7 +97,11 @@ class Commits:
         while True:
             with self._lock:
                 self._news = False
-            is_done = self._publish_all()
+            try:
+                is_done = self._publish_all()
+            except Exception:  # whatever it is: nobody else would publish what is captured
+                _log.exception("what is captured is published later")
+                is_done = False
             failed = 0 if is_done else failed + 1
             with self._lock:
                 if failed and not self._news and not self._closed:

@@ -114,7 +114,7 @@ def test_what_is_captured_survives_the_server_and_a_store_that_is_away(server: S
     assert "not published yet" in refused.stderr
     away.rename(server.store)
     server.wait_ready()
-    until(lambda: json.loads(server.run("clones", "--json").stdout)[0]["unpublished"] == 0)
+    until(lambda: unpublished(server) == 0, lambda: server.run("clones", "--json").stdout + server.said())
     assert stored(server, "disk:1") == b"captured" * 512 + DISK[BLOCK:]
     with Nbd(server.socket, "c") as client:
         assert client.read(0, BLOCK) == b"later..." * 512

@@ -14,6 +14,7 @@ from blockmap.format import BLOCK, keys
 from blockmap.format.collection import StepKind
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
+from blockmap.server import commits
 from blockmap.server.commits import PublishedCapture
 from blockmap.server.pin_notes import PinNotes
 from blockmap.server.server import Server
@@ -254,6 +255,29 @@ def test_who_waits_for_a_capture_is_told_that_it_was_dropped(committing: Server)
     committing.settle_captures("c", True, None, False)
     with pytest.raises(NotFound, match="dropped"):
         committing.published(capture.id, 30)
+
+
+def test_an_error_that_nobody_expects_ends_no_publishing(
+    store: Pruner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when no process can be started."""
+    monkeypatch.setattr(commits, "_RETRY_SECONDS", (0.01,))
+    publish_one, failures = publisher(tmp_path / "state", tmp_path / "store"), [OSError("no more processes")]
+
+    def fail_first(number: int) -> PublishedCapture:
+        if failures:
+            raise failures.pop()
+        return publish_one(number)
+
+    server = Server(
+        str(tmp_path / "store"), tmp_path / "cache", 1 << 28, state=tmp_path / "state", publish=fail_first
+    )  # fmt: skip
+    try:
+        server.clone("app:1", "c", None)
+        number = server.capture("c", CaptureDraft("app", "1", False, "", "", "[]", "1"))
+        assert isinstance(server.published(number, 30), PublishedCapture)
+    finally:
+        server.close()
 
 
 def test_a_conflict_that_cannot_be_recorded_stops_no_later_commit(
