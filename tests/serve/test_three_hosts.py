@@ -91,7 +91,7 @@ def race(url: str, where: Path, moves: int, keep: str, grace: str) -> dict[str, 
         assert data[block * BLOCK : (block + 1) * BLOCK] == moves.to_bytes(8, "little") * (BLOCK // 8)
     for _ in range(3):
         insisted(made, "gc", "--keep", "0s", "--grace", "0s")
-    insisted(made, "fsck", "--read")
+    insisted(made, "fsck", "--read", "--keep", "0s")
     return {
         "moves": len(line), "told": len(told), "seconds": round(seconds, 1), "collections": collections, "deleted": deleted,
         "fences": max(entries) - len(entries),

@@ -30,6 +30,7 @@ from typing import Any, Protocol
 
 import obstore
 
+from blockmap.cli.fsck import fsck
 from blockmap.cli.garbage import gc
 from blockmap.cli.images import create, import_
 from blockmap.commit.publisher import publish_capture
@@ -40,6 +41,7 @@ from blockmap.image.layer import config_chains
 from blockmap.server.commits import PublishedCapture
 from blockmap.server.server import Server
 from blockmap.store.base import Pruner
+from blockmap.store.collections import store_time
 from blockmap.store.names import NameLog, NameTarget
 from blockmap.store.opening import open_or_create, open_writer
 from blockmap.store.repository import Repository
@@ -95,7 +97,10 @@ class Place:
     def collect(self) -> None:
         """Collects all garbage; a collection that was begun before is ended first."""
         for _ in range(3):
+            before = store_time(self.store)
+            until(lambda before=before: store_time(self.store) > before)  # an object store's has whole seconds
             run(gc, "--store", self.url, "--keep", "0s", "--grace", "0s")
+        run(fsck, "--store", self.url, "--keep", "0s")
 
     @contextmanager
     def server(self) -> Iterator[Server]:
