@@ -17,6 +17,7 @@ Helpers, by what they provide:
                                    deleted files a process has open
     cache/writer.py                a process that fills a cache until it is killed
     commit/disk_clone.py           a clone of a small disk image, without a server
+    commit/in_process.py           a publisher in the process of whoever asks
     corpus/starts.py               timed starts of programs, from a store nearby or behind a delay
     export/exported.py             images exported from a store in a folder, and what their layers have
     export/registry.py             a registry that takes images, on loopback
@@ -33,6 +34,7 @@ Helpers, by what they provide:
     image/mounted.py               volumes mounted by the kernel: compared, written to, grown
     learn/volumes.py               a block index and traces of a made-up volume
     report/hostile.py              a store and traces whose names attack the pages that show them
+    serve/committer.py             a process that commits a clone to a name again and again, in competition with others
     serve/mover.py                 a process that moves a name again and again, in competition with others
     serve/nbd.py                   an NBD client that can send what well-behaved clients never send
     store/faulty.py                stores that fail on demand, or count questions
@@ -44,6 +46,7 @@ Helpers, by what they provide:
     store/steps.py                 a store that counts sequential round trips
     trace/starting.py              a clock that stands still, a volume that answers at once, readers of stored traces
     upkeep/collecting.py           a store with a clock that tests move, images in it, and collections of its garbage
+    upkeep/crashing.py             a process that is killed wherever something becomes durable, and looks at what is left
     volume/building.py             volumes made of bytes, without a file system; a store that records requests
     volume/bundled.py              volumes with bundles of some of their blocks
     volume/opened.py               a volume that is open, its parts, and a start that reads it and may replay a bundle

@@ -86,14 +86,18 @@ class Publisher:
         capture = next((each for each in self._table.captures() if each.id == task.capture), None)
         if capture is None:
             raise NotFound(f"there is no capture {task.capture} any more")
-        done = None if task.is_first else self._find_entry(capture)
-        if done is not None:
-            return done
         try:
-            return self._publish(capture, task)
-        except Collected:  # once more, over what is there now
-            self._forget(CollectionReader(self._store).state())
-            return self._publish(capture, replace(task, nodes={}))
+            try:
+                return self._publish(capture, task)
+            except Collected:  # once more, over what is there now
+                self._forget(CollectionReader(self._store).state())
+                return self._publish(capture, replace(task, nodes={}))
+        except NameMoved:
+            # Perhaps by an attempt that has outlived the server that made it, while this one was under way.
+            done = self._find_entry(capture)
+            if done is None:
+                raise
+            return done
 
     def _publish(self, capture: CaptureRecord, task: PublishTask) -> PublishedCapture:
         """Publishes in as few round trips as can be, one after another: packs of chunks, beside what is read; packs of
@@ -105,6 +109,15 @@ class Publisher:
             base_name = parse_reference(clone.base).digest
             assert base_name is not None
             after = None if draft.force else spawn(lambda: self._expected(draft, clone, Digest(base_name)))
+            if not task.is_first:
+                # In this order: an attempt that is faster from now on takes the number of the entry.
+                if after is not None:
+                    after.result()
+                done = self._find_entry(capture)
+                if done is not None:
+                    return done
+            if not layers:
+                raise NotFound(f"capture {capture.id} has become a version meanwhile")
             base = self._base(task, clone)
             moment = CapturedMoment(base, clone.size, layers)
             # A commit looks for nothing that it could share with other images: that would take longer than it saves.
@@ -139,14 +152,15 @@ class Publisher:
                 None if after is None else after.result(),
                 draft.nonce,
             )
-        assert published.entry is not None
+        entry = published.entry or self._names.newest(target.repo, target.tag)  # it stood for the same version already
+        assert entry is not None
         self._lengths = known.health.lengths
         if publication.collections.newest != self._collections.newest:
             self._forget(publication.collections)
         frames = {node_at(name, trees.nodes[name]).key: frame for name, frame in publication.frames.items()}
         if sum(map(len, frames.values())) > HANDED_BYTES:
             frames = {}
-        return PublishedCapture(_export(draft.repo, published.version), published.entry.n, frames)
+        return PublishedCapture(_export(draft.repo, published.version), entry.n, frames)
 
     def _layers(
         self, capture: CaptureRecord, clone: CloneRecord, stack: ExitStack
@@ -165,7 +179,13 @@ class Publisher:
         if task.base and reference.digest is not None:
             with suppress(FormatError):
                 return version.decode(task.base, Digest(reference.digest))
-        return find_version(self._repository, reference).version
+        try:
+            return find_version(self._repository, reference).version
+        except NotFound as error:
+            raise NotFound(
+                f"the version that {clone.name} is above, {clone.base}, has gone from {self._store.url}: import its image again, "
+                f"then `blockmap commit {clone.name} NAME --retry`"
+            ) from error
 
     def _load(self, handed: Frames) -> LoadNodes:
         """Returns a function that gives nodes from those that were handed over, or from the store; all are verified."""

@@ -52,10 +52,16 @@ def open_database(path: Path | str, schema: Schema) -> sqlite3.Connection:
 
 
 def open_to_read(path: Path, schema: Schema) -> sqlite3.Connection:
-    """Opens a file that exists, and changes nothing of it, so that an older one stays older; sqlite3.Error as above."""
+    """Opens a file that exists, and changes nothing of it, so that an older one stays older; sqlite3.Error as above.
+
+    A file whose maker was killed before it had tables reads as an empty one.
+    """
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_WAIT_SECONDS)
     try:
         version = _version(connection)
+        if _is_bare(connection, version):
+            connection.close()
+            return open_database(":memory:", schema)
         if version != schema.version and version not in schema.migrations:
             raise _unknown(version)
         return connection
@@ -107,7 +113,7 @@ def _open_and_read(
 def _bring(connection: sqlite3.Connection, schema: Schema) -> None:
     """Migrates a file to the schema's version, one step per transaction."""
     while (version := _version(connection)) != schema.version:
-        if version == 0 and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        if _is_bare(connection, version):
             if schema.wal:
                 connection.execute("PRAGMA journal_mode=WAL")
             statements, reached = schema.tables, schema.version
@@ -116,6 +122,11 @@ def _bring(connection: sqlite3.Connection, schema: Schema) -> None:
         else:
             raise _unknown(version)
         connection.executescript(f"BEGIN IMMEDIATE; {statements} PRAGMA user_version={reached}; COMMIT;")
+
+
+def _is_bare(connection: sqlite3.Connection, version: int) -> bool:
+    """Returns True if a file of this version has no tables yet."""
+    return version == 0 and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
 
 def _version(connection: sqlite3.Connection) -> int:

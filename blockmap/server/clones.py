@@ -49,6 +49,10 @@ class _UnchangedError(Exception):
     """Nothing was written to a clone since it was captured."""
 
 
+class CloneRebased(HostError):
+    """A capture of a clone has become its version since the version below it was found: find it again."""
+
+
 class _Entry:
     """A clone that is open, or about to be."""
 
@@ -164,11 +168,12 @@ class Clones:
         return captured
 
     def fork(self, record: CloneRecord, base: Volume, forks: Sequence[tuple[str, str]]) -> None:
-        """Makes clones of a clone as it is at one moment, all or none, each with a name and a pin; AlreadyExists, DiskFull,
-        HostError."""
+        """Makes clones of a clone as it is at one moment, all or none, each with a name and a pin on the version of `record`;
+        AlreadyExists, DiskFull, HostError, CloneRebased where it has another version by now."""
 
         def push(fresh: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
-            self._table().fork(fresh, record.id, layer, extents, gone, stored, forks)
+            if not self._table().fork(fresh, record, layer, extents, gone, stored, forks):
+                raise CloneRebased(f"the clone {record.name} has another version since a moment ago: try again")
 
         self._freeze(record, base, push)
 
@@ -216,7 +221,9 @@ class Clones:
             entry = self._open.get(record.name)
         if entry is not None:
             with entry.lock:
-                if entry.volume is not None:
+                with self._lock:
+                    is_open = self._open.get(record.name) is entry
+                if is_open and entry.volume is not None:
                     gone = table.rebase(capture, export)
                     entry.volume.rebase(base, capture.layer)
                     self._delete(gone)
@@ -225,7 +232,8 @@ class Clones:
             self._delete(table.rebase(capture, export))
 
     def open(self, record: CloneRecord, base: Volume) -> CloneVolume:
-        """Returns the volume of a clone, whose base is at hand; HostError if another server has it. `close` must follow."""
+        """Returns the volume of a clone, whose base is at hand; HostError if another server has it, CloneRebased where it has
+        another base by now. `close` must follow."""
         with self._lock:
             entry = self._open.setdefault(record.name, _Entry())
             entry.users += 1
@@ -359,6 +367,8 @@ class Clones:
         found = table.find(record.name)  # as the one who had it before left it
         if found is None or found.id != record.id:
             raise NotFound(f"the clone {record.name} was removed a moment ago")
+        if found.base != record.base:
+            raise CloneRebased(f"the clone {record.name} is above {found.base} since a moment ago: try again")
         return load_clone(
             table,
             found,

@@ -7,7 +7,7 @@ the server, and as often as it takes while the store is away. Where the name has
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from blockmap.commit.task import PublishedCapture, PublishTask
@@ -53,7 +53,7 @@ class Commits:
         """True if there may be something that the thread has not seen."""
         self._fresh: set[int] = set()
         """Numbers of captures at which nobody has made an attempt."""
-        self._outcomes: dict[int, PublishedCapture | NameMoved] = {}
+        self._outcomes: dict[int, PublishedCapture | NameMoved | NotFound] = {}
         """What captures have become in this server's time."""
         self._failures: dict[int, str] = {}
         """Why the last attempt at a capture failed."""
@@ -67,7 +67,7 @@ class Commits:
             if fresh is not None:
                 self._fresh.add(fresh)
             self._news = True
-            self._outcomes = {n: each for n, each in self._outcomes.items() if isinstance(each, PublishedCapture)}
+            self._outcomes = {n: each for n, each in self._outcomes.items() if not isinstance(each, NameMoved)}
             self._changed.notify_all()
             if not self._is_running:
                 self._is_running = True
@@ -76,16 +76,21 @@ class Commits:
     def wait(self, number: int, seconds: float) -> PublishedCapture | str:
         """Returns what a capture has become, or after `seconds` why it is not published yet, as far as that is known.
 
-        NameMoved where a person must decide.
+        NameMoved where a person must decide, NotFound where it was dropped.
         """
         end = time.monotonic() + seconds
         with self._lock:
             while number not in self._outcomes and not self._closed and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
             outcome, failure = self._outcomes.get(number), self._failures.get(number, "")
-        if isinstance(outcome, NameMoved):
+        if isinstance(outcome, BlockmapError):
             raise outcome
         return failure if outcome is None else outcome
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Tells whoever waits for captures that they were dropped."""
+        for number in numbers:
+            self._note(number, NotFound("what was captured was dropped meanwhile: the clone has it, and no version"))
 
     def close(self) -> None:
         """Publishes no more; what is captured stays on record."""
@@ -98,7 +103,11 @@ class Commits:
         while True:
             with self._lock:
                 self._news = False
-            is_done = self._publish_all()
+            try:
+                is_done = self._publish_all()
+            except Exception:  # whatever it is: nobody else would publish what is captured
+                _log.exception("what is captured is published later")
+                is_done = False
             failed = 0 if is_done else failed + 1
             with self._lock:
                 if failed and not self._news and not self._closed:
@@ -134,7 +143,11 @@ class Commits:
                 self._note(capture.id, done)
             except NameMoved as error:
                 blocked.add(capture.clone)
-                self._clones.note_conflict(capture.id, str(error))
+                try:
+                    self._clones.note_conflict(capture.id, str(error))
+                except BlockmapError as failure:
+                    is_done = False
+                    _log.warning("a conflict is not on record yet: %s", failure)
                 self._note(capture.id, error)
                 _log.warning("a capture waits for a decision: %s", error)
             except NotFound as error:
@@ -148,7 +161,7 @@ class Commits:
                 _log.warning("a capture is not published yet: %s", error)
         return is_done
 
-    def _note(self, number: int, outcome: PublishedCapture | NameMoved) -> None:
+    def _note(self, number: int, outcome: PublishedCapture | NameMoved | NotFound) -> None:
         with self._lock:
             self._outcomes[number] = outcome
             self._failures.pop(number, None)

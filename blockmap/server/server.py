@@ -30,7 +30,7 @@ from blockmap.origin.ranges import Ranges
 from blockmap.origin.records import RecordCache, open_served
 from blockmap.publish.dirty import block_runs
 from blockmap.replay.replays import Replays
-from blockmap.server.clones import Clones
+from blockmap.server.clones import CloneRebased, Clones
 from blockmap.server.commits import CapturePublisher, Commits
 from blockmap.server.hydration import Hydrations
 from blockmap.server.listing import Listing
@@ -112,12 +112,15 @@ class Server:
     def open(self, export: str) -> Opened:
         """Opens what an export name stands for now; NotFound, Untrusted, UsageError, StoreError, Corrupt, HostError."""
         name = export.partition("+")[0]
-        clone, found = self._clones.find(name), self._find(export)
         policy = self._policy(name)
-        if clone is None:
-            opened = self._open_version(found, policy)
-        else:
-            opened = self._open_clone(clone, found, policy)
+        while True:
+            clone, found = self._clones.find(name), self._find(export)
+            if clone is None:
+                opened = self._open_version(found, policy)
+                break
+            with suppress(CloneRebased):
+                opened = self._open_clone(clone, found, policy)
+                break
         if opened.is_first:
             self._hydrations.follow(found, opened.start)
         return opened
@@ -191,20 +194,22 @@ class Server:
     def fork(self, name: str, names: Sequence[str]) -> None:
         """Makes clones of a clone as it is at one moment, all or none; AlreadyExists, UsageError, Collected, StoreError,
         HostError."""
-        clone = self._clone_of(name)
-        found = self._find(name)
-        for each in names:
-            self._clones.check_new(each, name, clone.size, None)
-        version = found.resolved.name
-        pins: list[str] = []
-        try:
-            pins += (self._pin(version) for _ in names)
-            base = self._registry.volume(found, self._policy(name))
-            self._clones.fork(clone, base, list(zip(names, pins, strict=True)))
-        except BaseException:
-            for pin in pins:
-                self._unpin(version, pin)
-            raise
+        while True:
+            clone, found = self._clone_of(name), self._find(name)
+            for each in names:
+                self._clones.check_new(each, name, clone.size, None)
+            version = found.resolved.name
+            pins: list[str] = []
+            try:
+                pins += (self._pin(version) for _ in names)
+                base = self._registry.volume(found, self._policy(name))
+                self._clones.fork(clone, base, list(zip(names, pins, strict=True)))
+                return
+            except BaseException as error:
+                for pin in pins:
+                    self._unpin(version, pin)
+                if not isinstance(error, CloneRebased):
+                    raise
 
     def rewind(self, name: str, export: str) -> str:
         """Puts a clone that nobody uses on a version, and forgets what was written to it; returns the version's export name.
@@ -256,19 +261,20 @@ class Server:
 
         UsageError, DiskFull, HostError.
         """
-        clone = self._clone_of(name)
-        found = self._find(name)
-        if found.resolved.version.config is None and json.loads(draft.changes):
-            raise UsageError(f"{name} is the clone of a disk image, which has no configuration to change")
-        base = self._registry.volume(found, self._policy(name))
-        number = self._clones.capture(clone, base, draft, skip_unchanged)
-        if number:
-            self._commits.begin(number)
-        return number
+        while True:
+            clone, found = self._clone_of(name), self._find(name)
+            if found.resolved.version.config is None and json.loads(draft.changes):
+                raise UsageError(f"{name} is the clone of a disk image, which has no configuration to change")
+            base = self._registry.volume(found, self._policy(name))
+            with suppress(CloneRebased):
+                number = self._clones.capture(clone, base, draft, skip_unchanged)
+                if number:
+                    self._commits.begin(number)
+                return number
 
     def published(self, capture: int, seconds: float) -> PublishedCapture | str:
         """Returns what a capture has become, or after `seconds` why it is not published yet; NameMoved where a person must
-        decide."""
+        decide, NotFound where it was dropped."""
         return self._commits.wait(capture, seconds)
 
     def settle_captures(self, name: str, drop: bool, target: NameTarget | None, force: bool) -> list[int]:
@@ -285,7 +291,10 @@ class Server:
                 repo, tag = (target.repo, target.tag) if target is not None else (own.repo, own.tag)
                 self._clones.redirect(each, repo, tag, force)
         self._commits.begin()
-        return [each.id for each in chosen]
+        numbers = [each.id for each in chosen]
+        if drop:
+            self._commits.forget(numbers)
+        return numbers
 
     def config(self, export: str) -> bytes:
         """Returns the OCI image configuration of an export; NotFound where it has none."""

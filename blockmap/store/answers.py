@@ -48,6 +48,11 @@ _ROLES = re.compile("/latest/api/token|/latest/meta-data|/metadata/identity|/com
 """Where obstore looks for the role of a cloud's machine when nothing else says who it is."""
 
 
+def is_broken_off(error: Exception) -> bool:
+    """Returns True if the answer began, and ended too early."""
+    return "response body" in str(error)
+
+
 def is_past_end(error: Exception) -> bool:
     """Returns True if a range was refused because it begins at or behind the end of its object."""
     return _status(error) == 416 or "Wanted range starting at" in str(error)

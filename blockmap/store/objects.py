@@ -21,6 +21,7 @@ from blockmap.store import answers, aws, limits
 from blockmap.store.base import Buffer, Listed, too_long
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ClientConfig, RetryConfig
 
 SCHEMES = ("s3", "az", "gs")
@@ -40,6 +41,8 @@ RETRIES: "RetryConfig" = {
     "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=1), "base": 2},
 }
 _PAGE = 1000
+_LIST_ATTEMPTS = 3
+"""obstore goes on with an object whose answer broke off, but gives a listing up."""
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
@@ -86,9 +89,7 @@ class ObjectReader:
         return data
 
     def list(self, prefix: str) -> list[str]:
-        with self._explained(prefix):
-            pages = obstore.list(self._engine, prefix or None, chunk_size=_PAGE)
-            return sorted(each["path"] for page in pages for each in page)
+        return sorted(each["path"] for each in self._listed(prefix))
 
     def exists(self, key: str) -> bool:
         try:
@@ -103,18 +104,25 @@ class ObjectReader:
             return int(obstore.head(self._engine, key)["size"])
 
     def listing(self, prefix: str) -> dict[str, Listed]:
-        with self._explained(prefix):
-            pages = obstore.list(self._engine, prefix or None, chunk_size=_PAGE)
-            return {
-                each["path"]: Listed(int(each["size"]), each["last_modified"].timestamp())
-                for page in pages
-                for each in page
-            }
+        return {
+            each["path"]: Listed(int(each["size"]), each["last_modified"].timestamp()) for each in self._listed(prefix)
+        }
 
     def modified(self, key: str) -> float:
         keys.check(key)
         with self._explained(key):
             return obstore.head(self._engine, key)["last_modified"].timestamp()
+
+    def _listed(self, prefix: str) -> "Sequence[ObjectMeta]":
+        attempts = _LIST_ATTEMPTS
+        while True:
+            try:
+                pages = obstore.list(self._engine, prefix or None, chunk_size=_PAGE)
+                return [each for page in pages for each in page]
+            except answers.ERRORS as error:
+                attempts -= 1
+                if not attempts or not answers.is_broken_off(error):
+                    raise answers.explain(error, self.url, prefix) from None
 
     def _check_end(self, key: str, end: int) -> None:
         size = self.size(key)

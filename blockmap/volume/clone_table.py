@@ -237,30 +237,35 @@ class CloneTable:
     def fork(
         self,
         fresh: int,
-        clone: int,
+        clone: CloneRecord,
         layer: int,
         extents: Sequence[Held],
         gone: Sequence[int],
         stored: int,
         forks: Sequence[tuple[str, str]],
-    ) -> None:
+    ) -> bool:
         """Stores changes of a map as `keep` does, puts the layer `fresh` on the stack, and records clones that share what is
-        below it, all or nothing: `forks` has the name and the pin of each. AlreadyExists."""
+        below it, all or nothing: `forks` has the name of each, and its pin on the clone's version. Returns False, and does nothing,
+        where the clone has another version by now. AlreadyExists."""
         now = int(time.time())
         with self._changing() as connection:
-            self._keep(clone, layer, extents, gone, stored)
+            (base,) = connection.execute("SELECT base FROM clones WHERE id = ?", (clone.id,)).fetchone()
+            if base != clone.base:
+                return False
+            self._keep(clone.id, layer, extents, gone, stored)
             for name, pin in forks:
                 self._check_free(connection, name)
                 number = connection.execute(
                     "INSERT INTO clones (name, store, origin, base, pin, size, created)"
                     " SELECT ?, store, origin, base, ?, size, ? FROM clones WHERE id = ?",
-                    (name, pin, now, clone),
+                    (name, pin, now, clone.id),
                 ).lastrowid
                 connection.execute(
-                    "INSERT INTO stacks SELECT ?, height, layer FROM stacks WHERE clone = ?", (number, clone)
+                    "INSERT INTO stacks SELECT ?, height, layer FROM stacks WHERE clone = ?", (number, clone.id)
                 )
                 self._put_on(connection, int(number or 0), self._new_layer(connection))
-            self._put_on(connection, clone, fresh)
+            self._put_on(connection, clone.id, fresh)
+            return True
 
     def rewind(self, clone: int, base: str, pin: str) -> list[int]:
         """Puts a clone on a version, and forgets all that was written to it; returns those of its layers that no other clone

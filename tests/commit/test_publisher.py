@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from blockmap.commit import publisher
 from blockmap.commit.config_changes import changed_config, parse_changes
 from blockmap.commit.publisher import Publisher
 from blockmap.commit.task import PublishTask
@@ -18,6 +19,7 @@ from blockmap.errors import NameMoved, NotFound, StoreUnavailable, UsageError
 from blockmap.format import BLOCK, keys, version
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
+from blockmap.publish import publication
 from blockmap.publish.reliance import tag_version
 from blockmap.store.base import Buffer, Listed
 from blockmap.store.directory import DirectoryStore
@@ -135,6 +137,37 @@ def test_a_name_that_moved_on_is_not_taken_without_force(clone: CloneOnDisk, tmp
     assert clone.publish(number).entry == 3
     other = clone.publish(clone.capture("mine:1", nonce="n2"))
     assert clone.bytes(other.export) == clone.content
+
+
+@pytest.mark.parametrize("before", ["_expected", "nodes_above"])
+@pytest.mark.parametrize("target", ["disk:1", "other:1"])
+def test_two_attempts_at_once_make_one_version(
+    clone: CloneOnDisk, monkeypatch: pytest.MonkeyPatch, before: str, target: str
+) -> None:
+    """One has outlived the server that made it, and is as fast as the next server's."""
+    clone.write(0, bulk(3, 5 * BLOCK))
+    number = clone.capture(target)
+    module = publisher if before == "_expected" else publication
+    inner, made = getattr(module, before), []
+
+    def late(*arguments: object) -> object:
+        monkeypatch.undo()
+        made.append(clone.publish(number))
+        return inner(*arguments)
+
+    monkeypatch.setattr(module, before, late)
+    done = clone.publish(number)
+    assert made == [done]
+    assert done.entry == (2 if target == "disk:1" else 1)
+    assert clone.bytes(done.export) == clone.bytes(target) == clone.content
+
+
+def test_a_forced_commit_of_what_the_name_stands_for_is_done(clone: CloneOnDisk) -> None:
+    """Two forks that nobody wrote to become one version."""
+    clone.table.fork(clone.table.add_layer(), clone.record, clone.top, [], [], 0, [("d", "")])
+    first = clone.publish(clone.capture("disk:1", force=True, nonce="a"))
+    clone.record = clone.table.find("d")  # type: ignore[assignment]
+    assert clone.publish(clone.capture("disk:1", force=True, nonce="b")) == first
 
 
 def test_names_that_the_clone_was_not_made_of_are_moved(clone: CloneOnDisk) -> None:

@@ -53,6 +53,17 @@ def test_a_file_has_the_version_and_the_log_of_its_schema(path: Path, tmp_path: 
     assert asked(open_database(tmp_path / "new.db", THIRD), "PRAGMA journal_mode") == [("delete",)]
 
 
+@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+def test_a_file_whose_maker_was_killed_reads_as_empty(tmp_path: Path, mode: str) -> None:
+    made = tmp_path / "new.db"
+    made.touch()
+    with closing(sqlite3.connect(made)) as connection:
+        connection.execute(f"PRAGMA journal_mode={mode}")
+    assert asked(open_to_read(made, THIRD), "SELECT title, size FROM things") == []
+    assert asked(open_to_read(made, THIRD), "SELECT title, size FROM things") == []
+    assert asked(open_database(made, THIRD), "PRAGMA user_version") == [(3,)]
+
+
 def test_an_older_file_is_migrated_step_by_step(path: Path) -> None:
     assert asked(open_to_read(path, THIRD), "SELECT name FROM things") == [("a",)]
     assert asked(open_database(path, THIRD), "SELECT title, size FROM things") == [("a", 7)]

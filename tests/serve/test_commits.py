@@ -1,7 +1,9 @@
 """Clones of a real server become versions, while they are written to, and whatever happens to server and store."""
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +14,10 @@ import pytest
 from blockmap.control.clone_messages import Capture, MakeClone
 from blockmap.format import BLOCK
 from blockmap.format.refs import parse_reference
+from blockmap.store.names import NameReader
 from blockmap.store.resolver import find_version
 from blockmap.store.volume_reader import stored_reader
-from tests.serve.conftest import Server, bare_server, content
+from tests.serve.conftest import BLOCKMAP, Server, bare_server, content
 from tests.serve.nbd import Nbd, RefusedError
 from tests.waiting import until
 
@@ -111,7 +114,7 @@ def test_what_is_captured_survives_the_server_and_a_store_that_is_away(server: S
     assert "not published yet" in refused.stderr
     away.rename(server.store)
     server.wait_ready()
-    until(lambda: json.loads(server.run("clones", "--json").stdout)[0]["unpublished"] == 0)
+    until(lambda: unpublished(server) == 0, lambda: server.run("clones", "--json").stdout + server.said())
     assert stored(server, "disk:1") == b"captured" * 512 + DISK[BLOCK:]
     with Nbd(server.socket, "c") as client:
         assert client.read(0, BLOCK) == b"later..." * 512
@@ -242,6 +245,131 @@ def test_mistakes_are_explained_and_change_nothing(server: Server) -> None:
         assert "Traceback" not in done.stderr
     server.run("commit", "c", "--drop")
     assert [row["unpublished"] for row in json.loads(server.run("clones", "--json").stdout)] == [0]
+
+
+def collect(server: Server) -> None:
+    """Deletes all that nothing needs now."""
+    for _ in range(2):
+        server.run("gc", "--keep", "0s", "--grace", "0s")
+
+
+def test_a_clone_reads_on_when_its_version_has_no_name_any_more(server: Server) -> None:
+    """Nothing of it was read before, neither by this server nor by the next."""
+    with Nbd(server.socket, "c") as client:
+        client.write(0, b"mine" * 1024)
+        for each in ("second", "third"):
+            (server.where / "disk.raw").write_bytes(content(each, SIZE))
+            server.run("import", server.where / "disk.raw", "disk:1", "--quiet")
+        collect(server)
+        assert server.run("show", "disk:1@{2}", check=False).returncode != 0, "nobody has it"
+        assert client.read(0, SIZE) == b"mine" * 1024 + DISK[BLOCK:]
+    server.stop()
+    shutil.rmtree(server.cache)
+    server.start()
+    with Nbd(server.socket, "c") as client:
+        assert client.read(0, SIZE) == b"mine" * 1024 + DISK[BLOCK:]
+    commit(server, "mine:1")
+    server.run("rm", "c")
+    collect(server)
+    assert stored(server, "mine:1") == b"mine" * 1024 + DISK[BLOCK:]
+
+
+def test_a_server_that_is_killed_under_who_commits_loses_nothing(server: Server) -> None:
+    """What was written and captured is there; each capture becomes one version, whatever its committer was told."""
+    ended, written = threading.Event(), [0]
+
+    def write() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(OSError, RefusedError), Nbd(server.socket, "c") as client:
+                while not ended.is_set():
+                    client.write(0, (written[0] + 1).to_bytes(8, "little") * (BLOCK // 8))
+                    client.flush()
+                    written[0] += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        until(lambda: written[0] > 0)
+        told = [str(number) for number in range(4) if committed_under_a_kill(server, str(number))]
+        until(lambda: unpublished(server) == 0, lambda: server.run("clones", "--json").stdout + server.said())
+    finally:
+        ended.set()
+        thread.join()
+    last = commit(server, "disk:1", "-m", "last")
+    repository, _ = server.volume("disk:1")
+    names = NameReader(repository.store)
+    history = list(names.history("disk", "1"))
+    messages = [entry.message for entry in history]
+    assert len(messages) == len(set(messages)) == last["entry"]
+    assert set(told) <= set(messages)
+    seen = [stored(server, f"disk:1@{{{entry.n}}}")[:8] for entry in reversed(history)][1:]
+    counted = [int.from_bytes(each, "little") for each in seen]
+    assert counted == sorted(counted)
+    assert written[0] <= counted[-1] <= written[0] + 1
+
+
+def committed_under_a_kill(server: Server, message: str) -> bool:
+    """Kills the server as soon as something is captured; returns True if the committer was told that it is published."""
+    process = subprocess.Popen(
+        [*BLOCKMAP, "commit", "c", "disk:1", "-m", message], env=server.environment, stderr=subprocess.DEVNULL
+    )
+    until(lambda: process.poll() is not None or unpublished(server) > 0)
+    os.kill(server.nbdkit(), 9)
+    process.wait()
+    server.wait_ready()
+    return process.returncode == 0
+
+
+def unpublished(server: Server) -> int:
+    return int(json.loads(server.run("clones", "--json").stdout)[0]["unpublished"])
+
+
+def fill(path: Path) -> None:
+    """Writes a file until the disk is full."""
+    with pytest.raises(OSError, match="No space left"):
+        path.write_bytes(bytes(64 << 20))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_a_store_that_takes_no_more_gets_it_later(
+    tmp_path: Path, need: Callable[..., None], need_root: None, trouble: str
+) -> None:
+    need("nbdkit")
+    (tmp_path / "disk.raw").write_bytes(DISK)
+    store = tmp_path / "store"
+    store.mkdir()
+    with contextlib.ExitStack() as stack:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(store)], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", str(store)], check=True)
+        server = stack.enter_context(bare_server(tmp_path))
+        server.run("import", tmp_path / "disk.raw", "disk:1", "--quiet")
+        server.start()
+        server.client.ask(MakeClone("disk:1", "c"))
+        before = sorted(path for path in store.rglob("*") if path.is_file())
+        with Nbd(server.socket, "c") as client:
+            client.write(0, content("first", 1 << 20))
+            if trouble == "full":
+                fill(store / ".tmp-filler")
+            else:
+                subprocess.run(["mount", "-o", "remount,ro", str(store)], check=True)
+            commit(server, "disk:1", "--wait", "local")
+            until(lambda: "not published yet" in server.said(), server.said)
+            client.write(BLOCK, content("second", BLOCK))
+            commit(server, "disk:1", "--wait", "local")
+            left = sorted(path for path in store.rglob("*") if path.is_file() and path.name != ".tmp-filler")
+            assert left == before, "an attempt takes back what it stored"
+            if trouble == "full":
+                (store / ".tmp-filler").unlink()
+            else:
+                subprocess.run(["mount", "-o", "remount,rw", str(store)], check=True)
+            assert commit(server, "disk:1")["entry"] == 4
+            moment = bytearray(DISK)
+            moment[: 1 << 20] = content("first", 1 << 20)
+            assert stored(server, "disk:1@{2}") == moment
+            moment[BLOCK : 2 * BLOCK] = content("second", BLOCK)
+            assert stored(server, "disk:1@{3}") == moment
+            assert client.read(0, 2 << 20) == moment[: 2 << 20]
 
 
 @pytest.mark.root

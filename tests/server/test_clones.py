@@ -1,26 +1,33 @@
 """Clones of one server: what they share, when they are closed, and their pins."""
 
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from blockmap.errors import Collected, DiskFull, NotFound
+from blockmap.commit.task import PublishedCapture, PublishTask
+from blockmap.errors import Collected, DiskFull, NameMoved, NotFound
 from blockmap.format import BLOCK, keys
 from blockmap.format.collection import StepKind
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
+from blockmap.server import commits
 from blockmap.server.pin_notes import PinNotes
 from blockmap.server.server import Server
 from blockmap.store.base import Pruner
 from blockmap.store.collections import CollectionLog
 from blockmap.store.opening import create_store, parse_format
 from blockmap.store.pins import pin_version
-from blockmap.volume.clone_table import CloneTable
+from blockmap.store.repository import Repository
+from blockmap.store.resolver import find_version
+from blockmap.store.volume_reader import stored_reader
+from blockmap.volume.clone_table import CaptureDraft, CloneTable
 from blockmap.volume.scratch import ScratchFile, layer_file
 from nbdplugin.session import Sessions
+from tests.commit.in_process import InProcess
 from tests.image.builder import bulk
 from tests.volume.building import name, publish
 from tests.waiting import until
@@ -154,3 +161,149 @@ def test_what_a_crash_left_of_clones_goes_when_a_server_starts(server: Server, s
     assert layer_file(state, spare).exists()
     in_use.close()
     table.close()
+
+
+class Hooked(InProcess):
+    """Calls something before each attempt."""
+
+    def __init__(self, where: Path, before: Callable[[], object] = lambda: None) -> None:
+        super().__init__(str(where / "store"), where / "state")
+        self._before = before
+
+    def publish(self, task: PublishTask) -> PublishedCapture:
+        self._before()
+        return super().publish(task)
+
+
+@pytest.fixture
+def committing(store: Pruner, tmp_path: Path) -> Iterator[Server]:
+    """A server with a clone, c, of which a moment with blocks 0 and 1 written is captured and not published yet."""
+    gate = threading.Event()
+
+    def late() -> None:
+        assert gate.wait(30)
+
+    opened = Server(
+        str(tmp_path / "store"), tmp_path / "cache", 1 << 28, state=tmp_path / "state", publisher=Hooked(tmp_path, late)
+    )
+    opened.clone("app:1", "c", None)
+    volume = opened.open("c")
+    volume.volume.write(b"x" * 2 * BLOCK, 0)  # type: ignore[attr-defined]
+    volume.close()
+    number = opened.capture("c", CaptureDraft("new", "1", False, "", "", "[]", "n"))
+
+    def publish_now() -> None:
+        gate.set()
+        assert isinstance(opened.published(number, 30), PublishedCapture)
+
+    opened.publish_now = publish_now  # type: ignore[attr-defined]
+    yield opened
+    gate.set()
+    opened.close()
+
+
+def between(server: Server, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Has the capture published just before a method of the clones runs, which got what was found before."""
+    inner = getattr(server._clones, method)
+
+    def late(*arguments: object) -> object:
+        monkeypatch.undo()
+        server.publish_now()  # type: ignore[attr-defined]
+        return inner(*arguments)
+
+    monkeypatch.setattr(server._clones, method, late)
+
+
+def test_a_clone_that_is_put_on_its_version_while_it_is_opened(
+    committing: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layers are gone then, and the version below must be the new one."""
+    between(committing, monkeypatch, "open")
+    opened = committing.open("c")
+    buf = bytearray(BLOCK)
+    opened.volume.reader(opened.start)(memoryview(buf), 0)
+    assert buf == b"x" * BLOCK
+    opened.close()
+
+
+def test_a_clone_that_is_put_on_its_version_while_it_is_forked(
+    committing: Server, store: Pruner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = committing.open("c")
+    between(committing, monkeypatch, "fork")
+    committing.fork("c", ["d", "e"])
+    opened.close()
+    for each in ("c", "d", "e"):
+        record = committing._clones.find(each)
+        assert record is not None
+        digest = parse_reference(record.base).digest
+        assert digest is not None
+        assert store.exists(keys.pin(Digest(digest), record.pin)), f"{each} is without a pin"
+    assert len(store.list(keys.PINS)) == 3
+
+
+def test_a_clone_that_is_put_on_its_version_while_it_is_captured(
+    committing: Server, store: Pruner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between(committing, monkeypatch, "capture")
+    number = committing.capture("c", CaptureDraft("new", "2", False, "", "", "[]", "m"))
+    done = committing.published(number, 30)
+    assert isinstance(done, PublishedCapture)
+    repository = Repository(store)
+    found = find_version(repository, parse_reference("new:2"))
+    assert stored_reader(repository, found.root)(0, 2 * BLOCK) == b"x" * 2 * BLOCK
+
+
+def test_who_waits_for_a_capture_is_told_that_it_was_dropped(committing: Server) -> None:
+    (capture,) = committing._clones.captures()
+    committing.settle_captures("c", True, None, False)
+    with pytest.raises(NotFound, match="dropped"):
+        committing.published(capture.id, 30)
+
+
+def test_an_error_that_nobody_expects_ends_no_publishing(
+    store: Pruner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when no process can be started."""
+    monkeypatch.setattr(commits, "_RETRY_SECONDS", (0.01,))
+    failures = [OSError("no more processes")]
+
+    def fail_first() -> None:
+        if failures:
+            raise failures.pop()
+
+    server = Server(
+        str(tmp_path / "store"), tmp_path / "cache", 1 << 28, state=tmp_path / "state",
+        publisher=Hooked(tmp_path, fail_first),
+    )  # fmt: skip
+    try:
+        server.clone("app:1", "c", None)
+        number = server.capture("c", CaptureDraft("app", "1", False, "", "", "[]", "1"))
+        assert isinstance(server.published(number, 30), PublishedCapture)
+    finally:
+        server.close()
+
+
+def test_a_conflict_that_cannot_be_recorded_stops_no_later_commit(
+    store: Pruner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(
+        str(tmp_path / "store"), tmp_path / "cache", 1 << 28, state=tmp_path / "state",
+        publisher=Hooked(tmp_path),
+    )  # fmt: skip
+    try:
+        for clone in ("a", "b"):
+            server.clone("app:1", clone, None)
+        name(store, publish(store, [(0, DATA[::-1])], BLOCKS), "app", "1")
+
+        def full(*_: object) -> None:
+            raise DiskFull("no room left")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(server._clones, "note_conflict", full)
+            with pytest.raises(NameMoved):
+                server.published(server.capture("a", CaptureDraft("app", "1", False, "", "", "[]", "1")), 30)
+        done = server.published(server.capture("b", CaptureDraft("b", "1", False, "", "", "[]", "2")), 30)
+        assert isinstance(done, PublishedCapture)
+    finally:
+        server.close()

@@ -20,6 +20,8 @@ class Relay:
         self.lose = 0
         """So many answers to PUT requests are lost: the server has done what was asked, the client sees a reset."""
         self.lost = 0
+        self.break_off = 0
+        """So many answers to GET requests for listings end after their first bytes."""
         self._pairs: list[tuple[socket.socket, threading.Thread]] = []
 
     def run(self) -> None:
@@ -44,7 +46,7 @@ class Relay:
 
 def _pass_on(relay: Relay, client: socket.socket, server: socket.socket) -> None:
     """Both directions in one thread: a socket that another thread waits for is not reset by closing it."""
-    put = False
+    put = listing = False
     with client, server, contextlib.suppress(OSError):
         while True:
             ready, _, _ = select.select([client, server], [], [])
@@ -52,6 +54,7 @@ def _pass_on(relay: Relay, client: socket.socket, server: socket.socket) -> None
                 data = client.recv(1 << 16)
                 if data.split(b" ", 1)[0] in (b"GET", b"HEAD", b"POST", b"PUT"):
                     put = data.startswith(b"PUT ")
+                    listing = data.startswith(b"GET ") and b"list-type=" in data.split(b"\r", 1)[0]
                 if not data:
                     return
                 server.sendall(data)
@@ -62,6 +65,11 @@ def _pass_on(relay: Relay, client: socket.socket, server: socket.socket) -> None
                 if put and relay.lose:
                     relay.lose -= 1
                     relay.lost += 1
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                    return
+                if listing and relay.break_off and b"<Key>" in data:
+                    relay.break_off -= 1
+                    client.sendall(data[: data.index(b"<Key>")])
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                     return
                 client.sendall(data)

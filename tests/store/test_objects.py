@@ -304,3 +304,14 @@ def test_hints_are_written_although_answers_are_lost(relay: Relay, s3: servers.S
     store.replace("hints/a", b"1")
     assert store.get("hints/a") == b"1"
     assert relay.lost == 2
+
+
+def test_listings_that_break_off_are_asked_for_again(relay: Relay, s3: servers.S3) -> None:
+    store = open_objects(s3.url())
+    store.create("packs/a", [b"x"])
+    relay.break_off = 2
+    assert store.list("") == list(store.listing("packs/")) == ["packs/a"]
+    assert relay.break_off == 0
+    relay.break_off = 3
+    with pytest.raises(StoreUnavailable, match="response body"):
+        store.list("")

@@ -14,15 +14,19 @@ class PowerCut(BaseException):
     """Ends whatever runs, as a crash does."""
 
 
+Unsynced = dict[int, list[bytes]]
+"""By page: what it had when it was last synced, then after each change."""
+
+
 class VolatileFile(ScratchFile):
     """A real file, of which `cut` leaves any of the contents that each page had since the last sync."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, since: Unsynced | None = None) -> None:
+        """`since` is what a process that had it before left unsynced."""
         super().__init__(path)
         self.path = path
         self.full = False
-        self._since: dict[int, list[bytes]] = {}
-        """By page: what it had when it was last synced, then after each change."""
+        self._since: Unsynced = {} if since is None else since
 
     def write(self, data: Buffer, offset: int) -> None:
         if self.full:
