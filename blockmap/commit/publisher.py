@@ -29,7 +29,7 @@ from blockmap.publish.catalogue import Catalogue
 from blockmap.publish.dedup_index import DedupIndex
 from blockmap.publish.dirty import block_runs, edits, write_runs
 from blockmap.publish.publication import Publication
-from blockmap.publish.reliance import ExpectedEntry
+from blockmap.publish.reliance import ExpectedEntry, still_stands
 from blockmap.publish.stages import Stages
 from blockmap.store.base import Pruner
 from blockmap.store.collections import CollectionReader, CollectionState
@@ -89,9 +89,15 @@ class Publisher:
         try:
             try:
                 return self._publish(capture, task)
-            except Collected:  # once more, over what is there now
+            except Collected:  # once more, over what is there now; an entry that was made was taken back
                 self._forget(CollectionReader(self._store).state())
-                return self._publish(capture, replace(task, nodes={}))
+                return self._publish(capture, PublishTask(task.capture, is_first=True))
+            except (NotFound, Corrupt):
+                if not task.base:
+                    raise
+                # What was handed over may say where things were before a collection.
+                self._forget(CollectionReader(self._store).state())
+                return self._publish(capture, PublishTask(task.capture, task.is_first))
         except NameMoved:
             # Perhaps by an attempt that has outlived the server that made it, while this one was under way.
             done = self._find_entry(capture)
@@ -228,11 +234,12 @@ class Publisher:
         return ExpectedEntry(newest)
 
     def _find_entry(self, capture: CaptureRecord) -> PublishedCapture | None:
-        """Returns what an attempt before this one has made."""
+        """Returns what an attempt before this one has made, unless that was collected as garbage meanwhile."""
         draft = capture.draft
         for entry in self._names.history(draft.repo, draft.tag):
             if entry.nonce == draft.nonce and entry.version is not None:
-                return PublishedCapture(_export(draft.repo, entry.version), entry.n)
+                stands = still_stands(self._repository, entry)
+                return PublishedCapture(_export(draft.repo, entry.version), entry.n) if stands else None
             if entry.time < capture.created - _CLOCKS_APART_S:
                 return None
         return None

@@ -4,7 +4,7 @@ import socket
 import time
 from pathlib import Path
 
-from blockmap.control.codec import decode_answer, encode_request
+from blockmap.control.encoding import decode_answer, encode_request
 from blockmap.control.messages import ServerStatus, Status
 from blockmap.control.operation import AnswerT, Operation
 from blockmap.errors import HostError

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from blockmap.control.codec import decode_request, encode_answer, encode_error
+from blockmap.control.encoding import decode_request, encode_answer, encode_error
 from blockmap.control.operation import AnswerT, Operation
 from blockmap.errors import BlockmapError, HostError, UsageError
 

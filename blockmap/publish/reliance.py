@@ -14,7 +14,7 @@ from blockmap.format.version import Version
 from blockmap.publish.object_writer import put_signed
 from blockmap.store.base import Writer
 from blockmap.store.collections import CollectionReader, CollectionState
-from blockmap.store.concurrent import spawn
+from blockmap.store.concurrent import each, spawn
 from blockmap.store.names import EntryDraft, NameLog, NameTarget, StoredEntry
 from blockmap.store.packs import pack_key
 from blockmap.store.repository import VERSION_ATTEMPTS, Repository
@@ -107,6 +107,19 @@ class Reliance:
         except (NotFound, Corrupt) as error:
             raise Collected(f"what this relied on has gone from the store: repeat the command ({error})") from error
         return {keys.version(version.name, number), *map(pack_key, packs)}
+
+
+def still_stands(repository: Repository, entry: Entry) -> bool:
+    """Returns True if nothing of what an entry's version consists of is deleted, or about to be. Raises StoreUnavailable."""
+    store = repository.store
+    try:
+        assert entry.version is not None
+        version = repository.version(entry.version, entry.number)
+        packs = packs_below((version.root, version.extra), repository.packs.nodes)
+    except (NotFound, Corrupt):
+        return False
+    used = {keys.version(entry.version, entry.number), *map(pack_key, packs)}
+    return not used & CollectionReader(store).state().condemned and all(each(store.exists, used))
 
 
 def tag_version(

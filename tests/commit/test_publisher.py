@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blockmap.commit import publisher
 from blockmap.commit.config_changes import changed_config, parse_changes
 from blockmap.commit.publisher import Publisher
 from blockmap.commit.task import PublishTask
@@ -123,6 +122,20 @@ def test_an_attempt_that_was_killed_after_the_entry_is_found_again(clone: CloneO
     assert replace(clone.publish(number), nodes=done.nodes) == done
 
 
+def test_an_attempt_whose_version_was_collected_since_is_made_again(clone: CloneOnDisk) -> None:
+    """It was killed between its entry and its look at the log of collections, which would have taken the entry back."""
+    clone.write(0, bulk(3, 3 * BLOCK))
+    number = clone.capture("other:1")
+    before = set(clone.store.rglob("*/*"))
+    lost = clone.publish(number)
+    for path in set(clone.store.rglob("*/*")) - before:
+        if path.is_file() and path.relative_to(clone.store).parts[0] in ("packs", "versions"):
+            path.unlink()
+    done = clone.publish(number)
+    assert done.entry == lost.entry + 1
+    assert clone.bytes(done.export) == clone.bytes("other:1") == clone.content
+
+
 def test_a_name_that_moved_on_is_not_taken_without_force(clone: CloneOnDisk, tmp_path: Path) -> None:
     clone.write(0, b"mine")
     number = clone.capture("disk:1")
@@ -147,17 +160,17 @@ def test_two_attempts_at_once_make_one_version(
     """One has outlived the server that made it, and is as fast as the next server's."""
     clone.write(0, bulk(3, 5 * BLOCK))
     number = clone.capture(target)
-    module = publisher if before == "_expected" else publication
-    inner, made = getattr(module, before), []
+    owner = Publisher if before == "_expected" else publication
+    inner, made = getattr(owner, before), []
 
     def late(*arguments: object) -> object:
         monkeypatch.undo()
         made.append(clone.publish(number))
         return inner(*arguments)
 
-    monkeypatch.setattr(module, before, late)
+    monkeypatch.setattr(owner, before, late)
     done = clone.publish(number)
-    assert made == [done]
+    assert [(each.export, each.entry) for each in made] == [(done.export, done.entry)]
     assert done.entry == (2 if target == "disk:1" else 1)
     assert clone.bytes(done.export) == clone.bytes(target) == clone.content
 

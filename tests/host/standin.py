@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blockmap.control.codec import VERSION
+from blockmap.control.encoding import VERSION
 from blockmap.local.paths import control_socket
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]

@@ -19,8 +19,8 @@ import pytest
 from blockmap import errors
 from blockmap.commit.task import PublishedCapture
 from blockmap.control import clone_messages, messages
-from blockmap.control.codec import ERRORS, decode_answer
 from blockmap.control.dispatch import Dispatcher
+from blockmap.control.encoding import ERRORS, decode_answer
 from blockmap.control.messages import Calls, Resolve
 from blockmap.control.operation import Operation
 from blockmap.errors import BlockmapError, HostError, NotFound, StoreUnavailable

@@ -100,8 +100,8 @@ def test_a_base_that_has_gone_is_missed_and_may_come_back(server: Server) -> Non
     for _ in range(2):
         server.run("gc", "--keep", "0s", "--grace", "0s")
     said = refused(server, "commit", "c", "app:1")
-    assert "of the version below is lost" in said
-    assert "stores it again" in said
+    assert "has gone from" in said
+    assert "import its image again" in said
     assert names(server) == []
     assert unpublished(server) == 1, "what was captured is kept"
     server.run("import", server.where / "disk.raw", "disk:1", "--quiet")

@@ -201,13 +201,13 @@ def test_any_bundle(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda place: replace(place, offset=place.offset + 1),
-        lambda place: replace(place, offset=1 << 31),
-        lambda place: replace(place, raw=place.raw + BLOCK),
-        lambda place: replace(place, raw=1 << 31),
-        lambda place: replace(place, codec=place.codec + 7),
-        lambda place: replace(place, stored=place.stored - 1),
-        lambda place: replace(place, pack=Digest(b"\7" * 32)),
+        lambda place: place._replace(offset=place.offset + 1),
+        lambda place: place._replace(offset=1 << 31),
+        lambda place: place._replace(raw=place.raw + BLOCK),
+        lambda place: place._replace(raw=1 << 31),
+        lambda place: place._replace(codec=place.codec + 7),
+        lambda place: place._replace(stored=place.stored - 1),
+        lambda place: place._replace(pack=Digest(b"\7" * 32)),
     ],
     ids=["a byte off", "far off", "longer", "huge", "another codec", "shorter", "another pack"],
 )
