@@ -125,6 +125,8 @@ class Publisher:
             if not layers:
                 raise NotFound(f"capture {capture.id} has become a version meanwhile")
             base = self._base(task, clone)
+            # What hosts know by a hint does not say where `extra` is, which is needed last.
+            placed = None if base.extra.is_placed else spawn(lambda: self._stored_base(clone))
             moment = CapturedMoment(base, clone.size, layers)
             # A commit looks for nothing that it could share with other images: that would take longer than it saves.
             known = DedupIndex(self._repository, [], self._warn, {}, condemned=self._collections.condemned)
@@ -136,7 +138,8 @@ class Publisher:
             with publication.chunk_writer(Stages()) as chunks:
                 write_runs(chunks, runs, moment.reader(self._repository))
                 chunks.settle()
-                trees = publication.rewrite(base, edits(chunks, runs), clone.size // BLOCK, chunks, reading.result())
+                below = base if placed is None else placed.result()
+                trees = publication.rewrite(below, edits(chunks, runs), clone.size // BLOCK, chunks, reading.result())
                 chunks.finish()
             made = replace(
                 base,
@@ -185,8 +188,11 @@ class Publisher:
         if task.base and reference.digest is not None:
             with suppress(FormatError):
                 return version.decode(task.base, Digest(reference.digest))
+        return self._stored_base(clone)
+
+    def _stored_base(self, clone: CloneRecord) -> Version:
         try:
-            return find_version(self._repository, reference).version
+            return find_version(self._repository, parse_reference(clone.base)).version
         except NotFound as error:
             raise NotFound(
                 f"the version that {clone.name} is above, {clone.base}, has gone from {self._store.url}: import its image again, "

@@ -36,6 +36,11 @@ class Root:
     def level(self) -> int:
         return height(self.size)
 
+    @property
+    def is_placed(self) -> bool:
+        """Returns True if it is known where the tree is stored, or there is nothing to store."""
+        return self.placement is not None or self.digest == ABSENT
+
 
 @dataclass(slots=True)
 class Draft:

@@ -141,6 +141,9 @@ class Publication:
         meanwhile, its record and its packs stand, and these are deleted again. NameMoved, Collected, NotAStore, StoreError.
         """
         name, root = version.name, version.root
+        for own in (root, version.extra):
+            if not own.is_placed:
+                raise Corrupt(f"nothing says where the tree {own.digest.hex()} of the new version is stored")
         reliance = Reliance(self._store, self._names, self._catalogue.collections, self._warn)
         numbered: Future[int] = Future()
         if after is not None:

@@ -12,23 +12,26 @@ from blockmap.commit.task import PublishedCapture, PublishTask
 from blockmap.errors import Collected, DiskFull, NameMoved, NotFound
 from blockmap.format import BLOCK, keys
 from blockmap.format.collection import StepKind
-from blockmap.format.digest import Digest
+from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.refs import parse_reference
 from blockmap.server import commits
 from blockmap.server.pin_notes import PinNotes
 from blockmap.server.server import Server
 from blockmap.store.base import Pruner
 from blockmap.store.collections import CollectionLog
+from blockmap.store.directory import DirectoryStore
 from blockmap.store.opening import create_store, parse_format
 from blockmap.store.pins import pin_version
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
 from blockmap.store.volume_reader import stored_reader
+from blockmap.upkeep.verify import check_version
 from blockmap.volume.clone_table import CaptureDraft, CloneTable
 from blockmap.volume.scratch import ScratchFile, layer_file
 from nbdplugin.session import Sessions
 from tests.commit.in_process import InProcess
-from tests.image.builder import bulk
+from tests.image.builder import bulk, import_image
+from tests.image.layouts import archive, file, layout
 from tests.volume.building import name, publish
 from tests.waiting import until
 
@@ -259,6 +262,31 @@ def test_who_waits_for_a_capture_is_told_that_it_was_dropped(committing: Server)
     committing.settle_captures("c", True, None, False)
     with pytest.raises(NotFound, match="dropped"):
         committing.published(capture.id, 30)
+
+
+def test_what_upper_layers_hide_stays_in_committed_versions(tmp_path: Path) -> None:
+    """Hosts know a version by the hint of its name, which does not say where hidden contents are."""
+    store = tmp_path / "store"
+    layers = [archive([file("a", bulk(1, 40 * BLOCK))]), archive([file("a", bulk(2, 40 * BLOCK))])]
+    import_image(store, f"oci:{layout(tmp_path / 'image', layers)}", "app:1", tmp_path)
+    server = Server(str(store), tmp_path / "cache", 1 << 28, state=tmp_path / "state", publisher=Hooked(tmp_path))
+    try:
+        server.clone("app:1", "c", None)
+        for number in range(2):
+            volume = server.open("c")
+            volume.volume.write(b"x" * BLOCK, (100 + number) * BLOCK)  # type: ignore[attr-defined]
+            volume.close()
+            captured = server.capture("c", CaptureDraft("new", "1", False, "", "", "[]", str(number)))
+            assert isinstance(server.published(captured, 30), PublishedCapture)
+    finally:
+        server.close()
+    repository = Repository(DirectoryStore(store))
+    below = find_version(repository, parse_reference("app:1")).version.extra
+    assert below.digest != ABSENT
+    for committed in ("new:1", "new:1@{1}"):
+        version = find_version(repository, parse_reference(committed)).version
+        assert version.extra == below
+        assert list(check_version(repository, version)) == []
 
 
 def test_an_error_that_nobody_expects_ends_no_publishing(
