@@ -108,6 +108,7 @@ def test_a_container_runs_on_a_clone(mounting: Host, need: Callable[..., None]) 
     assert host.run("run", "app:1", "--", "cat", "/data/hello").returncode == 1
     assert "add --clone" in host.run("run", "web").stderr
     assert "is no clone" in host.run("run", "--clone", "app:1").stderr
+    assert "there is no clone nobody: see" in host.run("run", "--clone", "nobody").stderr
     assert host.leftovers() == []
 
 

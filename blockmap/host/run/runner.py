@@ -22,7 +22,7 @@ from typing import Protocol
 
 from blockmap.control.client import Client
 from blockmap.control.messages import Config, Ready, Resolve
-from blockmap.errors import BlockmapError, HostError, UsageError
+from blockmap.errors import BlockmapError, HostError, NotFound, UsageError
 from blockmap.host import tools
 from blockmap.host.attachments import Attachments
 from blockmap.host.devices import mounts
@@ -84,7 +84,12 @@ def run(
     tools.need_root("run")
     runc = tools.find("runc")
     supervised = _supervised()
-    found = client.ask(Resolve(program.name))
+    try:
+        found = client.ask(Resolve(program.name))
+    except NotFound as error:
+        if not program.on_clone:
+            raise
+        raise NotFound(f"there is no clone {program.name}: see `blockmap clones`") from error
     _check_clone(program, found.writable)
     export = found.export
     config = client.ask(Config(export)).config.encode()
