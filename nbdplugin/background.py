@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from blockmap.format.refs import pinned_export
 from blockmap.format.signature import PublicKey
 from blockmap.format.trace import TraceHead
 
@@ -124,13 +125,21 @@ class LearnerProcess:
             _log.info("%s+%s: %s", head.repo, head.label, last)
 
     def _start(self, head: TraceHead, trace: Path) -> "subprocess.Popen[str] | None":
-        export = f"{head.repo}@sha256:{head.version.hex()}+{head.label}"
+        export = f"{pinned_export(head.repo, head.version)}+{head.label}"
         command = [*self._program, self._store, str(self._cache), export, str(trace), *map(str, self._trust)]
         with self._lock:
             if self._closed:
                 return None
             self._runs += 1
-            process = self._process = start_guarded(command)
+            process = self._process = subprocess.Popen(
+                guarded(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                cwd="/",
+            )
         with contextlib.suppress(ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
         return process
@@ -141,16 +150,3 @@ def guarded(command: Sequence[str]) -> list[str]:
     # The program itself asks the kernel for this: between fork and exec no Python code may run in a process of many threads.
     guard = _KILLED_WITH_PARENT if shutil.which(_KILLED_WITH_PARENT[0]) else ()
     return [*guard, *command]
-
-
-def start_guarded(command: Sequence[str]) -> "subprocess.Popen[str]":
-    """Starts a process that ends with this one; what it prints, errors too, is read from its output."""
-    return subprocess.Popen(
-        guarded(command),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        cwd="/",
-    )

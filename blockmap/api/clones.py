@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from blockmap.api.freeze import moment_of
 from blockmap.api.host import Host
-from blockmap.api.regular import RegularCommits
+from blockmap.api.regular import ASK_SECONDS, NOT_YET, RegularCommits
 from blockmap.commit.config_changes import parse_changes
 from blockmap.control.clone_messages import (
     AwaitPublished,
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from blockmap.volume.clone_table import CloneUsage
 
 _log = logging.getLogger(__name__)
-
-_ASK_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +155,10 @@ class CloneHost(Host):
         NameMoved where a person must decide.
         """
         client, told = self.server(), ""
-        while not (found := client.ask(AwaitPublished(capture, _ASK_SECONDS))).export:
+        while not (found := client.ask(AwaitPublished(capture, ASK_SECONDS))).export:
             if found.failure != told:
                 told = found.failure
-                _log.warning("captured, and published as soon as possible (ctrl-C leaves it to the server): %s", told)
+                _log.warning(NOT_YET, told)
         return Commit(found.export, found.entry)
 
     def run_versions(

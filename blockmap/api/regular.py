@@ -14,7 +14,9 @@ _log = logging.getLogger(__name__)
 
 _SOON_SECONDS = 1.0
 """Seconds to wait for the store before the next moment is waited for."""
-_ASK_SECONDS = 2.0
+ASK_SECONDS = 2.0
+"""Seconds for which the server is asked at a time what a capture has become."""
+NOT_YET = "captured, and published as soon as possible (ctrl-C leaves it to the server): %s"
 _RESTART_SECONDS = 30.0
 """Seconds in which a server that was killed is there again."""
 _POLL_SECONDS = 0.2
@@ -72,7 +74,7 @@ class RegularCommits:
         answered = time.monotonic()
         while self._pending:
             try:
-                self._look(_ASK_SECONDS)
+                self._look(ASK_SECONDS)
                 answered = time.monotonic()
             except HostError:
                 if time.monotonic() > answered + _RESTART_SECONDS:
@@ -130,4 +132,4 @@ class RegularCommits:
     def _tell(self, failure: str) -> None:
         if failure != self._told:
             self._told = failure
-            _log.warning("captured, and published as soon as possible (ctrl-C leaves it to the server): %s", failure)
+            _log.warning(NOT_YET, failure)

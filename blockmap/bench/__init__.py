@@ -4,10 +4,8 @@ Imports all of blockmap. Each benchmark returns one JSON-able report; printing i
 """
 
 import json
-from collections.abc import Callable
 from typing import Any
 
-import click
 from rich.table import Table
 
 from blockmap.terminal.output import tell
@@ -36,8 +34,3 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-json_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
-    "--json", "as_json", is_flag=True, help="For machines."
-)

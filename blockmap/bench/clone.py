@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from blockmap.bench import Report, json_option, show
+from blockmap.bench import Report, show
 from blockmap.bench.blocks import BlockClient
 from blockmap.bench.statistics import spread
 from blockmap.bench.warm import served
@@ -25,7 +25,7 @@ from blockmap.control.clone_messages import MakeClone, RemoveClone
 from blockmap.errors import HostError, UsageError
 from blockmap.format import BLOCK
 from blockmap.host import tools
-from blockmap.terminal.options import need_store, store_option
+from blockmap.terminal.options import json_option, need_store, store_option
 
 CAVEATS = [
     "A clone is durable when it is made: its times have the synchronisations of the local disk and of a store in a directory.",

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from blockmap.bench import Report, json_option, show
+from blockmap.bench import Report, show
 from blockmap.errors import UsageError
 from blockmap.filesystem.member import ImageSource
 from blockmap.format import BLOCK
@@ -27,6 +27,7 @@ from blockmap.image.sources import open_source
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.stages import Stages
 from blockmap.store.opening import create_store
+from blockmap.terminal.options import json_option
 from blockmap.terminal.output import warn
 
 CAVEATS = [

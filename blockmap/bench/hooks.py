@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from blockmap.bench import Report, json_option, show
+from blockmap.bench import Report, show
 from blockmap.bench.imports import run_import
 from blockmap.errors import UsageError
 from blockmap.format import BLOCK, hooks, keys
@@ -35,6 +35,7 @@ from blockmap.store.base import Buffer, Listed, Pruner
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.opening import create_store
 from blockmap.store.repository import Repository
+from blockmap.terminal.options import json_option
 
 CAVEATS = [
     "The versions are synthetic: sequences of the chunk names of SOURCES, changed version by version (files replaced, layers "

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from blockmap.bench import json_option, show
+from blockmap.bench import show
 from blockmap.bench.statistics import ratios, spread
 from blockmap.errors import HostError, UsageError
 from blockmap.filesystem.member import ImageSource
@@ -30,6 +30,7 @@ from blockmap.image.sources import open_source
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.stages import Stages
 from blockmap.store.packs import Packs, Sealer
+from blockmap.terminal.options import json_option
 
 CAVEATS = [
     "Each import goes into a new store in a directory of its own, in a process of its own; its start-up (imports of modules) "

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
-from blockmap.bench import Report, json_option, show
+from blockmap.bench import Report, show
 from blockmap.bench.blocks import BlockClient
 from blockmap.bench.statistics import ratios, spread
 from blockmap.bench.warm import densest_window, served
@@ -26,7 +26,7 @@ from blockmap.format import BLOCK
 from blockmap.format.digest import Digest
 from blockmap.format.trace import TraceHead, decode
 from blockmap.host import tools
-from blockmap.terminal.options import need_store, store_option
+from blockmap.terminal.options import json_option, need_store, store_option
 from blockmap.trace.recorder import RECORDS, Recorder
 from blockmap.volume.reads import LENGTH_BITS
 

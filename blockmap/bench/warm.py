@@ -13,12 +13,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
-from blockmap.bench import Report, json_option, show
+from blockmap.bench import Report, show
 from blockmap.bench.statistics import ratios, spread
 from blockmap.control.client import Client
 from blockmap.errors import HostError, UsageError
@@ -30,7 +29,7 @@ from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
 from blockmap.store.walk import leaves
-from blockmap.terminal.options import need_store, store_option
+from blockmap.terminal.options import json_option, need_store, store_option
 
 CAVEATS = [
     "One client process and one server share this machine's processors; figures from different machines do not compare.",
@@ -81,7 +80,7 @@ def _measure(store: str, name: str, rounds: int, seconds: int) -> Report:
                 order.reverse()
             for load, options in LOADS.items():
                 for server, uri in order:
-                    figure = _fio(uri, options, window, 1 if number == 0 else seconds)
+                    figure = fio(uri, [*options, *timed_reads(window, 1 if number == 0 else seconds)])
                     if number:
                         figures[load][server].append(figure)
     rows = []
@@ -133,17 +132,27 @@ def _compare(own: str, peer: str) -> None:
         raise HostError(f"{own} and {peer} do not hold the same bytes: {(done.stdout + done.stderr).strip()}")
 
 
-def _fio(uri: str, options: list[str], window: tuple[int, int], seconds: int) -> float:
-    """Reads per second."""
+def fio(uri: str, options: list[str]) -> float:
+    """Returns requests per second, of reads and writes. HostError."""
     command = [
-        "fio", "--name=warm", "--ioengine=nbd", f"--uri={uri}", f"--offset={window[0]}", f"--size={window[1]}",
-        "--time_based", f"--runtime={seconds}", "--output-format=json", "--randrepeat=0", "--norandommap", *options,
-    ]  # fmt: skip
+        "fio",
+        "--name=bench",
+        "--ioengine=nbd",
+        f"--uri={uri}",
+        "--output-format=json",
+        "--randrepeat=0",
+        *options,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise HostError(f"fio failed on {uri}: {done.stderr.strip() or done.stdout.strip()}")
-    report: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
-    return float(report["jobs"][0]["read"]["iops"])
+    (job,) = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
+    return float(job["read"]["iops"] + job["write"]["iops"])
+
+
+def timed_reads(window: tuple[int, int], seconds: int) -> list[str]:
+    """Returns fio's options for reads of a window, offset and length in bytes, for some seconds."""
+    return [f"--offset={window[0]}", f"--size={window[1]}", "--time_based", f"--runtime={seconds}", "--norandommap"]
 
 
 @contextlib.contextmanager

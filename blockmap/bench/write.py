@@ -5,7 +5,6 @@ range again: the first time a server has to note what it has now, the second tim
 """
 
 import contextlib
-import json
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,16 +14,16 @@ from typing import Any, NamedTuple
 
 import click
 
-from blockmap.bench import Report, json_option, show
+from blockmap.bench import Report, show
 from blockmap.bench.statistics import ratios, spread
 from blockmap.bench.warm import LOADS as READS
-from blockmap.bench.warm import densest_window, running, served
+from blockmap.bench.warm import densest_window, fio, running, served, timed_reads
 from blockmap.control.client import Client
 from blockmap.control.clone_messages import MakeClone, RemoveClone
-from blockmap.errors import HostError, UsageError
+from blockmap.errors import UsageError
 from blockmap.format import BLOCK
 from blockmap.host import tools
-from blockmap.terminal.options import need_store, store_option
+from blockmap.terminal.options import json_option, need_store, store_option
 
 CAVEATS = [
     "One client process and one server share this machine's processors; figures from different machines do not compare.",
@@ -90,7 +89,7 @@ def _measure(store: str, name: str, rounds: int, seconds: int) -> Report:
         }
         clone = stack.enter_context(_clone(socket, name, "read"))
         # A clone that was never written to has a shorter path still; the volume's last block is far from what is read.
-        _fio(clone, ["--rw=write", "--bs=4k", f"--offset={raw.stat().st_size - BLOCK}", f"--size={BLOCK}"])
+        fio(clone, ["--rw=write", "--bs=4k", f"--offset={raw.stat().st_size - BLOCK}", f"--size={BLOCK}"])
         readers = {"clone": clone, "image": image}
         with contextlib.suppress(KeyboardInterrupt):
             for number in range(rounds + 1):
@@ -119,11 +118,11 @@ def _round(
         for server, fresh in list(overlays.items())[::order]:
             with fresh() as uri:
                 for time in ("first", "again"):
-                    found[f"{load.name}, {time}", server] = _fio(uri, [*load.options, f"--size={load.size}"])
-    timed = [f"--offset={window[0]}", f"--size={window[1]}", "--time_based", f"--runtime={seconds}", "--norandommap"]
+                    found[f"{load.name}, {time}", server] = fio(uri, [*load.options, f"--size={load.size}"])
+    timed = timed_reads(window, seconds)
     for name, options in READS.items():
         both = list(readers.items())[::order]
-        runs = [(server, _fio(uri, [*options, *timed])) for server, uri in both + both[::-1]]
+        runs = [(server, fio(uri, [*options, *timed])) for server, uri in both + both[::-1]]
         for server in readers:
             found[f"read, {name}", server] = mean(figure for each, figure in runs if each == server)
     return [(load, server, figure) for (load, server), figure in found.items()]
@@ -147,24 +146,6 @@ def _row(load: str, server: str, figures: dict[str, list[float]]) -> dict[str, A
 
 def _uri(socket: Path, export: str = "") -> str:
     return f"nbd+unix:///{export}?socket={socket}"
-
-
-def _fio(uri: str, options: list[str]) -> float:
-    """Returns requests per second."""
-    command = [
-        "fio",
-        "--name=write",
-        "--ioengine=nbd",
-        f"--uri={uri}",
-        "--output-format=json",
-        "--randrepeat=0",
-        *options,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise HostError(f"fio failed on {uri}: {done.stderr.strip() or done.stdout.strip()}")
-    (job,) = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
-    return float(job["read"]["iops"] + job["write"]["iops"])
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from blockmap.commit.task import HANDED_BYTES, Frames, PublishedCapture, Publish
 from blockmap.errors import BlockmapError, Collected, Corrupt, FormatError, NameMoved, NotFound, UsageError
 from blockmap.format import BLOCK, node, version
 from blockmap.format.digest import Digest
-from blockmap.format.refs import parse_reference
+from blockmap.format.refs import parse_reference, pinned_export
 from blockmap.format.version import Version
 from blockmap.learn.bundler import put_bundles
 from blockmap.publish.catalogue import Catalogue
@@ -169,7 +169,7 @@ class Publisher:
         frames = {node_at(name, trees.nodes[name]).key: frame for name, frame in publication.frames.items()}
         if sum(map(len, frames.values())) > HANDED_BYTES:
             frames = {}
-        return PublishedCapture(_export(draft.repo, published.version), entry.n, frames)
+        return PublishedCapture(pinned_export(draft.repo, published.version), entry.n, frames)
 
     def _layers(
         self, capture: CaptureRecord, clone: CloneRecord, stack: ExitStack
@@ -245,7 +245,7 @@ class Publisher:
         for entry in self._names.history(draft.repo, draft.tag):
             if entry.nonce == draft.nonce and entry.version is not None:
                 stands = still_stands(self._repository, entry)
-                return PublishedCapture(_export(draft.repo, entry.version), entry.n) if stands else None
+                return PublishedCapture(pinned_export(draft.repo, entry.version), entry.n) if stands else None
             if entry.time < capture.created - _CLOCKS_APART_S:
                 return None
         return None
@@ -274,10 +274,6 @@ def serve(connection: Connection, start: Callable[[], Publisher]) -> None:
                 answer = PublishFailure(str(error), is_final=False)
             stays = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < _MOST_BYTES
             connection.send((answer, stays))
-
-
-def _export(repo: str, name: Digest) -> str:
-    return f"{repo}@sha256:{name.hex()}"
 
 
 def _main(store_url: str, state: str, descriptor: str, key: str | None = None) -> None:

@@ -14,6 +14,7 @@ from blockmap.errors import Corrupt, NotFound
 from blockmap.export.archives import LayerArchive
 from blockmap.format.recipe import BlobRecipe
 from blockmap.image.gzip_tools import NONE, ZLIB, GzipTool, compress, is_present
+from blockmap.image.media_types import OCI_LAYER
 from blockmap.store.base import Reader
 from blockmap.store.blobs import find_recipe, kept_blob
 
@@ -22,8 +23,6 @@ _ANEW = GzipTool(ZLIB, 6)
 _HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 """A gzip header without time and name."""
 _PIECE_BYTES = 1 << 20
-LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
-"""The media type of a layer that is not compressed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class PlannedLayer:
     """SHA-256 that the archive must have; None for a layer that is new."""
     blob: bytes | None = None
     """SHA-256 that the blob had; None if nobody knows."""
-    media: str = LAYER_TYPE + "+gzip"
+    media: str = OCI_LAYER + "+gzip"
     """Media type of the blob that was."""
 
 
@@ -95,7 +94,7 @@ class BlobMaker:
         is_as_it_was = digest == layer.blob
         if layer.blob is not None and not is_as_it_was:
             why = why or f"{tool} on this host makes another blob than what compressed it then"
-        media = layer.media if is_as_it_was else LAYER_TYPE + ("" if tool.name == NONE else "+gzip")
+        media = layer.media if is_as_it_was else OCI_LAYER + ("" if tool.name == NONE else "+gzip")
         return WrittenBlob(checked.diff_id, digest, size, media, "" if is_as_it_was else why)
 
     def put(self, data: bytes) -> bytes:

@@ -14,12 +14,12 @@ from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
 from blockmap.format.filemap import FileRun
 from blockmap.format.node import Inner, Node, Placement
-from blockmap.format.tree import Root, coverage
+from blockmap.format.tree import Root
 from blockmap.store.concurrent import spawn
 from blockmap.store.packs import NodeRef, raised
 from blockmap.store.plan import chunk_at
 from blockmap.store.repository import Repository
-from blockmap.store.walk import Spot, leaves
+from blockmap.store.walk import above, leaves
 
 HOLE = -1
 """The start of a run of blocks that are zeros, and nowhere in the volume."""
@@ -133,15 +133,9 @@ class ContentReader:
             if start != HOLE
             for span in range(start // SPAN, (start + length - 1) // SPAN + 1)
         }
-
-        def select(level: int, row: list[Spot]) -> list[Spot]:
-            covered = coverage(level) // SPAN
-            above = {span - span % covered for span in wanted}
-            return [spot for spot in row if spot.span in above]
-
         found: dict[int, list[_Span]] = {span: [] for span in wanted}
         for root in self._roots:
-            for span, leaf in leaves(root, self._nodes, select):
+            for span, leaf in leaves(root, self._nodes, above(wanted)):
                 places = dict(zip(leaf.chunks, leaf.placements, strict=True))
                 found[span].append(_Span(leaf.extents(span * SPAN), places))
         return found

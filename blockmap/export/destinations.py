@@ -15,10 +15,9 @@ from typing import Any, BinaryIO
 
 from blockmap import durable
 from blockmap.errors import HostError, UsageError
-from blockmap.image.oci import parse
+from blockmap.image.oci import REF_NAME, parse
 
 FORMS = "oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], or docker://REF"
-_REF_NAME = "org.opencontainers.image.ref.name"
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _TAG = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
 
@@ -83,8 +82,8 @@ def finish_layout(layout: Path, manifest: dict[str, Any], tag: str) -> None:
     """Gives an image in a layout its tag; what had that tag before stays without one."""
     index = layout / "index.json"
     top = parse(index.read_bytes(), str(index)) if index.exists() else {}
-    others = [each for each in top.get("manifests") or [] if (each.get("annotations") or {}).get(_REF_NAME) != tag]
-    tagged = {**manifest, "annotations": {_REF_NAME: tag}}
+    others = [each for each in top.get("manifests") or [] if (each.get("annotations") or {}).get(REF_NAME) != tag]
+    tagged = {**manifest, "annotations": {REF_NAME: tag}}
     whole = {"schemaVersion": 2, **top, "manifests": [*others, tagged]}
     durable.replace(index, json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode())
 

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
-from blockmap.export.blobs import LAYER_TYPE, WrittenBlob
+from blockmap.export.blobs import WrittenBlob
 from blockmap.format.version import Version
+from blockmap.image.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from blockmap.image.oci import parse
 from blockmap.image.platforms import parse_platform
 
-MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _CREATED_BY = "blockmap commit"
 
 
@@ -50,8 +49,8 @@ def new_manifest(config: bytes, blobs: Sequence[WrittenBlob], below: bytes | Non
     """Returns the OCI manifest of an image; `below` is the manifest that it had, whose annotations it keeps."""
     document = {
         "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "config": _descriptor(CONFIG_TYPE, sha256(config).digest(), len(config)),
+        "mediaType": OCI_MANIFEST,
+        "config": _descriptor(OCI_CONFIG, sha256(config).digest(), len(config)),
         "layers": [_descriptor(_oci_type(blob.media), blob.digest, blob.size) for blob in blobs],
     }
     annotations = parse(below or b"{}", "the manifest").get("annotations")
@@ -66,15 +65,15 @@ def listed_layers(manifest: bytes | None) -> list[tuple[bytes, str]]:
 
 def manifest_type(manifest: bytes) -> str:
     """Returns the media type of a manifest; OCI's need not say it."""
-    return str(parse(manifest, "the manifest").get("mediaType") or MANIFEST_TYPE)
+    return str(parse(manifest, "the manifest").get("mediaType") or OCI_MANIFEST)
 
 
 def _oci_type(media: str) -> str:
     """Returns the OCI media type of a layer that has docker's."""
     for suffix in ("gzip", "zstd", "xz", "bzip2"):
         if media.endswith((f".{suffix}", f"+{suffix}")):
-            return f"{LAYER_TYPE}+{suffix}"
-    return LAYER_TYPE
+            return f"{OCI_LAYER}+{suffix}"
+    return OCI_LAYER
 
 
 def _descriptor(media: str, digest: bytes, size: int) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from blockmap.export.destinations import (
     pack_layout,
     write_docker_archive,
 )
-from blockmap.export.documents import MANIFEST_TYPE, manifest_type, new_manifest
+from blockmap.export.documents import manifest_type, new_manifest
 from blockmap.export.plan import ImagePlan, plan_image
 from blockmap.format.version import Version
+from blockmap.image.media_types import OCI_MANIFEST
 from blockmap.image.skopeo import push
 from blockmap.store.concurrent import each
 from blockmap.store.repository import Repository
@@ -71,7 +72,7 @@ class Exporter:
         layout = self._work / "layout" if packed else destination.path
         exported, manifest = self._blobs(version, plan, blobs_folder(layout))
         described = {
-            "mediaType": MANIFEST_TYPE,
+            "mediaType": OCI_MANIFEST,
             "digest": f"sha256:{sha256(manifest).hexdigest()}",
             "size": len(manifest),
         }
@@ -104,7 +105,7 @@ class Exporter:
         if plan.is_unchanged and plan.manifest is not None:
             if [layer.blob for layer in plan.layers] != [blob.digest for blob in blobs]:
                 why = "it lists other blobs"
-            elif is_layout and manifest_type(plan.manifest) != MANIFEST_TYPE:
+            elif is_layout and manifest_type(plan.manifest) != OCI_MANIFEST:
                 why = "it was in docker's own form, which skopeo and podman do not find in OCI layouts; docker://REF keeps it"
             else:
                 manifest = plan.manifest

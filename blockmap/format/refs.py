@@ -47,6 +47,11 @@ class Moment:
         return f"{datetime.fromtimestamp(self.seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
+def pinned_export(repo: str, digest: bytes) -> str:
+    """Returns the export name that will always mean one version: REPO@sha256:HEX."""
+    return f"{repo}@sha256:{digest.hex()}"
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """An image named by tag or by digest, and a workload of it."""
@@ -60,7 +65,7 @@ class Reference:
     """None for what the name stands for now."""
 
     def __str__(self) -> str:
-        text = f"{self.repo}:{self.tag}" if self.digest is None else f"{self.repo}@sha256:{self.digest.hex()}"
+        text = f"{self.repo}:{self.tag}" if self.digest is None else pinned_export(self.repo, self.digest)
         text = f"{text}@{{{self.past}}}" if self.past is not None else text
         return f"{text}+{self.label}" if self.label else text
 

@@ -5,15 +5,19 @@ from collections.abc import Sequence
 
 from blockmap.errors import ImageError
 
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+"""A layer that is not compressed."""
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
-MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
+MANIFESTS = (OCI_MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
 LAYERS = frozenset(
     base + suffix
-    for base in ("application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar")
+    for base in (OCI_LAYER, "application/vnd.docker.image.rootfs.diff.tar")
     for suffix in ("", "+gzip", "+zstd", "+xz", "+bzip2", ".gzip", ".zstd", ".xz", ".bzip2")
 )
 CONFIGS = (
-    "application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json",
+    OCI_CONFIG, "application/vnd.docker.container.image.v1+json",
     "application/octet-stream", "application/json", "",
 )  # fmt: skip
 """Types of configurations of images; docker takes the last three as well, which old registries gave."""

@@ -22,7 +22,8 @@ from blockmap.image.tolerance import UnpackPolicy, Warn
 
 _MAX_DOCUMENT = 4 << 20
 """The most that registries take; as JSON of nothing but brackets it takes 100 MB of memory."""
-_REF_NAME = "org.opencontainers.image.ref.name"
+REF_NAME = "org.opencontainers.image.ref.name"
+"""The annotation that has the tag of an image in a layout."""
 _REFERENCE_TYPE = "vnd.docker.reference.type"
 _MAX_DEPTH = 4
 
@@ -199,7 +200,7 @@ def describe(value: object) -> Descriptor:
     media, size, platform = value.get("mediaType") or "", value.get("size"), value.get("platform")
     annotations = value.get("annotations") or {}
     annotations = annotations if isinstance(annotations, dict) else {}
-    tag = annotations.get(_REF_NAME)
+    tag = annotations.get(REF_NAME)
     digest = value.get("digest")
     digest_hex(digest)
     if not isinstance(media, str) or not (size is None or (isinstance(size, int) and size >= 0)):

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from blockmap.errors import HostError, ImageError
+from blockmap.image.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from blockmap.image.oci import Descriptor, Documents, OciImage, check, digest_hex, select
 from blockmap.image.platforms import Platform
 from blockmap.image.tolerance import UnpackPolicy, Warn
@@ -77,16 +78,15 @@ def recompressed(archive: Iterator[bytes], level: int, work: Path) -> Iterator[b
         config = json.dumps({"rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer}"]}}).encode()
         described = sha256(config).hexdigest()
         (source / described).write_bytes(config)
-        types = "application/vnd.oci.image"
         manifest = {
             "schemaVersion": 2,
-            "mediaType": f"{types}.manifest.v1+json",
+            "mediaType": OCI_MANIFEST,
             "config": {
-                "mediaType": f"{types}.config.v1+json",
+                "mediaType": OCI_CONFIG,
                 "digest": f"sha256:{described}",
                 "size": len(config),
             },
-            "layers": [{"mediaType": f"{types}.layer.v1.tar", "digest": f"sha256:{layer}", "size": size}],
+            "layers": [{"mediaType": OCI_LAYER, "digest": f"sha256:{layer}", "size": size}],
         }
         (source / "manifest.json").write_text(json.dumps(manifest))
         chosen = ("--dest-compress-level", str(level)) if level else ()

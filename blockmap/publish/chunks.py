@@ -90,9 +90,8 @@ class ChunkWriter:
         self._pending = bytearray()  # what the caller wrote since the last segment
         self._pending_block = 0
         self._pending_cut = True
-        self._outgoing: list[
-            _Segment
-        ] = []  # what goes into the queue together: a queue of many small ones costs more than they do
+        self._outgoing: list[_Segment] = []
+        """What goes into the queue together: a queue of many small ones costs more than they do."""
         self._outgoing_bytes = 0
         self._queue: queue.Queue[list[_Segment] | None] = queue.Queue(_QUEUED_SEGMENTS)
         self._error: BaseException | None = None

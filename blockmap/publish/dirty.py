@@ -8,10 +8,10 @@ from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent, zeros
 from blockmap.format.node import Node
-from blockmap.format.tree import Root, coverage
+from blockmap.format.tree import Root
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.store.packs import raised
-from blockmap.store.walk import LoadNodes, Select, Spot, visit
+from blockmap.store.walk import LoadNodes, Select, Spot, above, visit
 
 _PIECE_BLOCKS = 256
 """Blocks that are read at once: 1 MiB."""
@@ -101,12 +101,11 @@ def nodes_to_rewrite(runs: BlockRuns) -> Select:
             inside = min(end, (span + 1) * SPAN) - max(start, span * SPAN)
             blocks[span] = blocks.get(span, 0) + inside
 
+    leads = above(blocks)
+
     def select(level: int, row: list[Spot]) -> list[Spot]:
-        if level == 0:
-            return [spot for spot in row if 0 < blocks.get(spot.span, 0) < SPAN]
-        covered = coverage(level) // SPAN
-        wanted = {span - span % covered for span in blocks}
-        return [spot for spot in row if spot.span in wanted]
+        chosen = leads(level, row)
+        return chosen if level else [spot for spot in chosen if blocks[spot.span] < SPAN]
 
     return select
 

@@ -101,12 +101,17 @@ class Reliance:
         return seen
 
     def _used(self, version: Version, number: int) -> set[str]:
-        """Returns the keys of what a version consists of, given the number of its record."""
+        """Returns the keys of what a version consists of; Collected."""
         try:
-            packs = packs_below((version.root, version.extra), self._repository.packs.nodes)
+            return _keys_of(self._repository, version, number)
         except (NotFound, Corrupt) as error:
             raise Collected(f"what this relied on has gone from the store: repeat the command ({error})") from error
-        return {keys.version(version.name, number), *map(pack_key, packs)}
+
+
+def _keys_of(repository: Repository, version: Version, number: int) -> set[str]:
+    """Returns the keys of what a version consists of, given the number of its record; NotFound, Corrupt."""
+    packs = packs_below((version.root, version.extra), repository.packs.nodes)
+    return {keys.version(version.name, number), *map(pack_key, packs)}
 
 
 def still_stands(repository: Repository, entry: Entry) -> bool:
@@ -114,11 +119,9 @@ def still_stands(repository: Repository, entry: Entry) -> bool:
     store = repository.store
     try:
         assert entry.version is not None
-        version = repository.version(entry.version, entry.number)
-        packs = packs_below((version.root, version.extra), repository.packs.nodes)
+        used = _keys_of(repository, repository.version(entry.version, entry.number), entry.number)
     except (NotFound, Corrupt):
         return False
-    used = {keys.version(entry.version, entry.number), *map(pack_key, packs)}
     return not used & CollectionReader(store).state().condemned and all(each(store.exists, used))
 
 

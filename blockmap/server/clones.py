@@ -150,9 +150,10 @@ class Clones:
         """Captures a clone as it is at one moment; returns the capture's number, or with `skip_unchanged` 0 where nothing was
         written since the last one. DiskFull, HostError: nothing has happened then."""
         captured = 0
-        volume = self.open(record, base)
 
-        def push(fresh: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
+        def push(
+            volume: CloneVolume, fresh: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int
+        ) -> None:
             nonlocal captured
             if skip_unchanged:
                 before = {each.layer for each in self._table().captures(record.id)}
@@ -160,18 +161,17 @@ class Clones:
                     raise _UnchangedError
             captured = self._table().push(fresh, record.id, layer, extents, gone, stored, draft)
 
-        try:
-            with suppress(_UnchangedError):
-                self._freeze(record, base, push)
-        finally:
-            self.close(record.name)
+        with suppress(_UnchangedError):
+            self._freeze(record, base, push)
         return captured
 
     def fork(self, record: CloneRecord, base: Volume, forks: Sequence[tuple[str, str]]) -> None:
         """Makes clones of a clone as it is at one moment, all or none, each with a name and a pin on the version of `record`;
         AlreadyExists, DiskFull, HostError, CloneRebased where it has another version by now."""
 
-        def push(fresh: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int) -> None:
+        def push(
+            volume: CloneVolume, fresh: int, layer: int, extents: Sequence[Held], gone: Sequence[int], stored: int
+        ) -> None:
             if not self._table().fork(fresh, record, layer, extents, gone, stored, forks):
                 raise CloneRebased(f"the clone {record.name} has another version since a moment ago: try again")
 
@@ -324,9 +324,10 @@ class Clones:
         self,
         record: CloneRecord,
         base: Volume,
-        push: Callable[[int, int, Sequence[Held], Sequence[int], int], None],
+        push: Callable[[CloneVolume, int, int, Sequence[Held], Sequence[int], int], None],
     ) -> None:
-        """Puts a new layer on a clone's others; `push` stores that, given its number, with what `CloneVolume.freeze` gives."""
+        """Puts a new layer on a clone's others; `push` stores that, given the clone's volume and the layer's number, with what
+        `CloneVolume.freeze` gives."""
         volume = self.open(record, base)
         try:
             with self._lock:
@@ -335,7 +336,7 @@ class Clones:
                 fresh, entry.spare = entry.spare, None
             fresh = fresh or self._new_layer()
             try:
-                volume.freeze(fresh, partial(push, fresh.number))
+                volume.freeze(fresh, partial(push, volume, fresh.number))
             except BaseException:
                 self._forget_layer(fresh)
                 raise

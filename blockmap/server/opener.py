@@ -24,7 +24,7 @@ from blockmap.format import keys
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.entry import Entry, root_of
 from blockmap.format.hint import BundleRef, Hint
-from blockmap.format.refs import DEFAULT_LABEL, Reference
+from blockmap.format.refs import DEFAULT_LABEL, Reference, pinned_export
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version
 from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
@@ -182,14 +182,14 @@ class Opener:
 
         def find(reference: Reference) -> Standing | None:
             if reference.digest is not None:
-                return Standing(f"{reference.repo}@sha256:{reference.digest.hex()}", 0)
+                return Standing(pinned_export(reference.repo, reference.digest), 0)
             try:
                 entry = find_entry(self._names, reference)
             except Untrusted:
                 return None
             if entry is None or entry.version is None:
                 return None
-            return Standing(f"{reference.repo}@sha256:{entry.version.hex()}", entry.time)
+            return Standing(pinned_export(reference.repo, entry.version), entry.time)
 
         return self._ask(lambda: each(find, references))
 

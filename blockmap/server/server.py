@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from blockmap.cache.cache import Cache, default_cap
 from blockmap.cache.scrubber import Scrubber
@@ -51,7 +52,16 @@ from blockmap.volume.clone_table import CaptureDraft, CaptureRecord, CloneRecord
 
 _log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 _HEAD_SECONDS = 10.0
+
+
+def _settled(act: Callable[[], _T]) -> _T:
+    """Returns what `act` does with a clone that it finds; it is called again where a commit has put that on another version."""
+    while True:
+        with suppress(CloneRebased):
+            return act()
 
 
 class Server:
@@ -113,14 +123,14 @@ class Server:
         """Opens what an export name stands for now; NotFound, Untrusted, UsageError, StoreError, Corrupt, HostError."""
         name = export.partition("+")[0]
         policy = self._policy(name)
-        while True:
+
+        def find_and_open() -> tuple[ResolvedStart, Opened]:
             clone, found = self._clones.find(name), self._find(export)
             if clone is None:
-                opened = self._open_version(found, policy)
-                break
-            with suppress(CloneRebased):
-                opened = self._open_clone(clone, found, policy)
-                break
+                return found, self._open_version(found, policy)
+            return found, self._open_clone(clone, found, policy)
+
+        found, opened = _settled(find_and_open)
         if opened.is_first:
             self._hydrations.follow(found, opened.start)
         return opened
@@ -194,7 +204,8 @@ class Server:
     def fork(self, name: str, names: Sequence[str]) -> None:
         """Makes clones of a clone as it is at one moment, all or none; AlreadyExists, UsageError, Collected, StoreError,
         HostError."""
-        while True:
+
+        def find_and_fork() -> None:
             clone, found = self._clone_of(name), self._find(name)
             for each in names:
                 self._clones.check_new(each, name, clone.size, None)
@@ -204,12 +215,12 @@ class Server:
                 pins += (self._pin(version) for _ in names)
                 base = self._registry.volume(found, self._policy(name))
                 self._clones.fork(clone, base, list(zip(names, pins, strict=True)))
-                return
-            except BaseException as error:
+            except BaseException:
                 for pin in pins:
                     self._unpin(version, pin)
-                if not isinstance(error, CloneRebased):
-                    raise
+                raise
+
+        _settled(find_and_fork)
 
     def rewind(self, name: str, export: str) -> str:
         """Puts a clone that nobody uses on a version, and forgets what was written to it; returns the version's export name.
@@ -261,16 +272,18 @@ class Server:
 
         UsageError, DiskFull, HostError.
         """
-        while True:
+
+        def find_and_capture() -> int:
             clone, found = self._clone_of(name), self._find(name)
             if found.resolved.version.config is None and json.loads(draft.changes):
                 raise UsageError(f"{name} is the clone of a disk image, which has no configuration to change")
             base = self._registry.volume(found, self._policy(name))
-            with suppress(CloneRebased):
-                number = self._clones.capture(clone, base, draft, skip_unchanged)
-                if number:
-                    self._commits.begin(number)
-                return number
+            return self._clones.capture(clone, base, draft, skip_unchanged)
+
+        number = _settled(find_and_capture)
+        if number:
+            self._commits.begin(number)
+        return number
 
     def published(self, capture: int, seconds: float) -> PublishedCapture | str:
         """Returns what a capture has become, or after `seconds` why it is not published yet; NameMoved where a person must

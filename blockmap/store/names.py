@@ -175,9 +175,10 @@ class NameReader:
         try:
             return newest_of(self._store.list(keys.NAMES), keys.parse_entry)
         except CannotList:
-            return self._told()
+            return self.told()
 
-    def _told(self) -> dict[tuple[str, str], int]:
+    def told(self) -> dict[tuple[str, str], int]:
+        """Returns the stored catalogue, empty where there is none; Corrupt, StoreUnavailable."""
         try:
             return catalogue.decode(self._store.get(keys.CATALOGUE, limits.CATALOGUE))
         except NotFound:
@@ -373,7 +374,7 @@ class NameLog(NameReader):
         """Writes the catalogue anew with what a name stands for now, unless it has that; makes it right where it differs from
         what was listed."""
         try:
-            known = self._told()
+            known = self.told()
         except BlockmapError as error:
             _log.debug("the catalogue is written anew: %s", error)
             known = {}

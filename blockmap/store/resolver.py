@@ -8,7 +8,7 @@ from blockmap.errors import BlockmapError, Corrupt, NotFound, StoreUnavailable, 
 from blockmap.format import keys
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry, root_of
-from blockmap.format.refs import Reference
+from blockmap.format.refs import Reference, pinned_export
 from blockmap.format.tree import Root
 from blockmap.format.version import Version
 from blockmap.store import limits
@@ -36,7 +36,7 @@ class Resolved:
     @property
     def pinned(self) -> str:
         """Returns the export name that will always mean this version."""
-        return f"{self.reference.repo}@sha256:{self.name.hex()}"
+        return pinned_export(self.reference.repo, self.name)
 
 
 def find_version(repository: Repository, reference: Reference) -> Resolved:

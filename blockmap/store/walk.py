@@ -1,6 +1,6 @@
 """Walks trees level by level from the root, many nodes at once, whatever loads them (`Packs.nodes`, or a cache)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from blockmap.errors import BlockmapError, Corrupt
@@ -26,6 +26,17 @@ class Spot(NamedTuple):
 
 Select = Callable[[int, list[Spot]], list[Spot]]
 """Says which of a level's nodes the walk goes on with, and in what order."""
+
+
+def above(spans: Collection[int]) -> Select:
+    """Returns what chooses the nodes of a tree that lead to some spans, and their leaves."""
+
+    def select(level: int, row: list[Spot]) -> list[Spot]:
+        covered = _spans(level)
+        wanted = {span - span % covered for span in spans}
+        return [spot for spot in row if spot.span in wanted]
+
+    return select
 
 
 def visit(root: Root, load: LoadNodes, select: Select | None = None) -> Iterator[tuple[int, Node | BlockmapError]]:

@@ -106,10 +106,8 @@ class NameCheck:
     def _told(self) -> dict[_Name, int] | None:
         """Returns the stored catalogue, empty where there is none; None where it is damaged."""
         try:
-            return catalogue.decode(self._store.get(keys.CATALOGUE, limits.CATALOGUE))
-        except NotFound:
-            return {}
-        except (Corrupt, FormatError):
+            return self._names.told()
+        except Corrupt:
             return None
 
     def _advise(self, newest: Mapping[_Name, int]) -> None:

@@ -17,10 +17,10 @@ from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
 from blockmap.format.filemap import File
 from blockmap.format.node import Leaf
-from blockmap.format.tree import Root, coverage
+from blockmap.format.tree import Root
 from blockmap.store.repository import Repository
 from blockmap.store.volume_reader import stored_reader
-from blockmap.store.walk import Spot, diff, leaves
+from blockmap.store.walk import above, diff, leaves
 
 _PIECE = 1 << 20
 """Bytes of a file that are read at once."""
@@ -146,13 +146,7 @@ class _Files:
         for path in paths:
             for start, length in self.by_path[path].runs:
                 spans.update(range(start // SPAN, (start + length - 1) // SPAN + 1))
-
-        def select(level: int, row: list[Spot]) -> list[Spot]:
-            covered = coverage(level) // SPAN
-            wanted = {span - span % covered for span in spans}
-            return [spot for spot in row if spot.span in wanted]
-
-        for span, leaf in leaves(self._root, self._repository.packs.nodes, select):
+        for span, leaf in leaves(self._root, self._repository.packs.nodes, above(spans)):
             self._extents += leaf.extents(span * SPAN)
 
     def pieces(self, path: bytes) -> list[Extent]:

@@ -109,38 +109,31 @@ class Leaves:
     def absent_spans(self, span: int, start: Start, attempt: Attempt) -> int:
         """Returns how many spans from `span` on are zeros for certain, as inner nodes say; 0 if the first is not."""
         try:
-            return self._absent_spans(span, start, attempt)
+            return self._descend(span, start, attempt)[0]
         except (Corrupt, NotFound):
             if self.reload(span, attempt) is None:
                 raise
-            return self._absent_spans(span, start, attempt)
+            return self._descend(span, start, attempt)[0]
 
-    def _absent_spans(self, span: int, start: Start, attempt: Attempt) -> int:
+    def _descend(self, span: int, start: Start, attempt: Attempt) -> tuple[int, NodeRef]:
+        """Reads the nodes above a span; returns what `absent_spans` says, and the leaf where that is 0."""
         name, place = self._root.digest, self._root.placement
         for level in range(self._root.level, 0, -1):
             if name == ABSENT:
                 covered = int(FANOUT**level)
-                return covered - span % covered
+                return covered - span % covered, (name, None)
             node = self._node(name, place, start, attempt)
             assert isinstance(node, Inner)
             child = node.child(span // FANOUT ** (level - 1) % FANOUT)
             if child is None:
                 covered = int(FANOUT ** (level - 1))
-                return covered - span % covered
+                return covered - span % covered, (ABSENT, None)
             name, place = child
-        return 1 if name == ABSENT else 0
+        return (1 if name == ABSENT else 0), (name, place)
 
     def way_to(self, span: int, attempt: Attempt) -> list[Wanted]:
         """Returns the leaf of a span, which is not read; reads the nodes above it."""
-        name, place = self._root.digest, self._root.placement
-        start = Start("", self._root)
-        for level in range(self._root.level, 0, -1):
-            node = self._node(name, place, start, attempt)
-            assert isinstance(node, Inner)
-            child = node.child(span // FANOUT ** (level - 1) % FANOUT)
-            if child is None:
-                return []
-            name, place = child
+        _, (name, place) = self._descend(span, Start("", self._root), attempt)
         return [] if place is None else [node_at(name, place)]
 
     def was_not_hot(self, span: int, start: Start, attempt: Attempt) -> None:

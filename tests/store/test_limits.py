@@ -34,7 +34,7 @@ some = digest.Digest(bytes(32))
 for call in (
     lambda: opening.open_store(url),
     lambda: reader.newest("a", "1"),
-    lambda: reader._told(),
+    lambda: reader.told(),
     lambda: repository.Repository(store).version(some),
     lambda: repository.Repository(store).file_map(some),
     lambda: resolver.by_digest(repository.Repository(store), parse_reference("a@sha256:" + "00" * 32), some),

@@ -35,16 +35,6 @@ from tests.upkeep.collecting import (
 )
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Clocked:
-    """A store with a:1 and b:1, whose first layer is the same."""
-    made = Clocked()
-    made.create(keys.FORMAT, [FORMAT])
-    for name in "ab":
-        put(made, name, tmp_path)
-    return made
-
-
 def kinds(store: Clocked) -> dict[str, int]:
     found: dict[str, int] = {}
     for key in store.list(""):

@@ -26,16 +26,6 @@ from blockmap.upkeep.verify import record_faults
 from tests.upkeep.collecting import DAY, FORMAT, KEEP, Clocked, check_all, collect, put, remove
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Clocked:
-    """A store with a:1 and b:1, whose first layer is the same."""
-    made = Clocked()
-    made.create(keys.FORMAT, [FORMAT])
-    for name in "ab":
-        put(made, name, tmp_path)
-    return made
-
-
 def check(store: Clocked, keep: float = KEEP) -> StoreCheck:
     return StoreCheck(store, keep, config_chains, lambda said: None)
 

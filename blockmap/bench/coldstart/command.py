@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from blockmap.bench import Report, json_option, show
+from blockmap.bench import Report, show
 from blockmap.bench.coldstart import plot as plots
 from blockmap.bench.coldstart.engine import ENGINES, to_write
 from blockmap.bench.coldstart.images import Prepared, prepare
@@ -23,6 +23,7 @@ from blockmap.bench.coldstart.timed_start import Bench, TimedStart, start
 from blockmap.bench.coldstart.ways import all_ways
 from blockmap.errors import UsageError
 from blockmap.host import tools
+from blockmap.terminal.options import json_option
 from blockmap.terminal.output import warn
 
 _ROWS = tuple(all_ways())

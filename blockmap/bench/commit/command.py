@@ -14,7 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
-from blockmap.bench import Report, json_option, show
+from blockmap.bench import Report, show
 from blockmap.bench.blocks import BlockClient
 from blockmap.bench.coldstart.engine import Store
 from blockmap.bench.coldstart.processes import calm
@@ -38,6 +38,7 @@ from blockmap.format import BLOCK
 from blockmap.host import tools
 from blockmap.store.names import NameTarget
 from blockmap.store.opening import create_store
+from blockmap.terminal.options import json_option
 from blockmap.terminal.output import warn
 
 CAVEATS = [
