@@ -64,7 +64,7 @@ def environment() -> dict[str, str]:
 _WORKERS = 8
 """Requests of one connection that are served at once, each in a thread that nbdkit makes when the connection is opened: cached
 reads are answered while fewer than these wait for the store. More threads hinder each other: cached reads at depth 16 reach
-0.60 of nbdkit's file plugin with 16, 0.66 to 0.74 with 8."""
+0.60 of nbdkit's file plugin with 16, 0.64 to 0.74 with 8."""
 THREADS = _WORKERS + 1
 """Threads of a connection."""
 
