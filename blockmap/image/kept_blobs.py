@@ -5,7 +5,7 @@ from contextlib import suppress
 from functools import partial
 from typing import BinaryIO
 
-from blockmap.errors import Corrupt
+from blockmap.errors import Corrupt, NotFound
 from blockmap.filesystem.member import ImageSource
 from blockmap.format import keys, recipe
 from blockmap.format.recipe import BlobRecipe
@@ -48,19 +48,30 @@ def put_recipes(store: Pruner, recipes: Mapping[bytes, BlobRecipe]) -> None:
 
 
 def keep_blobs(store: Pruner, source: ImageSource) -> int:
-    """Stores the blobs of an image's layers, unless the store has them; returns the bytes that it stored."""
+    """Stores the blobs of an image's layers, unless the store has them; returns the bytes that it stored.
+
+    Parts that the store has stay untouched, as another image may need them meanwhile: only damaged ones are written anew.
+    """
     stored = 0
     for digest, layer in _blobs(source):
         with suppress(Corrupt):
             if check_kept(store, digest):
                 continue
-        for key in store.list(keys.blob_parts(digest)):
-            store.delete(key)  # some part of it is damaged, or was not written
         with layer.open_blob() as blob:
             for number, part in enumerate(_parts(blob), start=1):
-                put(store, keys.blob_part(digest, number), [part])
-                stored += len(part)
+                stored += _put_part(store, keys.blob_part(digest, number), part)
     return stored
+
+
+def _put_part(store: Pruner, key: str, part: bytes) -> int:
+    """Has the store hold a part under its key; returns the bytes that it stored, 0 where they were there."""
+    if not put(store, key, [part]):
+        with suppress(Corrupt, NotFound):
+            if store.get(key, PART_BYTES) == part:
+                return 0
+        store.delete(key)
+        put(store, key, [part])
+    return len(part)
 
 
 def _blobs(source: ImageSource) -> Iterator[tuple[bytes, BlobLayer]]:
