@@ -13,6 +13,7 @@ for time. It waits for a condition (`waiting.until`), and never sleeps.
 Helpers, by what they provide:
 
     waiting.py                     `until` a condition holds; free ports
+    dockerd.py                     a docker engine of a test's own
     cache/contents.py              chunks whose bytes follow from a number, so that every byte read can be checked; which
                                    deleted files a process has open
     cache/writer.py                a process that fills a cache until it is killed

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from blockmap.api.clones import CloneHost
+from blockmap.api.clones import CloneHost, Commit
 from blockmap.cli.opened import opened
 from blockmap.errors import NameMoved, UsageError
 from blockmap.terminal.options import cache_option, json_option, socket_option, store_option
@@ -14,8 +14,14 @@ from blockmap.terminal.output import tell
 
 
 @click.command()
-@click.argument("clone")
+@click.argument("clone", required=False)
 @click.argument("name", required=False)
+@click.option(
+    "--container",
+    metavar="ID",
+    help="Instead of CLONE: a container of docker or podman, by ID or name, of an image that the store has.",
+)
+@click.option("--no-pause", is_flag=True, help="Leave the container running while what it wrote is read.")
 @click.option("-m", "--message", default="", metavar="TEXT", help="Why; `log` shows it.")
 @click.option("--author", default="", metavar="TEXT", help="Who; this user by default.")
 @click.option(
@@ -40,8 +46,10 @@ from blockmap.terminal.output import tell
 @socket_option
 @json_option
 def commit(
-    clone: str,
+    clone: str | None,
     name: str | None,
+    container: str | None,
+    no_pause: bool,
     message: str,
     author: str,
     changes: tuple[str, ...],
@@ -58,7 +66,21 @@ def commit(
 
     The moment is captured on this host, which takes milliseconds, and then published; should the store be away, it is published
     later, and `clones` shows it until then. The clone goes on above the new version.
+
+    With --container, NAME stands for the container's image with what the container wrote, which alone is read.
     """
+    if container is not None:
+        from blockmap.api.containers import ContainerHost  # imported here: commits of clones do without
+
+        if clone is None or name is not None or retry or drop or wait == "local":
+            raise UsageError("with --container, one NAME is given, and neither --wait local nor --retry nor --drop")
+        done = opened(ContainerHost, store, cache, socket).commit_container(
+            container, clone, message=message, author=author, changes=changes, force=force, pause=not no_pause
+        )
+        _tell_done(as_json, clone, done)
+        return
+    if clone is None:
+        raise UsageError("no CLONE is given: `blockmap clones` lists them; --container commits a container instead")
     host = opened(CloneHost, store, cache, socket)
     if drop:
         tell(f"{host.drop(clone)} captures of {clone} are forgotten; it keeps what was written to it")
@@ -88,6 +110,10 @@ def commit(
         raise NameMoved(
             f"{error}: what was captured waits for that, see `blockmap commit {clone} NAME --retry`, or --drop"
         ) from error
+    _tell_done(as_json, name, done)
+
+
+def _tell_done(as_json: bool, name: str, done: Commit) -> None:
     _tell(as_json, asdict(done), f"{name}  {done.export.partition('@')[2]}  (entry {done.entry} of its name)")
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.dockerd import dockerd
 from tests.export.committed import commit_changes
 from tests.export.exported import export_image
 from tests.image.builder import import_image
 from tests.image.layouts import archive, directory, file, layout, symlink
-from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.root]
 
@@ -47,29 +47,8 @@ def work(tmp_path_factory: pytest.TempPathFactory, need: Callable[..., None], ne
 def docker(work: Path, need: Callable[..., None]) -> Iterator[Callable[..., str]]:
     """Runs docker's client with an engine of its own."""
     need("dockerd", "docker", "runc")
-    own = work / "docker"
-    own.mkdir()
-    places = ("--data-root", own / "data", "--exec-root", own / "exec", "--pidfile", own / "pid")
-    address = f"unix://{own}/socket"
-    with open(own / "log", "wb") as log:
-        engine = subprocess.Popen(
-            ["dockerd", "--iptables=false", "--bridge=none", "-H", address, *places], stdout=log, stderr=log
-        )
-
-    def run(*arguments: str | Path) -> str:
-        command = ["docker", "-H", address, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-
-    def answers() -> bool:
-        assert engine.poll() is None, (own / "log").read_text()
-        return subprocess.run(["docker", "-H", address, "info"], capture_output=True, check=False).returncode == 0
-
-    try:
-        until(answers)
+    with dockerd(work / "docker") as (_, run):
         yield run
-    finally:
-        engine.terminate()
-        engine.wait(60)
 
 
 def test_docker_runs_it(work: Path, docker: Callable[..., str]) -> None:
