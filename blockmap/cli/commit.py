@@ -70,11 +70,11 @@ def commit(
     With --container, NAME stands for the container's image with what the container wrote, which alone is read.
     """
     if container is not None:
-        from blockmap.api.containers import ContainerHost  # imported here: commits of clones do without
+        from blockmap.api.container_commits import ContainerCommits  # imported here: commits of clones do without
 
         if clone is None or name is not None or retry or drop or wait == "local":
             raise UsageError("with --container, one NAME is given, and neither --wait local nor --retry nor --drop")
-        done = opened(ContainerHost, store, cache, socket).commit_container(
+        done = opened(ContainerCommits, store, cache, socket).commit_container(
             container, clone, message=message, author=author, changes=changes, force=force, pause=not no_pause
         )
         _tell_done(as_json, clone, done)

@@ -18,7 +18,7 @@ from blockmap.host.overlay_upper import apply_upper
 _log = logging.getLogger(__name__)
 
 
-class ContainerHost(CloneHost):
+class ContainerCommits(CloneHost):
     """This host with containers of docker and podman."""
 
     def commit_container(
