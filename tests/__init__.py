@@ -34,6 +34,7 @@ Helpers, by what they provide:
     image/model.py                 the simplest model of layers that lie on layers: a dictionary of paths
     image/mounted.py               volumes mounted by the kernel: compared, written to, grown
     learn/volumes.py               a block index and traces of a made-up volume
+    registry/running.py            a registry of the store, as people start it
     report/hostile.py              a store and traces whose names attack the pages that show them
     serve/committer.py             a process that commits a clone to a name again and again, in competition with others
     serve/mover.py                 a process that moves a name again and again, in competition with others

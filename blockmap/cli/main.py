@@ -33,6 +33,7 @@ _COMMANDS = {
     "key": "blockmap.cli.keys:key",
     "log": "blockmap.cli.history:log",
     "profile": "blockmap.cli.profiles:profile",
+    "registry": "blockmap.cli.registry:registry",
     "report": "blockmap.report.command:report",
     "rewind": "blockmap.cli.clones:rewind",
     "rm": "blockmap.cli.clones:rm",
