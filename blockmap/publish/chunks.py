@@ -24,8 +24,8 @@ import numpy as np
 from blockmap.format import BLOCK
 from blockmap.format.chunker import Parameters, hashes, split, zero_blocks
 from blockmap.format.digest import Digest, block_digests, chunk_digest
-from blockmap.format.node import Placement
 from blockmap.format.pack import TARGET_BYTES, Pack, PackedFrame, PackKind, seal
+from blockmap.format.placement import Placement
 from blockmap.publish.chunk_table import ChunkTable, ExtentTable
 from blockmap.publish.stages import Stages
 from blockmap.store.packs import Sealer

@@ -28,7 +28,7 @@ from blockmap.format import entry as entries
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.format.hint import BundleRef, Hint
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.format.refs import Moment, NameEntry
 from blockmap.format.version import NodeRun, Version
 from blockmap.store import limits
