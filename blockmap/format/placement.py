@@ -10,7 +10,7 @@ Little-endian. In memory they stay such columns: a commit handles tens of thousa
 """
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, overload
 
@@ -48,12 +48,13 @@ class Placement(NamedTuple):
 class PlacementTable(Sequence[Placement | None]):
     """Placements of many things, each None while it is not stored; it does not change."""
 
-    __slots__ = ("_packs", "_rows")
+    __slots__ = ("_ends", "_packs", "_rows")
 
     def __init__(self, packs: Sequence[Digest], rows: npt.NDArray[Any]) -> None:
         """`rows` refer to packs by their numbers."""
         self._packs = packs
         self._rows = rows
+        self._ends: Mapping[Digest, int] | None = None
 
     @staticmethod
     def of(placements: Iterable[Placement | None]) -> "PlacementTable":
@@ -113,19 +114,11 @@ class PlacementTable(Sequence[Placement | None]):
         packs[packs != _UNKNOWN] += len(self._packs)
         return PlacementTable((*self._packs, *added._packs), rows[numbers].view(_ROW))
 
-    def ends(self) -> dict[Digest, int]:
+    def ends(self) -> Mapping[Digest, int]:
         """Returns by pack how many bytes of it there must be for all that is stored in it."""
-        rows, numbers = self._rows, self._rows["pack"]
-        if (unknown := numbers == _UNKNOWN).any():
-            rows = rows[~unknown]
-            numbers = rows["pack"]
-        ends = np.zeros(len(self._packs), np.int64)
-        np.maximum.at(ends, numbers, rows["offset"].astype(np.int64) + rows["stored"])
-        found: dict[Digest, int] = {}
-        for number in set(numbers.tolist()):
-            pack = self._packs[number]
-            found[pack] = max(found.get(pack, 0), int(ends[number]))
-        return found
+        if self._ends is None:
+            self._ends = self._find_ends()
+        return self._ends
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -168,3 +161,16 @@ class PlacementTable(Sequence[Placement | None]):
         for number in dict.fromkeys(self._rows["pack"].tolist()):
             numbers[number] = packs.setdefault(self._packs[number], len(packs))
         return list(packs), numbers[self._rows["pack"]]
+
+    def _find_ends(self) -> dict[Digest, int]:
+        rows, numbers = self._rows, self._rows["pack"]
+        if (unknown := numbers == _UNKNOWN).any():
+            rows = rows[~unknown]
+            numbers = rows["pack"]
+        ends = np.zeros(len(self._packs), np.int64)
+        np.maximum.at(ends, numbers, rows["offset"].astype(np.int64) + rows["stored"])
+        found: dict[Digest, int] = {}
+        for number in set(numbers.tolist()):
+            pack = self._packs[number]
+            found[pack] = max(found.get(pack, 0), int(ends[number]))
+        return found

@@ -19,8 +19,9 @@ from blockmap.errors import BlockmapError, Corrupt, NotFound
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.format.extent import Extent
-from blockmap.format.node import Node
+from blockmap.format.node import Inner, Node
 from blockmap.format.pack import Pack
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version
 from blockmap.publish.catalogue import Catalogue, Warn, put_hooks
@@ -116,11 +117,20 @@ class Publication:
 
         Raises Corrupt where the nodes that change refer to a pack of the base that has lost what they need.
         """
-        drafts = draft_rewrite(
-            base, edits, size, lambda name, place: nodes.get(name) or self._repository.node(name, place)
-        )
+        read = dict(nodes)
+
+        def load(name: Digest, place: Placement | None) -> Node:
+            if name not in read:
+                read[name] = self._repository.node(name, place)
+            return read[name]
+
+        drafts = draft_rewrite(base, edits, size, load)
+        # A new leaf refers to what the leaf before it does, and to new chunks; inner nodes are few.
+        is_sound = all(map(self._catalogue.known.health.all_sound, (node.placements for node in read.values())))
         for draft in (drafts.volume, drafts.extra):
-            draft.nodes = {name: self._confirmed(node) for name, node in draft.nodes.items()}
+            for name, node in draft.nodes.items():
+                if not is_sound or isinstance(node, Inner):
+                    draft.nodes[name] = self._confirmed(node)
         return self._put_trees(drafts, chunks, self.frames.__setitem__)
 
     def publish(

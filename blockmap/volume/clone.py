@@ -39,7 +39,7 @@ _ZEROS = bytes(1 << 20)
 _EXTENTS_AT_ONCE = 1024
 """With so many extents a block status ends; clients ask on."""
 _DATA: Final = Kind.DATA
-"""The same: looking it up in its class takes a good part of what a small write does."""
+"""Looking a member up in its class takes a good part of what a small write does."""
 _LOOK_BYTES = 64 << 20
 """Bytes of the overlay that a block status looks up at once: others wait meanwhile."""
 
