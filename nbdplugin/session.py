@@ -23,21 +23,17 @@ OTHER = "other"
 class Session:
     """One client's connection."""
 
-    __slots__ = ("_tallies", "close", "is_labelled", "is_local", "read", "start", "volume")
+    __slots__ = ("_tallies", "close", "is_labelled", "is_local", "read", "start", "volume", "writable")
 
     def __init__(self, opened: Opened, *, is_local: bool, is_labelled: bool) -> None:
         self.volume, self.start, self.close = opened.volume, opened.start, opened.close
+        self.writable = cast(WritableVolume, self.volume)
+        """The volume, for what only connections that may write are asked."""
         self.is_local, self.is_labelled = is_local, is_labelled
         self.read: Read = self.volume.reader(self.start)
         """The volume's reader; it goes through the recorder while a trace runs."""
         self._tallies: dict[int, Tally] = {}
         """Tallies by thread."""
-
-    @property
-    def writable(self) -> WritableVolume:
-        """Returns the volume of a connection that may write."""
-        assert self.volume.writable
-        return cast(WritableVolume, self.volume)
 
     def tally(self) -> Tally:
         """Returns the tally of the calling thread."""

@@ -19,7 +19,7 @@ from blockmap.format import BLOCK
 from blockmap.format.chunker import Parameters
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import within
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.image.disk_image import DiskSource
 from blockmap.image.importer import THRESHOLD_BLOCKS, Importer, write_image
 from blockmap.image.layer import BlobLayer

@@ -18,8 +18,9 @@ from blockmap.format import BLOCK, hooks, keys
 from blockmap.format.chunker import SPAN, Parameters
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import Extent
-from blockmap.format.node import Leaf, Placement, leaf
+from blockmap.format.node import Leaf, leaf
 from blockmap.format.pack import TARGET_BYTES
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root, assemble
 from blockmap.format.version import Version, WriterLayout
 from blockmap.image.disk_image import DiskSource

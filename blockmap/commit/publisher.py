@@ -11,6 +11,7 @@ import logging
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -21,6 +22,7 @@ from blockmap.commit.moment import CapturedMoment
 from blockmap.commit.task import HANDED_BYTES, Frames, PublishedCapture, PublishFailure, PublishTask
 from blockmap.errors import BlockmapError, Collected, Corrupt, FormatError, NameMoved, NotFound, UsageError
 from blockmap.format import BLOCK, node, version
+from blockmap.format import entry as entries
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference, pinned_export
 from blockmap.format.version import Version
@@ -73,6 +75,8 @@ class Publisher:
         self._collections = CollectionReader(store).state()
         self._lengths: dict[Digest, int] = {}
         """The lengths of packs that were asked for since `_collections`."""
+        self._created: dict[NameTarget, StoredEntry] = {}
+        """By name, the last entry that was created here: likely the newest."""
         self._table = CloneTable(state)
 
     def close(self) -> None:
@@ -106,17 +110,22 @@ class Publisher:
             return done
 
     def _publish(self, capture: CaptureRecord, task: PublishTask) -> PublishedCapture:
-        """Publishes in as few round trips as can be, one after another: packs of chunks, beside what is read; packs of
-        nodes; the record of the version, beside the checks; the entry."""
+        """Publishes in as few round trips as can be, one after another: packs, beside what is read; the record of the version,
+        beside the checks; the entry."""
         draft, clone = capture.draft, self._table.get(capture.clone)
         target = NameTarget(draft.repo, draft.tag)
         with ExitStack() as stack:
             layers = self._layers(capture, clone, stack)
             base_name = parse_reference(clone.base).digest
             assert base_name is not None
-            after = None if draft.force else spawn(lambda: self._expected(draft, clone, Digest(base_name)))
+
+            def expect() -> Future[ExpectedEntry] | None:
+                return None if draft.force else spawn(lambda: self._expected(draft, clone, Digest(base_name)))
+
+            after = None
             if not task.is_first:
                 # In this order: an attempt that is faster from now on takes the number of the entry.
+                after = expect()
                 if after is not None:
                     after.result()
                 done = self._find_entry(capture)
@@ -138,6 +147,7 @@ class Publisher:
             with publication.chunk_writer(Stages()) as chunks:
                 write_runs(chunks, runs, moment.reader(self._repository))
                 chunks.settle()
+                after = after or expect()  # beside the packs, which take longer
                 below = base if placed is None else placed.result()
                 trees = publication.rewrite(below, edits(chunks, runs), clone.size // BLOCK, chunks, reading.result())
                 chunks.finish()
@@ -161,6 +171,8 @@ class Publisher:
                 None if after is None else after.result(),
                 draft.nonce,
             )
+        if published.entry is not None:
+            self._created[target] = StoredEntry(published.entry, entries.encode(published.entry))
         entry = published.entry or self._names.newest(target.repo, target.tag)  # it stood for the same version already
         assert entry is not None
         self._lengths = known.health.lengths
@@ -228,7 +240,7 @@ class Publisher:
         if draft.expected is not None:
             stored = self._names.entry(draft.repo, draft.tag, draft.expected) if draft.expected else None
             return ExpectedEntry(None if stored is None else StoredEntry(*stored))
-        newest = self._names.newest_stored(target.repo, target.tag)
+        newest = self._names.newest_stored(target.repo, target.tag, self._created.get(target))
         stands_for = None if newest is None else newest.entry.version
         origin = parse_reference(clone.origin)
         if (origin.repo, origin.tag) == (target.repo, target.tag) and stands_for != base:

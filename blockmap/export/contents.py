@@ -13,7 +13,8 @@ from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
 from blockmap.format.filemap import FileRun
-from blockmap.format.node import Inner, Node, Placement
+from blockmap.format.node import Inner, Node
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.store.concurrent import spawn
 from blockmap.store.packs import NodeRef, raised

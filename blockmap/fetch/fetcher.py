@@ -24,7 +24,8 @@ from blockmap.fetch.prefetch_buffer import PrefetchBuffer
 from blockmap.fetch.prefetcher import Prefetcher
 from blockmap.format import node as nodes
 from blockmap.format.digest import Digest
-from blockmap.format.node import Node, Placement
+from blockmap.format.node import Node
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun
 from blockmap.origin.link import MAX_WINDOW_BYTES

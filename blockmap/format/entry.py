@@ -14,7 +14,7 @@ from typing import Any
 from blockmap.errors import FormatError
 from blockmap.format import record, signature
 from blockmap.format.digest import Digest, from_hex
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.format.signature import Signature
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version, decode_placement, decode_run, encode_placement, encode_run

@@ -19,20 +19,12 @@ inner node with n = count children at `level` 1 or more, each of which covers 25
     n     u8         slot, ascending
     32n   digest     child; an absent child is a span of zeros
 
-Placements, one reference per chunk or child, in order:
-
-    4     u32        number of packs p
-    32p   digest     packs; all zero stands for the pack that holds this node
-    16    -          per reference: pack u16, codec u8, zero u8, offset u32, stored u32, raw u32
-
-Little-endian throughout.
+Placements follow, one per chunk or child, in order, as `placement` has them. Little-endian throughout.
 """
 
-import struct
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, partial
-from typing import Final, NamedTuple
+from functools import cached_property
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,34 +33,14 @@ from blockmap.errors import FormatError
 from blockmap.format.chunker import MAX_BLOCKS, SPAN
 from blockmap.format.digest import ABSENT, DIGEST_BYTES, FORMAT, HEADER, MAGIC, Digest, DigestKind, digest, header
 from blockmap.format.extent import Extent, over
+from blockmap.format.placement import Placement, PlacementTable
 
 FANOUT: Final = 256
 MAX_LEVEL: Final = 4
 """The highest level of a node: enough for 2^40 blocks with room to spare."""
 MAX_NODE_BYTES: Final = 1 << 20
 """The limit on a stored node; 4,096 extents in as many chunks in as many packs take 0.37 MB."""
-
-_REFERENCE = np.dtype(
-    [("pack", "<u2"), ("codec", "u1"), ("zero", "u1"), ("offset", "<u4"), ("stored", "<u4"), ("raw", "<u4")]
-)
-_REFERENCE_ROW = struct.Struct("<HBBIII")
-"""The same for one reference."""
-
-
-class Placement(NamedTuple):
-    """The place where a chunk or node is stored: advice, since the bytes read are verified against its digest."""
-
-    pack: Digest
-    codec: int
-    offset: int
-    """Bytes from the beginning of the pack."""
-    stored: int
-    """Bytes in the pack."""
-    raw: int
-    """Bytes after decompression."""
-
-
-Placements = Sequence[Placement | None]
+_DIGEST = np.dtype(f"V{DIGEST_BYTES}")
 
 
 class Leaf:
@@ -84,13 +56,13 @@ class Leaf:
         first: npt.NDArray[np.uint8],
         chunks: Sequence[Digest],
         blocks: npt.NDArray[np.uint8],
-        placements: Placements,
+        placements: Iterable[Placement | None],
     ) -> None:
         self.starts, self.lengths, self.index, self.first = starts, lengths, index, first
         self.chunks = chunks
         self.blocks = blocks
         """Blocks of each chunk, 1 to 64."""
-        self.placements = placements
+        self.placements = PlacementTable.of(placements)
         """The placement of each chunk; None for one that is not stored yet."""
 
     @cached_property
@@ -124,8 +96,9 @@ class Leaf:
             )
         ]
 
-    def with_placements(self, placements: Placements) -> "Leaf":
-        return Leaf(self.starts, self.lengths, self.index, self.first, self.chunks, self.blocks, placements)
+    def with_placements(self, placements: Iterable[Placement | None]) -> "Leaf":
+        """Returns the same leaf with other placements."""
+        return _placed(self, placements)
 
     def check(self) -> None:
         """Asserts every invariant of the format."""
@@ -152,12 +125,14 @@ class Leaf:
 class Inner:
     """The children of a node above the leaves."""
 
-    def __init__(self, level: int, slots: Sequence[int], children: Sequence[Digest], placements: Placements) -> None:
+    def __init__(
+        self, level: int, slots: Sequence[int], children: Sequence[Digest], placements: Iterable[Placement | None]
+    ) -> None:
         self.level = level
         self.slots = slots
         """Slots of the children, 0 to 255, ascending."""
         self.children = children
-        self.placements = placements
+        self.placements = PlacementTable.of(placements)
         """The placement of each child; None for one that is not stored yet."""
 
     @cached_property
@@ -180,8 +155,9 @@ class Inner:
             return None
         return self.children[at], self.placements[at]
 
-    def with_placements(self, placements: Placements) -> "Inner":
-        return Inner(self.level, self.slots, self.children, placements)
+    def with_placements(self, placements: Iterable[Placement | None]) -> "Inner":
+        """Returns the same node with other placements."""
+        return _placed(self, placements)
 
     def check(self) -> None:
         """Asserts every invariant of the format."""
@@ -194,6 +170,15 @@ class Inner:
 
 
 Node = Leaf | Inner
+
+_NodeKind = TypeVar("_NodeKind", Leaf, Inner)
+
+
+def _placed(node: _NodeKind, placements: Iterable[Placement | None]) -> _NodeKind:
+    made = type(node).__new__(type(node))
+    made.__dict__.update(node.__dict__)  # what was computed of the content, too
+    made.placements = PlacementTable.of(placements)
+    return made
 
 
 def leaf(extents: Iterable[Extent], base: int, placements: dict[Digest, Placement]) -> Leaf | None:
@@ -227,50 +212,52 @@ def leaf_over(upper: Sequence[Extent], below: Leaf, base: int, placements: Mappi
 
     It is that of `over`, without an object for each extent of `below`: for a few extents.
     """
-    starts, lengths, ids, first = (each.tolist() for each in (below.starts, below.lengths, below.index, below.first))
-    chunks, blocks, places = list(below.chunks), below.blocks.tolist(), list(below.placements)
+    rows = np.array((below.starts, below.lengths, below.index, below.first), dtype=np.int32)
+    chunks, blocks, places = list(below.chunks), list[int](), list[Placement | None]()
+    may_continue = False
     for start, length, chunk, of, inside in upper:
         start -= base
         end = start + length
-        low = bisect_right(starts, start)
-        high = bisect_left(starts, end, low)
-        rows: list[tuple[int, int, int, int]] = []
-        if low and starts[low - 1] + lengths[low - 1] > start:  # it is cut, and may go on behind
-            low -= 1
-            if starts[low] < start:
-                rows.append((starts[low], start - starts[low], ids[low], first[low]))
+        low, high = np.searchsorted(rows[0], (start, end)).tolist()
+        made: list[tuple[int, int, int, int]] = []
+        right: list[tuple[int, int, int, int]] = []
+        if high:
+            at, count, number, skip = rows[:, high - 1].tolist()
+            if at + count > end:  # it goes on behind
+                right.append((end, at + count - end, number, skip + end - at))
+        if low:
+            at, count, number, skip = rows[:, low - 1].tolist()
+            if at + count > start:
+                low -= 1
+                made.append((at, start - at, number, skip))
         if chunk is not None:
+            may_continue = may_continue or chunk in chunks
             number = chunks.index(chunk) if chunk in chunks else len(chunks)
             if number == len(chunks):
                 chunks.append(chunk)
                 blocks.append(of)
                 places.append(placements.get(chunk))
-            rows.append((start, length, number, inside))
-        if high > low and (left := starts[high - 1] + lengths[high - 1] - end) > 0:
-            rows.append((end, left, ids[high - 1], first[high - 1] + end - starts[high - 1]))
-        for column, values in zip(
-            (starts, lengths, ids, first), zip(*rows, strict=True) if rows else [()] * 4, strict=True
-        ):
-            column[low:high] = values
-    if not starts:
+            made.append((start, length, number, inside))
+        made += right
+        new = np.array(made, dtype=np.int32).reshape(-1, 4).T
+        rows = np.concatenate((rows[:, :low], new, rows[:, high:]), axis=1)
+    if not rows.shape[1]:
         return None
-    table = np.array((starts, lengths, ids, first), dtype=np.int64)
-    if _continues(*table).any():
-        known = {chunk: place for chunk, place in zip(chunks, places, strict=True) if place is not None}
-        return leaf(over(list(upper), below.extents(base)), base, known)
-    used, at, inverse = np.unique(table[2], return_index=True, return_inverse=True)
-    order = np.argsort(at)  # chunks are in order of first use
-    rank = np.empty(len(order), dtype=np.uint16)
-    rank[order] = np.arange(len(order))
-    kept = used[order].tolist()
+    if may_continue and _continues(*rows).any():
+        stored = {chunk: at for chunk, at in zip(chunks, (*below.placements, *places), strict=True) if at is not None}
+        return leaf(over(list(upper), below.extents(base)), base, stored)
+    used = list(dict.fromkeys(rows[2].tolist()))  # chunks are in order of first use
+    order = np.array(used)
+    rank = np.empty(len(chunks), dtype=np.uint16)
+    rank[order] = np.arange(len(used))
     return Leaf(
-        table[0].astype(np.uint16),
-        table[1].astype(np.uint16),
-        rank[inverse],
-        table[3].astype(np.uint8),
-        [chunks[number] for number in kept],
-        np.array([blocks[number] for number in kept], dtype=np.uint8),
-        [places[number] for number in kept],
+        rows[0].astype(np.uint16),
+        rows[1].astype(np.uint16),
+        rank[rows[2]],
+        rows[3].astype(np.uint8),
+        [chunks[number] for number in used],
+        np.append(below.blocks, np.array(blocks, dtype=np.uint8))[order],
+        below.placements.chosen(order, places),
     )
 
 
@@ -292,14 +279,9 @@ def _continues(
 def encode(node: Node) -> bytes:
     """Returns the stored form of a node, all of whose placements must be known."""
     head = header(DigestKind.NODE, len(node.starts) if isinstance(node, Leaf) else len(node.slots), node.level)
-    packs: dict[Digest, int] = {}
-    table: list[bytes] = []
-    for place in node.placements:
-        if place is None:
-            raise FormatError(f"the node refers to {node.references[len(table)].hex()}, which is not stored")
-        pack, codec, offset, stored, raw = place
-        table.append(_REFERENCE_ROW.pack(packs.setdefault(pack, len(packs)), codec, 0, offset, stored, raw))
-    return b"".join((head, node.content, len(packs).to_bytes(4, "little"), *packs, *table))
+    if (at := node.placements.first_unknown()) is not None:
+        raise FormatError(f"the node refers to {node.references[at].hex()}, which is not stored")
+    return b"".join((head, node.content, node.placements.encode()))
 
 
 def decode(frame: bytes, pack: Digest, expected: Digest) -> Node:
@@ -310,11 +292,13 @@ def decode(frame: bytes, pack: Digest, expected: Digest) -> Node:
     if (magic, kind, version, flags, zero) != (MAGIC, DigestKind.NODE, FORMAT, 0, 0) or level > MAX_LEVEL or not count:
         raise FormatError("the header is not that of a node")
     end, node = (_decode_leaf if level == 0 else _decode_inner)(frame, level, count)
-    if digest(DigestKind.NODE, count, memoryview(frame)[HEADER.size : end], level) != expected:
+    content = frame[HEADER.size : end]
+    if digest(DigestKind.NODE, count, content, level) != expected:
         raise FormatError(f"the node is not the one named {expected.hex()}")
-    placed = node.with_placements(_decode_placements(frame, end, len(node.references), pack))
-    placed.check()
-    return placed
+    node.placements = PlacementTable.decode(frame, end, len(node.references), pack)
+    node.content, node.digest = content, expected
+    node.check()
+    return node
 
 
 def _decode_leaf(frame: bytes, level: int, count: int) -> tuple[int, Node]:
@@ -330,9 +314,8 @@ def _decode_leaf(frame: bytes, level: int, count: int) -> tuple[int, Node]:
     end = at + (DIGEST_BYTES + 1) * chunks
     if chunks > count or len(frame) < end:
         raise FormatError(f"a leaf of {chunks} chunks does not fit in {len(frame)} bytes")
-    digests = _digests(frame, at, chunks)
     blocks = np.frombuffer(frame, "u1", chunks, at + DIGEST_BYTES * chunks)
-    return end, Leaf(starts, lengths, index, first, digests, blocks + np.uint8(1), [None] * chunks)
+    return end, Leaf(starts, lengths, index, first, _digests(frame, at, chunks), blocks + np.uint8(1), ())
 
 
 def _decode_inner(frame: bytes, level: int, count: int) -> tuple[int, Node]:
@@ -340,23 +323,9 @@ def _decode_inner(frame: bytes, level: int, count: int) -> tuple[int, Node]:
     end = at + (DIGEST_BYTES + 1) * count
     if count > FANOUT or len(frame) < end:
         raise FormatError(f"an inner node of {count} children does not fit in {len(frame)} bytes")
-    return end, Inner(level, frame[at : at + count], _digests(frame, at + count, count), [None] * count)
-
-
-def _decode_placements(frame: bytes, at: int, count: int, home: Digest) -> list[Placement]:
-    packs = int.from_bytes(frame[at : at + 4], "little")
-    at += 4
-    if packs > count or len(frame) != at + DIGEST_BYTES * packs + _REFERENCE.itemsize * count:
-        raise FormatError(f"the placements of {count} references in {packs} packs do not fit the node's length")
-    names = [home if name == ABSENT else name for name in _digests(frame, at, packs)]
-    table = np.frombuffer(frame, _REFERENCE, count, at + DIGEST_BYTES * packs)
-    if table["zero"].any() or (table["pack"] >= packs).any():
-        raise FormatError("a placement of the node names no pack")
-    where = [names[pack] for pack in table["pack"].tolist()]
-    columns = (table[name].tolist() for name in ("codec", "offset", "stored", "raw"))
-    # Not by Placement's own constructor, which is Python's: there are hundreds in a leaf.
-    return list(map(partial(tuple.__new__, Placement), zip(where, *columns, strict=True)))
+    return end, Inner(level, frame[at : at + count], _digests(frame, at + count, count), ())
 
 
 def _digests(frame: bytes, at: int, count: int) -> list[Digest]:
-    return [Digest(frame[start : start + DIGEST_BYTES]) for start in range(at, at + DIGEST_BYTES * count, DIGEST_BYTES)]
+    names: list[Digest] = np.frombuffer(frame, _DIGEST, count, at).tolist()  # in a quarter of the time of slices
+    return names

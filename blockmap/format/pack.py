@@ -25,7 +25,7 @@ from typing import Final
 
 from blockmap.errors import FormatError
 from blockmap.format.digest import Digest
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 
 MAGIC: Final = b"bmpk"
 FORMAT: Final = 1

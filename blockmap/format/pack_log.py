@@ -19,7 +19,8 @@ from typing import Any
 from blockmap.errors import FormatError
 from blockmap.format import record
 from blockmap.format.digest import Digest, from_hex
-from blockmap.format.node import MAX_NODE_BYTES, Placement
+from blockmap.format.node import MAX_NODE_BYTES
+from blockmap.format.placement import Placement
 
 FORMAT = 1
 MAX_PLACES = 50_000

@@ -13,7 +13,8 @@ from blockmap.errors import FormatError
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import Extent, over
-from blockmap.format.node import FANOUT, MAX_LEVEL, Inner, Leaf, Node, Placement, leaf, leaf_over
+from blockmap.format.node import FANOUT, MAX_LEVEL, Inner, Leaf, Node, leaf, leaf_over
+from blockmap.format.placement import Placement
 
 MAX_BLOCKS = 1 << 40
 _FEW_EDITS = 32

@@ -20,7 +20,7 @@ from typing import Any
 from blockmap.errors import FormatError
 from blockmap.format import record, signature
 from blockmap.format.digest import ABSENT, Digest, DigestKind, digest, from_hex
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.format.signature import Signature
 from blockmap.format.tree import MAX_BLOCKS, Root
 

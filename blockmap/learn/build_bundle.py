@@ -9,7 +9,8 @@ from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
 from blockmap.format.filemap import FileRun
-from blockmap.format.node import Leaf, Placement
+from blockmap.format.node import Leaf
+from blockmap.format.placement import Placement
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.tree import Root
 from blockmap.store.packs import Sealer, compress, raised

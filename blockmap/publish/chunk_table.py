@@ -10,7 +10,7 @@ from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 
 
 class ChunkTable:

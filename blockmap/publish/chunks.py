@@ -24,8 +24,8 @@ import numpy as np
 from blockmap.format import BLOCK
 from blockmap.format.chunker import Parameters, hashes, split, zero_blocks
 from blockmap.format.digest import Digest, block_digests, chunk_digest
-from blockmap.format.node import Placement
 from blockmap.format.pack import TARGET_BYTES, Pack, PackedFrame, PackKind, seal
+from blockmap.format.placement import Placement
 from blockmap.publish.chunk_table import ChunkTable, ExtentTable
 from blockmap.publish.stages import Stages
 from blockmap.store.packs import Sealer
@@ -203,15 +203,19 @@ class ChunkWriter:
         for segment in chain.from_iterable(iter(self._queue.get, None)):
             if self._stop.is_set():
                 return
-            if segment.cut or segment.block != block + len(tail) // BLOCK:
-                self._emit(block, tail, of, final=True)
-                block, tail, of = segment.block, bytearray(), of[:0]
             with stages.time("xxh3"):
-                of = np.concatenate((of, hashes(segment.data)))
-            tail = tail + segment.data if tail else segment.data
-            done = self._emit(block, tail, of, final=False)
-            block, tail, of = block + done, tail[done * BLOCK :], of[done:]
-        self._emit(block, tail, of, final=True)
+                more = hashes(segment.data)
+            if segment.cut or segment.block != block + len(tail) // BLOCK:
+                if tail:
+                    self._emit(block, tail, of, final=True)
+                block, tail, of = segment.block, segment.data, more
+            else:
+                tail, of = tail + segment.data, np.concatenate((of, more))
+            if len(of) >= self._parameters.max:  # of less, most is seen again when there is more
+                done = self._emit(block, tail, of, final=False)
+                block, tail, of = block + done, tail[done * BLOCK :], of[done:]
+        if tail:
+            self._emit(block, tail, of, final=True)
         self._decide()
         if self._batch:
             self._compress()

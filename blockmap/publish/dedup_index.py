@@ -16,7 +16,8 @@ from blockmap.format import hooks
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.hooks import Hooks
-from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
+from blockmap.format.node import FANOUT, Inner, Leaf, Node
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root, coverage
 from blockmap.publish.pack_health import PackHealth
 from blockmap.publish.sparse import Champion, HookTable
@@ -244,9 +245,7 @@ class DedupIndex:
     def _stored(self, refs: Sequence[NodeRef], places: Sequence[Placement | None]) -> list[Node | BlockmapError]:
         """Reads nodes where they are now; one that is damaged there is read from where else it was stored, or noted."""
         read = self._packs.nodes([(name, place) for (name, _), place in zip(refs, places, strict=True)])
-        self.health.ask(
-            place.pack for node in read if isinstance(node, Leaf) for place in node.placements if place is not None
-        )
+        self.health.ask(pack for node in read if isinstance(node, Leaf) for pack in node.placements.ends())
         made: list[Node | BlockmapError] = []
         for ref, place, node in zip(refs, places, read, strict=True):
             name, said = ref

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from blockmap.format.digest import Digest
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.publish.pack_health import PackHealth
 from blockmap.store.base import Writer
 from blockmap.store.concurrent import each

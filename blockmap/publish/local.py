@@ -13,7 +13,7 @@ from typing import Any
 
 from blockmap.format import record
 from blockmap.format.digest import ABSENT, Digest
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import decode_placement, encode_placement
 from blockmap.local import database

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from blockmap.format.digest import ABSENT, DIGEST_BYTES, HEADER, Digest
-from blockmap.format.node import Inner, Leaf, Placement, encode
+from blockmap.format.node import Inner, Leaf, encode
 from blockmap.format.pack import TARGET_BYTES, Pack, PackedFrame, PackKind, head_bytes, seal
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Draft, Root
 from blockmap.format.version import NodeRun
 from blockmap.store.packs import UNCOMPRESSED, Sealer
@@ -70,8 +71,7 @@ def store_nodes(
         if old is not None:
             where[name] = old
             continue
-        known = [at or place(chunk) for chunk, at in zip(leaf.chunks, leaf.placements, strict=True)]
-        raw = encode(leaf.with_placements(known))
+        raw = encode(leaf.with_placements(leaf.placements.filled(leaf.chunks, place)))
         keep(name, raw)
         frame = PackedFrame(name, *sealer.seal(raw), len(raw))
         budget -= len(frame.data)

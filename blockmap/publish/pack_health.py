@@ -11,7 +11,7 @@ from functools import partial
 from blockmap.errors import NotFound
 from blockmap.format import keys
 from blockmap.format.digest import Digest
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement, PlacementTable
 from blockmap.store.base import Reader
 from blockmap.store.concurrent import each
 from blockmap.store.log import LogReader
@@ -76,14 +76,9 @@ class PackHealth:
         self.ask(place.pack for place in places if place is not None)
         return [self.find(name, place) for name, place in zip(names, places, strict=True)]
 
-    def all_sound(self, places: Iterable[Placement | None]) -> bool:
+    def all_sound(self, places: PlacementTable) -> bool:
         """Returns True if all of many places can be relied on, without a word about which not; asks for their packs at once."""
-        ends: dict[Digest, int] = {}
-        for place in places:
-            if place is not None:
-                pack, _, offset, stored, _ = place
-                if ends.get(pack, 0) < offset + stored:
-                    ends[pack] = offset + stored
+        ends = places.ends()
         self.ask(ends)
         return all(
             pack not in self._damage and not self._is_leaving(pack) and end <= self._lengths[pack]

@@ -19,7 +19,9 @@ from blockmap.errors import BlockmapError, Corrupt, NotFound
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.format.extent import Extent
-from blockmap.format.node import Node
+from blockmap.format.node import Inner, Node
+from blockmap.format.pack import Pack
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version
 from blockmap.publish.catalogue import Catalogue, Warn, put_hooks
@@ -93,7 +95,7 @@ class Publication:
 
     def chunk_writer(self, stages: Stages) -> ChunkWriter:
         """Returns the writer that takes the volume's blocks, or those of the edits."""
-        writer = ChunkWriter(self._objects.put_pack, self._catalogue.known.lookup, self._form.chunker, stages)
+        writer = ChunkWriter(self._put_pack, self._catalogue.known.lookup, self._form.chunker, stages)
         self._counts = writer.counts
         return writer
 
@@ -105,9 +107,7 @@ class Publication:
         """Reads the nodes of a version that a rewrite of these blocks needs, and asks for the packs that it relies on; may run
         while the chunks are stored."""
         found = nodes_above(base.root, runs, load)
-        self._catalogue.known.health.ask(
-            place.pack for node in found.values() for place in node.placements if place is not None
-        )
+        self._catalogue.known.health.ask(pack for node in found.values() for pack in node.placements.ends())
         return found
 
     def rewrite(
@@ -117,11 +117,20 @@ class Publication:
 
         Raises Corrupt where the nodes that change refer to a pack of the base that has lost what they need.
         """
-        drafts = draft_rewrite(
-            base, edits, size, lambda name, place: nodes.get(name) or self._repository.node(name, place)
-        )
+        read = dict(nodes)
+
+        def load(name: Digest, place: Placement | None) -> Node:
+            if name not in read:
+                read[name] = self._repository.node(name, place)
+            return read[name]
+
+        drafts = draft_rewrite(base, edits, size, load)
+        # A new leaf refers to what the leaf before it does, and to new chunks; inner nodes are few.
+        is_sound = all(map(self._catalogue.known.health.all_sound, (node.placements for node in read.values())))
         for draft in (drafts.volume, drafts.extra):
-            draft.nodes = {name: self._confirmed(node) for name, node in draft.nodes.items()}
+            for name, node in draft.nodes.items():
+                if not is_sound or isinstance(node, Inner):
+                    draft.nodes[name] = self._confirmed(node)
         return self._put_trees(drafts, chunks, self.frames.__setitem__)
 
     def publish(
@@ -221,13 +230,18 @@ class Publication:
         except BlockmapError as error:
             self._warn(f"packs that turned out to be of no use take room in the store: {error}")
 
+    def _put_pack(self, pack: Pack) -> None:
+        """Stores a pack; nobody asks for its length later, not even those who rely on it for the next version."""
+        self._objects.put_pack(pack)
+        self._catalogue.known.health.know({pack.name: sum(map(len, pack.parts))})
+
     def _put_trees(self, drafts: TreeDrafts, chunks: ChunkWriter, keep: Callable[[Digest, bytes], object]) -> Trees:
         """Stores trees; where they are stored already, drops packs of chunks that were not found although these have them.
 
         What these trees have, and others have in packs that lost it, is found through the logs of those packs from then on.
         """
         known = self._catalogue.known
-        trees = store_trees(drafts, chunks.table.placement, known, self._objects.put_pack, keep)
+        trees = store_trees(drafts, chunks.table.placement, known, self._put_pack, keep)
         self._hooks = trees.hooks
         healed = heal(
             self._store, known.health, trees.nodes, lambda name: chunks.table.placement(name) or known.leaf(name)

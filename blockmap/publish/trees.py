@@ -8,8 +8,9 @@ from blockmap.format import hooks
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent, coalesce, within
-from blockmap.format.node import Leaf, Placement, leaf
+from blockmap.format.node import Leaf, leaf
 from blockmap.format.pack import Pack
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Draft, Load, Root, assemble, rewrite
 from blockmap.format.version import NodeRun, Version
 from blockmap.publish.chunks import ChunkWriter

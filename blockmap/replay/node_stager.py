@@ -8,7 +8,8 @@ from blockmap.cache.cache import Cache
 from blockmap.errors import FormatError
 from blockmap.format import node as nodes
 from blockmap.format.digest import Digest
-from blockmap.format.node import Inner, Node, Placement
+from blockmap.format.node import Inner, Node
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.store.plan import node_at
 

@@ -26,8 +26,8 @@ from blockmap.volume.clone import CloneLayer, CloneVolume
 from blockmap.volume.clone_loader import load_clone
 from blockmap.volume.clone_table import CaptureDraft, CaptureRecord, CloneRecord, CloneTable, has_clones, read_clones
 from blockmap.volume.overlay import Held, OverlayMap
+from blockmap.volume.readonly import ReadOnlyVolume
 from blockmap.volume.scratch import ScratchFile, is_in_use, layer_file
-from blockmap.volume.volume import Volume
 from blockmap.volume.write_journal import boot_id
 
 _log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class Clones:
         _sweep(self._state, table)
         return record
 
-    def prepare(self, record: CloneRecord, base: Volume) -> None:
+    def prepare(self, record: CloneRecord, base: ReadOnlyVolume) -> None:
         """Leaves little to do to a capture that follows while the clone is open; DiskFull, HostError."""
         volume = self.open(record, base)
         try:
@@ -146,7 +146,9 @@ class Clones:
         finally:
             self.close(record.name)
 
-    def capture(self, record: CloneRecord, base: Volume, draft: CaptureDraft, skip_unchanged: bool = False) -> int:
+    def capture(
+        self, record: CloneRecord, base: ReadOnlyVolume, draft: CaptureDraft, skip_unchanged: bool = False
+    ) -> int:
         """Captures a clone as it is at one moment; returns the capture's number, or with `skip_unchanged` 0 where nothing was
         written since the last one. DiskFull, HostError: nothing has happened then."""
         captured = 0
@@ -165,7 +167,7 @@ class Clones:
             self._freeze(record, base, push)
         return captured
 
-    def fork(self, record: CloneRecord, base: Volume, forks: Sequence[tuple[str, str]]) -> None:
+    def fork(self, record: CloneRecord, base: ReadOnlyVolume, forks: Sequence[tuple[str, str]]) -> None:
         """Makes clones of a clone as it is at one moment, all or none, each with a name and a pin on the version of `record`;
         AlreadyExists, DiskFull, HostError, CloneRebased where it has another version by now."""
 
@@ -214,7 +216,7 @@ class Clones:
     def of_capture(self, capture: CaptureRecord) -> CloneRecord:
         return self._table().get(capture.clone)
 
-    def rebase(self, record: CloneRecord, capture: CaptureRecord, export: str, base: Volume) -> None:
+    def rebase(self, record: CloneRecord, capture: CaptureRecord, export: str, base: ReadOnlyVolume) -> None:
         """Puts a clone on the version that a capture of it has become; HostError if another server has it open."""
         table = self._table()
         with self._lock:
@@ -231,7 +233,7 @@ class Clones:
         with owned_clone(clone_folder(self._state, record.id), record.name, self._holder):
             self._delete(table.rebase(capture, export))
 
-    def open(self, record: CloneRecord, base: Volume) -> CloneVolume:
+    def open(self, record: CloneRecord, base: ReadOnlyVolume) -> CloneVolume:
         """Returns the volume of a clone, whose base is at hand; HostError if another server has it, CloneRebased where it has
         another base by now. `close` must follow."""
         with self._lock:
@@ -323,7 +325,7 @@ class Clones:
     def _freeze(
         self,
         record: CloneRecord,
-        base: Volume,
+        base: ReadOnlyVolume,
         push: Callable[[CloneVolume, int, int, Sequence[Held], Sequence[int], int], None],
     ) -> None:
         """Puts a new layer on a clone's others; `push` stores that, given the clone's volume and the layer's number, with what
@@ -361,7 +363,7 @@ class Clones:
             with suppress(OSError):
                 layer_file(self._state, layer).unlink(missing_ok=True)
 
-    def _load(self, record: CloneRecord, base: Volume, stack: ExitStack) -> CloneVolume:
+    def _load(self, record: CloneRecord, base: ReadOnlyVolume, stack: ExitStack) -> CloneVolume:
         folder = clone_folder(self._state, record.id)
         stack.enter_context(owned_clone(folder, record.name, self._holder))
         table = self._table()

@@ -46,7 +46,7 @@ class Registry:
     def __init__(self, fetcher: Fetcher) -> None:
         self._fetcher = fetcher
         self._lock = threading.Lock()  # guards what follows; never held across I/O, nor while another lock is taken
-        self._versions: dict[_VersionKey, list[Volume]] = {}
+        self._versions: dict[_VersionKey, list[ReadOnlyVolume]] = {}
         """What connections read of the store: volumes, and bases of clones."""
         self._starts: dict[Key, list[Start]] = {}
         """The latest start of a version and label is at the end; there are more while connections are left to an earlier one,
@@ -57,7 +57,7 @@ class Registry:
         """How many connections each volume has, clones among them."""
         self._opened = 0
 
-    def volume(self, found: ResolvedStart, policy: OutagePolicy) -> Volume:
+    def volume(self, found: ResolvedStart, policy: OutagePolicy) -> ReadOnlyVolume:
         """Returns the volume of a version, shared by all that have it open under one policy."""
         with self._lock:
             return self._volume(found, policy)
@@ -98,12 +98,12 @@ class Registry:
         ]
         return {"exports": exports, "opens": opened}
 
-    def _volume(self, found: ResolvedStart, policy: OutagePolicy) -> Volume:
+    def _volume(self, found: ResolvedStart, policy: OutagePolicy) -> ReadOnlyVolume:
         resolved = found.resolved
         versions = self._versions.get((resolved.pinned, policy))
         return versions[0] if versions else ReadOnlyVolume(resolved.pinned, resolved.root, self._fetcher, policy)
 
-    def _close(self, key: _VersionKey, version: Volume, volume: Volume, start: Start) -> None:
+    def _close(self, key: _VersionKey, version: ReadOnlyVolume, volume: Volume, start: Start) -> None:
         with self._lock:
             _leave(self._exported, volume)
             if _leave(self._sharing, version):

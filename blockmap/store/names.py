@@ -28,7 +28,7 @@ from blockmap.format import entry as entries
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
 from blockmap.format.hint import BundleRef, Hint
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.format.refs import Moment, NameEntry
 from blockmap.format.version import NodeRun, Version
 from blockmap.store import limits
@@ -98,11 +98,12 @@ class NameReader:
         found = self.newest_stored(repo, tag)
         return found.entry if found else None
 
-    def newest_stored(self, repo: str, tag: str) -> StoredEntry | None:
-        """Returns the same as `newest`, with its stored form."""
-        hinted = self.hint(repo, tag)
-        found = self._follow(repo, tag, StoredEntry(hinted.entry, hinted.stored) if hinted else None)
-        if found is not None and (hinted is None or hinted.stored != found.stored):
+    def newest_stored(self, repo: str, tag: str, believed: StoredEntry | None = None) -> StoredEntry | None:
+        """Returns the same as `newest`, with its stored form; the hint is not read where an entry is believed to be the newest."""
+        if believed is None and (hinted := self.hint(repo, tag)) is not None:
+            believed = StoredEntry(hinted.entry, hinted.stored)
+        found = self._follow(repo, tag, believed)
+        if found is not None and (believed is None or believed.stored != found.stored):
             self._mend(repo, tag, found)
         return found
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from blockmap.errors import Corrupt, FormatError, NotFound
 from blockmap.format import keys, pack_log
 from blockmap.format.digest import Digest
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.store import limits
 from blockmap.store.base import Reader, Writer
 from blockmap.store.concurrent import each

@@ -13,8 +13,9 @@ from blockmap.format.bundle import BundleHead
 from blockmap.format.chunker import MAX_BLOCKS
 from blockmap.format.digest import Digest, chunk_digest, held_block_digests
 from blockmap.format.filemap import BodyStream
-from blockmap.format.node import Node, Placement
+from blockmap.format.node import Node
 from blockmap.format.pack import PackedFrame, PackHead
+from blockmap.format.placement import Placement
 from blockmap.format.version import NodeRun
 from blockmap.store.concurrent import each
 from blockmap.store.pack_logs import MovedLogs

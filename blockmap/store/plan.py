@@ -5,7 +5,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from blockmap.format.digest import Digest
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 
 GAP_BYTES = 64 << 10
 """Unneeded bytes that a range may include to save a request."""

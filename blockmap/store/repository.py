@@ -8,7 +8,8 @@ from functools import partial
 from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound, Untrusted
 from blockmap.format import filemap, keys, version
 from blockmap.format.digest import Digest
-from blockmap.format.node import Node, Placement
+from blockmap.format.node import Node
+from blockmap.format.placement import Placement
 from blockmap.format.version import Version
 from blockmap.store import limits
 from blockmap.store.base import Reader

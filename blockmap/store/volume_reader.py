@@ -8,7 +8,7 @@ from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root, find
 from blockmap.store.repository import Repository
 

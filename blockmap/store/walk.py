@@ -81,7 +81,7 @@ def packs_below(roots: Iterable[Root], load: LoadNodes) -> set[Digest]:
     packs: set[Digest] = set()
     for root in roots:
         for _, leaf in leaves(root, load, unseen):
-            packs.update(place.pack for place in leaf.placements if place is not None)
+            packs.update(leaf.placements.ends())
     return packs | {place.pack for _, place in seen if place is not None}
 
 

@@ -7,7 +7,7 @@ from blockmap.errors import BlockmapError, Corrupt, FormatError, NotFound
 from blockmap.format import keys, pack_log
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.entry import root_of
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import Version
 from blockmap.store import limits

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from blockmap.errors import BlockmapError, Corrupt, NotFound, StoreError
 from blockmap.format.digest import Digest
-from blockmap.format.node import Leaf, Node, Placement
+from blockmap.format.node import Leaf, Node
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.store.packs import NodeRef, Packs
 from blockmap.store.plan import Wanted, node_at

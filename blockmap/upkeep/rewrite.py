@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from blockmap.errors import BlockmapError, Corrupt, NotFound
 from blockmap.format import node
 from blockmap.format.digest import Digest
-from blockmap.format.node import Placement
 from blockmap.format.pack import TARGET_BYTES, PackedFrame, PackHead, PackKind, seal
+from blockmap.format.placement import Placement
 from blockmap.publish.object_writer import put
 from blockmap.publish.pack_health import PackHealth
 from blockmap.store.base import Writer

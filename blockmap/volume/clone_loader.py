@@ -9,7 +9,7 @@ from typing import Protocol
 from blockmap.volume.clone import CloneLayer, CloneVolume, LayerFile
 from blockmap.volume.clone_table import CloneRecord, CloneTable
 from blockmap.volume.overlay import Held
-from blockmap.volume.volume import Volume
+from blockmap.volume.readonly import ReadOnlyVolume
 from blockmap.volume.write_journal import WriteJournal
 
 _log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class OpenFile(LayerFile, Protocol):
 def load_clone(
     table: CloneTable,
     record: CloneRecord,
-    base: Volume,
+    base: ReadOnlyVolume,
     open_file: Callable[[int], OpenFile],
     journal: Path,
     boot: bytes,

@@ -10,7 +10,8 @@ from blockmap.fetch.fetcher import Fetcher
 from blockmap.fetch.neighbours import Neighbours
 from blockmap.format import BLOCK, tree
 from blockmap.format.digest import ABSENT, Digest
-from blockmap.format.node import FANOUT, Inner, Leaf, Node, Placement
+from blockmap.format.node import FANOUT, Inner, Leaf, Node
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.origin.outage import Attempt
 from blockmap.origin.outage_policy import OutagePolicy

@@ -11,6 +11,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from blockmap.errors import Corrupt, NotFound
 from blockmap.fetch.fetcher import Around, Fetcher
@@ -23,7 +24,7 @@ from blockmap.format.tree import Root
 from blockmap.origin.outage import Attempt
 from blockmap.origin.outage_policy import DEFAULT, OutagePolicy
 from blockmap.store.plan import Wanted
-from blockmap.volume.leaves import NOWHERE, Leaves, chunks_of
+from blockmap.volume.leaves import NOWHERE, Hot, Leaves, chunks_of
 from blockmap.volume.reads import LENGTH_BITS, Note, Read, Slow, Source
 from blockmap.volume.start import Start
 
@@ -33,6 +34,16 @@ _EXTENTS_AT_ONCE = 1024
 """Data and hole extents that one block status answers at most; clients ask on."""
 
 _ZEROS = bytes(1 << 20)
+
+
+class HitPath(NamedTuple):
+    """What it takes to read what is in the cache, as `ReadOnlyVolume.reader` does."""
+
+    hot_of: Callable[[int], Hot | None]
+    """Finds what is known of a span."""
+    dead: bytearray
+    used: bytearray
+    fd: int
 
 
 class ReadOnlyVolume:
@@ -67,8 +78,8 @@ class ReadOnlyVolume:
 
     def reader(self, start: Start, note: Note | None = None, mark: Callable[[], None] | None = None) -> Read:
         """Returns a function that raises Corrupt, NotFound, StoreUnavailable."""
-        hot_of, slowly = self._leaves.hot.get, partial(self._read_slowly, start)
-        dead, used, fd = self._cache.dead, self._cache.used, self._cache.fd
+        hot_of, dead, used, fd = self.hit_path()
+        slowly = partial(self._read_slowly, start)
         preadv, bisect = os.preadv, bisect_right
         mask, bits, block = _SPAN_BYTES - 1, LENGTH_BITS, BLOCK
 
@@ -107,6 +118,10 @@ class ReadOnlyVolume:
             return slowly(buf, offset)
 
         return noted
+
+    def hit_path(self) -> HitPath:
+        """Returns what a volume above this one needs to read as fast as this one does."""
+        return HitPath(self._leaves.hot.get, self._cache.dead, self._cache.used, self._cache.fd)
 
     def extents(self, offset: int, count: int, start: Start) -> list[tuple[int, int, bool]]:
         end = min(offset + count, self.size)

@@ -12,7 +12,7 @@ from blockmap.errors import FormatError
 from blockmap.format import entry, keys, record
 from blockmap.format.digest import Digest
 from blockmap.format.entry import Entry
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.format.signature import Signature, first_line
 from blockmap.format.version import NodeRun
 

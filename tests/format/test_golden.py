@@ -9,8 +9,9 @@ from blockmap.format.chunker import SPAN, Parameters, hashes, split, zero_blocks
 from blockmap.format.codec import RAW
 from blockmap.format.digest import ABSENT, Digest, block_digests, chunk_digest
 from blockmap.format.extent import Extent, zeros
-from blockmap.format.node import Inner, Leaf, Placement
+from blockmap.format.node import Inner, Leaf
 from blockmap.format.pack import PackedFrame, PackKind, seal
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root, build, coverage, rewrite
 from blockmap.format.version import Version, WriterLayout
 

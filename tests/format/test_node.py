@@ -14,7 +14,8 @@ from blockmap.errors import FormatError
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT, Digest, DigestKind, digest
 from blockmap.format.extent import Extent, coalesce
-from blockmap.format.node import FANOUT, MAX_LEVEL, MAX_NODE_BYTES, Inner, Leaf, Node, Placement, decode, encode, leaf
+from blockmap.format.node import FANOUT, MAX_LEVEL, MAX_NODE_BYTES, Inner, Leaf, Node, decode, encode, leaf
+from blockmap.format.placement import Placement
 from tests.format.trees import CHUNKS, PLACES, as_map, blocks_of, maps, place_of
 
 PACK = Digest(b"\7" * 32)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from blockmap.errors import FormatError
 from blockmap.format.digest import Digest
-from blockmap.format.node import Placement
 from blockmap.format.pack import (
     TARGET_BYTES,
     Pack,
@@ -23,6 +22,7 @@ from blockmap.format.pack import (
     parse_head,
     seal,
 )
+from blockmap.format.placement import Placement
 
 SALT = bytes(range(16))
 digests = st.binary(min_size=32, max_size=32).map(Digest)

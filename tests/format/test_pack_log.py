@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from blockmap.errors import FormatError
 from blockmap.format import record
 from blockmap.format.digest import Digest
-from blockmap.format.node import Placement
 from blockmap.format.pack_log import decode_damaged, decode_moved, encode_damaged, encode_moved
+from blockmap.format.placement import Placement
 
 PACK, OTHER, NAME = (Digest(bytes([at]) * 32) for at in (1, 2, 3))
 digests = st.binary(min_size=32, max_size=32).map(Digest)

@@ -40,7 +40,8 @@ from blockmap.format import (
 )
 from blockmap.format.digest import ABSENT, Digest, DigestKind, digest
 from blockmap.format.extent import Extent
-from blockmap.format.node import Inner, Placement
+from blockmap.format.node import Inner
+from blockmap.format.placement import Placement
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.tree import Root
 from blockmap.store.packs import Packs, Sealer, body_stream, compress, expand, expand_stream

@@ -8,7 +8,8 @@ from blockmap.errors import FormatError
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import Extent, coalesce, over, zeros
-from blockmap.format.node import Inner, Leaf, Node, Placement
+from blockmap.format.node import Inner, Leaf, Node
+from blockmap.format.placement import Placement
 from blockmap.format.tree import (
     MAX_BLOCKS,
     Draft,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from blockmap.errors import FormatError
 from blockmap.format import record
 from blockmap.format.digest import ABSENT, Digest, DigestKind, digest
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.format.signature import Signature, first_line
 from blockmap.format.tree import MAX_BLOCKS, Root
 from blockmap.format.version import (

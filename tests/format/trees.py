@@ -11,7 +11,8 @@ from blockmap.format import node
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import Extent, zeros
-from blockmap.format.node import Inner, Leaf, Node, Placement
+from blockmap.format.node import Inner, Leaf, Node
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Draft, Root, coverage
 from blockmap.store.packs import NodeRef
 from blockmap.store.walk import LoadNodes, nodes

@@ -13,8 +13,8 @@ from blockmap.errors import StoreUnavailable
 from blockmap.format import BLOCK
 from blockmap.format.chunker import MAX_BLOCKS, SPAN, Parameters, hashes, split, zero_blocks
 from blockmap.format.digest import Digest, block_digests, chunk_digest
-from blockmap.format.node import Placement
 from blockmap.format.pack import Pack
+from blockmap.format.placement import Placement
 from blockmap.publish.chunks import LOOKUP_BYTES, LOOKUP_CHUNKS, ChunkWriter
 from blockmap.publish.object_writer import ObjectWriter
 from blockmap.publish.stages import Stages

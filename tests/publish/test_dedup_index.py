@@ -13,7 +13,8 @@ from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import Extent
 from blockmap.format.hooks import HOOK, Hooks, sample
-from blockmap.format.node import Placement, leaf
+from blockmap.format.node import leaf
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root, build
 from blockmap.publish.dedup_index import DedupIndex, RecentLeaves, StoredTree
 from blockmap.publish.nodes import store_nodes

@@ -8,7 +8,7 @@ import pytest
 from blockmap.errors import StoreUnavailable
 from blockmap.format import keys, pack_log
 from blockmap.format.digest import Digest
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import Version
 from blockmap.image.importer import Importer, Summary

@@ -12,8 +12,9 @@ from blockmap.format.chunker import SPAN, Parameters
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import Extent
 from blockmap.format.hooks import sample
-from blockmap.format.node import Inner, Placement
+from blockmap.format.node import Inner
 from blockmap.format.pack import Pack
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Draft, Root, build
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.dedup_index import DedupIndex, StoredTree

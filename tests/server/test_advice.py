@@ -22,8 +22,9 @@ from blockmap.format import version as versions
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.hint import BundleRef, encode_bundles
-from blockmap.format.node import Node, Placement
+from blockmap.format.node import Node
 from blockmap.format.oci import DocumentRecord
+from blockmap.format.placement import Placement
 from blockmap.format.reading_list import ReadItem
 from blockmap.format.version import Version
 from blockmap.origin.records import RecordCache

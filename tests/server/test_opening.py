@@ -18,8 +18,8 @@ from blockmap.format import version as versions
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent
-from blockmap.format.node import Placement
 from blockmap.format.oci import DocumentRecord
+from blockmap.format.placement import Placement
 from blockmap.format.refs import parse_reference
 from blockmap.format.tree import build
 from blockmap.format.version import NodeRun, Version

@@ -6,9 +6,10 @@ import pytest
 
 from blockmap.format import BLOCK, keys
 from blockmap.format.digest import Digest, block_digests, chunk_digest
-from blockmap.format.node import Inner, Placement
+from blockmap.format.node import Inner
 from blockmap.format.pack import PackKind, seal
 from blockmap.format.pack_log import encode_damaged
+from blockmap.format.placement import Placement
 from blockmap.store.memory import MemoryStore
 from blockmap.store.pack_logs import MovedLogs, damage_of, read_damage, record_damage, record_moved
 from blockmap.store.packs import Packs, Sealer, pack_key

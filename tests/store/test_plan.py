@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from blockmap.fetch.neighbours import Neighbours
 from blockmap.format.digest import Digest
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.store.plan import Wanted, chunk_at, node_at, requests
 
 

@@ -14,8 +14,9 @@ from blockmap.format import BLOCK, codec, filemap, keys, node, version
 from blockmap.format.chunker import SPAN
 from blockmap.format.digest import ABSENT, Digest, block_digests, chunk_digest
 from blockmap.format.extent import Extent
-from blockmap.format.node import Inner, Node, Placement
+from blockmap.format.node import Inner, Node
 from blockmap.format.pack import Pack, PackedFrame, PackKind, seal
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import Version, WriterLayout
 from blockmap.publish.object_writer import ObjectWriter, put

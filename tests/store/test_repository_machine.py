@@ -8,7 +8,7 @@ from blockmap.errors import Corrupt, NotFound
 from blockmap.format import BLOCK, hooks, keys
 from blockmap.format.chunker import Parameters
 from blockmap.format.digest import ABSENT, Digest
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import Version, WriterLayout
 from blockmap.publish.chunks import ChunkWriter

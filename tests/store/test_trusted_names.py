@@ -14,8 +14,8 @@ from blockmap.format import signature as signatures
 from blockmap.format import version as versions
 from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.hint import Hint
-from blockmap.format.node import Placement
 from blockmap.format.oci import DocumentRecord
+from blockmap.format.placement import Placement
 from blockmap.format.refs import parse_reference
 from blockmap.format.tree import Root
 from blockmap.format.version import NodeRun, Version, WriterLayout

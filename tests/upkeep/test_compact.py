@@ -9,8 +9,8 @@ import blockmap.upkeep.verify
 from blockmap.errors import Corrupt
 from blockmap.format import keys
 from blockmap.format.digest import Digest
-from blockmap.format.node import Placement
 from blockmap.format.pack import PackedFrame, PackKind
+from blockmap.format.placement import Placement
 from blockmap.format.refs import parse_reference
 from blockmap.image.importer import Importer
 from blockmap.image.layer import config_chains

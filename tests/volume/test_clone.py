@@ -17,11 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from blockmap.durable import Buffer
 from blockmap.errors import DiskFull, HostError
 from blockmap.format import BLOCK
+from blockmap.origin.outage_policy import OutagePolicy
 from blockmap.store.memory import MemoryStore
 from blockmap.volume.clone import CloneLayer, CloneVolume
 from blockmap.volume.clone_loader import load_clone
 from blockmap.volume.clone_table import CaptureDraft, CloneRecord, CloneTable
 from blockmap.volume.overlay import Held, Kind, OverlayMap
+from blockmap.volume.readonly import ReadOnlyVolume
 from tests.image.builder import bulk
 from tests.volume.building import model, publish
 from tests.volume.opened import OpenVolume, opened
@@ -286,6 +288,45 @@ def test_a_clone_is_its_model_through_crashes(tmp_path: Path) -> None:
                 max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
             ),
         )
+
+
+def test_what_is_written_is_seen_however_close_to_what_is_not(tmp_path: Path) -> None:
+    """Reads of any length that begin before, in and behind what was written, and all of which the cache could answer; then
+    the same after the clone was put on a version that has what was written."""
+    store, blocks = MemoryStore(), 1024
+    have = bytearray(bulk(4, blocks * BLOCK))
+    with opened(store, publish(store, [(0, bytes(have))], blocks), tmp_path / "cache") as base:
+        stand = Stand(tmp_path, base, blocks)
+
+        def hits() -> int:
+            """Reads block by block; how many were read as the base's own are."""
+            buf, found = memoryview(bytearray(BLOCK)), 0
+            for at in range(0, len(have), BLOCK):
+                found += stand.read(buf, at) is None
+                assert buf == have[at : at + BLOCK]
+            return found
+
+        choice = random.Random(5)
+        until(lambda: hits() == blocks)
+        for block in range(80, blocks, 80):  # at the beginning of a grain: chunks lie across it
+            new = choice.randbytes(choice.choice([UNIT, 3 * BLOCK]))
+            at = block * BLOCK
+            stand.volume.write(new, at)
+            have[at : at + len(new)] = new
+            for _ in range(300):
+                offset = choice.randrange(at - 64 * BLOCK, at + 8 * BLOCK)
+                count = choice.choice([UNIT, BLOCK, choice.randrange(1, 64 * BLOCK)])
+                assert stand.bytes(offset, count) == have[offset : offset + count]
+        assert hits() > blocks / 2
+
+        root = publish(store, [(0, bytes(have))], blocks)
+        stand.freeze()
+        stand.volume.rebase(ReadOnlyVolume("a@sha256:1", root, base.fetcher, OutagePolicy(0)), 1)
+        stand.volume.write(b"new", 3 * BLOCK)
+        have[3 * BLOCK : 3 * BLOCK + 3] = b"new"
+        until(lambda: hits() > blocks / 2)
+        assert stand.bytes() == have
+        stand.end()
 
 
 def test_the_journal_makes_room_by_flushing(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from blockmap.errors import Corrupt, NotFound
 from blockmap.format import BLOCK
 from blockmap.format.digest import Digest
-from blockmap.format.node import Placement
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.store.memory import MemoryStore
 from blockmap.store.pack_logs import record_moved

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from blockmap.volume.overlay import Held, Kind, OverlayMap, look
 
 SIZE = 64
+QUARTER = 1 << 22
+"""A quarter of a span."""
 NOTHING = 9
 """What the model has where no change was."""
 
@@ -52,6 +54,17 @@ def test_a_map_has_what_was_put_last(
     assert made.has(start, end, kind) == (kind in model[start:end])
     before = list(made)
     assert made.put(start, end, kind) == (set(model[start:end]) != {kind}) == (list(made) != before)
+
+
+@given(CHANGES)
+def test_spans_make_no_difference(changes: list[tuple[tuple[int, int], Kind]]) -> None:
+    """A map whose extents lie in many spans, and across their edges, has what one has whose extents lie in one span."""
+    one, many = OverlayMap(), OverlayMap()
+    for (start, end), kind in changes:
+        assert many.put(start * QUARTER, end * QUARTER, kind) == one.put(start, end, kind)
+        many.check()
+        assert list(many) == [Held(start * QUARTER, end * QUARTER, kind) for start, end, kind in one]
+        assert sorted(many.take_changed()[0]) == sorted(start * QUARTER for start in one.take_changed()[0])
 
 
 @given(st.lists(CHANGES, min_size=1, max_size=6))
