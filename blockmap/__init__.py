@@ -43,7 +43,10 @@ Imports point down the list in setup.cfg. Nine walks through the folders, a line
     host.warm.warming       brings what the profile lists into the kernel's memory
 
     An import
-    image.sources           an archive, layout, directory or registry; image.tar reads its layers
+    image.sources           an archive, layout, directory or registry, which is asked for the manifest alone (image.skopeo)
+    image.standing          the store has the version: its name is moved, and nothing is read
+    image.known_layers      lower layers that the store has: their headers are replayed, their contents stay where they are
+    image.tar               reads the other layers
     filesystem.merge        the layers' members become one tree, filesystem.ext4.writer its blocks and cuts
     publish.publication     the recipe: chunks and packs (publish.chunks), trees (publish.trees), record, name, derived objects
     publish.dedup_index     what the store has already, and what of it is lost (publish.pack_health)

@@ -33,6 +33,7 @@ Helpers, by what they provide:
     image/layouts.py               OCI layouts and tar archives, written by Python's tarfile
     image/model.py                 the simplest model of layers that lie on layers: a dictionary of paths
     image/mounted.py               volumes mounted by the kernel: compared, written to, grown
+    image/registry.py              Debian's registry on loopback, and what it was asked for
     learn/volumes.py               a block index and traces of a made-up volume
     registry/running.py            a registry of the store, as people start it
     report/hostile.py              a store and traces whose names attack the pages that show them
@@ -40,6 +41,7 @@ Helpers, by what they provide:
     serve/mover.py                 a process that moves a name again and again, in competition with others
     serve/nbd.py                   an NBD client that can send what well-behaved clients never send
     store/faulty.py                stores that fail on demand, or count questions
+    store/made.py                  a store that is made where there is none
     store/misbehaving.py           a web server that breaks HTTP, or dawdles, as it is told to
     store/relay.py                 a relay in front of a server that loses answers on demand
     store/servers.py               SeaweedFS, rclone, Ceph, Azurite and nginx on loopback

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from blockmap.errors import BlockmapError, ImageError, Untrusted
 from blockmap.format import BLOCK
@@ -18,7 +19,7 @@ from blockmap.store.resolver import find_version
 from blockmap.store.signing import Trust
 from blockmap.store.trusted_names import TrustedNames
 from blockmap.upkeep.differences import FileChange, compare_files, compare_trees
-from blockmap.upkeep.verify import usage
+from blockmap.upkeep.shares import shares
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +37,11 @@ class NamedImage:
     """Unix time at which the name was moved there."""
     volume_bytes: int
     data_bytes: int | None
-    """How much data it has; None where it was not asked for."""
+    """How much data it has; None where it was not asked for, or its trees cannot be read. The same holds for the next two."""
+    stored_bytes: int | None
+    """What its chunks take in the store, as compressed."""
+    unique_bytes: int | None
+    """What of that no other image in the store shares."""
     signed_with: str | None
     """The id of the key that the entry says it is signed with."""
     refused: str | None
@@ -56,10 +61,18 @@ class VersionDifference:
     """What the second adds to the store."""
 
 
-def list_images(store: Reader, trust: Trust, want_data: bool) -> list[NamedImage]:
-    """Returns what names stand for, 16 asked for at once; what cannot be read is left out, and logged."""
+def list_images(
+    store: Reader, trust: Trust, wanted: str | None = None, data: bool = False, memory: Path | None = None
+) -> list[NamedImage]:
+    """Returns what names stand for, 16 asked for at once; what cannot be read is left out, and logged.
+
+    `wanted` is a repository, or one name in it, REPO:TAG. With `data`, the trees of all images are read, since they say what is
+    shared; `memory` is the file in which this host remembers them.
+    """
     reader, repository, trusted = TrustedNames(store, trust), Repository(store), Repository(store, trust)
-    names = sorted(reader.catalogue().items())
+    names = [
+        name for name in sorted(reader.catalogue().items()) if data or wanted is None or wanted in _called(*name[0])
+    ]
 
     def find(name: tuple[tuple[str, str], int]) -> tuple[Entry | None, str | None]:
         (repo, tag), n = name
@@ -77,15 +90,19 @@ def list_images(store: Reader, trust: Trust, want_data: bool) -> list[NamedImage
         if not isinstance(each, BlockmapError) and each[0] is not None and each[0].version is not None
     }
 
-    def read(at: tuple[Digest, int]) -> tuple[Version, int | None, str | None]:
+    def read(at: tuple[Digest, int]) -> tuple[Version, str | None]:
         refusal = None
         try:
             version = trusted.version(*at)
         except Untrusted as error:
             version, refusal = repository.version(*at), str(error)
-        return version, usage(repository, version.root).data_bytes if want_data else None, refusal
+        return version, refusal
 
     about = dict(zip(versions, gather(read, versions), strict=True))
+    trees = {
+        at[0]: (found[0].root, found[0].extra) for at, found in about.items() if not isinstance(found, BlockmapError)
+    }
+    took = shares(repository, trees, memory) if data else {}
     images = []
     for ((repo, tag), _), each in zip(names, entries, strict=True):
         if isinstance(each, BlockmapError):
@@ -98,7 +115,13 @@ def list_images(store: Reader, trust: Trust, want_data: bool) -> list[NamedImage
         if isinstance(found, BlockmapError):
             _log.warning("%s:%s: %s", repo, tag, found)
             continue
-        version, data_bytes, refused = found
+        version, refused = found
+        if wanted is not None and wanted not in _called(repo, tag):
+            continue
+        share = took.get(version.name)
+        if isinstance(share, BlockmapError):
+            _log.warning("%s:%s: %s", repo, tag, share)
+            share = None
         images.append(
             NamedImage(
                 name=f"{repo}:{tag}",
@@ -106,12 +129,19 @@ def list_images(store: Reader, trust: Trust, want_data: bool) -> list[NamedImage
                 entry=entry.n,
                 time=entry.time,
                 volume_bytes=version.root.size * BLOCK,
-                data_bytes=data_bytes,
+                data_bytes=None if share is None else share.data_bytes,
+                stored_bytes=None if share is None else share.stored_bytes,
+                unique_bytes=None if share is None else share.unique_bytes,
                 signed_with=None if entry.signature is None else entry.signature.key,
                 refused=refusal or refused,
             )
         )
     return images
+
+
+def _called(repo: str, tag: str) -> tuple[str, str]:
+    """Returns what somebody may say who wants to see a name."""
+    return repo, f"{repo}:{tag}"
 
 
 def compare_versions(store: Reader, trust: Trust, names: Sequence[str], want_files: bool) -> VersionDifference:

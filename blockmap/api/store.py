@@ -8,12 +8,12 @@ from blockmap.api.clones import CloneHost
 from blockmap.api.history import GraphVersion, LogEntry, log_entries, version_graph
 from blockmap.api.images import NamedImage, VersionDifference, compare_versions, list_images
 from blockmap.format.refs import parse_name, parse_reference
-from blockmap.local.paths import need_store
+from blockmap.local.paths import default_cache, need_store
 from blockmap.publish.reliance import tag_version
 from blockmap.store.base import Reader
 from blockmap.store.key_files import read_signer, read_trusted
 from blockmap.store.names import NameLog, NameTarget
-from blockmap.store.opening import open_store, open_writer
+from blockmap.store.opening import Format, open_store, open_writer
 from blockmap.store.signing import Signer, Trust
 
 
@@ -41,11 +41,15 @@ class ImageStore(CloneHost):
     """A store, with this host's clones and attachments of its images. Methods raise UsageError, StoreError and Corrupt, and
     what else they say."""
 
-    def images(self, *, data: bool = False) -> list[NamedImage]:
-        """Returns what names stand for, by name; with `data`, how much data each has, which reads its tree. Images that are
-        not opened for lack of a trusted signature are among them."""
+    def images(self, wanted: str | None = None, *, data: bool = False) -> list[NamedImage]:
+        """Returns what names stand for, by name; `wanted` is a repository, or one name in it. Images that are not opened for lack
+        of a trusted signature are among them.
+
+        With `data`, how much data each has, and what it takes in the store, alone and with others: reads their trees, once on
+        this host."""
         trust = self._trusted  # what is wrong with the keys is said before the store is asked
-        return list_images(self._reader, trust, data)
+        store, form = self._opened
+        return list_images(store, trust, wanted, data, (self._cache or default_cache()) / f"trees-{form.store}.db")
 
     def log(self, name: str) -> Iterator[LogEntry]:
         """Yields what a name stood for, the newest first; NotFound."""
@@ -79,8 +83,12 @@ class ImageStore(CloneHost):
         return Untagged(str(target), NameLog(store, signer=signer).remove(target, message).n)
 
     @cached_property
+    def _opened(self) -> tuple[Reader, Format]:
+        return open_store(need_store(self._url))
+
+    @property
     def _reader(self) -> Reader:
-        return open_store(need_store(self._url))[0]
+        return self._opened[0]
 
     @cached_property
     def _trusted(self) -> Trust:

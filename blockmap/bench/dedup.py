@@ -21,9 +21,10 @@ from blockmap.format.digest import ABSENT, Digest
 from blockmap.format.extent import within
 from blockmap.format.placement import Placement
 from blockmap.image.disk_image import DiskSource
-from blockmap.image.importer import THRESHOLD_BLOCKS, Importer, write_image
+from blockmap.image.importer import Importer
 from blockmap.image.layer import BlobLayer
 from blockmap.image.sources import open_source
+from blockmap.image.volume_writer import THRESHOLD_BLOCKS, write_image
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.stages import Stages
 from blockmap.store.opening import create_store

@@ -24,8 +24,8 @@ from blockmap.format.placement import Placement
 from blockmap.format.tree import Root, assemble
 from blockmap.format.version import Version, WriterLayout
 from blockmap.image.disk_image import DiskSource
-from blockmap.image.importer import THRESHOLD_BLOCKS, write_image
 from blockmap.image.sources import open_source
+from blockmap.image.volume_writer import THRESHOLD_BLOCKS, write_image
 from blockmap.publish.chunks import LOOKUP_BYTES, LOOKUP_CHUNKS, ChunkWriter
 from blockmap.publish.dedup_index import DedupIndex, StoredTree
 from blockmap.publish.nodes import store_nodes

@@ -24,11 +24,12 @@ from blockmap.format.chunker import Parameters
 from blockmap.format.pack import Pack, parse_head
 from blockmap.image import compression
 from blockmap.image.disk_image import DiskSource
-from blockmap.image.importer import THRESHOLD_BLOCKS, write_image
 from blockmap.image.layer import BlobLayer
 from blockmap.image.sources import open_source
+from blockmap.image.volume_writer import THRESHOLD_BLOCKS, write_image
 from blockmap.publish.chunks import ChunkWriter
 from blockmap.publish.stages import Stages
+from blockmap.store.opening import create_store
 from blockmap.store.packs import Packs, Sealer
 from blockmap.terminal.options import json_option
 
@@ -89,6 +90,7 @@ def _row(what: str, seconds: list[float]) -> dict[str, Any]:
 
 def _run(source: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="blockmap-bench-") as work:
+        create_store(f"{work}/store")
         return run_import(source, f"{work}/store", f"{work}/cache")
 
 

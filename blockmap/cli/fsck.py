@@ -4,13 +4,13 @@ import json
 
 import click
 
-from blockmap.cli.images import heal_from, max_size_option
+from blockmap.cli.images import heal_from
 from blockmap.errors import Corrupt, StoreError
 from blockmap.image.layer import config_chains
 from blockmap.store.base import Pruner
 from blockmap.store.opening import open_writer
 from blockmap.terminal.durations import Duration
-from blockmap.terminal.options import json_option, need_store, store_option
+from blockmap.terminal.options import json_option, max_size_option, need_store, store_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.units import size
 from blockmap.upkeep.findings import Problem, Report

@@ -1,44 +1,78 @@
 """The command `blockmap images`."""
 
 import json
+import time
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 from rich.table import Table
 
+from blockmap.api.images import NamedImage
 from blockmap.api.store import ImageStore
 from blockmap.cli.opened import opened
-from blockmap.terminal.options import json_option, need_store, store_option, trust_option
+from blockmap.terminal.options import cache_option, json_option, need_store, store_option, trust_option
 from blockmap.terminal.output import tell
 from blockmap.terminal.tables import cells, tell_table
-from blockmap.terminal.times import moment
+from blockmap.terminal.times import ago, timestamp
 from blockmap.terminal.units import size
+
+_SHORT_DIGITS = 12
 
 
 @click.command()
+@click.argument("repo", required=False)
 @store_option
 @trust_option
-@click.option("--data", is_flag=True, help="Show how much data each has, too; reads its tree, which may take a while.")
+@cache_option
+@click.option(
+    "--data",
+    is_flag=True,
+    help="Show how much data each has, too, what it takes in the store, and what of that no other image shares. Reads the trees "
+    "that this host has not seen yet, which may take a while.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print names alone, one a line.")
+@click.option("--no-trunc", is_flag=True, help="Show digests whole.")
 @json_option
-def images(store: str | None, trust: tuple[str, ...], data: bool, as_json: bool) -> None:
-    """List the images in the store, and which keys signed them.
+def images(
+    repo: str | None,
+    store: str | None,
+    trust: tuple[str, ...],
+    cache: Path | None,
+    data: bool,
+    quiet: bool,
+    no_trunc: bool,
+    as_json: bool,
+) -> None:
+    """List the images in the store, or those of REPO, and which keys signed them.
 
     With --trust, signatures are checked, and images that are not opened for lack of one are listed as refused.
     """
-    found = opened(ImageStore, need_store(store), trust=trust).images(data=data)
+    found = opened(ImageStore, need_store(store), cache, trust=trust).images(repo, data=data)
     if as_json:
-        tell(json.dumps([{**asdict(image), "digest": image.digest.removeprefix("sha256:")} for image in found]))
-        return
+        tell(json.dumps([{**asdict(image), "time": timestamp(image.time)} for image in found]))
+    elif quiet:
+        for image in found:
+            tell(image.name)
+    else:
+        tell_table(_table(found, data, bool(trust), no_trunc))
+
+
+def _table(found: list[NamedImage], data: bool, trusts: bool, no_trunc: bool) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("NAME", overflow="fold")
-    for title in ("DIGEST", "MOVED", *(["DATA"] if data else []), "VOLUME"):
-        table.add_column(title, justify="right" if title in ("DATA", "VOLUME") else "left", no_wrap=True)
-    signed = bool(trust) or any(image.signed_with for image in found)
+    for title in ("DIGEST", "UPDATED"):
+        table.add_column(title, no_wrap=True)
+    for title in (*(["DATA", "STORED", "UNIQUE"] if data else []), "VOLUME"):
+        table.add_column(title, justify="right", no_wrap=True)
+    signed = trusts or any(image.signed_with for image in found)
     if signed:
         table.add_column("SIGNED WITH", no_wrap=True)
+    now = time.time()
     for image in found:
-        took = [] if image.data_bytes is None else [size(image.data_bytes)]
+        digest = image.digest if no_trunc else image.digest.removeprefix("sha256:")[:_SHORT_DIGITS]
+        took = (image.data_bytes, image.stored_bytes, image.unique_bytes) if data else ()
+        sizes = ["-" if count is None else size(count) for count in took]
         key = [f"{image.signed_with or '-'}{', refused' if image.refused else ''}"] if signed else []
-        digest = image.digest.removeprefix("sha256:")[:12]
-        table.add_row(*cells(image.name, digest, moment(image.time), *took, size(image.volume_bytes), *key))
-    tell_table(table)
+        table.add_row(*cells(image.name, digest, ago(image.time, now), *sizes, size(image.volume_bytes), *key))
+    return table

@@ -1,40 +1,33 @@
-"""Commands about one image in the store, or a new store: create, import, show, verify."""
+"""Commands about one image in the store, or a new store: create, show, verify."""
 
 import json
-from pathlib import Path
 
 import click
 
-from blockmap.cli.progress import Watched
 from blockmap.errors import Corrupt, ImageError, NotFound, StoreError, StoreReadOnly, UsageError
 from blockmap.filesystem.ext4.reader import Ext4Reader
 from blockmap.format import BLOCK
-from blockmap.format.refs import parse_name, parse_reference
+from blockmap.format.refs import parse_reference
 from blockmap.format.version import Version
 from blockmap.image.compare import compare
 from blockmap.image.disk_image import DiskSource
-from blockmap.image.importer import Importer, Summary
+from blockmap.image.importer import Importer
 from blockmap.image.layer import config_chains
 from blockmap.image.sources import open_source
-from blockmap.local.paths import default_cache, own
 from blockmap.local.scratch import scratch
-from blockmap.publish.local import LocalCatalogue
 from blockmap.store.base import Reader, Writer
-from blockmap.store.key_files import read_signer, read_trusted
-from blockmap.store.opening import create_store, open_or_create, open_store
+from blockmap.store.key_files import read_trusted
+from blockmap.store.opening import create_store, open_store, open_writer
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
 from blockmap.store.signing import Trust
 from blockmap.store.volume_reader import stored_reader
-from blockmap.terminal.options import cache_option, need_store, sign_option, store_option, trust_option
-from blockmap.terminal.output import OutputFailed, tell, warn
+from blockmap.terminal.options import max_size_option, need_store, store_option, trust_option
+from blockmap.terminal.output import tell, warn
 from blockmap.terminal.units import size
 from blockmap.upkeep.derived import check_derived
 from blockmap.upkeep.reach import Fault
 from blockmap.upkeep.verify import check_version, record_faults, usage
-
-_MAX_SIZE_GIB = 64
-"""Twice the largest images of machine learning; a blob of 64 MB can unpack to as much."""
 
 
 @click.command()
@@ -44,107 +37,6 @@ def create(url: str | None, store: str | None) -> None:
     """Make a store in URL (else --store): a directory, or a prefix in a bucket that exists, where nothing is yet."""
     made, form = create_store(need_store(url or store))
     tell(f"made store {form.store} in {made.url}")
-
-
-max_size_option = click.option(
-    "--max-size",
-    metavar="GIB",
-    type=click.FloatRange(min=0, min_open=True),
-    default=_MAX_SIZE_GIB,
-    show_default=True,
-    help="What the image may unpack to, in GiB.",
-)
-
-
-@click.command("import")
-@click.argument("source")
-@click.argument("name")
-@store_option
-@sign_option
-@cache_option
-@click.option("--platform", metavar="OS/ARCH", help="Which image of an index; this host's by default.")
-@max_size_option
-@click.option(
-    "--keep-blobs",
-    "keeps_blobs",
-    is_flag=True,
-    help="Also store the layers' blobs as they are: `export` gives them back whatever compressed them.",
-)
-@click.option("--quiet", is_flag=True, help="Show no progress.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary for machines.")
-def import_(
-    source: str,
-    name: str,
-    store: str | None,
-    sign: Path | None,
-    cache: Path | None,
-    platform: str | None,
-    max_size: float,
-    keeps_blobs: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """Import the image SOURCE under NAME (REPO[:TAG]).
-
-    SOURCE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], docker-daemon:REF, docker://REF, a directory,
-    or a disk image (raw or qcow2). FILE may be - for standard input, and compressed.
-    """
-    repo, tag = parse_name(name)
-    where = need_store(store)
-    signer = None if sign is None else read_signer(sign)
-    with scratch("import") as work:
-        found = open_source(source, platform=platform, work=work, warn=warn, most=int(max_size * (1 << 30)))
-        try:
-            opened, form = open_or_create(where)
-            local = LocalCatalogue(own(cache or default_cache()) / f"hooks-{form.store}.db")
-            importer = Importer(opened, form, warn, local, signer)
-            with Watched(found, f"{repo}:{tag}", quiet or as_json):
-                summary = importer.run(found, repo, tag, keeps_blobs=keeps_blobs)
-        finally:
-            found.close()
-    try:
-        if as_json:
-            tell(json.dumps(_machine(summary)))
-        else:
-            _tell(summary)
-    except OutputFailed as error:
-        raise OutputFailed(f"{summary.name} is imported, sha256:{summary.version.hex()}, but {error}") from error
-
-
-def _machine(summary: Summary) -> dict[str, object]:
-    counts = summary.counts
-    return {
-        "name": summary.name,
-        "digest": summary.version.hex(),
-        "root": summary.root.hex(),
-        "entry": summary.number,
-        "volume_bytes": summary.volume_bytes,
-        "data_bytes": counts.blocks * BLOCK,
-        "chunks": counts.chunks,
-        "new_chunks": counts.new_chunks,
-        "new_bytes": counts.new_bytes,
-        "stored_bytes": counts.stored_bytes + summary.node_bytes,
-        "packs": counts.packs,
-        "kept_blob_bytes": summary.kept_bytes,
-        "seconds": summary.seconds,
-        "cpu": summary.cpu,
-    }
-
-
-def _tell(summary: Summary) -> None:
-    counts = summary.counts
-    data = counts.blocks * BLOCK
-    moved = f"entry {summary.number} of its name" if summary.number else "the name stood for it already"
-    tell(f"{summary.name}  sha256:{summary.version.hex()}  ({moved})")
-    tell(
-        f"  {size(data)} of data in a volume of {size(summary.volume_bytes)}, {counts.chunks:,} chunks, "
-        f"{counts.new_chunks:,} of them new"
-    )
-    ratio = f"{data / counts.new_bytes:.2f}" if counts.new_bytes else "all known"
-    tell(
-        f"  {size(counts.stored_bytes + summary.node_bytes)} stored (dedup ratio {ratio}), "
-        f"{summary.seconds:.1f} s, {size(data / summary.seconds)}/s"
-    )
 
 
 @click.command()
@@ -245,6 +137,7 @@ def verify(
                 raise UsageError(
                     f"{against} is a disk image: files can be compared with a container image or a directory"
                 )
+            source.need(0)
             differences = compare(Ext4Reader(stored_reader(repository, found.version.root)), source)
         finally:
             source.close()
@@ -281,10 +174,7 @@ def heal_from(store: str, source: str, platform: str | None, max_size: float) ->
     with scratch("heal") as work:
         found = open_source(source, platform=platform, work=work, warn=warn, most=int(max_size * (1 << 30)))
         try:
-            opened, form = open_or_create(store)
+            opened, form = open_writer(store)
             Importer(opened, form, warn).heal(found)
         finally:
             found.close()
-
-
-commands = [create, import_, show, verify]

@@ -29,7 +29,7 @@ _COMMANDS = {
     "gc": "blockmap.cli.garbage:gc",
     "history": "blockmap.cli.history:log",
     "images": "blockmap.cli.image_list:images",
-    "import": "blockmap.cli.images:import_",
+    "import": "blockmap.cli.imports:import_",
     "key": "blockmap.cli.keys:key",
     "log": "blockmap.cli.history:log",
     "profile": "blockmap.cli.profiles:profile",

@@ -140,7 +140,7 @@ class Publisher:
             # A commit looks for nothing that it could share with other images: that would take longer than it saves.
             known = DedupIndex(self._repository, [], self._warn, {}, condemned=self._collections.condemned)
             known.health.know(self._lengths)
-            catalogue = Catalogue({}, known, self._collections)
+            catalogue = Catalogue({}, {}, known, self._collections)
             publication = stack.enter_context(Publication(self._store, self._form, self._names, catalogue, self._warn))
             runs = block_runs(moment.dirty())
             reading = spawn(lambda: publication.nodes_above(base, runs, self._load(task.nodes)))

@@ -77,4 +77,8 @@ class ImageSource(Protocol):
     config: bytes
     layers: list[Layer]
 
+    def need(self, first: int) -> None:
+        """Brings the layers from number `first` on, counted from 0 at the bottom, here, so that they can be read; the others are
+        not going to be. Raises ImageError, HostError."""
+
     def close(self) -> None: ...

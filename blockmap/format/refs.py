@@ -86,6 +86,15 @@ def is_name(repo: str, tag: str) -> bool:
         return False
 
 
+def is_reference(text: str) -> bool:
+    """Returns True if `text` is a name or digest of an image that people can type."""
+    try:
+        parse_reference(text)
+    except UsageError:
+        return False
+    return True
+
+
 def parse_reference(text: str, clock: Callable[[], float] = time.time) -> Reference:
     """Parses `REPO[:TAG]`, `REPO[:TAG]@{PAST}` or `REPO@sha256:HEX`, with `+LABEL` or without. Raises UsageError.
 

@@ -9,6 +9,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,17 +43,29 @@ class DockerArchive:
     manifest: bytes | None = None
     index: bytes | None = None
 
-    def __init__(self, path: Path, reference: str | None, work: Path, policy: UnpackPolicy | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        reference: str | None,
+        work: Path,
+        policy: UnpackPolicy | None = None,
+        copy: Path | None = None,
+    ) -> None:
+        """With `copy`, that is the archive at `path`, uncompressed, and deleted when the image is closed."""
         self._name = _called(path)
-        self._path = path
+        self._path = path if copy is None else copy
         self._policy = policy or UnpackPolicy()
-        self._copy: Path | None = None
+        self._copy = copy
         try:
-            self._unpack(work)
+            if copy is None:
+                self._unpack(work)
             self._open_image(reference)
         except BaseException:
             self.close()
             raise
+
+    def need(self, first: int) -> None:
+        """Does nothing, since the archive is here."""
 
     def close(self) -> None:
         if self._copy is not None:
@@ -60,17 +73,11 @@ class DockerArchive:
 
     def _unpack(self, work: Path) -> None:
         """Makes a plain copy unless it is one: layers are read in the order of the manifest, which may be any."""
-        file = _open(self._path)
-        with file:
-            opened = _decompressed(file, self._name)
-            if opened is file and self._path != STANDARD_INPUT:
-                return
-            descriptor, name = tempfile.mkstemp(prefix="docker-archive-", dir=work)
-            self._path = self._copy = Path(name)
-            with open(descriptor, "wb") as out:
-                for piece in _pieces(opened, self._name):
-                    self._policy.check(out.tell() + len(piece))
-                    out.write(piece)
+        if self._path != STANDARD_INPUT:
+            with _open(self._path) as file:
+                if _decompressed(file, self._name) is file:
+                    return
+        self._path = self._copy = _uncompressed_copy(self._path, work, self._policy)
 
     def _open_image(self, reference: str | None) -> None:
         try:
@@ -92,6 +99,8 @@ class DockerArchive:
             layout = f": say oci-archive:{self._name}" if "oci-layout" in self._members else ""
             raise ImageError(f"{self._name} is not a docker archive, it has no manifest.json{layout}")
         described = self._choose(reference)
+        self.tags = _tags(described)
+        """The names that it has in the archive."""
         config, names = described.get("Config"), described.get("Layers") or []
         if not isinstance(config, str) or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise ImageError(f"the manifest.json of {self._name} names no configuration, or no layers: it is damaged")
@@ -162,12 +171,38 @@ class DockerArchive:
         return io.BufferedReader(_ArchivePart(self._path, member.offset_data, member.size))
 
 
+def open_standard_input(platform: Platform, work: Path, policy: UnpackPolicy) -> DockerArchive | OciImage:
+    """Opens the only image of what comes on standard input: what `docker save` wrote, or an OCI layout in a tar."""
+    copy = _uncompressed_copy(STANDARD_INPUT, work, policy)
+    try:
+        names = _layout_names(copy)
+        if "manifest.json" in names:
+            return DockerArchive(STANDARD_INPUT, None, work, policy, copy)
+        if "oci-layout" not in names:
+            raise ImageError(
+                "what came on standard input is neither what `docker save` wrote nor an OCI layout in a tar: for files, unpack "
+                "them, and import the directory"
+            )
+        found = open_oci_archive(copy, None, platform, work, policy, _called(STANDARD_INPUT))
+    except BaseException:
+        copy.unlink(missing_ok=True)
+        raise
+    copy.unlink()
+    return found
+
+
 def open_oci_archive(
-    path: Path, tag: str | None, platform: Platform, work: Path, policy: UnpackPolicy | None = None
+    path: Path,
+    tag: str | None,
+    platform: Platform,
+    work: Path,
+    policy: UnpackPolicy | None = None,
+    name: str | None = None,
 ) -> OciImage:
-    """Opens an image of an OCI layout in a tar, which is unpacked below `work` until the image is closed."""
+    """Opens an image of an OCI layout in a tar, which is unpacked below `work` until the image is closed; `name` is what a person
+    calls it, if that is not its path."""
     policy = policy or UnpackPolicy()
-    name = _called(path)
+    name = name or _called(path)
     directory = Path(tempfile.mkdtemp(prefix="oci-archive-", dir=work))
     try:
         _unpack_layout(path, directory, policy)
@@ -207,6 +242,32 @@ def _unpack_layout(path: Path, directory: Path, policy: UnpackPolicy) -> None:
                     out.writelines(contents)
             elif member.kind is MemberKind.HARDLINK and first.is_file():
                 os.link(first, target)
+
+
+def _uncompressed_copy(path: Path, work: Path, policy: UnpackPolicy) -> Path:
+    """Returns a plain copy of an archive, in a new file below `work`. Raises ImageError."""
+    name = _called(path)
+    descriptor, copy = tempfile.mkstemp(prefix="docker-archive-", dir=work)
+    try:
+        with open(descriptor, "wb") as out, _open(path) as file:
+            for piece in _pieces(_decompressed(file, name), name):
+                policy.check(out.tell() + len(piece))
+                out.write(piece)
+    except BaseException:
+        os.unlink(copy)
+        raise
+    return Path(copy)
+
+
+def _layout_names(path: Path) -> set[str]:
+    """Returns those names of members by which a docker archive and an OCI layout are known."""
+    names = set()
+    with suppress(*_NO_TAR), _BoundedFile(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        while (member := archive.next()) is not None:
+            names.add(os.path.normpath(member.name))
+            names &= {"manifest.json", "oci-layout"}
+            archive.members.clear()  # type: ignore[attr-defined] # it would keep all
+    return names
 
 
 def _called(path: Path) -> str:

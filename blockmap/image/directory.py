@@ -45,6 +45,9 @@ class Directory:
         """The image configuration; it has the layer's diff_id once all members have been read."""
         self.layers: list[Layer] = [DirectoryLayer(path, self._finished, warn)]
 
+    def need(self, first: int) -> None:
+        """Does nothing, since the files are here."""
+
     def close(self) -> None:
         """Does nothing, since nothing is open between members."""
 

@@ -36,6 +36,18 @@ _ARCHIVES = (
 )
 
 
+_NO_TEXT = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
+_SECTOR_BYTES = 512
+_MARKED_BYTES = 0x10048
+"""The end of the last of the marks, that of Btrfs."""
+_MARKS = (
+    (510, b"\x55\xaa"),  # a partition table, FAT, NTFS
+    (512, b"EFI PART"), (512, b"LABELONE"), (0, b"LUKS\xba\xbe"), (4086, b"SWAPSPACE2"),
+    (0x438, b"\x53\xef"), (0, b"XFSB"), (0x10040, b"_BHRfS_M"), (0, b"hsqs"), (1024, b"\xe2\xe1\xf5\xe0"), (32769, b"CD001"),
+)  # fmt: skip
+"""What partition tables and superblocks have, by offset: GPT, LVM, LUKS, swap, ext4, XFS, Btrfs, squashfs, EROFS, ISO 9660."""
+
+
 class DiskSource:
     """The bytes of a disk."""
 
@@ -43,7 +55,9 @@ class DiskSource:
         self._path = path
         self._copy: Path | None = None
         kind = _probe(path)
-        if kind != "raw":
+        if kind == "raw":
+            _check_disk(path)
+        else:
             descriptor, name = tempfile.mkstemp(prefix="disk-", suffix=".raw", dir=work)
             os.close(descriptor)
             self._path = self._copy = Path(name)
@@ -119,6 +133,20 @@ def _probe(path: Path) -> str:
     if found.get("encrypted"):
         raise ImageError(f"{path} is encrypted: decrypt it with qemu-img convert, then import that")
     return kind
+
+
+def _check_disk(path: Path) -> None:
+    """Refuses a file of raw bytes that can be no disk: neither whole sectors, nor anything that a disk begins with."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(_MARKED_BYTES)
+    if size % _SECTOR_BYTES == 0 or any(head.startswith(mark, at) for at, mark in _MARKS):
+        return
+    kind = "data" if _NO_TEXT.search(head) else "text"
+    raise UsageError(
+        f"{path} is no disk image: it is {kind}, {size:,} bytes without a partition table or a file system that is known, and not "
+        f"whole sectors of {_SECTOR_BYTES} bytes. To import files, name the directory that they are in"
+    )
 
 
 def _check_qcow2(head: bytes, path: Path) -> None:

@@ -1,12 +1,12 @@
 """Stores beside an image what its layers' blobs are made again from: recipes, or the blobs themselves."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import BinaryIO
 
 from blockmap.errors import Corrupt, NotFound
-from blockmap.filesystem.member import ImageSource
+from blockmap.filesystem.member import Layer
 from blockmap.format import keys, recipe
 from blockmap.format.recipe import BlobRecipe
 from blockmap.image.gzip_tools import ToolFinder
@@ -16,18 +16,19 @@ from blockmap.publish.derived import put_next
 from blockmap.publish.object_writer import put
 from blockmap.store.base import Pruner, Reader
 from blockmap.store.blobs import PART_BYTES, check_kept, find_recipe
+from blockmap.store.concurrent import each
 from blockmap.store.log import LogReader
 
 
-def find_recipes(store: Reader, source: ImageSource) -> dict[bytes, BlobRecipe]:
-    """Returns how blobs of an image are made from their archives, by digest, where that is not known yet; tries it out.
+def find_recipes(store: Reader, layers: Sequence[Layer]) -> dict[bytes, BlobRecipe]:
+    """Returns how the blobs of layers are made from their archives, by digest, where that is not known yet; tries it out.
 
     Layers are read for that before they are verified: whoever makes a blob checks what comes out.
     """
     found = {}
     with scratch("recipes") as work:
         finder = ToolFinder(work)
-        for digest, layer in _blobs(source):
+        for digest, layer in _blobs(layers):
             known = find_recipe(store, digest)
             if known is not None and known.tool is not None:
                 continue
@@ -40,6 +41,15 @@ def find_recipes(store: Reader, source: ImageSource) -> dict[bytes, BlobRecipe]:
     return found
 
 
+def without_recipe(store: Reader, layers: Sequence[Layer]) -> list[int]:
+    """Returns the numbers of those layers of whose blobs the store does not say how they are made."""
+    digests = [digest for digest, _ in _blobs(layers)]
+    unknown = {
+        digest for digest, made in zip(digests, each(partial(find_recipe, store), digests), strict=True) if made is None
+    }
+    return [number for number, own in enumerate(layers) if isinstance(own, BlobLayer) and own.digest in unknown]
+
+
 def put_recipes(store: Pruner, recipes: Mapping[bytes, BlobRecipe]) -> None:
     """Stores how blobs are made, by digest, over what the store says of them."""
     for digest, made in recipes.items():
@@ -47,13 +57,13 @@ def put_recipes(store: Pruner, recipes: Mapping[bytes, BlobRecipe]) -> None:
         put_next(store, key, LogReader(store, key, recipe.MAX_BYTES).newest(), [recipe.encode(made)])
 
 
-def keep_blobs(store: Pruner, source: ImageSource) -> int:
+def keep_blobs(store: Pruner, layers: Sequence[Layer]) -> int:
     """Stores the blobs of an image's layers, unless the store has them; returns the bytes that it stored.
 
     Parts that the store has stay untouched, as another image may need them meanwhile: only damaged ones are written anew.
     """
     stored = 0
-    for digest, layer in _blobs(source):
+    for digest, layer in _blobs(layers):
         with suppress(Corrupt):
             if check_kept(store, digest):
                 continue
@@ -74,9 +84,9 @@ def _put_part(store: Pruner, key: str, part: bytes) -> int:
     return len(part)
 
 
-def _blobs(source: ImageSource) -> Iterator[tuple[bytes, BlobLayer]]:
+def _blobs(layers: Sequence[Layer]) -> Iterator[tuple[bytes, BlobLayer]]:
     """Yields the layers that a manifest names, with the digests of their blobs."""
-    for layer in source.layers:
+    for layer in layers:
         if isinstance(layer, BlobLayer) and layer.digest is not None:
             yield layer.digest, layer
 

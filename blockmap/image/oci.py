@@ -62,12 +62,23 @@ class Documents:
             return {}
 
 
+Fetch = Callable[[list[Descriptor], list[Descriptor]], None]
+"""Brings the blobs of an image's upper layers here, given the layers below, which are not needed, and those."""
+
+
 class OciImage:
     """An image whose documents and layers are files (an ImageSource)."""
 
     def __init__(
-        self, blob: BlobPath, manifest: bytes, index: bytes | None, policy: UnpackPolicy, close: Callable[[], None]
+        self,
+        blob: BlobPath,
+        manifest: bytes,
+        index: bytes | None,
+        policy: UnpackPolicy,
+        close: Callable[[], None],
+        fetch: Fetch | None = None,
     ) -> None:
+        """With `fetch`, layers come by it alone; without, they must be here."""
         document = parse(manifest, "the manifest")
         config = describe(document.get("config"))
         layers = describe_all(document.get("layers"))
@@ -85,6 +96,17 @@ class OciImage:
             _layer(blob, descriptor, diff_id, chain, policy)
             for descriptor, diff_id, chain in zip(layers, diff_ids, chain_ids(diff_ids), strict=True)
         ]
+        self._blob, self._fetch = blob, fetch
+        self._described = layers
+        if fetch is None:
+            self.need(0)
+
+    def need(self, first: int) -> None:
+        needed = self._described[first:]
+        if self._fetch is not None and needed:
+            self._fetch(self._described[:first], needed)
+        for own, descriptor in zip(self.layers[first:], needed, strict=True):
+            own.size = _size(self._blob(descriptor.digest), descriptor)
 
     def close(self) -> None:
         self._close()
@@ -278,15 +300,23 @@ def _layer(blob: BlobPath, descriptor: Descriptor, diff_id: bytes, chain: bytes,
             why = "not supported: tar archives are, plain or compressed with gzip, zstd, xz or bzip2"
         raise ImageError(f"layer {digest} is of the type {descriptor.media!r}, which is {why}")
     path = blob(digest)
+    size = descriptor.size or 0
+    return BlobLayer(digest, lambda: open(path, "rb"), size, bytes.fromhex(digest_hex(digest)), diff_id, chain, policy)
+
+
+def _size(path: Path, descriptor: Descriptor) -> int:
+    """Returns the size of a layer's blob. Raises ImageError if it is another than the descriptor's, or not here."""
     try:
         size = os.stat(path).st_size
     except OSError as error:
-        raise ImageError(f"layer {digest} is missing from the image: {error.strerror}; get it again") from error
+        raise ImageError(
+            f"layer {descriptor.digest} is missing from the image: {error.strerror}; get it again"
+        ) from error
     if descriptor.size not in (None, size):
         raise ImageError(
-            f"layer {digest} has {size} bytes where {descriptor.size} are expected: it is truncated, get it again"
+            f"layer {descriptor.digest} has {size} bytes where {descriptor.size} are expected: it is truncated, get it again"
         )
-    return BlobLayer(digest, lambda: open(path, "rb"), size, bytes.fromhex(digest_hex(digest)), diff_id, chain, policy)
+    return size
 
 
 def _read(path: Path) -> bytes:

@@ -35,6 +35,8 @@ _Name = tuple[str, str, int]
 class Catalogue:
     versions: Mapping[Numbered, tuple[Root, Root]]
     """The root and extra root of each version that a name stands for and that could be read."""
+    tags: Mapping[str, Mapping[str, Numbered]]
+    """By repository and tag, the versions that names stand for and that could be read."""
     known: DedupIndex
     collections: CollectionState
     """What the log of collections said before the catalogue was read."""
@@ -82,7 +84,12 @@ def read_catalogue(store: Pruner, names: NameReader, local: LocalCatalogue, warn
             local.save(now)
 
     index = DedupIndex(repository, trees, warn, read_damage(store), mend, collections.condemned)
-    return Catalogue(now.versions, index, collections)
+    tags: dict[str, dict[str, Numbered]] = {}
+    for key, (version, number) in now.entries.items():
+        if version is not None and (version, number) in now.versions:
+            repo, tag, _ = by_key[key]
+            tags.setdefault(repo, {})[tag] = version, number
+    return Catalogue(now.versions, tags, index, collections)
 
 
 def _complete(

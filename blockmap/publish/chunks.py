@@ -142,6 +142,18 @@ class ChunkWriter:
         if len(self._pending) >= _SEGMENT_BYTES:
             self._flush()
 
+    def add_known(self, start: int, name: Digest, place: Placement) -> None:
+        """Takes a chunk of the volume that the store has at `place`; only before the first `write`, which begins the thread's
+        work on the tables."""
+        blocks = place.raw // BLOCK
+        number = self.table.get(name)
+        if number is None:
+            number = self.table.add(name, blocks)
+            self.table.place(number, place)
+            self.counts.chunks += 1
+        self.extents.add(start, number)
+        self.counts.blocks += blocks
+
     def cut(self) -> None:
         self._flush()
         self._pending_cut = True

@@ -6,7 +6,7 @@ verified leaf. Memory is bounded, whatever the store has: the leaves used last, 
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from blockmap.publish.sparse import Champion, HookTable
 from blockmap.store.pack_logs import Damage
 from blockmap.store.packs import NodeRef, Packs, raised
 from blockmap.store.repository import Repository
-from blockmap.store.walk import Spot, visit
+from blockmap.store.walk import Select, Spot, leaves, visit
 
 MAX_CHUNKS = 100_000
 """Chunks whose placements are remembered, about 450 bytes each."""
@@ -149,6 +149,11 @@ class DedupIndex:
             return row if level else [spot for spot in row if self._read.get(spot.ref[0]) != spot.ref[1]]
 
         return not any(isinstance(found, BlockmapError) for _, found in visit(root, self._nodes, unread))
+
+    def leaves(self, root: Root, select: Select | None = None) -> Iterator[tuple[int, Leaf]]:
+        """Yields the leaves of a stored tree, each with the number of its span, and its chunks where they can be relied on: one
+        that is lost has no placement. Raises the error of a node that cannot be read."""
+        return leaves(root, self._nodes, select)
 
     def _load(self, champions: Sequence[Champion]) -> bool:
         """Reads leaves and their neighbours; returns True if a champion failed, so that others may now be better."""

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
-from blockmap.errors import AlreadyExists, Corrupt, StoreUnavailable
+from blockmap.errors import AlreadyExists, Corrupt, StoreReadOnly, StoreUnavailable
 from blockmap.format import keys, version
 from blockmap.format.digest import Digest
 from blockmap.format.pack import Pack
@@ -38,7 +38,11 @@ class ObjectWriter:
     def put_pack(self, made: Pack) -> None:
         key = pack_key(made.name)
         self._packs.append(key)
-        put(self._store, key, made.parts)  # its name has random salt: an existing object is this one
+        try:
+            put(self._store, key, made.parts)  # its name has random salt: an existing object is this one
+        except StoreReadOnly:
+            self._packs.remove(key)  # it was refused, and there is nothing to take back
+            raise
 
     def put_version(self, record: Version, named: Collection[Numbered], retired: int = 0) -> int:
         """Stores a version's record under a number above `retired`; returns its number.

@@ -72,6 +72,8 @@ class Publication:
         self._repository = Repository(store)
         self._objects = ObjectWriter(store)
         self._hooks: list[tuple[Digest, bytes]] = []
+        self.known = catalogue.known
+        """What the store has already."""
         self.collections = catalogue.collections
         """What the log of collections said when it was last looked at."""
         self.frames: dict[Digest, bytes] = {}

@@ -86,17 +86,6 @@ def create_store(url: str) -> tuple[Pruner, Format]:
     return store, _format(store)
 
 
-def open_or_create(url: str) -> tuple[Pruner, Format]:
-    """Returns the store at `url` for a writer, made where nothing is there yet; errors as `open_store` and `create_store`."""
-    store = _place(url)
-    if not _contents(store):
-        try:
-            return create_store(url)
-        except UsageError:
-            pass  # another writer was faster: its store is as good
-    return store, _writable(store)
-
-
 def check_unchanged(store: Reader, form: Format) -> None:
     """Checks that a store that is written to is still what `form` says; NotAStore, StoreTooNew, StoreReadOnly."""
     if _writable(store).store != form.store:

@@ -5,7 +5,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from blockmap.errors import AlreadyExists, StoreRefused
-from blockmap.store.base import Pruner
+from blockmap.format import keys
+from blockmap.store.base import Pruner, Writer
 
 PREFIX = "probe-"
 _CREATORS = 8
@@ -26,6 +27,11 @@ def check(store: Pruner) -> None:
         store.delete(key)
     if store.exists(key):
         raise StoreRefused(f"{store.url} still has an object that was just deleted: use another engine")
+
+
+def check_writable(store: Writer) -> None:
+    """Raises StoreReadOnly or StoreUnavailable where nothing can be written; leaves nothing that was not there."""
+    store.replace(keys.CLOCK, b"")
 
 
 def _one_winner(store: Pruner, key: str) -> bytes:

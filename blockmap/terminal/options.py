@@ -12,6 +12,9 @@ from blockmap.local.paths import need_store as need_store  # commands take it wi
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_MAX_SIZE_GIB = 64
+"""Twice the largest images of machine learning; a blob of 64 MB can unpack to as much."""
+
 
 def store_option(command: Command) -> Command:
     """Adds `--store URL`, with BLOCKMAP_STORE as its default."""
@@ -72,6 +75,18 @@ def socket_option(command: Command) -> Command:
 def json_option(command: Command) -> Command:
     """Adds `--json`."""
     return click.option("--json", "as_json", is_flag=True, help="For machines.")(command)
+
+
+def max_size_option(command: Command) -> Command:
+    """Adds `--max-size GIB`."""
+    return click.option(
+        "--max-size",
+        metavar="GIB",
+        type=click.FloatRange(min=0, min_open=True),
+        default=_MAX_SIZE_GIB,
+        show_default=True,
+        help="What the image may unpack to, in GiB.",
+    )(command)
 
 
 def label_option(command: Command) -> Command:

@@ -12,11 +12,11 @@ from blockmap.errors import BlockmapError, NotFound, UsageError
 from blockmap.format.refs import parse_reference
 from blockmap.store.directory import DirectoryStore
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
-from blockmap.store.opening import open_or_create
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
 from tests.image.builder import bulk, import_image
 from tests.image.layouts import archive, file, layout
+from tests.store.made import open_or_create
 
 HOUR = 3600
 BEGIN = 1_700_000_000

@@ -25,10 +25,11 @@ from blockmap.store import limits
 from blockmap.store.directory import DirectoryStore
 from blockmap.store.memory import MemoryStore
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
-from blockmap.store.opening import open_or_create, open_store
+from blockmap.store.opening import open_store
 from tests.faults.links import netshape
 from tests.image.builder import import_image
 from tests.image.layouts import archive, file, layout
+from tests.store.made import open_or_create
 from tests.store.servers import nginx
 
 NAMES = 200
@@ -128,8 +129,8 @@ def test_a_damaged_entry_is_told_and_the_others_are_listed(store: Path, caplog: 
 @pytest.mark.parametrize(
     ("columns", "shown"),
     [
-        (80, ["NAME", "DIGEST", "MOVED", "VOLUME"]),
-        (50, ["NAME", "DIGEST", "MOVED"]),
+        (80, ["NAME", "DIGEST", "UPDATED", "VOLUME"]),
+        (50, ["NAME", "DIGEST", "UPDATED"]),
         (36, ["NAME", "DIGEST"]),
         (8, ["NAME"]),
     ],

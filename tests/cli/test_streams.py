@@ -51,6 +51,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     made = Shell(tmp_path, {**os.environ, **here})
+    assert made("blockmap create").returncode == 0
     assert made("blockmap import source good:1").returncode == 0
     return made
 

@@ -17,7 +17,6 @@ from blockmap.format.reading_list import ReadItem
 from blockmap.format.refs import parse_reference
 from blockmap.store.bundles import newest_bundles
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
-from blockmap.store.opening import open_or_create
 from blockmap.store.packs import Packs
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
@@ -25,6 +24,7 @@ from tests.corpus.starts import far, megabytes, record, start_once
 from tests.faults.links import need_shared
 from tests.host.conftest import Host
 from tests.serve.nbd import CMD_READ, Nbd
+from tests.store.made import open_or_create
 
 pytestmark = [
     pytest.mark.long,

@@ -256,7 +256,7 @@ def test_a_disk_image_is_one_layer(tmp_path: Path, need: Callable[..., None]) ->
         assert compare_with_unpacked(top, unpacked, odd_times=odd) == 3
     with pytest.raises(ImageError, match="blocks of 1024 bytes"):
         export_image(store, "disk1024:1", f"oci:{tmp_path / 'other'}")
-    (tmp_path / "no-fs").write_bytes(bulk(1, 70_000))
+    (tmp_path / "no-fs").write_bytes(bulk(1, 512 * 137))
     import_image(store, str(tmp_path / "no-fs"), "none:1", tmp_path)
     with pytest.raises(ImageError, match="holds no ext4 file system"):
         export_image(store, "none:1", f"oci:{tmp_path / 'other'}")

@@ -252,9 +252,10 @@ def test_a_version_that_cannot_be_read_is_left_out_and_its_image_is_stored_again
     pack.write_bytes(data)
     warnings: list[str] = []
     again = import_image(store, f"oci:{image}", "a:1", tmp_path, warnings)
-    assert len(warnings) == 1, "a node that both share is said once"
-    assert "not deduplicating against what cannot be read" in warnings[0]
-    assert inner.children[0].hex() in warnings[0]
+    said = [text for text in warnings if "not deduplicating against what cannot be read" in text]
+    assert len(said) == 1, "a node that both share is said once"
+    assert ["all layers are read again" in text for text in warnings if text not in said] == [True]
+    assert inner.children[0].hex() in said[0]
     assert (again.root, again.version, again.number) == (first.root, first.version, 2)
     repository = Repository(open_store(str(store))[0])
     entry = NameReader(repository.store).newest("a", "1")
@@ -399,6 +400,12 @@ def test_what_is_derived_and_wrong_is_superseded(tmp_path: Path, kind: str, lie:
     store.delete(key(1))
     store.create(key(1), [wrong if lie == "wrong" else before[:-1]])
     warnings: list[str] = []
+    if (kind, lie) == (
+        "file map",
+        "wrong",
+    ):  # it reads well: to see what it should say, the headers have to be replayed
+        assert import_image(store, image, "a:1", tmp_path).number == 0
+        image = f"oci:{layout(tmp_path / 'other', [archive(BASE), archive(TINY)], config={'author': 'another'})}"
     import_image(store, image, "a:1", tmp_path, warnings)
     assert (store.get(key(2)), len(warnings)) == (before, 1)
     assert "superseded" in warnings[0]

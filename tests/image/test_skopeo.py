@@ -13,7 +13,7 @@ import pytest
 
 from blockmap.errors import HostError, ImageError
 from blockmap.image.platforms import Platform
-from blockmap.image.skopeo import open_remote
+from blockmap.image.skopeo import open_daemon, open_registry
 from tests.image.layouts import archive, file, layout
 
 AMD64 = Platform("linux", "amd64")
@@ -99,13 +99,14 @@ def work(tmp_path: Path) -> Path:
 
 
 def paths(image: Any) -> list[bytes]:
+    image.need(0)
     return [member.path for layer in image.layers for member, _ in layer.members(lambda data: None)]
 
 
 def test_a_single_image_keeps_its_manifest(registry: Registry, tmp_path: Path, work: Path) -> None:
     descriptor = registry.put_image(tmp_path / "image", "amd64", "1", "latest")
     for name in ("own/image:1", "own/image", f"own/image@{descriptor['digest']}"):
-        image = open_remote(f"docker://{registry.address}/{name}", AMD64, work)
+        image = open_registry(f"docker://{registry.address}/{name}", AMD64, work)
         assert paths(image) == [b"amd64"]
         assert image.manifest == registry.documents["1"][1]
         assert image.index is None
@@ -123,26 +124,26 @@ def test_an_index_is_kept_and_a_platform_chosen(registry: Registry, tmp_path: Pa
     registry.put(DOCKER_INDEX, {"schemaVersion": 2, "mediaType": DOCKER_INDEX, "manifests": descriptors}, "1")
     reference = f"docker://{registry.address}/own/image:1"
     for architecture, descriptor in zip(("amd64", "s390x"), descriptors, strict=True):
-        image = open_remote(reference, Platform("linux", architecture), work)
+        image = open_registry(reference, Platform("linux", architecture), work)
         assert paths(image) == [architecture.encode()]
         assert image.index == registry.documents["1"][1]
         assert image.manifest == registry.documents[descriptor["digest"]][1]
         image.close()
     with pytest.raises(ImageError, match="not made for linux/arm64: choose one of linux/amd64, linux/s390x"):
-        open_remote(reference, Platform("linux", "arm64"), work)
+        open_registry(reference, Platform("linux", "arm64"), work)
     assert list(work.iterdir()) == []
 
 
 def test_skopeos_errors_become_one_sentence(registry: Registry, work: Path) -> None:
     with pytest.raises(ImageError) as caught:
-        open_remote(f"docker://{registry.address}/own/image:absent", AMD64, work)
+        open_registry(f"docker://{registry.address}/own/image:absent", AMD64, work)
     said = str(caught.value)
     assert said.startswith(f"skopeo could not read docker://{registry.address}/own/image:absent: ")
     assert "level=" not in said
     assert "msg=" not in said
     assert "\n" not in said
     with pytest.raises(ImageError, match="skopeo could not read docker-daemon:no such name"):
-        open_remote("docker-daemon:no such name", AMD64, work)
+        open_daemon("docker-daemon:no such name", work)
     assert list(work.iterdir()) == []
 
 
@@ -150,12 +151,14 @@ def test_a_layer_that_the_registry_lacks(registry: Registry, tmp_path: Path, wor
     registry.put_image(tmp_path / "image", "amd64", "1")
     manifest = json.loads(registry.documents["1"][1])
     del registry.blobs[manifest["layers"][0]["digest"]]
+    image = open_registry(f"docker://{registry.address}/own/image:1", AMD64, work)
     with pytest.raises(ImageError, match="skopeo could not read"):
-        open_remote(f"docker://{registry.address}/own/image:1", AMD64, work)
+        image.need(0)
+    image.close()
     assert list(work.iterdir()) == []
 
 
 def test_without_skopeo(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
     monkeypatch.setenv("PATH", str(work))
     with pytest.raises(HostError, match="apt-get install skopeo"):
-        open_remote("docker://example.org/image", AMD64, work)
+        open_registry("docker://example.org/image", AMD64, work)

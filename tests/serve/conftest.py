@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from blockmap.control.client import Client
+from blockmap.errors import StoreError
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from tests.image.layouts import archive, directory, file, layout
+from tests.store.made import open_or_create
 
 BLOCKMAP = [sys.executable, "-m", "blockmap.cli.main"]
 START_S = 30.0
@@ -44,12 +46,17 @@ class Server:
             "BLOCKMAP_STATE": str(where / "state"),
         }
         self.process: subprocess.Popen[bytes] | None = None
+        self._has_store = False
 
     @property
     def client(self) -> Client:
         return Client(self.socket)
 
     def run(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        if arguments[0] == "import" and not self._has_store:
+            with contextlib.suppress(StoreError):  # the command says it
+                open_or_create(self.environment["BLOCKMAP_STORE"])
+            self._has_store = True
         done = subprocess.run([*BLOCKMAP, *map(str, arguments)], env=self.environment, capture_output=True, text=True)
         if check:
             assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from blockmap.errors import NameMoved
 from blockmap.format.refs import parse_name
 from blockmap.server.server import Server
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
-from blockmap.store.opening import open_or_create
+from tests.store.made import open_or_create
 
 
 def main(url: str, name: str, who: str, moves: str, cache: str) -> None:

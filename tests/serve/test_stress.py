@@ -23,12 +23,12 @@ from blockmap.control.messages import Resolve
 from blockmap.errors import BlockmapError
 from blockmap.format import BLOCK, keys
 from blockmap.format.digest import Digest
-from blockmap.store.opening import open_or_create
 from blockmap.store.profiles import ProfileLog
 from blockmap.store.repository import Repository
 from tests.image.builder import bulk
 from tests.serve.conftest import Server, bare_server
 from tests.serve.nbd import Nbd, RefusedError
+from tests.store.made import open_or_create
 from tests.volume.bundled import bundled
 
 SECONDS = float(os.environ.get("BLOCKMAP_STRESS_SECONDS", "600"))

@@ -13,9 +13,10 @@ from blockmap.format.digest import Digest
 from blockmap.store.directory import DirectoryStore
 from blockmap.store.http import HttpStore, open_http
 from blockmap.store.names import EntryDraft, NameLog, NameReader, NameTarget
-from blockmap.store.opening import create_store, open_or_create, open_store
+from blockmap.store.opening import create_store, open_store
 from tests.conftest import CHECKOUT
 from tests.store import servers
+from tests.store.made import open_or_create
 from tests.store.test_contract import MANY, at_once
 from tests.waiting import free_ports
 

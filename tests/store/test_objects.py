@@ -13,8 +13,9 @@ from blockmap.format.pack import Pack
 from blockmap.publish.object_writer import ObjectWriter
 from blockmap.store.names import EntryDraft, NameLog, NameTarget
 from blockmap.store.objects import open_objects
-from blockmap.store.opening import create_store, location, open_or_create, open_store
+from blockmap.store.opening import create_store, location, open_store
 from tests.store import servers
+from tests.store.made import open_or_create
 from tests.store.relay import Relay, relaying
 from tests.waiting import free_ports
 

@@ -32,7 +32,8 @@ import obstore
 
 from blockmap.cli.fsck import fsck
 from blockmap.cli.garbage import gc
-from blockmap.cli.images import create, import_
+from blockmap.cli.images import create
+from blockmap.cli.imports import import_
 from blockmap.commit.task import PublishedCapture
 from blockmap.errors import NotFound
 from blockmap.format import BLOCK, keys
@@ -42,7 +43,7 @@ from blockmap.server.server import Server
 from blockmap.store.base import Pruner
 from blockmap.store.collections import store_time
 from blockmap.store.names import NameLog, NameTarget
-from blockmap.store.opening import open_or_create, open_writer
+from blockmap.store.opening import open_writer
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import Resolved, find_version
 from blockmap.store.volume_reader import stored_reader
@@ -53,6 +54,7 @@ from blockmap.volume.clone_table import CaptureDraft
 from tests.commit.in_process import InProcess
 from tests.image.builder import bulk, import_image
 from tests.image.layouts import archive, file, layout
+from tests.store.made import open_or_create
 from tests.waiting import until
 
 SIZE = 48 * BLOCK

@@ -107,11 +107,13 @@ class Ext4Writer:
     def locate(self, members: Iterable[Member]) -> Iterator[Runs]:
         """Merges one more layer without its contents, and yields where `layer` would write those of each member.
 
-        Nothing can be finished after that. Raises ImageError as `layer` does.
+        Whoever goes on to `finish` knows which chunks are there. Raises ImageError as `layer` does.
         """
         self._tree.begin_layer()
+        start = self._cursor.block
         for member in members:
             yield self._add(member)
+        self._layer_blocks.append((start, self._cursor.block))
         self._end_layer()
 
     def _add(self, member: Member) -> Runs:
