@@ -22,7 +22,7 @@ from blockmap.errors import DiskFull, HostError
 from blockmap.format import BLOCK
 from blockmap.format.chunker import SPAN
 from blockmap.volume.overlay import Held, Kind, OverlayMap, OverlayPiece, look
-from blockmap.volume.reads import Note, Read, Slow, Source
+from blockmap.volume.reads import Read, ReadRecorder, Slow, Source
 from blockmap.volume.start import Start
 from blockmap.volume.volume import Volume
 from blockmap.volume.write_journal import RECORDS, MapChange
@@ -163,11 +163,11 @@ class CloneVolume:
                     return True
         return False
 
-    def reader(self, start: Start, note: Note | None = None, mark: Callable[[], None] | None = None) -> Read:
+    def reader(self, start: Start, recorder: ReadRecorder | None = None) -> Read:
         """Returns a function that raises what the base's does, and HostError. What a layer has is not noted: whoever learns
         from reads learns what starts need of the image."""
         base = self._base
-        below = base.reader(start, note, mark)
+        below = base.reader(start, recorder)
         bound = base, below
         touched, shift = self._touched, self._shift
         find = touched.find
@@ -178,7 +178,7 @@ class CloneVolume:
                 now, layers, pieces = self._base, self._layers, look(self._maps, offset, offset + len(buf))
             mine = bound
             if mine[0] is not now:  # the clone was put on a version that has what a layer had
-                mine = bound = now, now.reader(start, note, mark)
+                mine = bound = now, now.reader(start, recorder)
                 below = mine[1]
             return self._read_merged(mine[1], now.size, layers, pieces, buf, offset)
 
