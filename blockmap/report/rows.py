@@ -49,7 +49,8 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the waterfall; `lanes` has one for each start, None where it has nothing of this."""
+    """A row of the waterfall; `lanes` has one for each start, None where it has nothing of this. A row that is a file itself has
+    none below it."""
 
     name: str
     lanes: Sequence[Lane | None]
@@ -61,7 +62,7 @@ def package_rows(starts: Sequence[ReportedStart], span_s: float) -> list[Row]:
     runs = [start.run for start in starts]
     packages = _grouped(runs, lambda run: run.image.packages)
     return [
-        Row(name, _lanes(runs, members, span_s), _file_rows(runs, members, span_s))
+        Row(name, _lanes(runs, members, span_s), [row for row in _file_rows(runs, members, span_s) if row.name != name])
         for name, members in _limited(packages, runs, MAX_GROUPS, "packages")
     ]
 

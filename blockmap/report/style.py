@@ -24,7 +24,7 @@ h1 { font-size: 1.35rem; margin: 16px 0 2px; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 32px 0 6px; }
 p { margin: 4px 0 8px; max-width: 75em; overflow-wrap: anywhere; }
 .about, .note { color: var(--soft); }
-.verdict { font-size: 1.25rem; line-height: 1.35; margin: 14px 0 4px; max-width: 50em; }
+.verdict { font-size: 1.2rem; line-height: 1.35; margin: 14px 0 4px; max-width: 60em; }
 .tag { display: inline-block; min-width: 1.5em; text-align: center; border: 1px solid var(--rule); border-radius: 4px; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; list-style: none; margin: 10px 0; padding: 0; font-size: .87rem; }
 .legend li { display: flex; align-items: center; gap: 7px; }
