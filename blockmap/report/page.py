@@ -14,6 +14,7 @@ from blockmap.report.verdict import difference, verdict
 from blockmap.report.waterfall import waterfall
 from blockmap.terminal.times import moment
 
+_NO_WAITS: Final = "<p>None was recorded.</p>"
 _PAGE: Final = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -68,9 +69,13 @@ def _sections(starts: Sequence[ReportedStart]) -> Iterator[tuple[str, str, str]]
     """Yields name, title and content."""
     if any(len(start.run.touched) for start in starts):
         yield "waterfall", "What it read, and where it waited", _about_waterfall(starts) + waterfall(starts)
-        waits = [table for start in starts if (table := tables.longest_waits(start.run))]
-        if waits:
-            yield "waits", "The longest waits", _beside(waits)
+        waits = [tables.longest_waits(start.run) for start in starts]
+        if any(waits):
+            yield (
+                "waits",
+                "The longest waits",
+                _beside([_titled(number, starts) + (each or _NO_WAITS) for number, each in enumerate(waits, 1)]),
+            )
     notes = [f"<p>{escape(_whose(number, starts) + start.profile_note)}</p>" for number, start in enumerate(starts, 1)]
     compared = [
         note + (tables.coverage(start.run, start.coverage) if start.coverage is not None else "")
@@ -82,6 +87,10 @@ def _sections(starts: Sequence[ReportedStart]) -> Iterator[tuple[str, str, str]]
 
 def _whose(number: int, starts: Sequence[ReportedStart]) -> str:
     return f"Start {number}: " if len(starts) > 1 else ""
+
+
+def _titled(number: int, starts: Sequence[ReportedStart]) -> str:
+    return f"<p>Start {number}</p>" if len(starts) > 1 else ""
 
 
 def _beside(parts: Sequence[str]) -> str:

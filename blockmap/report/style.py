@@ -76,6 +76,7 @@ th, td { text-align: left; vertical-align: top; padding: 3px 16px 3px 0; border-
 th { font-weight: 600; }
 td { overflow-wrap: anywhere; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.whole { white-space: nowrap; }
 tr > :last-child { padding-right: 0; }
 .shares { display: flex; height: 16px; max-width: 75em; font-size: .87rem; margin: 8px 0; background: var(--stripe); }
 .shares .covered { background: var(--cache); }

@@ -80,7 +80,7 @@ def longest_waits(run: ReportRun) -> str:
         ]
         for n in order
     ]
-    return _table(["at", "file", "waited", "for"], rows, -1, numbers=(2,))
+    return _table(["at", "file", "waited", "for"], rows, numbers=(2,), whole=(0, 3))
 
 
 def _file(run: ReportRun, number: int) -> str:
@@ -101,7 +101,7 @@ def coverage(run: ReportRun, found: Coverage) -> str:
         rest = names[MAX_PACKAGES:]
         sums_of_rest = (_size(sum(each.get(name, 0) for name in rest)) for each in by_package)
         rows.append([f"{len(rest):,} others", *sums_of_rest])
-    table = _table(["package", "missed", "wasted", "covered"], rows, -1, numbers=(1, 2, 3))
+    table = _table(["package", "missed", "wasted", "covered"], rows, numbers=(1, 2, 3))
     return f'<ul class="legend">\n{legend}\n</ul>\n<div class="shares" aria-hidden="true">{parts}</div>\n{table}'
 
 
@@ -119,17 +119,24 @@ def _by_package(run: ReportRun, files: Numbers) -> dict[str, int]:
     return found
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], head_column: int, numbers: Sequence[int] = ()) -> str:
-    def cell(tag: str, at: int, text: str, scope: str = "") -> str:
-        number = ' class="number"' if at in numbers else ""
-        return f"<{tag}{scope}{number}>{escape(text)}</{tag}>"
+def _table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    head_column: int = -1,
+    numbers: Sequence[int] = (),
+    whole: Sequence[int] = (),
+) -> str:
+    """Returns a table; the text of the columns `whole`, as of those with numbers, is never broken."""
 
-    lines = ["<table>"]
-    if heads:
-        lines.append(f"<tr>{''.join(cell('th', at, text, _COLUMN) for at, text in enumerate(heads))}</tr>")
-    for row in rows:
+    def cell(tag: str, at: int, text: str, scope: str = "") -> str:
+        kind = ' class="number"' if at in numbers else ' class="whole"' if at in whole else ""
+        return f"<{tag}{scope}{kind}>{escape(text)}</{tag}>"
+
+    def line(row: Sequence[str]) -> str:
         cells = (
             cell("th", at, text, _ROW) if at == head_column else cell("td", at, text) for at, text in enumerate(row)
         )
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return "\n".join([*lines, "</table>"])
+        return f"<tr>{''.join(cells)}</tr>"
+
+    head = [f"<tr>{''.join(cell('th', at, text, _COLUMN) for at, text in enumerate(heads))}</tr>"] if heads else []
+    return "\n".join(["<table>", *head, *map(line, rows), "</table>"])
