@@ -16,10 +16,13 @@
     96      64    s     label, filled up with zeros
     160     256   s     repository, filled up with zeros
     512     16n   -     per read, in the order in which they began: microseconds since the open u32, bytes u32, offset u64
+    ..      16    -     where the trace has ended: count of waits w u32, zero u32, magic `bmwaits` and a zero byte
+    ..      24w   -     per read that waited: when it began, microseconds since the open u32, microseconds that it took u32,
+                        offset u64, bytes u32, what for u8 (1 the store; 2 what was on its way unasked), zero 3
 
 Little-endian. The reads end with the file, or before the first record with a length of 0, which a loss of power may leave. A
-server that is killed loses the reads of the last tenth of a second. Reads that the cache did not answer at once have their exact
-time; those in between are spread evenly.
+server that is killed loses the reads of the last tenth of a second, and all waits. Reads that the cache did not answer at once
+have their exact time; those in between are spread evenly.
 """
 
 import struct
@@ -43,6 +46,17 @@ DECLARED: Final = 4
 READ = np.dtype([("time_us", "<u4"), ("length", "<u4"), ("offset", "<u8")])
 Reads = npt.NDArray[np.void]
 """An array of the type READ with one dimension."""
+
+FOR_STORE: Final = 1
+"""The read asked the store itself, and waited for the answer."""
+FOR_PREFETCH: Final = 2
+"""The read waited for what a bundle or another prefetch was bringing."""
+WAIT = np.dtype(
+    [("time_us", "<u4"), ("took_us", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("reason", "u1"), ("zero", "V3")]
+)
+Waits = npt.NDArray[np.void]
+"""An array of the type WAIT with one dimension."""
+_WAITS_MAGIC: Final = int.from_bytes(b"bmwaits\0", "little")
 
 _HEAD = struct.Struct("<4sBBBBQQII32s32s64s256s")
 
@@ -97,6 +111,8 @@ class TraceHead:
 class Trace:
     head: TraceHead
     reads: Reads
+    waits: Waits | None = None
+    """The reads that waited; None where that is not known."""
 
 
 def encode_head(head: TraceHead) -> bytes:
@@ -125,13 +141,28 @@ def decode_head(data: bytes) -> TraceHead:
     return TraceHead(*texts, Digest(name), Digest(root), size, started, flags, End(end), ready, profile)
 
 
+def encode_waits(waits: Waits) -> bytes:
+    """Returns what follows the reads of a trace that has ended."""
+    before = np.array([(len(waits), 0, _WAITS_MAGIC)], READ)
+    return before.tobytes() + waits.tobytes()
+
+
 def decode(data: bytes) -> Trace:
     """Parses a trace, whole or cut off. Raises FormatError."""
     head = decode_head(data)
     count = (len(data) - HEAD_BYTES) // READ.itemsize
     reads: np.ndarray[Any, Any] = np.frombuffer(data, READ, count, HEAD_BYTES)
     empty = np.flatnonzero(reads["length"] == 0)
+    waits = _decode_waits(data, reads, int(empty[0])) if len(empty) else None
     reads = reads[: int(empty[0])] if len(empty) else reads
-    if len(reads) and (reads["offset"] >= head.size).any():
+    if any(len(each) and (each["offset"] >= head.size).any() for each in (reads, waits) if each is not None):
         raise FormatError("a read of the trace lies outside of the volume")
-    return Trace(head, reads)
+    return Trace(head, reads, waits)
+
+
+def _decode_waits(data: bytes, reads: Reads, end: int) -> Waits | None:
+    """Returns the waits that follow the reads, of which there are `end`; None where they are not all there."""
+    count, start = int(reads["time_us"][end]), HEAD_BYTES + (end + 1) * READ.itemsize
+    if int(reads["offset"][end]) != _WAITS_MAGIC or len(data) - start < count * WAIT.itemsize:
+        return None
+    return np.frombuffer(data, WAIT, count, start)

@@ -27,13 +27,13 @@ def find(tool: str) -> str:
     """Returns the path of a program; HostError names the package that has it."""
     path = _which(tool)
     if path is None:
-        raise HostError(f"{tool} is needed and is not installed: apt-get install {_package(tool)}")
+        raise HostError(f"{tool} is needed and is not installed: apt-get install {package(tool)}")
     return path
 
 
 def missing(tools: Iterable[str]) -> list[str]:
     """Returns the packages, sorted, of those programs that are not installed."""
-    return sorted({_package(tool) for tool in tools if _which(tool) is None})
+    return sorted({package(tool) for tool in tools if _which(tool) is None})
 
 
 def run(tool: str, *arguments: str) -> str:
@@ -54,5 +54,6 @@ def _which(tool: str) -> str | None:
     return shutil.which(tool) or shutil.which(tool, path=SEARCH)
 
 
-def _package(tool: str) -> str:
+def package(tool: str) -> str:
+    """Returns the packages that have a program, separated by spaces."""
     return _PACKAGES.get(tool, tool)

@@ -1,12 +1,14 @@
-"""`blockmap report`: one page with plots of what starts read, and where they waited.
+"""`blockmap report`: one page with a waterfall of what starts read, and where they waited.
 
-    sources    finds traces on this host, and what the store and a running server know of them
-    files      says which file, directory and package a block belongs to
-    data       makes numbers of these: reads by time, pauses, coverage by a profile
-    maps, bars, tables    draw them, in the style of style
-    page       puts the figures into one HTML page
+    sources     finds traces on this host, and what the store and a running server know of them
+    files       says which file, directory and package a block belongs to
+    data        makes numbers of these: reads and waits by time, where the start ends, coverage by a profile
+    verdict     says in a sentence how a start went, and how two differ
+    rows        sorts reads and waits into a row for each package and file, as bars in time
+    waterfall, tables, style    write these as HTML
+    page        puts them into one page
 
-    command -> sources -> files, data -> maps, bars, tables -> page
+    command -> sources -> files, data -> verdict, rows -> waterfall, tables -> page
 
-Imports bokeh, in `page` and what it draws with, only when a page is made.
+The page has no scripts and asks for nothing.
 """

@@ -1,7 +1,5 @@
 """Runs the command `blockmap report`."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,8 @@ from blockmap.control.client import Client
 from blockmap.errors import BlockmapError, HostError, UsageError
 from blockmap.local.paths import default_cache, default_socket, traces_folder
 from blockmap.report import sources
-from blockmap.report.data import ReportedStart, ReportRun, cover, find_pauses
+from blockmap.report.data import ReportedStart, ReportRun, cover
+from blockmap.report.page import render
 from blockmap.store.opening import location, open_store
 from blockmap.store.repository import Repository
 from blockmap.terminal.options import cache_option, socket_option, store_option
@@ -42,12 +41,11 @@ def report(
     cache: Path | None,
     socket: Path | None,
 ) -> None:
-    """Draw what a start read, when, and where it waited: one HTML page that opens anywhere.
+    """Draw what a start read, and where it waited: one HTML page.
 
-    NAME is the latest start of an image on this host, given twice its latest two; a TRACE is a file. Two starts are drawn side
-    by side. Needs a store, or a server that answers, to tell files.
+    NAME is the latest start of an image on this host, given twice its latest two; a TRACE is a file. Two starts are drawn on one
+    time scale. Needs a store, or a server that answers, to tell files.
     """
-    render = _renderer()
     if len(words) > _MOST:
         raise UsageError(f"{len(words)} starts do not fit on a page: name one or two")
     client = Client((socket or default_socket()).absolute())
@@ -58,26 +56,13 @@ def report(
         warn("without --store, and with no server that answers, the report names no files")
     folder = traces_folder(cache or default_cache())
     starts = []
-    traces = sources.find_traces(words, folder, label, repository)
-    for number_of_start, trace in enumerate(traces, 1):
+    for trace in sources.find_traces(words, folder, label, repository):
         run = sources.load_run(trace, repository, warn)
-        if len(traces) > 1:
-            run = replace(run, title=f"start {number_of_start}: {run.title}")
         starts.append(_start(run, repository, client if served == url else None, number))
     path = output or Path(f"{starts[0].run.head.repo.replace('/', '-').replace(':', '-')}.html")
     page = render(starts).encode()
     durable.replace(path, page)
     tell(f"{path}: {size(len(page))}")
-
-
-def _renderer() -> Callable[[Sequence[ReportedStart]], str]:
-    try:
-        from blockmap.report.page import render
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] != "bokeh":
-            raise
-        raise HostError("blockmap report needs bokeh, which is not installed: pip install 'blockmap[report]'") from None
-    return render
 
 
 def _served(client: Client) -> str | None:
@@ -91,7 +76,6 @@ def _served(client: Client) -> str | None:
 def _start(run: ReportRun, repository: Repository | None, client: Client | None, number: int | None) -> ReportedStart:
     calls = "no server of this store answers" if client is None else sources.server_calls(client, run)
     known = None if isinstance(calls, str) else calls
-    pauses = find_pauses(run, known)
     found: Any = "The store is not known."
     if repository is not None:
         try:
@@ -100,7 +84,7 @@ def _start(run: ReportRun, repository: Repository | None, client: Client | None,
             found = str(error)
     note = found if isinstance(found, str) else _note(run, found)
     coverage = None if isinstance(found, str) else cover(run, found.blocks)
-    return ReportedStart(run, pauses, known or (), "" if known is not None else str(calls), coverage, note)
+    return ReportedStart(run, known or (), "" if known is not None else str(calls), coverage, note)
 
 
 def _note(run: ReportRun, found: sources.Profiled) -> str:

@@ -1,20 +1,23 @@
 """Computes the numbers that a report shows from traces, files, profiles and calls."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from blockmap.format import BLOCK
-from blockmap.format.trace import Trace, TraceHead
-from blockmap.report.files import Files, Numbers, directory, shown
+from blockmap.format.trace import FOR_STORE, Reads, Trace, TraceHead, Waits
+from blockmap.report.files import Files, Numbers, shown
 from blockmap.store.call import Call
 
 Seconds = npt.NDArray[np.float64]
 
-PAUSE_S = 0.002
-"""A shorter time without a read is the kernel's or the program's: no remote store answers so soon."""
+_REST_S: Final = 0.5
+"""Seconds without a new block or a wait after which another burst of reads begins: round trips and most computing are shorter."""
+_BURST_SHARE: Final = 0.02
+"""A burst with a smaller share of the blocks is what an idle program reads: redis reads 0.3 % of its blocks after its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,42 +32,57 @@ class Image:
     has_owners: bool
     """True if the image says which package files belong to."""
 
-    def titles(self, by: str) -> Sequence[str]:
-        """Returns the title of each file, by file number."""
-        if by == "package":
-            return self.packages
-        return self.files.labels(shown if by == "file" else directory)
+    @property
+    def paths(self) -> Sequence[str]:
+        """Returns the path of each file as text, by file number."""
+        return self.files.labels(shown)
+
+
+@dataclass(frozen=True, slots=True)
+class WaitedReads:
+    """Reads that waited, in the order in which they ended."""
+
+    start_s: Seconds
+    """When each began, since the open."""
+    end_s: Seconds
+    bytes: Numbers
+    for_store: npt.NDArray[np.bool_]
+    """True where the read asked the store itself; the others waited for what was on its way."""
+    file: Numbers
+    """The number of the file that the read's first block belongs to."""
+
+    def total_s(self, start_s: float, end_s: float) -> float:
+        """Returns for how long, between two moments, any read waited."""
+        return float(sum(max(min(end, end_s) - max(begin, start_s), 0.0) for begin, end in self.spans()))
+
+    def spans(self) -> list[tuple[float, float]]:
+        """Returns the times in which any read waited."""
+        return union(zip(self.start_s.tolist(), self.end_s.tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class ReportRun:
     """One start."""
 
-    title: str
     head: TraceHead
     image: Image
-    time_s: Seconds
-    """When each read began, since the open."""
-    start: Numbers
-    """First block of each read."""
-    blocks: Numbers
-    file: Numbers
-    """The number of the file that each read's first block belongs to."""
-    more_files: Numbers
-    """The number of further files that the read has blocks of."""
+    end_s: float
+    """When the program was ready; where nobody said so, the end of the last burst of reads."""
+    later_reads: int
+    """Reads after that, which are not counted below."""
+    last_s: float
+    """When the last of all reads began."""
+    reads: int
+    bytes: int
+    """Bytes of all these reads; a part of a block counts as the block."""
     touched: Numbers
     """Every block read, once, in first-touch order."""
     touched_s: Seconds
     touched_file: Numbers
-
-    @property
-    def end_s(self) -> float:
-        """Returns when the program was ready, else the time of the last read."""
-        return self.head.ready_ms / 1000 or (float(self.time_s[-1]) if len(self.time_s) else 0.0)
-
-    @property
-    def bytes(self) -> int:
-        return int(self.blocks.sum()) * BLOCK
+    touched_by: Numbers
+    """How each came: 0 at once, FOR_STORE or FOR_PREFETCH where a read of it waited."""
+    waits: WaitedReads | None
+    """None where they are not known."""
 
     @property
     def touched_bytes(self) -> int:
@@ -74,76 +92,111 @@ class ReportRun:
     def file_count(self) -> int:
         return len(np.unique(self.touched_file[self.touched_file > 0]))
 
+    @property
+    def first_byte_s(self) -> float | None:
+        """Returns when the first read was answered; None where that is not known."""
+        if self.waits is None or not len(self.touched_s):
+            return None
+        first = float(self.touched_s[0])
+        began = self.waits.start_s <= first
+        return float(self.waits.end_s[began].min(initial=np.inf)) if began.any() else first
 
-def analyse(title: str, trace: Trace, image: Image) -> ReportRun:
-    """Returns the reads of a trace by file; reads of a part of a block count as the block."""
-    reads = trace.reads
-    offset, length = reads["offset"].astype(np.int64), reads["length"].astype(np.int64)
-    start, end = offset // BLOCK, -(-(offset + length) // BLOCK)
-    blocks = end - start
-    read = np.repeat(np.arange(len(start)), blocks)
-    every = np.repeat(start - np.concatenate(([0], np.cumsum(blocks)[:-1])), blocks) + np.arange(int(blocks.sum()))
-    file = image.files.find(every)
-    pairs = np.unique(np.stack([read, file], 1)[file > 0], axis=0)[:, 0] if len(read) else read
-    first_file = image.files.find(start)
-    more = np.bincount(pairs, minlength=len(start)) - (first_file > 0)
+    @property
+    def ahead_share(self) -> float | None:
+        """Returns the share of the blocks that were there, or on their way, when they were first read."""
+        if self.waits is None or not len(self.touched):
+            return None
+        return float((self.touched_by != FOR_STORE).mean())
+
+
+def analyse(trace: Trace, image: Image) -> ReportRun:
+    """Returns the reads of a trace by file, until the start's end; reads of a part of a block count as the block."""
+    start, blocks = _blocks(trace.reads)
+    time_s = trace.reads["time_us"].astype(np.float64) / 1e6
+    every, read = _expanded(start, blocks)
     order = np.sort(np.unique(every, return_index=True)[1])
-    time_s = reads["time_us"].astype(np.float64) / 1e6
+    touched, touched_s = every[order], time_s[read[order]]
+    waits = None if trace.waits is None else _waits(trace.waits, image)
+    end_s = trace.head.ready_ms / 1000 or _quiet_s(touched_s, waits)
+    kept, kept_reads = touched_s <= end_s, time_s <= end_s
+    touched, touched_s = touched[kept], touched_s[kept]
+    came = np.zeros(len(touched), np.int64) if trace.waits is None else _reasons(touched, trace.waits)
     return ReportRun(
-        title, trace.head, image, time_s, start, blocks, first_file, more, every[order], time_s[read[order]], file[order]
+        trace.head, image, end_s, int((~kept_reads).sum()), float(time_s.max(initial=0.0)), int(kept_reads.sum()),
+        int(blocks[kept_reads].sum()) * BLOCK, touched, touched_s, image.files.find(touched), came, _until(waits, end_s),
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Pauses:
-    """Times of at least PAUSE_S in which no read began."""
-
-    start_s: Seconds
-    """When the last read before each began."""
-    length_s: Seconds
-    asking_s: Seconds
-    """Seconds of each pause in which some call of the store was under way; zeros where calls are not known."""
-    file: Numbers
-    """File number of the last read before each."""
-    known: bool
-    """True if calls are known."""
+def _blocks(ranges: Reads | Waits) -> tuple[Numbers, Numbers]:
+    """Returns the first block of each read, and how many it has."""
+    offset, length = ranges["offset"].astype(np.int64), ranges["length"].astype(np.int64)
+    start = offset // BLOCK
+    return start, -(-(offset + length) // BLOCK) - start
 
 
-def find_pauses(run: ReportRun, calls: Sequence[Call] | None) -> Pauses:
-    """Returns the pauses of a start; calls are in seconds since the open. Pauses end with the start."""
-    at = np.append(run.time_s, max(run.end_s, float(run.time_s[-1]))) if len(run.time_s) else np.zeros(1)
-    length = np.diff(at)
-    long = np.flatnonzero((length >= PAUSE_S) & (at[:-1] < run.end_s))
-    start, length = at[:-1][long], length[long]
-    asking = np.zeros(len(long))
-    for begin, end in _union(calls or ()):
-        asking += np.clip(np.minimum(start + length, end) - np.maximum(start, begin), 0, None)
-    return Pauses(start, length, asking, run.file[long], calls is not None)
+def _expanded(start: Numbers, blocks: Numbers) -> tuple[Numbers, Numbers]:
+    """Returns every block of ranges, and the number of its range."""
+    number = np.repeat(np.arange(len(start)), blocks)
+    first = np.concatenate(([0], np.cumsum(blocks)[:-1]))
+    return np.repeat(start - first, blocks) + np.arange(int(blocks.sum())), number
 
 
-def _union(calls: Sequence[Call]) -> list[tuple[float, float]]:
-    """Returns the times in which some call was under way."""
+def _waits(waits: Waits, image: Image) -> WaitedReads:
+    start_s = waits["time_us"].astype(np.float64) / 1e6
+    start, blocks = _blocks(waits)
+    return WaitedReads(
+        start_s, start_s + waits["took_us"] / 1e6, blocks * BLOCK, waits["reason"] == FOR_STORE, image.files.find(start)
+    )
+
+
+def _until(waits: WaitedReads | None, end_s: float) -> WaitedReads | None:
+    """Returns the waits that began before the end."""
+    if waits is None:
+        return None
+    kept = waits.start_s < end_s
+    return WaitedReads(
+        waits.start_s[kept], waits.end_s[kept], waits.bytes[kept], waits.for_store[kept], waits.file[kept]
+    )
+
+
+def _reasons(touched: Numbers, waits: Waits) -> Numbers:
+    """Returns what the first wait for each block was for; 0 where none was."""
+    start, blocks = _blocks(waits)
+    waited, number = _expanded(start, blocks)
+    found, first = np.unique(waited, return_index=True)
+    if not len(found):
+        return np.zeros(len(touched), np.int64)
+    at = np.minimum(np.searchsorted(found, touched), len(found) - 1)
+    return np.where(found[at] == touched, waits["reason"][number[first[at]]].astype(np.int64), 0)
+
+
+def _quiet_s(touched_s: Seconds, waits: WaitedReads | None) -> float:
+    """Returns when the last burst ended that read more than a little for the first time."""
+    if not len(touched_s):
+        return 0.0
+    busy_until = touched_s.copy()
+    if waits is not None and len(waits.start_s):
+        order = np.argsort(waits.start_s, kind="stable")
+        begun = np.searchsorted(waits.start_s[order], touched_s, "right")
+        ended = np.concatenate(([0.0], np.maximum.accumulate(waits.end_s[order])))[begun]
+        busy_until = np.maximum(busy_until, ended)
+    busy_until = np.maximum.accumulate(busy_until)
+    cuts = np.flatnonzero(touched_s[1:] - busy_until[:-1] > _REST_S) + 1
+    ends = np.append(cuts, len(touched_s))
+    sizes = np.diff(np.append(0, ends))
+    last = np.flatnonzero(sizes >= min(_BURST_SHARE * len(touched_s), sizes.max()))[-1]
+    return float(busy_until[ends[last] - 1])
+
+
+def union(spans: Iterable[tuple[float, float]], apart_s: float = 0.0) -> list[tuple[float, float]]:
+    """Returns the union of spans of time, ascending; those no more than `apart_s` apart are joined."""
     found: list[tuple[float, float]] = []
-    for call in sorted(calls, key=lambda call: call.start_s):
-        begin, end = call.start_s, call.start_s + call.seconds
-        if found and begin <= found[-1][1]:
+    for begin, end in sorted(spans):
+        if found and begin <= found[-1][1] + apart_s:
             found[-1] = found[-1][0], max(found[-1][1], end)
         else:
             found.append((begin, end))
     return found
-
-
-def lanes(calls: Sequence[Call]) -> list[int]:
-    """Returns a row for each call, so that calls under way together lie in different ones; `calls` are sorted by start."""
-    free: list[float] = []
-    rows = []
-    for call in calls:
-        row = next((row for row, end in enumerate(free) if end <= call.start_s), len(free))
-        if row == len(free):
-            free.append(0.0)
-        free[row] = call.start_s + call.seconds
-        rows.append(row)
-    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,24 +219,9 @@ def cover(run: ReportRun, profiled: Numbers) -> Coverage:
     return Coverage(run.touched_file[known], run.touched_file[~known], run.image.files.find(unread))
 
 
-def bytes_by_file(numbers: Numbers, image: Image) -> Numbers:
-    """Returns bytes by file number; takes one file number per block."""
-    return np.bincount(numbers, minlength=len(image.files.paths) + 1).astype(np.int64) * BLOCK
-
-
 def expand(ranges: Sequence[tuple[int, int]]) -> Numbers:
     """Returns every block of ranges (start, blocks)."""
     return np.concatenate([np.arange(start, start + blocks) for start, blocks in ranges] or [np.zeros(0, np.int64)])
-
-
-def biggest_groups(runs: Sequence[ReportRun], by: str, limit: int) -> list[str]:
-    """Returns the groups of which most bytes were read for the first time, over all runs."""
-    sums: dict[str, int] = {}
-    for run in runs:
-        titles = run.image.titles(by)
-        for number, count in enumerate(np.bincount(run.touched_file).tolist()):
-            sums[titles[number]] = sums.get(titles[number], 0) + count
-    return sorted((title for title, count in sums.items() if count), key=lambda title: (-sums[title], title))[:limit]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +229,6 @@ class ReportedStart:
     """A run, and all that is known about it."""
 
     run: ReportRun
-    pauses: Pauses
     calls: Sequence[Call]
     """Calls of the store in seconds since the open, by their start; empty where they are not known."""
     calls_note: str

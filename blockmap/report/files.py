@@ -14,6 +14,7 @@ from blockmap.format.filemap import File
 Numbers = npt.NDArray[np.int64]
 
 METADATA: Final = "(metadata of the file system)"
+UNKNOWN: Final = "(files are not known)"
 _DIRECTORY_DEPTH = 4
 _LIBRARIES = re.compile(rb"(?:^|/)(?:site-packages|dist-packages|node_modules)/(@[^/]+/[^/]+|[^/]+)")
 _COMPILED = re.compile(rb"(.*/)__pycache__/([^/.]+)\.[^/]*\.pyc", re.DOTALL)
@@ -42,7 +43,7 @@ class Files:
 
     def labels(self, label: Callable[[bytes], str]) -> list[str]:
         """Returns what `label` says of each path, by file number."""
-        return [METADATA, *(label(path) for path in self.paths)]
+        return [METADATA if self.paths else UNKNOWN, *(label(path) for path in self.paths)]
 
 
 def index(files: Sequence[File]) -> Files:
@@ -57,10 +58,9 @@ def index(files: Sequence[File]) -> Files:
 
 
 def shown(path: bytes) -> str:
-    r"""Returns a path as text that is harmless on any page: what cannot be printed, and what a plot would take for a formula
-    (\(...\), $$...$$), becomes \xNN or \uNNNN."""
+    r"""Returns a path as text in which what cannot be printed, and a backslash, is \xNN or \uNNNN."""
     text = path.decode("utf-8", "surrogateescape")
-    return "/" + "".join(_escaped(c) if c == "\\" or not c.isprintable() else c for c in text).replace("$$", r"$\x24")
+    return "/" + "".join(_escaped(c) if c == "\\" or not c.isprintable() else c for c in text)
 
 
 def _escaped(character: str) -> str:

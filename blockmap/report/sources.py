@@ -86,7 +86,6 @@ def _read(path: Path) -> Trace:
 def load_run(trace: Trace, repository: Repository | None, say: Callable[[str], None]) -> ReportRun:
     """Returns a start, with what the store has of its version."""
     head = trace.head
-    title = f"{head.repo}@{head.version.hex()[:12]}+{head.label}, {moment(head.started_us / 1e6)}"
     listed: Sequence[File] = []
     owned: dict[bytes, str] = {}
     data_bytes = None
@@ -97,10 +96,11 @@ def load_run(trace: Trace, repository: Repository | None, say: Callable[[str], N
             data_bytes = usage(repository, root).data_bytes
             owned = files.owners(listed, stored_reader(repository, root))
         except BlockmapError as error:
-            say(f"the report says less about {title}: {error}")
+            opened = f"{moment(head.started_us / 1e6)} UTC"
+            say(f"the report says less about the start of {head.repo} at {opened}: {error}")
     numbered = files.index(listed)
     packages = numbered.labels(files.packager(owned))
-    return analyse(title, trace, Image(numbered, packages, data_bytes, bool(owned)))
+    return analyse(trace, Image(numbered, packages, data_bytes, bool(owned)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,130 +1,142 @@
-"""Draws the tables of a report: sorted by a click on a column's head, searched by a part of the path."""
+"""Writes the tables of a report: figures, the longest waits, and what a profile covered, missed and wasted."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Final
 
 import numpy as np
-from bokeh.layouts import column
-from bokeh.models import (
-    BooleanFilter,
-    CDSView,
-    ColumnDataSource,
-    CustomJS,
-    DataTable,
-    NumberFormatter,
-    TableColumn,
-    TextInput,
-)
 
-from blockmap.report.data import Coverage, Image, ReportedStart, ReportRun, bytes_by_file
+from blockmap.format import BLOCK
+from blockmap.format.trace import EXACT, End
+from blockmap.report.data import Coverage, ReportedStart, ReportRun
+from blockmap.report.files import Numbers
+from blockmap.report.waterfall import LEAST_S, swatch
+from blockmap.terminal.units import duration, share, size
 
-MAX_ROWS: Final = 3_000
-_WIDTH, _PACKAGE_WIDTH, _NUMBER_WIDTH = 1330, 220, 115
-"""Widths in pixels, fixed: bokeh may fit columns to the page so that paths are narrower than numbers."""
-_SEARCH = """
-const wanted = cb_obj.value_input.toLowerCase();
-const {file, package: owner} = source.data;
-view.filter.booleans = Array.from(file, (text, n) => `${text} ${owner[n]}`.toLowerCase().includes(wanted));
-"""
-
-
-def draw_files(starts: Sequence[ReportedStart]) -> Any:
-    """Draws files by the bytes that were read of them for the first time; two starts side by side."""
-    sums, firsts = zip(*(_by_file(start.run) for start in starts), strict=True)
-    keys = list(dict.fromkeys(key for each in sums for key in each))
-    kilobytes = [[each.get(key, 0) / 1e3 for key in keys] for each in sums]
-    first_s = [[each.get(key, float("nan")) for key in keys] for each in firsts]
-    if len(starts) == 1:
-        return _table("Search files", {"kB": kilobytes[0], "first read at, s": first_s[0]}, keys)
-    columns = {
-        "larger, kB": np.max(kilobytes, axis=0).tolist(),
-        "start 1, kB": kilobytes[0],
-        "start 2, kB": kilobytes[1],
-        "start 1 first, s": first_s[0],
-        "start 2 first, s": first_s[1],
-    }
-    return _table("Search files", columns, keys)
+MAX_WAITS: Final = 12
+MAX_PACKAGES: Final = 25
+_ENDS: Final = {
+    End.OPEN: "it did not: the server ended first, or it goes on",
+    End.READY: "the program was ready",
+    End.LONG: "it lasted too long",
+    End.QUIET: "nothing new was read any more",
+    End.FULL: "its file was full",
+    End.CLOSED: "the last connection closed",
+    End.FAILED: "the program failed",
+}
+_COLUMN: Final = ' scope="col"'
+_ROW: Final = ' scope="row"'
+_COVERED: Final = {
+    "covered": "covered: in the profile and read",
+    "missed": "missed: read, not in the profile",
+    "wasted": "wasted: in the profile, not read",
+}
 
 
-def _by_file(run: ReportRun) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], float]]:
-    """Returns the bytes of each file, and when the first of them were read."""
-    numbers, first = np.unique(run.touched_file, return_index=True)
-    keys = _keys(run.image, numbers.tolist())
-    sums = bytes_by_file(run.touched_file, run.image)[numbers].tolist()
-    return dict(zip(keys, sums, strict=True)), dict(zip(keys, run.touched_s[first].tolist(), strict=True))
-
-
-def draw_waits_table(start: ReportedStart) -> Any:
-    """Draws pauses by the file that was read last before them."""
-    pauses, image = start.pauses, start.run.image
-    files = np.unique(pauses.file)
-    count = np.bincount(pauses.file)
-    total, asking = np.bincount(pauses.file, pauses.length_s), np.bincount(pauses.file, pauses.asking_s)
-    longest = [float(pauses.length_s[pauses.file == number].max()) * 1e3 for number in files]
-    columns = {
-        "ms in all": (total[files] * 1e3).tolist(),
-        "longest, ms": longest,
-        "pauses": count[files].astype(float).tolist(),
-    }
-    if pauses.known:
-        columns["store asked, ms"] = (asking[files] * 1e3).tolist()
-    return _table(f"Search pauses of {start.run.title}", columns, _keys(image, files.tolist()))
-
-
-def draw_coverage_table(run: ReportRun, coverage: Coverage) -> Any:
-    """Draws covered, missed and wasted bytes by file."""
-    image = run.image
-    sums = {
-        "missed, kB": bytes_by_file(coverage.missed, image),
-        "wasted, kB": bytes_by_file(coverage.wasted, image),
-        "covered, kB": bytes_by_file(coverage.covered, image),
-    }
-    files = np.flatnonzero(sum(sums.values()))
-    columns = {title: (each[files] / 1e3).tolist() for title, each in sums.items()}
-    return _table(f"Search files of {run.title}", columns, _keys(image, files.tolist()))
-
-
-def _format(title: str) -> str:
-    if title == "pauses":
-        return "0,0"
-    return "0,0.000" if title.endswith(", s") else "0,0.0"
-
-
-def _keys(image: Image, files: Sequence[int]) -> list[tuple[str, str]]:
-    paths = image.titles("file")
-    return [(paths[number], image.packages[number]) for number in files]
-
-
-def _table(title: str, numbers: Mapping[str, Sequence[float]], keys: Sequence[tuple[str, str]]) -> Any:
-    """Draws rows by the first column of numbers, the highest first, with a field to search them."""
-    order = np.argsort(-np.array(next(iter(numbers.values())), float), kind="stable")[:MAX_ROWS]
-    source = ColumnDataSource(
-        {
-            "file": [keys[n][0] for n in order],
-            "package": [keys[n][1] for n in order],
-            **{title: np.array(values, float)[order] for title, values in numbers.items()},
-        }
-    )
-    view = CDSView(filter=BooleanFilter([True] * len(order)))
-    path_width = _WIDTH - _PACKAGE_WIDTH - len(numbers) * _NUMBER_WIDTH
-    columns = [
-        TableColumn(field="file", title="file", width=path_width),
-        TableColumn(field="package", title="package", width=_PACKAGE_WIDTH),
+def figures(starts: Sequence[ReportedStart]) -> str:
+    """Returns a table with a column for each start."""
+    heads = ["Figure", *(f"Start {number}" for number in range(1, len(starts) + 1))] if len(starts) > 1 else []
+    rows = [
+        [names[0][0], *(value for _, value in names)]
+        for names in zip(*(_figures(start) for start in starts), strict=True)
     ]
-    columns += [
-        TableColumn(
-            field=title, title=title, width=_NUMBER_WIDTH, default_sort="descending",
-            formatter=NumberFormatter(format=_format(title), text_align="right", nan_format="-"),
+    return _table(heads, rows, 0)
+
+
+def _figures(start: ReportedStart) -> Iterator[tuple[str, str]]:
+    run, head = start.run, start.run.head
+    data = run.image.data_bytes
+    yield "Reads", f"{run.reads:,} of {size(run.bytes)}"
+    yield "Read for the first time", size(run.touched_bytes)
+    yield "Share of the image", f"{share(run.touched_bytes / data)} of {size(data)}" if data else "not known"
+    yield "Distinct files", f"{run.file_count:,}" if run.image.files.paths else "not known"
+    later = f"{run.later_reads:,} reads until {run.last_s:.1f} s, not shown" if run.later_reads else "nothing was read"
+    yield "After that", later
+    yield "Trace ended", f"{_ENDS[head.end]}"
+    yield "Kernel's read-ahead", "off: exact to the block" if head.flags & EXACT else "on: some blocks nobody asked for"
+    yield "New to this host", "yes" if head.is_new else "no: a page cache may hide what it needs"
+    yield "Profile replayed", str(head.profile) if head.profile else "none"
+    yield (
+        "Calls of the store since the open",
+        f"{len(start.calls):,}" if not start.calls_note else f"not known: {start.calls_note}",
+    )
+
+
+def longest_waits(run: ReportRun) -> str:
+    """Returns a table of the files whose reads waited longest."""
+    waits = run.waits
+    if waits is None:
+        return ""
+    took = waits.end_s - waits.start_s
+    order = [n for n in np.argsort(-took, kind="stable")[:MAX_WAITS].tolist() if took[n] >= LEAST_S]
+    if not order:
+        return ""
+    rows = [
+        [
+            f"{waits.start_s[n]:.3f} s",
+            _file(run, int(waits.file[n])),
+            duration(float(took[n])),
+            "the store" if waits.for_store[n] else "a prefetch",
+        ]
+        for n in order
+    ]
+    return _table(["at", "file", "waited", "for"], rows, numbers=(2,), whole=(0, 3))
+
+
+def _file(run: ReportRun, number: int) -> str:
+    path, package = run.image.paths[number], run.image.packages[number]
+    return path if package in path else f"{path} ({package})"
+
+
+def coverage(run: ReportRun, found: Coverage) -> str:
+    """Returns what of a profile a start read: in all as a bar, and by package as a table."""
+    sums = {name: len(getattr(found, name)) * BLOCK for name in _COVERED}
+    total = sum(sums.values()) or 1
+    parts = "".join(f'<i class="{name}" style="width:{each / total * 100:.2f}%"></i>' for name, each in sums.items())
+    legend = "\n".join(swatch(name, f"{says}, {size(sums[name])}") for name, says in _COVERED.items())
+    by_package = [_by_package(run, getattr(found, name)) for name in ("missed", "wasted", "covered")]
+    names = sorted(set().union(*by_package), key=lambda name: [-each.get(name, 0) for each in by_package] + [name])
+    rows = [[name, *(_size(each.get(name, 0)) for each in by_package)] for name in names[:MAX_PACKAGES]]
+    if len(names) > MAX_PACKAGES:
+        rest = names[MAX_PACKAGES:]
+        sums_of_rest = (_size(sum(each.get(name, 0) for name in rest)) for each in by_package)
+        rows.append([f"{len(rest):,} others", *sums_of_rest])
+    table = _table(["package", "missed", "wasted", "covered"], rows, numbers=(1, 2, 3))
+    return f'<ul class="legend">\n{legend}\n</ul>\n<div class="shares" aria-hidden="true">{parts}</div>\n{table}'
+
+
+def _size(count: int) -> str:
+    return size(count) if count else "-"
+
+
+def _by_package(run: ReportRun, files: Numbers) -> dict[str, int]:
+    """Returns bytes by package; takes one file number per block."""
+    found: dict[str, int] = {}
+    for number, blocks in enumerate(np.bincount(files).tolist()):
+        if blocks:
+            name = run.image.packages[number]
+            found[name] = found.get(name, 0) + blocks * BLOCK
+    return found
+
+
+def _table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    head_column: int = -1,
+    numbers: Sequence[int] = (),
+    whole: Sequence[int] = (),
+) -> str:
+    """Returns a table; the text of the columns `whole`, as of those with numbers, is never broken."""
+
+    def cell(tag: str, at: int, text: str, scope: str = "") -> str:
+        kind = ' class="number"' if at in numbers else ' class="whole"' if at in whole else ""
+        return f"<{tag}{scope}{kind}>{escape(text)}</{tag}>"
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            cell("th", at, text, _ROW) if at == head_column else cell("td", at, text) for at, text in enumerate(row)
         )
-        for title in numbers
-    ]  # fmt: skip
-    table = DataTable(
-        source=source, view=view, columns=columns, height=min(330, 32 + 26 * max(len(order), 1)), index_position=None,
-        sizing_mode="stretch_width", autosize_mode="none", reorderable=False,
-    )  # fmt: skip
-    field = TextInput(placeholder="a part of the path or package", title=title, width=420)
-    field.js_on_change("value_input", CustomJS(args={"source": source, "view": view}, code=_SEARCH))
-    left_out = len(keys) - len(order)
-    if left_out:
-        field.title = f"{title} ({left_out:,} rows with the lowest numbers are left out)"
-    return column(field, table, sizing_mode="stretch_width")
+        return f"<tr>{''.join(cells)}</tr>"
+
+    head = [f"<tr>{''.join(cell('th', at, text, _COLUMN) for at, text in enumerate(heads))}</tr>"] if heads else []
+    return "\n".join(["<table>", *head, *map(line, rows), "</table>"])

@@ -5,6 +5,7 @@ is there already: to make another costs two more percent of a read. The list is 
 each read began is known of those that leave the hit path, and evenly spread between these. A clock for each, or the mapping
 of a file to write into, would cost twice as much: instructions that take 0.1 microseconds in a loop take ten times that among
 the processor's other work. So does draining more often, which each time takes the interpreter's lock from the readers.
+Reads that waited are kept in memory until the end, as only people look at them.
 """
 
 import errno
@@ -21,13 +22,26 @@ from typing import Any, Final
 import numpy as np
 
 from blockmap.format import BLOCK
-from blockmap.format.trace import HEAD_BYTES, READ, Reads, TraceHead, encode_head
+from blockmap.format.trace import (
+    FOR_PREFETCH,
+    FOR_STORE,
+    HEAD_BYTES,
+    READ,
+    WAIT,
+    Reads,
+    TraceHead,
+    encode_head,
+    encode_waits,
+)
 from blockmap.local.paths import TRACE_SUFFIX
-from blockmap.volume.reads import LENGTH_BITS, Note
+from blockmap.volume.reads import LENGTH_BITS, Note, Slow, Source
 
 RECORDS: Final = 65_536
 _MOMENT = 1 << 62
 """The bit that marks a noted number as a time, in microseconds."""
+
+_SLOW_S = 1e-3
+"""Seconds after which a read of what is fetched ahead has waited: to decompress a chunk takes a quarter of that."""
 
 _LENGTH = (1 << LENGTH_BITS) - 1
 
@@ -50,6 +64,8 @@ class Recorder:
         self._noted: list[int] = []
         self.note: Note = self._noted.append
         """Takes a read that begins, as LENGTH_BITS says."""
+        self._waits: list[tuple[int, int, int, int, int, bytes]] = []
+        """The reads that waited, as WAIT has them; appended to without the lock."""
         self._lock = threading.Lock()  # guards what follows
         self._count = 0
         """How many reads the file has."""
@@ -67,6 +83,19 @@ class Recorder:
     def mark(self) -> None:
         """Notes what time it is."""
         self.note(_MOMENT + self._clock_ns() // 1000)
+
+    def waited(self, offset: int, length: int, slow: Slow) -> None:
+        """Notes that a read which left the hit path has ended, if it waited."""
+        if slow.source is Source.FETCHED:
+            reason = FOR_STORE
+        elif slow.source is Source.BUNDLE or slow.seconds >= _SLOW_S:
+            reason = FOR_PREFETCH
+        else:
+            return
+        if len(self._waits) < self._records:
+            took_us = int(slow.seconds * 1e6)
+            began_us = max((self._clock_ns() - self._began_ns) // 1000 - took_us, 0)
+            self._waits.append((began_us, took_us, offset, length, reason, b""))
 
     def drain(self) -> None:
         """Writes what was noted since; never raises."""
@@ -89,6 +118,8 @@ class Recorder:
                 self._write(encode_head(head), 0)
                 if self._error is not None:
                     raise self._error
+                with suppress(OSError):
+                    self._write(encode_waits(np.array(self._waits, WAIT)), HEAD_BYTES + self._count * READ.itemsize)
             finally:
                 os.close(self._fd)
                 self._fd = -1

@@ -111,7 +111,7 @@ class StartTrace:
         if self.over:
             connection.read = reader(start)
         elif self.recorder is not None:
-            connection.read = reader(start, self.recorder.note, self.recorder.mark)
+            connection.read = reader(start, self.recorder)
         else:
 
             def first(buf: memoryview, offset: int) -> Slow | None:

@@ -25,7 +25,7 @@ from blockmap.format import BLOCK
 from blockmap.format.chunker import MAX_BLOCKS, SPAN
 from blockmap.volume.overlay import Held, Kind, OverlayMap, OverlayPiece, look
 from blockmap.volume.readonly import ReadOnlyVolume
-from blockmap.volume.reads import Note, Read, Slow, Source
+from blockmap.volume.reads import Read, ReadRecorder, Slow, Source
 from blockmap.volume.start import Start
 from blockmap.volume.write_journal import RECORDS, MapChange
 
@@ -171,10 +171,10 @@ class CloneVolume:
                     return True
         return False
 
-    def reader(self, start: Start, note: Note | None = None, mark: Callable[[], None] | None = None) -> Read:
+    def reader(self, start: Start, recorder: ReadRecorder | None = None) -> Read:
         """Returns a function that raises what the base's does, and HostError. What a layer has is not noted: whoever learns
         from reads learns what starts need of the image."""
-        bound = self._base, self._base.reader(start, note, mark)
+        bound = self._base, self._base.reader(start, recorder)
         hot_of, dead, used, fd = self._base.hit_path()
         near, touched, shift = self._near, self._touched, self._shift
         preadv, bisect, find = os.preadv, bisect_right, touched.find
@@ -184,14 +184,14 @@ class CloneVolume:
             nonlocal bound, hot_of
             base = self._base
             if bound[0] is not base:  # the clone was put on a version that has what a layer had
-                bound, hot_of = (base, base.reader(start, note, mark)), base.hit_path().hot_of
+                bound, hot_of = (base, base.reader(start, recorder)), base.hit_path().hot_of
             first, last = offset >> shift, offset + len(buf) - 1 >> shift
             if not touched[first] and (first == last or find(1, first + 1, last + 1) < 0):
                 return bound[1](buf, offset)
             with self._lock:
                 base, layers, pieces = self._base, self._layers, look(self._maps, offset, offset + len(buf))
             mine = bound
-            below = mine[1] if mine[0] is base else base.reader(start, note, mark)
+            below = mine[1] if mine[0] is base else base.reader(start, recorder)
             return self._read_merged(below, base.size, layers, pieces, buf, offset)
 
         def read(buf: memoryview, offset: int) -> Slow | None:
@@ -209,7 +209,7 @@ class CloneVolume:
                             return None
             return slowly(buf, offset)
 
-        return read if note is None or mark is None else slowly
+        return read if recorder is None else slowly
 
     def extents(self, offset: int, count: int, start: Start) -> list[tuple[int, int, bool]]:
         found: list[tuple[int, int, bool]] = []

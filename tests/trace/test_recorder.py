@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockmap.format.trace import HEAD_BYTES, READ, End
+from blockmap.format.trace import FOR_PREFETCH, FOR_STORE, HEAD_BYTES, READ, End
 from blockmap.local.paths import TRACE_SUFFIX
 from blockmap.trace.recorder import Recorder, make_room, rewrite_head
+from blockmap.volume.reads import Slow, Source
 from tests.trace.starting import Clock, head, noted, ranges, stored
 from tests.waiting import until
 
@@ -65,6 +66,30 @@ def test_reads_have_the_time_of_their_mark_or_are_spread_between(tmp_path: Path)
     recorder.end(lambda reads: head())
 
 
+def test_reads_that_waited_are_in_the_file_at_the_end(tmp_path: Path) -> None:
+    clock = Clock()
+    recorder = Recorder(tmp_path, head(), clock(), records=4, clock_ns=clock)
+    clock.forward(1.0)
+    slow = [
+        (Source.FETCHED, 0.0001), (Source.BUNDLE, 0.0), (Source.CACHE, 0.25), (Source.CACHE, 0.0001), (Source.ZEROS, 0.0001),
+        (Source.FETCHED, 2.0), (Source.FETCHED, 0.1),
+    ]  # fmt: skip
+    for number, (source, seconds) in enumerate(slow):
+        note(recorder, number * 4096)
+        recorder.waited(number * 4096, 4096, Slow(source, seconds))
+    assert stored(recorder.path).waits is None, "not before the end"
+    recorder.end(lambda reads: head())
+    found = stored(recorder.path)
+    assert len(found.reads) == 4
+    assert found.waits is not None
+    assert [each[:5] for each in found.waits.tolist()] == [
+        (999_900, 100, 0, 4096, FOR_STORE),
+        (1_000_000, 0, 4096, 4096, FOR_PREFETCH),
+        (750_000, 250_000, 8192, 4096, FOR_PREFETCH),
+        (0, 2_000_000, 5 * 4096, 4096, FOR_STORE),
+    ]
+
+
 def test_a_pause_is_not_spread_over_the_reads_after_it(tmp_path: Path) -> None:
     clock = Clock()
     recorder = Recorder(tmp_path, head(), clock(), clock_ns=clock)
@@ -109,7 +134,7 @@ def test_what_is_noted_comes_back(
     assert times == sorted(times)
     assert all(moment is None or abs(time - moment) <= 2 for time, moment in zip(times, moments, strict=True))
     recorder.end(lambda reads: head())
-    assert recorder.path.stat().st_size == HEAD_BYTES + READ.itemsize * len(wanted)
+    assert recorder.path.stat().st_size == HEAD_BYTES + READ.itemsize * (len(wanted) + 1)
 
 
 def test_the_file_can_be_read_at_any_moment(tmp_path: Path) -> None:
@@ -161,7 +186,7 @@ def test_full(tmp_path: Path) -> None:
             recorder.drain()
     assert [int(n) for n in recorder.reads()["offset"]] == list(range(10))
     recorder.end(lambda reads: head())
-    assert recorder.path.stat().st_size == HEAD_BYTES + 10 * READ.itemsize
+    assert recorder.path.stat().st_size == HEAD_BYTES + 11 * READ.itemsize
     assert [offset for offset, _ in ranges(stored(recorder.path))] == list(range(10))
 
 
@@ -188,7 +213,7 @@ def test_it_ends_under_readers(tmp_path: Path, often: None) -> None:
             size = recorder.path.stat().st_size
             stop.set()
             assert sum(each.result() for each in readers) >= counts[0] >= 100
-        assert recorder.path.stat().st_size == size == HEAD_BYTES + counts[0] * READ.itemsize
+        assert recorder.path.stat().st_size == size == HEAD_BYTES + (counts[0] + 1) * READ.itemsize
         assert len(stored(recorder.path).reads) == counts[0]
         assert not len(recorder.reads())
 

@@ -16,9 +16,26 @@ from blockmap.replay.replay import Replay
 from blockmap.replay.replays import Replays
 from blockmap.store.base import Reader
 from blockmap.volume.readonly import ReadOnlyVolume
+from blockmap.volume.reads import Note, Slow
 from blockmap.volume.start import Start
 
 VERSION = "a@sha256:0"
+
+
+class NotedReads:
+    """A recorder that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.noted: list[int] = []
+        self.note: Note = self.noted.append
+        self.marked = 0
+        self.ended: list[tuple[int, int, Slow]] = []
+
+    def mark(self) -> None:
+        self.marked += 1
+
+    def waited(self, offset: int, length: int, slow: Slow) -> None:
+        self.ended.append((offset, length, slow))
 
 
 class OpenVolume:

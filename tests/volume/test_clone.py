@@ -26,7 +26,7 @@ from blockmap.volume.overlay import Held, Kind, OverlayMap
 from blockmap.volume.readonly import ReadOnlyVolume
 from tests.image.builder import bulk
 from tests.volume.building import model, publish
-from tests.volume.opened import OpenVolume, opened
+from tests.volume.opened import NotedReads, OpenVolume, opened
 from tests.volume.volatile import PowerCut, VolatileFile
 from tests.waiting import until
 
@@ -518,9 +518,9 @@ def test_space_of_what_is_trimmed_comes_back(stand: Stand) -> None:
 
 
 def test_reads_that_miss_the_layers_are_noted_and_others_are_not(stand: Stand) -> None:
-    noted: list[int] = []
+    recorder = NotedReads()
     stand.volume.write(b"a" * BLOCK, 3 * BLOCK)
-    read = stand.volume.reader(stand.base.start, noted.append, lambda: None)
+    read = stand.volume.reader(stand.base.start, recorder)
     for block in (2, 3, 4):
         read(memoryview(bytearray(BLOCK)), block * BLOCK)
-    assert noted == [2 * BLOCK, 4 * BLOCK]
+    assert recorder.noted == [2 * BLOCK, 4 * BLOCK]

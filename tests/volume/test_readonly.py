@@ -19,9 +19,10 @@ from blockmap.format.chunker import SPAN
 from blockmap.store.memory import MemoryStore
 from blockmap.store.repository import Repository
 from blockmap.store.walk import leaves
+from blockmap.volume.reads import Source
 from tests.image.builder import bulk
 from tests.volume.building import Watched, model, publish
-from tests.volume.opened import OpenVolume, opened, read
+from tests.volume.opened import NotedReads, OpenVolume, opened, read
 from tests.waiting import until
 
 SPAN_BYTES = SPAN * BLOCK
@@ -157,15 +158,28 @@ def test_the_second_read_of_one_extent_is_one_call(tmp_path: Path) -> None:
 
 
 def test_a_read_that_is_noted_is_done_as_any_other(tmp_path: Path) -> None:
-    """The two functions of the hit path are alike, line by line, but for the note and the mark."""
+    """The two functions of the hit path are alike, line by line, but for the note and who reads slowly."""
     store = MemoryStore()
     with opened(store, publish(store, [], SPAN), tmp_path) as view:
         plain, noting = (
             [line.strip() for line in inspect.getsource(read).splitlines()]
-            for read in (view.read, view.volume.reader(view.start, lambda noted: None, lambda: None))
+            for read in (view.read, view.volume.reader(view.start, NotedReads()))
         )
-    assert [line for line in noting if not line.startswith(("def ", "note(", "mark("))] == plain[1:]
-    assert len(noting) == len(plain) + 2
+    assert [line.replace("recorded(", "slowly(") for line in noting[1:] if not line.startswith("note(")] == plain[1:]
+    assert len(noting) == len(plain) + 1
+
+
+def test_a_read_that_leaves_the_hit_path_is_told_when_it_begins_and_ends(tmp_path: Path) -> None:
+    store, recorder = MemoryStore(), NotedReads()
+    root = publish(store, [(0, bulk(1, 4 * BLOCK))], SPAN)
+    with opened(store, root, tmp_path) as view:
+        read = view.volume.reader(view.start, recorder)
+        read(memoryview(bytearray(BLOCK)), 0)
+        assert (recorder.noted, recorder.marked) == ([0], 1)
+        ((offset, length, slow),) = recorder.ended
+        assert (offset, length, slow.source) == (0, BLOCK, Source.FETCHED)
+        until(lambda: read(memoryview(bytearray(BLOCK)), BLOCK) is None)
+        assert recorder.marked == len(recorder.ended) < len(recorder.noted), "the hit is noted, and no more"
 
 
 # --- damage

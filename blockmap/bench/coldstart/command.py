@@ -1,4 +1,4 @@
-"""Checks all that is needed before anything is built, measures, and prints."""
+"""Checks all that is needed before anything is built, measures, and prints; what is cut off prints what it has."""
 
 import tempfile
 from collections.abc import Sequence
@@ -6,22 +6,21 @@ from pathlib import Path
 
 import click
 
-from blockmap.bench import Report, show
+from blockmap.bench import show
 from blockmap.bench.coldstart import plot as plots
 from blockmap.bench.coldstart.engine import ENGINES, to_write
-from blockmap.bench.coldstart.images import Prepared, prepare
+from blockmap.bench.coldstart.images import ImageForm, prepare
 from blockmap.bench.coldstart.link import Shape
-from blockmap.bench.coldstart.opening import Opening, openings
+from blockmap.bench.coldstart.measurement import Measured, StartPlan, measure, ready_figures, summed_up
+from blockmap.bench.coldstart.opening import OPENER
 from blockmap.bench.coldstart.origin import serving
-from blockmap.bench.coldstart.prerequisites import find_prerequisites, need_image, need_programs
+from blockmap.bench.coldstart.prerequisites import find_prerequisites, measurable, need_image, need_origin
 from blockmap.bench.coldstart.price_list import Prices
 from blockmap.bench.coldstart.processes import calm
 from blockmap.bench.coldstart.recording import record
-from blockmap.bench.coldstart.report import CAVEATS, ReadyFigures, against, beside, details, of_openings, of_starts, row
-from blockmap.bench.coldstart.schedule import Step, interleave
-from blockmap.bench.coldstart.timed_start import Bench, TimedStart, start
+from blockmap.bench.coldstart.timed_start import Bench
 from blockmap.bench.coldstart.ways import all_ways
-from blockmap.errors import UsageError
+from blockmap.errors import HostError, UsageError
 from blockmap.host import tools
 from blockmap.terminal.options import json_option
 from blockmap.terminal.output import warn
@@ -87,7 +86,8 @@ def coldstart(
 ) -> None:
     """From the request to open until IMAGE's program is ready, beside other ways to get there.
 
-    IMAGE is NAME:VERSION of the corpus.
+    IMAGE is NAME:VERSION of the corpus. Rows whose programs are missing are left out, unless --row names them. Ctrl-C, or a
+    timeout(1), ends the measurement with a table of the starts until then.
     """
     rtts = parse_rtts(rtt)
     if rounds < 1 or mbit < 0 or idle < 0:
@@ -103,75 +103,42 @@ def coldstart(
             raise UsageError(f"--plot {plot}: a name that ends in .svg or .png is expected")
     found = find_prerequisites(shared, corpus)
     tools.need_root("bench coldstart")
-    need_programs(engine)
+    need_origin(engine)
+    ways = all_ways()
+    chosen, notes = measurable(ways, rows)
+    for note in notes:
+        warn(note)
     layouts = {image: need_image(found, image) for image in images}
+    forms = {form for name in chosen for form in ways[name].forms}
+    plan = StartPlan({name: ways[name] for name in chosen}, rtts, rounds, mbit, idle, _opens(rows, chosen, notes))
+    results, prices = Measured(), Prices(price_per_1000_requests, price_per_gb)
     with calm() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="blockmap-bench-", dir=work)))
         origin = stack.enter_context(serving(folder, engine))
         bench = Bench(folder, origin, engine, Shape(found.netshape, mbit), found.run_startup, timeout)
         warn(f"preparing {', '.join(images)}")
-        prepared = [prepare(image, layout, origin, engine, folder) for image, layout in layouts.items()]
-        if not rows or "profile" in rows:
+        prepared = [prepare(image, layout, origin, engine, folder, forms) for image, layout in layouts.items()]
+        if ImageForm.PROFILE in forms:
             store = to_write(engine, f"http://127.0.0.1:{origin.port}", origin.files)
             for each in prepared:
                 warn(f"recording starts of {each.name}")
                 record(each.name, store, found.run_startup, timeout, folder)
-        starts = _starts(bench, prepared, rows or _ROWS, rtts, rounds)
-        opened = _openings(bench, prepared, rtts, rounds, idle) if not rows or "resident" in rows else []
-    if plot is not None:
-        plots.draw(starts, plot)
-    ways = all_ways()
-    prices = Prices(price_per_1000_requests, price_per_gb)
-    figures = [*starts, *opened]
-    report: Report = {
-        "caveats": CAVEATS,
-        "rows": [row(each, rtts, prices) for each in figures],
-        "summary": [
-            *beside(starts, [ways[key].name for key in ("blockmap", "resident", "profile")], ways["qemu"].name),
-            *(
-                sentence
-                for key in ("blockmap", "resident", "profile")
-                for sentence in against(starts, ways[key].name, ways["local"].name, ways["pull"].name, mbit)
-            ),
-            *(failure for each in figures for failure in each.failures),
-        ],
-        "details": [details(each) for each in figures],
-        "engine": engine,
-        "mbit": mbit,
-        "rounds": rounds,
-        "prices": {"per_1000_requests": price_per_1000_requests, "per_gb": price_per_gb},
-    }
-    show(report, as_json)
+        try:
+            measure(bench, prepared, plan, results)
+        finally:
+            if results.starts:  # before all is taken apart: whoever cuts off a benchmark may not wait for that
+                figures = ready_figures(plan, results, images)
+                show(summed_up(plan, results, figures, prices, notes) | {"engine": engine}, as_json)
+                if plot is not None:
+                    plots.draw(figures, plot)
 
 
-def _starts(
-    bench: Bench, images: Sequence[Prepared], rows: Sequence[str], rtts: Sequence[float], rounds: int
-) -> list[ReadyFigures]:
-    by_name, ways = {image.name: image for image in images}, all_ways()
-    remote = [name for name in rows if ways[name].remote]
-    local = [name for name in rows if not ways[name].remote]
-    steps = interleave(list(by_name), remote, local, rtts, rounds)
-    found: list[tuple[Step, TimedStart]] = []
-    for number, step in enumerate(steps, 1):
-        taken = start(bench, ways[step.way], by_name[step.image], step.rtt_ms)
-        where = "" if step.rtt_ms is None else f" at {step.rtt_ms:g} ms"
-        how = taken.failure if taken.ready_s is None else f"ready after {taken.ready_s:.2f} s"
-        warn(f"{number}/{len(steps)} {step.image} by {ways[step.way].name}{where}: {how}")
-        found.append((step, taken))
-    # As the rows were asked for: the steps are shuffled.
-    found.sort(key=lambda each: (list(by_name).index(each[0].image), list(rows).index(each[0].way)))
-    return of_starts(found, {name: way.name for name, way in ways.items()})
-
-
-def _openings(
-    bench: Bench, images: Sequence[Prepared], rtts: Sequence[float], rounds: int, idle: float
-) -> list[ReadyFigures]:
-    figures = []
-    for seconds in (0.0, idle) if idle else (0.0,):
-        way = f"opening after {seconds:g} s idle" if seconds else "opening"
-        found: list[Opening] = []
-        for number in range(rounds):
-            warn(f"{way}: {number + 1}/{rounds}")
-            found += openings(bench, images, rtts, seconds)
-        figures += of_openings(way, found)
-    return figures
+def _opens(rows: Sequence[str], chosen: Sequence[str], notes: list[str]) -> bool:
+    """Returns True if opening alone is to be timed; adds a note where that cannot be."""
+    if "resident" not in chosen:
+        return False
+    missing = tools.missing([OPENER])
+    if missing and rows:
+        raise HostError(f"opening alone, which belongs to the row resident, needs: apt-get install {' '.join(missing)}")
+    notes += [f"opening alone is left out: apt-get install {' '.join(missing)}"] if missing else []
+    return not missing

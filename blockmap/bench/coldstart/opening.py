@@ -16,6 +16,7 @@ from blockmap.errors import HostError
 from blockmap.host import tools
 from blockmap.store.call import Call
 
+OPENER = "qemu-io"
 PARTS = ("alone", "+ superblock")
 _COMMANDS = (b"length\n", b"read 1024 1024\n")
 """Commands for qemu-io; each answer has a word that no other line has."""
@@ -80,7 +81,7 @@ def _parts(timed: _Timed, requests: Sequence[LoggedRequest]) -> Iterator[Opening
 def _open(place: BenchSite) -> Iterator[float]:
     """When each answer came, by the monotonic clock: the export is open, the superblock is read."""
     uri = f"nbd+unix:///{quote(place.image.name, safe='')}?socket={quote(str(socket_of(place)))}"
-    command = [tools.find("qemu-io"), "-r", "-f", "raw", uri]
+    command = [tools.find(OPENER), "-r", "-f", "raw", uri]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Runs the far side: one nginx that serves stores, disk images and a registry, and logs every request.
+"""Runs the far side: one nginx that serves stores, disk images and images as a registry does, and logs every request.
 
 Its files are in memory, so that neither its disk nor the page cache, which is emptied before each start, has a part in
 what is measured.
@@ -36,17 +36,11 @@ http {{
     location = /connections {{ stub_status; access_log off; }}
     proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $http_host;
     proxy_buffering off; proxy_request_buffering off;
-    location /v2/ {{ proxy_pass http://127.0.0.1:{registry}; }}
+    location = /v2/ {{ return 200; }}
+    location ~ ^/v2/.+/manifests/ {{ root {files}; default_type application/vnd.oci.image.manifest.v1+json; }}
     {more}
   }}
 }}
-"""
-
-_REGISTRY = """
-version: 0.1
-log: {{level: error, accesslog: {{disabled: true}}}}
-storage: {{filesystem: {{rootdirectory: {files}/registry}}, cache: {{blobdescriptor: inmemory}}}}
-http: {{addr: "127.0.0.1:{registry}"}}
 """
 
 
@@ -82,7 +76,7 @@ class Origin:
 @contextlib.contextmanager
 def serving(work: Path, engine: str) -> Iterator[Origin]:
     """Starts the far side with blockmap's store in an engine, all files in a file system in memory."""
-    port, registry = free_ports(2)
+    (port,) = free_ports(1)
     log = work / "access.log"
     with contextlib.ExitStack() as stack:
         files = stack.enter_context(
@@ -93,15 +87,9 @@ def serving(work: Path, engine: str) -> Iterator[Origin]:
             s3 = stack.enter_context(seaweedfs(work, files))
             more = f"location /{BUCKET} {{ proxy_pass http://127.0.0.1:{s3}; }}"
         values = {
-            "work": work, "files": files, "log": log, "format": LOG_FORMAT, "port": port, "registry": registry, "more": more,
+            "work": work, "files": files, "log": log, "format": LOG_FORMAT, "port": port, "more": more,
         }  # fmt: skip
         (work / "nginx.conf").write_text(_NGINX.format(**values))
-        (work / "registry.yml").write_text(_REGISTRY.format(**values))
-        said = work / "registry.log"
-        process = stack.enter_context(
-            running([tools.find("docker-registry"), "serve", str(work / "registry.yml")], said)
-        )
-        wait_ready(process, said, lambda: answers(registry))
         said = work / "nginx.log"
         process = stack.enter_context(running([tools.find("nginx"), "-c", str(work / "nginx.conf")], said))
         wait_ready(process, said, lambda: answers(port))

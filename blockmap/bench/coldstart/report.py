@@ -84,7 +84,8 @@ def of_openings(way: str, openings: Sequence[Opening]) -> list[ReadyFigures]:
 
 def row(figures: ReadyFigures, rtts_ms: Sequence[float], prices: Prices) -> dict[str, Any]:
     """Returns the row of the table, "-" where there is no figure."""
-    result: dict[str, Any] = {"image": figures.image, "way": figures.way}
+    starts = sum(map(len, figures.ready_s.values()))
+    result: dict[str, Any] = {"image": figures.image, "way": figures.way, "starts": starts}
     for rtt in rtts_ms:
         # Without a link, the time is the same for every link.
         seconds = figures.ready_s.get(rtt) or figures.ready_s.get(None)

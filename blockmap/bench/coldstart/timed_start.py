@@ -66,7 +66,10 @@ def start(bench: Bench, way: Way, image: Prepared, rtt_ms: float | None) -> Time
             image.name,
             str(root),
         ]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        # In a session of its own: a signal for the benchmark must not make a start that fails.
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, start_new_session=True
+        )
         seconds = time.monotonic() - began
         calls = way.calls(place)
     ready = float(done.stdout) if done.returncode == 0 else None

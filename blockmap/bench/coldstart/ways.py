@@ -1,18 +1,19 @@
 """Gets an image's files, in each way that is compared; the ways are the rows of the table.
 
-All that serve NBD are attached in the same way: nbdfuse, a loop device with direct I/O, ext4 mounted read-only.
+All that serve NBD are attached in the same way: nbdfuse, a loop device with direct I/O, ext4 mounted read-only. A way needs the
+programs that it warms, and those that make its forms of the image; where one is missing, its row is left out.
 """
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from blockmap.bench.coldstart.blockmap_server import BLOCKMAP, served
 from blockmap.bench.coldstart.engine import Store
-from blockmap.bench.coldstart.images import Prepared
+from blockmap.bench.coldstart.images import ImageForm, Prepared
 from blockmap.bench.coldstart.processes import listens, mounted, running, wait_ready
 from blockmap.control.client import Client
 from blockmap.control.messages import Resolve
@@ -47,6 +48,8 @@ class Way(Protocol):
     """The name in the table."""
     remote: bool
     """True if its bytes come over the link."""
+    forms: Collection[ImageForm]
+    """The forms of the image that it reads."""
     programs: Sequence[Sequence[str]]
     """Run once before the clock starts: this host has its programs in memory, and nothing of the image."""
 
@@ -84,6 +87,7 @@ class Blockmap:
     def __init__(self, resident: bool, profile: bool = False) -> None:
         self.name = "blockmap" + ", resident" * resident + ", profile" * profile
         self.profile = profile
+        self.forms: Collection[ImageForm] = (ImageForm.PROFILE if profile else ImageForm.STORE,)
         self._resident = resident
 
     def before(self, place: BenchSite) -> None:
@@ -121,6 +125,7 @@ class Curl(_Peer):
     """nbdkit's curl plugin on the raw disk, as it comes."""
 
     name, remote = "nbdkit curl", True
+    forms: Collection[ImageForm] = (ImageForm.RAW,)
     programs: Sequence[Sequence[str]] = (("nbdkit", "curl", "--dump-plugin"), *_ATTACHING)
 
     def root(self, place: BenchSite) -> Path:
@@ -133,6 +138,7 @@ class QemuNbd(_Peer):
     """qemu-nbd on the qcow2 disk, which its curl driver reads with 256 KiB of read-ahead, as it comes."""
 
     name, remote = "qemu-nbd qcow2", True
+    forms: Collection[ImageForm] = (ImageForm.QCOW2,)
     programs: Sequence[Sequence[str]] = (("qemu-nbd", "--version"), *_ATTACHING)
 
     def root(self, place: BenchSite) -> Path:
@@ -146,6 +152,7 @@ class Pull(_Peer):
     """All layers from a registry, then unpacked."""
 
     name, remote = "pull + unpack", True
+    forms: Collection[ImageForm] = (ImageForm.REGISTRY,)
     programs: Sequence[Sequence[str]] = (("skopeo", "--version"), ("umoci", "--version"))
 
     def root(self, place: BenchSite) -> Path:
@@ -164,6 +171,7 @@ class LocalDisk(_Peer):
     """The unpacked image on this host's disk: nothing can be faster that reads the same bytes."""
 
     name, remote = "local disk", False
+    forms: Collection[ImageForm] = (ImageForm.LOCAL,)
     programs: Sequence[Sequence[str]] = (("losetup", "--version"),)
 
     def root(self, place: BenchSite) -> Path:

@@ -246,7 +246,7 @@ def _peers(figures: _Figures, rounds: int, store: Path, folder: Path) -> None:
 
 
 def _remote(figures: _Figures, rounds: int, netshape: Path, rtt_ms: float, mbit: float, folder: Path) -> None:
-    absent = tools.missing(["nginx", "docker-registry", "weed"])
+    absent = tools.missing(["nginx", "weed"])
     if absent or not netshape.exists():
         lacking = ", ".join([*absent, *([] if netshape.exists() else [str(netshape)])])
         figures.summary.append(f"a remote store: not measured, since this is not there: {lacking}")
