@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from blockmap.api.detached import DetachedRun
-from blockmap.api.detached import start as start_detached
 from blockmap.api.server import find_server
 from blockmap.control.client import Client
 from blockmap.control.messages import Hydrate, Resolve, Stands
@@ -18,6 +17,9 @@ from blockmap.host.devices.nbdfuse import NbdFuse
 from blockmap.host.run import runner
 from blockmap.host.run.options import RunOptions
 from blockmap.local.paths import default_socket, default_state
+
+if TYPE_CHECKING:
+    from blockmap.api.detached import DetachedRun
 
 _log = logging.getLogger(__name__)
 
@@ -165,14 +167,16 @@ class Host:
         program = runner.Program(name, list(command), options, terminal, clone)
         return runner.run(client, self.attachments, self.state, program, name=container)
 
-    def start(self, wanted: DetachedRun, *, hydrate: bool | None = None, container: str | None = None) -> str:
+    def start(self, wanted: "DetachedRun", *, hydrate: bool | None = None, container: str | None = None) -> str:
         """Starts a container that goes on when this process has ended, and returns its name once its program runs, and is ready
         if it is to say so; arguments and errors as for `run`, and CannotStart where there is no such program to run.
 
         HostError where it ended before it was ready, or is not ready in time; then it goes on.
         """
         client, _ = self._ready_to_run(wanted.image, wanted.options, container, hydrate)
-        return start_detached(client, self.attachments, self.state, wanted, container)
+        from blockmap.api.detached import start  # imported here: what waits for its program does without
+
+        return start(client, self.attachments, self.state, wanted, container)
 
     def _ready_to_run(
         self, name: str, options: RunOptions | None, container: str | None, hydrate: bool | None

@@ -5,10 +5,10 @@ What it imports is time that every start waits for.
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from blockmap.api.detached import CannotStart, DetachedRun, Versions
 from blockmap.api.host import Host
 from blockmap.cli.opened import opened
 from blockmap.cli.run_options import RunCommand, program_options
@@ -28,6 +28,9 @@ from blockmap.terminal.options import (
 )
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.units import parse_size
+
+if TYPE_CHECKING:
+    from blockmap.api.detached import DetachedRun, Versions
 
 
 @click.command(cls=RunCommand, context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]})
@@ -141,6 +144,8 @@ def run(
     )
     versions = _versions(every, to, message, clone)
     if detach:
+        from blockmap.api.detached import DetachedRun  # imported here, as below: other runs do without
+
         wanted = DetachedRun(
             program, arguments, options, clone, tty, interactive, not remove, ready, seconds, versions
         )  # fmt: skip
@@ -155,7 +160,7 @@ def run(
             program, arguments, options, clone=clone, hydrate=hydrate, terminal=terminal, container=container
         )
     else:
-        from blockmap.api.clones import CloneHost  # imported here: other runs do without
+        from blockmap.api.clones import CloneHost
 
         status = opened(CloneHost, store, cache, socket, trust).run_versions(
             program,
@@ -183,17 +188,21 @@ def need_terminal(wanted: bool) -> bool:
     return is_terminal()
 
 
-def _versions(every: float | None, to: str | None, message: str | None, clone: bool) -> Versions | None:
+def _versions(every: float | None, to: str | None, message: str | None, clone: bool) -> "Versions | None":
     if every is None and to is None:
         if message is not None:
             raise UsageError("-m is the message of --every: for a limit of memory, say --memory")
         return None
     if every is None or to is None or not clone:
         raise UsageError("--every and --to go together, and with --clone: versions are made of a clone")
+    from blockmap.api.detached import Versions
+
     return Versions(to, every, message or "")
 
 
-def _detach(host: Host, wanted: DetachedRun, hydrate: bool | None, container: str | None) -> None:
+def _detach(host: Host, wanted: "DetachedRun", hydrate: bool | None, container: str | None) -> None:
+    from blockmap.api.detached import CannotStart
+
     try:
         tell(host.start(wanted, hydrate=hydrate, container=container))
     except CannotStart as error:

@@ -10,11 +10,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from blockmap.host.run.log_file import cut
 from blockmap.host.run.runc import Streams
 
 _PIECE_BYTES = 1 << 16
 _ROWS, _COLUMNS = 24, 80
 """The size of a terminal that nobody looks at."""
+_CUT_SECONDS = 60.0
+"""How often the log is looked at: a program that says 100 MB/s has written 6 GB meanwhile."""
 
 
 @contextlib.contextmanager
@@ -26,6 +29,11 @@ def detached_streams(log: Path, *, terminal: bool, interactive: bool) -> Iterato
     with contextlib.ExitStack() as stack:
         out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         stack.callback(os.close, out)
+        over = threading.Event()
+        cutter = threading.Thread(target=_cut, args=(log, over), name="log", daemon=True)
+        cutter.start()
+        stack.callback(cutter.join)
+        stack.callback(over.set)
         if terminal:
             ours, theirs = pty.openpty()
             stack.callback(os.close, ours)
@@ -50,3 +58,9 @@ def _pump(terminal: int, out: int) -> None:
     with contextlib.suppress(OSError):  # the end of a terminal is an error
         while piece := os.read(terminal, _PIECE_BYTES):
             os.write(out, piece)
+
+
+def _cut(log: Path, over: threading.Event) -> None:
+    while not over.wait(_CUT_SECONDS):
+        with contextlib.suppress(OSError):
+            cut(log)
