@@ -84,6 +84,15 @@ Imports point down the list in setup.cfg. Nine walks through the folders, a line
     host.attachments        the record of devices, and the lock of this one
     host.devices.nbdfuse    makes the device
     host.mounting           mounts it, while the kernel's memory is warmed
+
+    A container that goes on when its command has ended
+    cli.run                 what docker's options mean (host.run.options); api.detached makes the container's folder
+                            (host.run.folders) and starts its monitor
+    api.monitor             a process of its own; host.run.runner attaches, mounts, and connects the network (host.run.network)
+    host.run.container      what runc is told, from the image's configuration and the options
+    host.run.runc           waits for the program; its output goes straight to the log (host.run.streams)
+    host.run.watch          says when it is ready, which api.detached waits for
+    host.run.containers     stops it later, or runs another program in it
 """
 
 from typing import TYPE_CHECKING, Any

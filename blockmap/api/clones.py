@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from blockmap.api.detached import Versions, check_versions
 from blockmap.api.freeze import moment_of
 from blockmap.api.host import Host
 from blockmap.api.regular import ASK_SECONDS, NOT_YET, RegularCommits
@@ -21,10 +22,10 @@ from blockmap.control.clone_messages import (
     Rewind,
     SettleCaptures,
 )
-from blockmap.errors import UsageError
+from blockmap.errors import AlreadyExists, UsageError
 from blockmap.format.refs import parse_name
-from blockmap.host import tools
-from blockmap.host.run import runner
+from blockmap.host.run import folders, runner
+from blockmap.host.run.options import RunOptions
 
 if TYPE_CHECKING:
     from blockmap.volume.clone_table import CloneUsage
@@ -93,6 +94,7 @@ class CloneHost(Host):
     def clone(self, name: str, clone: str, *, size: int | None = None) -> None:
         """Makes `clone`, a writable clone of the image `name`, of `size` bytes if that is given; AlreadyExists, NotFound,
         Untrusted."""
+        self._check_free([clone])
         note = self.server().ask(MakeClone(name, clone, size)).note
         if note:
             _log.warning(note)
@@ -165,12 +167,13 @@ class CloneHost(Host):
         self,
         clone: str,
         command: Sequence[str] = (),
+        options: RunOptions | None = None,
         *,
         to: str,
         every_seconds: float,
         message: str = "",
-        entrypoint: str | None = None,
         terminal: bool = False,
+        container: str | None = None,
     ) -> int:
         """Runs a program on a clone as `run` does, and meanwhile makes `to` stand for what the clone is, every so many seconds
         and at the end; returns the program's exit status once the last version is published.
@@ -178,18 +181,22 @@ class CloneHost(Host):
         A moment at which nothing was written since the last one makes no version. Where somebody else has moved the name, that
         is logged, and no more are made: what is written stays in the clone.
         """
-        tools.need_root("run")
-        parse_name(to)
-        if every_seconds <= 0:
-            raise UsageError(f"a version every {every_seconds:g} s cannot be made: name a longer time, such as 10s")
-        client = self.server()
-        commits = RegularCommits(
-            client, lambda: moment_of(self.attachments, client, clone), clone, to, every_seconds, message, _user()
-        )
-        program = runner.Program(clone, list(command), entrypoint, terminal, on_clone=True)
-        status = runner.run(client, self.attachments, self.state, program, [commits])
+        versions = Versions(to, every_seconds, message)
+        check_versions(versions)
+        client, options = self._ready_to_run(clone, options, container, None)
+        commits = self.regular_commits(clone, versions)
+        program = runner.Program(clone, list(command), options, terminal, on_clone=True)
+        status = runner.run(client, self.attachments, self.state, program, [commits], name=container)
         commits.finish()
         return status
+
+    def regular_commits(self, clone: str, versions: Versions) -> RegularCommits:
+        """Returns the observer of a run that makes versions of a clone."""
+        client = self.server()
+        return RegularCommits(
+            client, lambda: moment_of(self.attachments, client, clone), clone, versions.to, versions.every_seconds,
+            versions.message, _user(),
+        )  # fmt: skip
 
     def retry(self, clone: str, name: str | None = None, *, force: bool = False) -> Commit | None:
         """Publishes after all the first moment of a clone that waits for a decision: under another name, or by force; returns
@@ -206,6 +213,7 @@ class CloneHost(Host):
     def fork(self, clone: str, names: Sequence[str]) -> None:
         """Makes clones of what a clone is at this moment, all or none, also while it is mounted and written to; nothing is
         copied. AlreadyExists, DiskFull."""
+        self._check_free(names)
         client = self.server()
         with moment_of(self.attachments, client, clone):
             client.ask(Fork(clone, names))
@@ -220,6 +228,14 @@ class CloneHost(Host):
         note = self.server().ask(RemoveClone(clone)).note
         if note:
             _log.warning("%s: %s", clone, note)
+
+    def _check_free(self, names: Sequence[str]) -> None:
+        """Raises AlreadyExists where a container has one of the names: `rm` must know which is meant."""
+        for name in names:
+            if folders.is_taken(runner.runs_of(self.state), name):
+                raise AlreadyExists(
+                    f"there is a container {name}, and `rm` must know which is meant: choose another name"
+                )
 
     def _clone(self, usage: "CloneUsage", origin_now: str | None, moved: int) -> Clone:
         from blockmap.server.clones import clone_folder, holder_of

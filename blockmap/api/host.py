@@ -5,16 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blockmap.api.server import find_server
 from blockmap.control.client import Client
 from blockmap.control.messages import Hydrate, Resolve, Stands
-from blockmap.errors import BlockmapError, UsageError
+from blockmap.errors import AlreadyExists, BlockmapError, UsageError
 from blockmap.host import followers, tools
 from blockmap.host.attachments import Attachments
 from blockmap.host.devices.nbdfuse import NbdFuse
 from blockmap.host.run import runner
+from blockmap.host.run.options import RunOptions
 from blockmap.local.paths import default_socket, default_state
+
+if TYPE_CHECKING:
+    from blockmap.api.detached import DetachedRun
 
 _log = logging.getLogger(__name__)
 
@@ -143,25 +148,58 @@ class Host:
         self,
         name: str,
         command: Sequence[str] = (),
+        options: RunOptions | None = None,
         *,
         clone: bool = False,
-        entrypoint: str | None = None,
         hydrate: bool | None = None,
         terminal: bool = False,
+        container: str | None = None,
     ) -> int:
-        """Runs the program of an image in a container on the host's network, with this process's standard input and output.
+        """Runs the program of an image in a container, with this process's standard input and output.
 
-        `command` takes the place of the image's Cmd, `entrypoint` that of its Entrypoint. With `clone`, `name` is one: the
-        program runs on it, and what it writes stays there. Returns the program's exit status, 128 + n where signal n ended
-        it, 127 or 126 where it is absent or cannot be executed. Signals are passed on to it, so only the main thread can call
-        this. Needs root. HostError, ImageError, UsageError, NotFound, Untrusted, StoreError.
+        `command` takes the place of the image's Cmd, and `options` say what else differs from the image. With `clone`, `name` is
+        one: the program runs on it, and what it writes stays there. The container is called `container`, or after the image.
+        Returns the program's exit status, 128 + n where signal n ended it, 127 or 126 where it is absent or cannot be executed.
+        Signals are passed on to it, so only the main thread can call this. Needs root.
+        HostError, ImageError, UsageError, NotFound, AlreadyExists, Untrusted, StoreError.
         """
+        client, options = self._ready_to_run(name, options, container, hydrate)
+        program = runner.Program(name, list(command), options, terminal, clone)
+        return runner.run(client, self.attachments, self.state, program, name=container)
+
+    def start(self, wanted: "DetachedRun", *, hydrate: bool | None = None, container: str | None = None) -> str:
+        """Starts a container that goes on when this process has ended, and returns its name once its program runs, and is ready
+        if it is to say so; arguments and errors as for `run`, and CannotStart where there is no such program to run.
+
+        HostError where it ended before it was ready, or is not ready in time; then it goes on.
+        """
+        client, _ = self._ready_to_run(wanted.image, wanted.options, container, hydrate)
+        from blockmap.api.detached import start  # imported here: what waits for its program does without
+
+        return start(client, self.attachments, self.state, wanted, container)
+
+    def _ready_to_run(
+        self, name: str, options: RunOptions | None, container: str | None, hydrate: bool | None
+    ) -> tuple[Client, RunOptions]:
         tools.need_root("run")
+        options = options or RunOptions()
+        if container is not None and has_clone(self.state, container):
+            raise AlreadyExists(f"there is a clone {container}, and `rm` must know which is meant: choose another name")
         client = self.server()
         if hydrate is not None:
             client.ask(Hydrate(name, hydrate))
-        program = runner.Program(name, list(command), entrypoint, terminal, clone)
-        return runner.run(client, self.attachments, self.state, program)
+        for source in runner.make_sources(options):
+            _log.warning("%s was not there, and is made", source)
+        return client, options
+
+
+def has_clone(state: Path, name: str) -> bool:
+    """Returns True if a clone of this host has a name."""
+    if not (state / "clones.db").exists():
+        return False
+    from blockmap.volume.clone_table import read_clones  # imported here: few containers are given a name
+
+    return any(each.record.name == name for each in read_clones(state))
 
 
 def _path(given: Path | str | None) -> Path | None:

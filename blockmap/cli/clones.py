@@ -1,7 +1,6 @@
-"""Commands for clones: clone, clones, fork, rewind, rm."""
+"""Commands for clones: clone, clones, fork, rewind."""
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,13 +8,10 @@ import click
 
 from blockmap.api.clones import CloneHost
 from blockmap.cli.opened import opened
-from blockmap.errors import UsageError
 from blockmap.format.refs import short_export
 from blockmap.terminal.options import cache_option, json_option, socket_option, store_option, trust_option
 from blockmap.terminal.output import tell, warn
-
-_SIZE = re.compile(r"([0-9]{1,16})([KMGT]?)i?B?", re.IGNORECASE)
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+from blockmap.terminal.units import parse_size
 
 
 @click.command()
@@ -116,23 +112,3 @@ def rewind(clone_name: str, name: str, store: str | None, cache: Path | None, so
     NAME is any version: repo:tag, repo:tag@{3}, repo:tag@{5 minutes ago}, repo@sha256:DIGEST.
     """
     tell(f"{clone_name} is {opened(CloneHost, store, cache, socket).rewind(clone_name, name)}")
-
-
-@click.command()
-@click.argument("names", nargs=-1, required=True, metavar="CLONE...")
-@store_option
-@cache_option
-@socket_option
-def rm(names: tuple[str, ...], store: str | None, cache: Path | None, socket: Path | None) -> None:
-    """Remove clones, with all that was written to them; images stay."""
-    host = opened(CloneHost, store, cache, socket)
-    for name in names:
-        host.rm(name)
-
-
-def parse_size(text: str) -> int:
-    """Returns the bytes of a size such as 40G, whose units are powers of 1024; UsageError."""
-    found = _SIZE.fullmatch(text)
-    if found is None:
-        raise UsageError(f"{text!r} is not a size: bytes, or a number with K, M, G or T are expected, as in 40G")
-    return int(found[1]) * _UNITS[found[2].upper()]

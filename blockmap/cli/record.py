@@ -11,12 +11,13 @@ from pathlib import Path
 import click
 
 from blockmap.api.host import Host
-from blockmap.cli.host import words
 from blockmap.cli.opened import opened
+from blockmap.cli.run import words
 from blockmap.errors import HostError, UsageError
 from blockmap.format.refs import parse_reference
 from blockmap.host import tools
 from blockmap.host.run import runner
+from blockmap.host.run.options import RunOptions
 from blockmap.host.run.readiness import parse_readiness
 from blockmap.host.run.recording import Recording
 from blockmap.terminal.options import cache_option, label_option, labelled, socket_option, store_option, trust_option
@@ -33,8 +34,8 @@ _PIECE_BYTES = 1 << 16
     "--ready",
     default="exit",
     metavar="CONDITION",
-    help="When the program can be used: tcp:PORT, http:PORT[/PATH], http:URL, log:REGEX (of what it prints), or exit (when it "
-    "has ended well), which is the default.",
+    help="When the program can be used: tcp:PORT, http:PORT[/PATH], http:URL, text:TEXT or log:REGEX (of what it prints), or "
+    "exit (when it has ended well), which is the default.",
 )
 @click.option(
     "--seconds",
@@ -72,7 +73,7 @@ def record(
     host = opened(Host, store, cache, socket, trust)
     client = host.server()
     recording = Recording(client, readiness, seconds, warn)
-    program = runner.Program(wanted, words(command), entrypoint, terminal=False)
+    program = runner.Program(wanted, words(command), RunOptions(entrypoint=entrypoint))
     with _heard(readiness.hear):
         code = runner.run(client, host.attachments, host.state, program, [recording], exact=True)
     if recording.trace is None:

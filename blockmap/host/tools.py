@@ -18,6 +18,8 @@ _PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",
+    "pasta": "passt",
+    "unshare": "util-linux",
 }
 """Packages that are not named after their program; the same in Debian 12 and 13."""
 SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"

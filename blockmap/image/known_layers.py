@@ -23,7 +23,8 @@ from blockmap.format.chunker import SPAN
 from blockmap.format.digest import Digest
 from blockmap.format.extent import Extent, coalesce
 from blockmap.format.layer import LayerRecord
-from blockmap.format.node import Leaf, Placement
+from blockmap.format.node import Leaf
+from blockmap.format.placement import Placement
 from blockmap.format.tree import Root
 from blockmap.format.version import Version, WriterLayout
 from blockmap.image.headers import LayerHeaders

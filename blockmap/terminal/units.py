@@ -1,4 +1,11 @@
-"""Formats numbers for people."""
+"""Formats numbers for people, and takes sizes as they type them."""
+
+import re
+
+from blockmap.errors import UsageError
+
+_SIZE = re.compile(r"([0-9]{1,16})([KMGT]?)i?B?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def size(count: float) -> str:
@@ -23,3 +30,11 @@ def duration(seconds: float | None) -> str:
 def share(ratio: float | None) -> str:
     """Formats a ratio in percent; a dash for None."""
     return "-" if ratio is None else f"{ratio * 100:.1f} %"
+
+
+def parse_size(text: str) -> int:
+    """Returns the bytes of a size such as 40G, whose units are powers of 1024; UsageError."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise UsageError(f"{text!r} is not a size: bytes, or a number with K, M, G or T are expected, as in 40G")
+    return int(found[1]) * _UNITS[found[2].upper()]

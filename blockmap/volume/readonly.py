@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from blockmap.errors import HostError, ImageError, UsageError
-from blockmap.host.run.container import runtime_config, user_ids
+from blockmap.host.run.accounts import user_ids
+from blockmap.host.run.container import Surroundings, runtime_config
+from blockmap.host.run.options import RunOptions
 from tests.host.conftest import GROUP, PASSWD
 
 
@@ -24,9 +26,15 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def made(root: Path, own: dict[str, Any], command: list[str], entrypoint: str | None = None) -> dict[str, Any]:
+def made(
+    root: Path, own: dict[str, Any], command: list[str], entrypoint: str | None = None, **options: Any
+) -> dict[str, Any]:
     image = json.dumps({"config": own}).encode()
-    return runtime_config(image, command, entrypoint, root, "host", terminal=False, supervised=True)
+    return configured(image, root, RunOptions(entrypoint=entrypoint, **options), command)
+
+
+def configured(image: bytes, root: Path, options: RunOptions, command: list[str]) -> dict[str, Any]:
+    return runtime_config(image, command, options, Surroundings(root, "host"), terminal=False)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +68,7 @@ def test_files_of_users_that_cannot_be_read_are_not_taken_for_absent(
     def fail(*args: object, **named: object) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("blockmap.host.run.container.read_in_root", fail)
+    monkeypatch.setattr("blockmap.host.run.accounts.read_in_root", fail)
     for user in ("", "app"):
         with pytest.raises(HostError, match="cannot read /etc/passwd of the image: Input/output error"):
             user_ids(root, user)
@@ -136,22 +144,22 @@ def test_nothing_to_run(root: Path) -> None:
         with pytest.raises(UsageError, match="names no program"):
             made(root, own, [])
     with pytest.raises(ImageError, match="damaged"):
-        runtime_config(b"{", [], None, root, "host", terminal=False, supervised=True)
+        configured(b"{", root, RunOptions(), [])
     for odd in ({"Cmd": "a"}, {"Cmd": [1]}, {"Cmd": ["a"], "Env": "x"}, {"Cmd": ["a"], "User": 5}, {"Cmd": ["a\0b"]}):
         with pytest.raises(ImageError, match="damaged"):
             made(root, odd, [])
     for text in (b"[]", b'{"config": []}', b'{"config": [1]}', b"[" * 100_000):
         with pytest.raises((ImageError, UsageError), match=r"damaged|names no program"):
-            runtime_config(text, [], None, root, "host", terminal=False, supervised=True)
+            configured(text, root, RunOptions(), [])
 
 
 def test_environment_and_directory(root: Path) -> None:
     process = made(root, {"Cmd": ["a"], "Env": ["PATH=/x", "A="], "User": "app", "WorkingDir": "work"}, [])["process"]
-    assert process["env"] == ["PATH=/x", "A=", "HOME=/home/app", "HOSTNAME=host"]
+    assert process["env"] == ["PATH=/x", "A=", "HOSTNAME=host", "HOME=/home/app"]
     assert process["cwd"] == "/work"
     assert process["user"] == {"uid": 1234, "gid": 1235, "additionalGids": [1236]}
     assert process["capabilities"]["effective"] == []
     plain = made(root, {"Cmd": ["a"]}, [])["process"]
     assert plain["cwd"] == "/"
-    assert plain["env"][0].startswith("PATH=/usr/local/sbin:")
+    assert any(entry.startswith("PATH=/usr/local/sbin:") for entry in plain["env"])
     assert "CAP_CHOWN" in plain["capabilities"]["effective"]

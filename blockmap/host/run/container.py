@@ -1,21 +1,21 @@
-"""Runs an image's program in a container of runc, from the image's OCI configuration.
+"""Configures the container of an image's program for runc, from the image's OCI configuration and what `run` is told.
 
-The container has the host's network, name and /etc/hosts, so that its ports are reached as those of any program: as with
-docker run --network host. It has mount, pid, ipc and uts namespaces of its own, and the capabilities that docker gives by
-default, but no seccomp filter.
+The container has mount, pid, ipc and uts namespaces of its own, and the capabilities and the filter of system calls that docker
+gives by default. Its network is the host's, unless it is given another.
 """
 
 import itertools
 import json
 import os
-import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockmap.errors import HostError, ImageError, UsageError
-from blockmap.host.image_file import read_in_root
+from blockmap.errors import ImageError, UsageError
 from blockmap.host.run import seccomp
+from blockmap.host.run.accounts import user_ids
+from blockmap.host.run.options import RunOptions
 
 _CAPABILITIES = [
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP",
@@ -23,12 +23,8 @@ _CAPABILITIES = [
 ]  # fmt: skip
 _DEVICES_CAPABILITY = "CAP_MKNOD"
 """Only where a control group keeps the program from opening what it makes: the host's disks, for one."""
-_MAX_ID = (1 << 31) - 1
-"""runc takes no more."""
 _MAX_PROCESSES = 2048
 """Threads count as well; podman's default. A program that forks without end takes no more from the host."""
-_MAX_ACCOUNTS_BYTES = 4 << 20
-"""The most that /etc/passwd and /etc/group may have each: some 50,000 accounts."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOUNTS: list[dict[str, Any]] = [
     {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -58,6 +54,11 @@ _MASKED = [
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
     "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
 ]  # fmt: skip
+STOP_SIGNAL = "org.opencontainers.image.stopSignal"
+"""The annotation that has the signal by which the image's program is asked to end, as the image specification calls it."""
+_CPU_PERIOD_US = 100_000
+_MIN_QUOTA_US = 1000
+"""The kernel takes no less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,66 +70,77 @@ class _Own:
     environment: list[str]
     user: str
     directory: str
+    stop_signal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a container is put into."""
+
+    root: Path
+    """Its root file system."""
+    hostname: str
+    network: dict[str, str] | None = None
+    """The namespace of its network, as the configuration has it; None for the host's."""
+    files: tuple[tuple[str, str], ...] = (("/etc/hosts", "/etc/hosts"), ("/etc/resolv.conf", "/etc/resolv.conf"))
+    """Files of the container, and what is there, which a program cannot write."""
+    supervised: bool = True
+    """True if the container gets control groups."""
 
 
 def runtime_config(
-    image: bytes,
-    command: list[str],
-    entrypoint: str | None,
-    root: Path,
-    hostname: str,
-    *,
-    terminal: bool,
-    supervised: bool,
+    image: bytes, command: list[str], options: RunOptions, around: Surroundings, *, terminal: bool
 ) -> dict[str, Any]:
-    """Returns the config.json of an OCI bundle whose root file system is `root`; ImageError, UsageError.
+    """Returns the config.json of an OCI bundle; ImageError, UsageError.
 
-    `command` takes the place of the image's Cmd, `entrypoint` that of its Entrypoint and Cmd (an empty one takes it away),
-    as with docker. With `supervised`, the container gets control groups.
+    `command` takes the place of the image's Cmd, the entrypoint of the options that of its Entrypoint and Cmd (an empty one
+    takes it away), as with docker.
     """
     own = _parse(image)
+    entrypoint = options.entrypoint
     if entrypoint is not None:
         arguments = [*([entrypoint] if entrypoint else []), *command]
     else:
         arguments = [*own.entrypoint, *(command or own.command)]
     if not arguments:
         raise UsageError("the image names no program to run: give one after --")
-    uid, gid, groups, home = user_ids(root, own.user)
-    environment = list(own.environment)
-    names = {entry.partition("=")[0] for entry in environment}
-    environment += [
-        entry for entry in (_PATH, f"HOME={home}", f"HOSTNAME={hostname}") if entry.partition("=")[0] not in names
-    ]
-    if terminal and "TERM" not in names:
-        environment.append(f"TERM={os.environ.get('TERM', 'xterm')}")
-    capabilities = [*_CAPABILITIES, *([_DEVICES_CAPABILITY] if supervised else [])]
-    limits = {"devices": [{"allow": False, "access": "rwm"}], "pids": {"limit": _MAX_PROCESSES}}
-    resources = {"resources": limits} if supervised else {}
+    environment = completed(merged(own.environment, options.environment), [f"HOSTNAME={around.hostname}"])
+    network = [] if around.network is None else [around.network]
+    namespaces = [*({"type": kind} for kind in ("pid", "ipc", "uts", "mount")), *network]
+    resources = {"resources": _limits(options)} if around.supervised else {}
     files = [
-        {"destination": name, "type": "none", "source": name, "options": ["rbind", "ro"]}
-        for name in ("/etc/resolv.conf", "/etc/hosts")
-        if os.path.exists(name)
+        {"destination": inner, "type": "none", "source": outer, "options": ["rbind", "ro"]}
+        for inner, outer in around.files
+        if os.path.exists(outer)
+    ]
+    volumes = [
+        {
+            "destination": each.target,
+            "type": "none",
+            "source": each.source,
+            # Below what is mounted read-only, nothing that is mounted there can be written either. No device of the host is one.
+            "options": ["rbind", "rprivate", "nodev", *(["ro", "rro"] if each.read_only else [])],
+        }
+        for each in options.volumes
     ]
     return {
         "ociVersion": "1.0.2",
-        "process": {
-            "terminal": terminal,
-            "user": {"uid": uid, "gid": gid, "additionalGids": groups},
-            "args": arguments,
-            "env": environment,
-            "cwd": os.path.join("/", own.directory),
-            "capabilities": {
-                kind: capabilities if uid == 0 or kind == "bounding" else []
-                for kind in ("bounding", "effective", "permitted")
-            },
-            "noNewPrivileges": True,
-        },
-        "root": {"path": str(root), "readonly": False},
-        "hostname": hostname,
-        "mounts": [*_MOUNTS, *files],
+        "process": process_config(
+            around.root,
+            arguments,
+            environment,
+            options.user if options.user is not None else own.user,
+            options.directory or os.path.join("/", own.directory),
+            terminal=terminal,
+            supervised=around.supervised,
+        ),
+        "root": {"path": str(around.root), "readonly": options.read_only},
+        "hostname": around.hostname,
+        "mounts": [*_MOUNTS, *files, *volumes],
+        "annotations": {STOP_SIGNAL: own.stop_signal},
         "linux": {
             **resources,
-            "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")],
+            "namespaces": namespaces,
             "seccomp": seccomp.profile(),
             "maskedPaths": _MASKED,
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
@@ -136,28 +148,59 @@ def runtime_config(
     }
 
 
-def user_ids(root: Path, user: str) -> tuple[int, int, list[int], str]:
-    """Returns uid, gid, further groups and home of USER[:GROUP], by the image's own files.
+def process_config(
+    root: Path,
+    arguments: list[str],
+    environment: list[str],
+    user: str,
+    directory: str,
+    *,
+    terminal: bool,
+    supervised: bool,
+) -> dict[str, Any]:
+    """Returns the process of a configuration: who is not root has no capabilities; ImageError, HostError.
 
-    ImageError where it is unknown, HostError where a file cannot be read.
+    PATH, HOME and, with a terminal, TERM are added where the environment has none.
     """
-    name, colon, group = user.partition(":")
-    name = name or "0"
-    # Name, password, uid, gid, comment, home, shell. A name may look like a number: passwd(5) names go first.
-    accounts = [row for row in _rows(root, "/etc/passwd", 6) if _is_id(row[2]) and _is_id(row[3])]
-    known = next((row for row in accounts if row[0] == name), None)
-    known = known or next((row for row in accounts if row[2] == name), None)
-    if known is None and not _is_id(name):
-        raise ImageError(f"the image runs as user {shlex.quote(name)}, which its /etc/passwd does not have")
-    uid, gid, home = (int(known[2]), int(known[3]), known[5] or "/") if known else (int(name), 0, "/")
-    # Name, password, gid, members.
-    groups = [row for row in _rows(root, "/etc/group", 4) if _is_id(row[2])]
-    if colon:
-        found = next((row for row in groups if row[0] == group), None)
-        if found is None and not _is_id(group):
-            raise ImageError(f"the image runs with group {shlex.quote(group)}, which its /etc/group does not have")
-        return uid, int(found[2]) if found else int(group), [], home
-    return uid, gid, [int(row[2]) for row in groups if known and known[0] in row[3].split(",")], home
+    uid, gid, groups, home = user_ids(root, user)
+    capabilities = [*_CAPABILITIES, *([_DEVICES_CAPABILITY] if supervised else [])]
+    default = [_PATH, f"HOME={home}", *([f"TERM={os.environ.get('TERM', 'xterm')}"] if terminal else [])]
+    return {
+        "terminal": terminal,
+        "user": {"uid": uid, "gid": gid, "additionalGids": groups},
+        "args": arguments,
+        "env": completed(environment, default),
+        "cwd": directory,
+        "capabilities": {
+            kind: capabilities if uid == 0 or kind == "bounding" else []
+            for kind in ("bounding", "effective", "permitted")
+        },
+        "noNewPrivileges": True,
+    }
+
+
+def merged(environment: Iterable[str], changes: Iterable[str]) -> list[str]:
+    """Returns NAME=VALUE of an environment, with changes in the place of what they change."""
+    return list({entry.partition("=")[0]: entry for entry in (*environment, *changes)}.values())
+
+
+def completed(environment: list[str], defaults: Iterable[str]) -> list[str]:
+    """Returns NAME=VALUE of an environment, and of defaults whose names it does not have."""
+    names = {entry.partition("=")[0] for entry in environment}
+    return [*environment, *(entry for entry in defaults if entry.partition("=")[0] not in names)]
+
+
+def _limits(options: RunOptions) -> dict[str, Any]:
+    """Returns `linux.resources`."""
+    limits: dict[str, Any] = {
+        "devices": [{"allow": False, "access": "rwm"}],
+        "pids": {"limit": options.pids or _MAX_PROCESSES},
+    }
+    if options.memory is not None:
+        limits["memory"] = {"limit": options.memory}
+    if options.cpus is not None:
+        limits["cpu"] = {"period": _CPU_PERIOD_US, "quota": max(round(options.cpus * _CPU_PERIOD_US), _MIN_QUOTA_US)}
+    return limits
 
 
 def _parse(image: bytes) -> _Own:
@@ -165,34 +208,13 @@ def _parse(image: bytes) -> _Own:
     try:
         own = json.loads(image).get("config") or {}
         entrypoint, command, environment = lists = [own.get(key) or [] for key in ("Entrypoint", "Cmd", "Env")]
-        user, directory = words = [own.get(key) or "" for key in ("User", "WorkingDir")]
+        user, directory, signal = words = [own.get(key) or "" for key in ("User", "WorkingDir", "StopSignal")]
     except (ValueError, AttributeError, RecursionError) as error:
         raise ImageError(f"the image's configuration is damaged: {error}") from error
     if not all(isinstance(each, list) for each in lists):
         raise ImageError("the image's configuration is damaged: its Entrypoint, Cmd and Env are lists")
     if not all(isinstance(word, str) and "\0" not in word for word in itertools.chain(words, *lists)):
         raise ImageError(
-            "the image's configuration is damaged: its Entrypoint, Cmd, Env, User and WorkingDir are of text"
+            "the image's configuration is damaged: its Entrypoint, Cmd, Env, User, WorkingDir and StopSignal are of text"
         )
-    return _Own(entrypoint, command, environment, user, directory)
-
-
-def _is_id(text: str) -> bool:
-    """Returns True if a text is the number of a user or group."""
-    return text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) <= _MAX_ID
-
-
-def _rows(root: Path, name: str, fields: int) -> list[list[str]]:
-    rows = [line.split(":") for line in _lines(root, name)]
-    return [row for row in rows if len(row) >= fields]
-
-
-def _lines(root: Path, name: str) -> list[str]:
-    try:
-        text = read_in_root(root, name, _MAX_ACCOUNTS_BYTES) or b""
-    except OSError as error:
-        raise HostError(
-            f"cannot read {name} of the image: {error.strerror}; the server's log says why, and `blockmap verify` whether the "
-            "store is damaged"
-        ) from error
-    return [line for line in text.decode(errors="replace").splitlines() if line and line[0] != "#"]
+    return _Own(entrypoint, command, environment, user, directory, signal or "SIGTERM")

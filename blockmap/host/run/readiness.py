@@ -30,7 +30,7 @@ class Readiness(Protocol):
 
 
 def parse_readiness(text: str) -> Readiness:
-    """Parses `tcp:PORT`, `http:PORT[/PATH]`, `http:URL`, `log:REGEX` or `exit`. Raises UsageError."""
+    """Parses `tcp:PORT`, `http:PORT[/PATH]`, `http:URL`, `text:TEXT`, `log:REGEX` or `exit`. Raises UsageError."""
     kind, _, rest = text.partition(":")
     if text == "exit":
         return _Asked(lambda: False, at_exit=True)
@@ -38,13 +38,15 @@ def parse_readiness(text: str) -> Readiness:
         return _Asked(lambda: _listens(int(rest)))
     if kind == "http" and (url := _url(rest)):
         return _Asked(lambda: _is_there(url))
+    if kind == "text" and rest:
+        return _Heard(re.compile(re.escape(rest).encode()))
     if kind == "log" and rest:
         try:
             return _Heard(re.compile(rest.encode()))
         except re.error as error:
             raise UsageError(f"{rest!r} is no regular expression: {error}") from error
     raise UsageError(
-        f"{text!r} is no condition: tcp:PORT, http:PORT[/PATH], http:URL, log:REGEX and exit are, for example tcp:6379"
+        f"{text!r} is no condition: tcp:PORT, http:PORT[/PATH], http:URL, text:TEXT, log:REGEX and exit are, for example tcp:6379"
     )
 
 

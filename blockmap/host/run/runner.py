@@ -1,23 +1,16 @@
-"""`blockmap run`: attach, a scratch overlay, runc, and everything taken away again.
+"""Runs an image's program in a container: attach, a scratch overlay, runc, and everything taken away again.
 
 Each run has a folder, and holds the lock in it while it lives. The next run takes apart what one that was killed left.
 """
 
 import contextlib
-import fcntl
-import json
 import os
-import re
 import secrets
 import shutil
-import signal
-import subprocess
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from blockmap.control.client import Client
@@ -26,18 +19,17 @@ from blockmap.errors import BlockmapError, HostError, NotFound, UsageError
 from blockmap.host import tools
 from blockmap.host.attachments import Attachments
 from blockmap.host.devices import mounts
+from blockmap.host.run import folders, network, runc
 from blockmap.host.run.container import runtime_config
+from blockmap.host.run.control_groups import supervised
+from blockmap.host.run.folders import ContainerFolder
+from blockmap.host.run.options import RunOptions
+from blockmap.host.run.runc import Signals, Streams
 
-_END_SECONDS = 10.0
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _START_SECONDS = 60.0
 """A trace's longest time: what fails later has started."""
 _SIGNALLED = 128
 """Statuses above say that a signal ended the program, which is how people end one."""
-_RUNC_FAILED = 1
-_ABSENT = re.compile("exec: .*(executable file not found|no such file or directory)|exec .*: no such file or directory")
-_NO_PROGRAM = re.compile("exec: .*(permission denied|is a directory)|exec .*: (permission denied|exec format error)")
-_LAST_WORDS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +40,22 @@ class Program:
     """The image's name."""
     command: list[str]
     """What replaces the image's Cmd."""
-    entrypoint: str | None
-    """What replaces the image's Entrypoint and Cmd."""
-    terminal: bool
+    options: RunOptions = field(default_factory=RunOptions)
+    terminal: bool = False
     on_clone: bool = False
     """True if the name is that of a clone, which is the container's root, and keeps what is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """A run without anybody who waits: what it is given in place of this process's own."""
+
+    folder: ContainerFolder
+    streams: Streams
+    on_running: Callable[[int], None]
+    """Is told the program's process once there is one."""
+    keep: bool
+    """True if the folder stays, with the log, when the program has ended."""
 
 
 class Observer(Protocol):
@@ -73,8 +76,10 @@ def run(
     observers: Sequence[Observer] = (),
     *,
     exact: bool = False,
+    name: str | None = None,
+    detached: Detached | None = None,
 ) -> int:
-    """Runs an image's program to its end.
+    """Runs an image's program to its end, in a container of this name, or of one after the image's.
 
     Returns its exit status, 128 + n where signal n ended it, 127 or 126 where it is absent or cannot be executed. A SIGTERM
     is passed on, and ends it by force after 10 s. With `exact`, the image is on a new device that reads nothing ahead, and an
@@ -82,20 +87,15 @@ def run(
     HostError, ImageError, UsageError.
     """
     tools.need_root("run")
-    runc = tools.find("runc")
-    supervised = _supervised()
-    try:
-        found = client.ask(Resolve(program.name))
-    except NotFound as error:
-        if not program.on_clone:
-            raise
-        raise NotFound(f"there is no clone {program.name}: see `blockmap clones`") from error
-    _check_clone(program, found.writable)
-    export = found.export
-    config = client.ask(Config(export)).config.encode()
-    with _Signals() as signals, contextlib.ExitStack() as stack:
+    with Signals() as signals, contextlib.ExitStack() as stack:
         try:
-            work = stack.enter_context(_folder(runc, attachments, state.absolute() / "runs"))
+            folder = detached.folder if detached else _folder(attachments, state, program, name)
+            stack.callback(_leave, attachments, folder, keep=detached is not None and detached.keep)
+            work, program_of_runc, groups = folder.path, tools.find("runc"), supervised(program.options)
+            export = _export(client, program)
+            config = client.ask(Config(export)).config.encode()
+            for part in ("image", "scratch", "root"):
+                (work / part).mkdir()
             lower, root = work / "image", work / "root"
             attachments.attach(
                 client, export, program.name, lower, exact=exact, writable=program.on_clone, start=not exact
@@ -104,17 +104,17 @@ def run(
                 root = lower
             else:
                 _overlay(lower, work / "scratch", root)
-            bundle = runtime_config(
-                config, program.command, program.entrypoint, root, os.uname().nodename,
-                terminal=program.terminal, supervised=supervised,
-            )  # fmt: skip
-            (work / "config.json").write_text(json.dumps(bundle))
+            around = network.connect(program.options, folder.name, work, root, supervised=groups)
+            bundle = runtime_config(config, program.command, program.options, around, terminal=program.terminal)
+            folder.write(folders.CONFIG, bundle)
             code: int | None = None
             for each in (watching := [*observers, *([] if exact else [_FailureTeller(client)])]):
                 each.starts(export)
             try:
-                code = _run_container(runc, work, supervised, signals)
+                code = _run_container(program_of_runc, folder, groups, signals, program.terminal, detached)
             finally:
+                if code is not None:
+                    folder.write(folders.STATUS, {"status": code, "time": time.time()})
                 for each in watching:
                     each.ended(code)
             return code
@@ -122,15 +122,70 @@ def run(
             signals.over = True
 
 
-def _check_clone(program: Program, is_clone: bool) -> None:
-    if is_clone and not program.on_clone:
+def take_apart(attachments: Attachments, folder: ContainerFolder, *, keep: bool) -> None:
+    """Ends what runs in a container's folder, undoes its mounts, as far as there are any, and removes it, or what of it does not
+    stay."""
+    work = folder.path
+    runc.end_containers(work)
+    network.disconnect(work)
+    mounts.unmount(work / "root")
+    if mounts.source(work / "image") is not None:
+        with contextlib.suppress(BlockmapError):
+            attachments.detach(work / "image")
+    mounts.unmount(work / "scratch")
+    if mounts.source(work / "image") is None:
+        folder.remove(keep)
+
+
+def settle_left(attachments: Attachments, state: Path) -> None:
+    """Takes apart what killed processes left of containers that nobody can have any use for."""
+    for each in list(folders.left(runs_of(state))):
+        settle(attachments, each)
+
+
+def settle(attachments: Attachments, folder: ContainerFolder) -> None:
+    """Takes apart what a process left that was killed, and lets go of it."""
+    about = folders.about(folder.path)
+    take_apart(attachments, folder, keep=bool(about.get("detached") and about.get("keep")))
+    folder.close()
+
+
+def _export(client: Client, program: Program) -> str:
+    """Returns the export of a program's image or clone; NotFound, UsageError."""
+    try:
+        found = client.ask(Resolve(program.name))
+    except NotFound as error:
+        if not program.on_clone:
+            raise
+        raise NotFound(f"there is no clone {program.name}: see `blockmap clones`") from error
+    if found.writable and not program.on_clone:
         raise UsageError(
             f"{program.name} is a clone: add --clone, so that the program runs on it, and what it writes stays"
         )
-    if program.on_clone and not is_clone:
+    if program.on_clone and not found.writable:
         raise UsageError(
             f"{program.name} is no clone: make one with `blockmap clone {program.name} NAME`, or leave out --clone"
         )
+    return found.export
+
+
+def _folder(attachments: Attachments, state: Path, program: Program, name: str | None) -> ContainerFolder:
+    """Makes the folder of a run that somebody waits for, and takes apart what others left."""
+    folder = folders.make(runs_of(state), name, program.name, {"ports": [str(port) for port in program.options.ports]})
+    settle_left(attachments, state)
+    return folder
+
+
+def runs_of(state: Path) -> Path:
+    """Returns the directory of the containers' folders."""
+    return state.absolute() / "runs"
+
+
+def _leave(attachments: Attachments, folder: ContainerFolder, *, keep: bool) -> None:
+    # Nobody looks for what was never there.
+    has_run = (folder.path / folders.STATUS).exists() and runc.failure(folder.path) is None
+    take_apart(attachments, folder, keep=keep and has_run)
+    folder.close()
 
 
 class _FailureTeller:
@@ -149,146 +204,33 @@ class _FailureTeller:
                 self._client.ask(Ready(self._export, failed=True))
 
 
-class _Signals:
-    """Passes signals on to the container; before it there is one, they end the run, and after it they are ignored."""
+def _run_container(
+    program: str, folder: ContainerFolder, groups: bool, signals: Signals, terminal: bool, detached: Detached | None
+) -> int:
+    work = folder.path
+    command = [*runc.base(program, work, supervised=groups), "--log", str(runc.log_of(work)), "run", *runc.files(work)]
 
-    def __init__(self) -> None:
-        self.over = False
-        self.deadline: float | None = None
-        """When the program is to be ended by force (seconds, monotonic)."""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._starting = False
-        self._waiting: list[int] = []
+    def on_running(pid: int) -> None:
+        folder.write(folders.STARTED, {"time": time.time()})
+        if detached is not None:
+            detached.on_running(pid)
 
-    def __enter__(self) -> "_Signals":
-        self._old = {number: signal.signal(number, self._on) for number in _FORWARDED}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def start(self, arguments: list[str]) -> subprocess.Popen[bytes]:
-        """Starts the process that signals are passed on to from now on."""
-        self._starting = True
-        # If the program does not use the terminal, a Ctrl-C there must not reach it twice.
-        self._process = process = subprocess.Popen(arguments, start_new_session=not os.isatty(0))
-        for number in self._waiting:
-            self._on(number, None)
-        return process
-
-    def _on(self, signum: int, frame: FrameType | None) -> None:
-        if self.over:
-            return
-        if self._process is None:
-            if self._starting:
-                self._waiting.append(signum)
-                return
-            self.over = True
-            raise KeyboardInterrupt
-        if signum in _LAST_WORDS and self.deadline is None:
-            self.deadline = time.monotonic() + _END_SECONDS
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signum)
+    return runc.run_to_end(
+        [*command, "--bundle", str(work), f"blockmap-{secrets.token_hex(6)}"],
+        work, signals, detached.streams if detached else None, on_running, terminal=terminal,
+    )  # fmt: skip
 
 
-def _run_container(runc: str, work: Path, supervised: bool, signals: _Signals) -> int:
-    identity = f"blockmap-{secrets.token_hex(6)}"
-    log = work / "runc.log"
-    base = [runc, "--root", str(work / "runc"), *([] if supervised else ["--rootless=true"])]
-    process = signals.start([*base, "--log", str(log), "run", "--bundle", str(work), identity])
-    try:
-        while True:
-            left = None if signals.deadline is None else max(signals.deadline - time.monotonic(), 0)
-            try:
-                # In slices, because a signal may set the deadline while this waits.
-                code = process.wait(1.0 if left is None else left)
-                return 128 - code if code < 0 else _status(code, log)
-            except subprocess.TimeoutExpired:
-                if left is not None:
-                    subprocess.run([*base, "kill", identity, "KILL"], capture_output=True, check=False)
-                    signals.deadline = time.monotonic() + _END_SECONDS
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        _end_containers(runc, work)
-
-
-def _status(code: int, log: Path) -> int:
-    """Returns the program's exit status; where runc could not start it, docker's 127 or 126, as runc's log gives the reason."""
-    try:
-        said = log.read_text(errors="replace")
-    except OSError:
-        return code
-    if code != _RUNC_FAILED or "level=error" not in said:
-        return code
-    if _ABSENT.search(said):
-        return 127
-    return 126 if _NO_PROGRAM.search(said) else code
-
-
-@contextlib.contextmanager
-def _folder(runc: str, attachments: Attachments, runs: Path) -> Iterator[Path]:
-    """Yields a new folder for one run, and takes it apart with all that is in it."""
-    if any(character in str(runs) for character in ",:\\"):
-        raise UsageError(f"{runs} cannot be used: overlay mounts have no way to name a path with one of , : \\ in it")
-    try:
-        runs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        guard = os.open(runs / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise HostError(f"cannot use {runs}: {error.strerror}") from error
-    try:
-        fcntl.flock(guard, fcntl.LOCK_EX)  # a folder that is not locked yet would look left over
-        left = {path: fd for path in runs.glob("run-*") if (fd := _lock_left(path)) is not None}
-        work = Path(tempfile.mkdtemp(dir=runs, prefix="run-"))
-        own = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(own, fcntl.LOCK_EX)
-    finally:
-        os.close(guard)
-    try:
-        for path, fd in left.items():
-            _end_containers(runc, path)
-            _take_apart(attachments, path)
-            os.close(fd)
-        for name in ("image", "scratch", "root"):
-            (work / name).mkdir()
-        yield work
-    finally:
-        _take_apart(attachments, work)
-        os.close(own)
-
-
-def _lock_left(left: Path) -> int | None:
-    """Locks the folder of a run that was killed; returns None where the run lives, or has just ended."""
-    try:
-        fd = os.open(left / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
-
-
-def _end_containers(runc: str, work: Path) -> None:
-    for container in (work / "runc").glob("*"):
-        subprocess.run(
-            [runc, "--root", str(work / "runc"), "delete", "--force", container.name], capture_output=True, check=False
-        )
-
-
-def _take_apart(attachments: Attachments, work: Path) -> None:
-    """Undoes a run's mounts, as far as there are any, and removes its folder."""
-    mounts.unmount(work / "root")
-    if mounts.source(work / "image") is not None:
-        with contextlib.suppress(BlockmapError):
-            attachments.detach(work / "image")
-    mounts.unmount(work / "scratch")
-    if mounts.source(work / "image") is None:
-        shutil.rmtree(work, ignore_errors=True)
+def make_sources(options: RunOptions) -> list[str]:
+    """Makes the directories of the host that a container is to have and that are absent, as docker does, and returns them;
+    HostError."""
+    absent = [each.source for each in options.volumes if not os.path.lexists(each.source)]
+    for source in absent:
+        try:
+            os.makedirs(source, exist_ok=True)
+        except OSError as error:
+            raise HostError(f"cannot make {source}: {error.strerror}") from error
+    return absent
 
 
 def _overlay(lower: Path, scratch: Path, root: Path) -> None:
@@ -311,17 +253,6 @@ def _mount_overlay(lower: Path, scratch: Path, root: Path) -> None:
     upper.chmod(own.st_mode & 0o7777)
     options = f"lowerdir={lower},upperdir={upper},workdir={scratch}/work"
     mounts.mount("overlay", root, "overlay", mounts.UNTRUSTED, options)
-
-
-def _supervised() -> bool:
-    """Returns True if containers can have control groups of their own; HostError where there are none at all."""
-    found = mounts.cgroups()
-    if not found:
-        raise HostError(
-            "runc needs control groups, and none are mounted: mount -t cgroup2 none /sys/fs/cgroup, or use "
-            "`blockmap attach` and chroot"
-        )
-    return not any(os.statvfs(each).f_flag & os.ST_RDONLY for each in found)
 
 
 def is_terminal() -> bool:
