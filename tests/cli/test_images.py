@@ -128,8 +128,8 @@ def test_a_damaged_entry_is_told_and_the_others_are_listed(store: Path, caplog: 
 @pytest.mark.parametrize(
     ("columns", "shown"),
     [
-        (80, ["NAME", "DIGEST", "MOVED", "VOLUME"]),
-        (50, ["NAME", "DIGEST", "MOVED"]),
+        (80, ["NAME", "DIGEST", "UPDATED", "VOLUME"]),
+        (50, ["NAME", "DIGEST", "UPDATED"]),
         (36, ["NAME", "DIGEST"]),
         (8, ["NAME"]),
     ],
