@@ -4,9 +4,8 @@ import os
 import secrets
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from blockmap.api.images import NamedImage
 from blockmap.control import clone_messages, messages
 from blockmap.control.dispatch import Dispatcher
 from blockmap.control.operation import EmptyAnswer
@@ -19,6 +18,9 @@ from blockmap.store.names import NameTarget
 from blockmap.trace.manager import TraceManager
 from blockmap.volume.clone_table import CaptureDraft
 
+if TYPE_CHECKING:
+    from blockmap.api.images import NamedImage
+
 _CALLS_AT_ONCE = 2048
 """Calls in one answer, some 300 kB: reads make no progress while it is encoded."""
 _MOST_READINGS = 65_536
@@ -30,7 +32,7 @@ def dispatcher(
     traces: TraceManager,
     local: LocalProfiles,
     status: Callable[[], dict[str, Any]],
-    images: Callable[[bool], list[NamedImage]],
+    images: "Callable[[bool], list[NamedImage]]",
     group: int | None = None,
 ) -> Dispatcher:
     """Returns a dispatcher that answers for one server, also members of `group` what they may ask.

@@ -83,7 +83,7 @@ def _tell(answer: ServerStatus) -> None:
         tell(f"trust     opens only what is signed with {' or '.join(answer['trust'])}")
     tell(
         f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}",
-        f"fetched   {size(calls.bytes)} in {calls.count:,} requests",
+        f"fetched   {size(calls.bytes)} in {calls.count:,} request{'' if calls.count == 1 else 's'}",
         f"latency   {duration(calls.latency_s(0.5))} (p50), {duration(calls.latency_s(0.99))} (p99)",
     )
     for line in prefetches(answer):
