@@ -17,7 +17,8 @@
         StoreReadOnly       the engine, or its credentials, cannot write
         StoreUnavailable    the engine did not answer, or has no room
       ImageError            an image that cannot be imported: damaged, hostile or unsupported
-      HostError             this host lacks something: a tool, root, a device, a running server
+      HostError             this host lacks something: a tool, root, a device
+        NoServer            no server answers at a socket
         DiskFull            a local disk has no room for what a client writes
 
 A message says what happened, the value that caused it, and what to do about it.
@@ -93,6 +94,10 @@ class ImageError(BlockmapError):
 
 
 class HostError(BlockmapError):
+    pass
+
+
+class NoServer(HostError):
     pass
 
 

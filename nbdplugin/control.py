@@ -3,7 +3,8 @@
 import os
 import secrets
 from collections.abc import Callable
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from blockmap.control import clone_messages, messages
 from blockmap.control.dispatch import Dispatcher
@@ -17,6 +18,9 @@ from blockmap.store.names import NameTarget
 from blockmap.trace.manager import TraceManager
 from blockmap.volume.clone_table import CaptureDraft
 
+if TYPE_CHECKING:
+    from blockmap.api.images import NamedImage
+
 _CALLS_AT_ONCE = 2048
 """Calls in one answer, some 300 kB: reads make no progress while it is encoded."""
 _MOST_READINGS = 65_536
@@ -24,10 +28,18 @@ _MOST_READINGS = 65_536
 
 
 def dispatcher(
-    server: Server, traces: TraceManager, local: LocalProfiles, status: Callable[[], dict[str, Any]]
+    server: Server,
+    traces: TraceManager,
+    local: LocalProfiles,
+    status: Callable[[], dict[str, Any]],
+    images: "Callable[[bool], list[NamedImage]]",
+    group: int | None = None,
 ) -> Dispatcher:
-    """Returns a dispatcher that answers for one server; `status` returns all but the dispatcher's own counts."""
-    made = Dispatcher()
+    """Returns a dispatcher that answers for one server, also members of `group` what they may ask.
+
+    `status` returns all but the dispatcher's own counts; `images` lists the store, with how much data each has if that is True.
+    """
+    made = Dispatcher(group)
 
     def start_of(request: messages.Readings | messages.Expect | messages.Ready) -> tuple[str, str]:
         """Returns the export by digest, and the label."""
@@ -115,6 +127,9 @@ def dispatcher(
     )
     made.register(messages.Traces, lambda _: messages.TracesAnswer(traces.traces()))
     made.register(messages.Names, lambda _: messages.NamesAnswer(server.names()))
+    made.register(
+        messages.Images, lambda request: messages.ImagesAnswer([asdict(each) for each in images(request.data)])
+    )
     made.register(messages.Resolve, resolve)
     made.register(messages.Stands, stands)
     made.register(messages.Config, config)

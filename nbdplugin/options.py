@@ -7,7 +7,7 @@ from typing import Any
 
 from blockmap.errors import UsageError
 from blockmap.format.signature import PublicKey, parse_public_key
-from blockmap.origin.outage_policy import OutagePolicy, parse_option
+from blockmap.origin.outage_policy import DEFAULT, OutagePolicy, parse_option
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,23 @@ class Options:
     """The most connections at a time; None for any number."""
     control_fd: int | None = None
     metrics_fd: int | None = None
+    group: int | None = None
+    """The number of the group whose members may ask on the control socket."""
+    idle_exit: float | None = None
+    """Seconds after its last use at which the supervisor ends; None where it does not."""
+    log: str | None = None
+    """The file that the supervisor logs to."""
     learn: bool = True
     trust: tuple[PublicKey, ...] = ()
     """The keys of which one must have signed what is opened; without any, nothing need be signed."""
     hydrate: bool = True
     sign: Path | None = None
     """The file of the private key that commits are signed with."""
+
+    @property
+    def outage_seconds(self) -> float:
+        """Returns the longest that a read of any export waits for a store that is away."""
+        return max(policy.wait_s for policy in ({"": DEFAULT} | dict(self.outages)).values())
 
 
 class OptionsParser:
@@ -80,6 +91,9 @@ _PARAMETERS: Mapping[str, Callable[[str, str], Any]] = {
     "state": lambda _, value: Path(value),
     "connections": _number,
     "outage": lambda _, value: parse_option(value),
+    "group": _number,
+    "idle_exit": lambda _, value: float(value),
+    "log": lambda _, value: value,
     "control_fd": _number,
     "metrics_fd": _number,
     "learn": _switch,

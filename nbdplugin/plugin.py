@@ -8,19 +8,22 @@ import ctypes
 import errno
 import gc
 import logging
+import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import nbdkit
 
+from blockmap import __version__
 from blockmap.errors import BlockmapError, DiskFull, UsageError
 from blockmap.learn.local_files import LocalProfiles
 from blockmap.local.paths import profiles_folder
 from blockmap.server.server import Server
-from blockmap.store.opening import location
+from blockmap.store.opening import location, open_store
 from blockmap.store.signing import Trust
 from blockmap.volume.volume import WritableVolume
 from nbdplugin.background import LearnerProcess
@@ -32,6 +35,9 @@ from nbdplugin.publishing import PublisherProcess
 from nbdplugin.session import Session, Sessions
 from nbdplugin.sockets import hang_up_on_idle, has_room, peer
 from nbdplugin.threads import here, keep
+
+if TYPE_CHECKING:
+    from blockmap.api.images import NamedImage
 
 API_VERSION = 2
 
@@ -56,6 +62,7 @@ class Service:
     """A server, its connections, and what else runs beside it in this process; threads, sockets and files are its own."""
 
     def __init__(self, options: Options) -> None:
+        self._options = options
         self._learner = LearnerProcess(options.store, options.cache, trust=options.trust)
         evidence = self._learner.offer if options.learn else None
         state = options.state or options.cache / "state"
@@ -76,7 +83,8 @@ class Service:
         if options.control_fd is not None:
             listening = socket.socket(fileno=options.control_fd)
             kept = LocalProfiles(profiles_folder(options.cache))
-            dispatcher(self.server, self.server.traces, kept, self._status).start(listening)
+            made = dispatcher(self.server, self.server.traces, kept, self._status, self._images, options.group)
+            made.start(listening)
         if options.metrics_fd is not None:
             MetricsServer(socket.socket(fileno=options.metrics_fd), self._status).start()
 
@@ -86,7 +94,19 @@ class Service:
         self.server.close()
 
     def _status(self) -> dict[str, object]:
-        return {**self.sessions.status(), "learn": self._learner.status()}
+        own = self._options
+        return {
+            **self.sessions.status(),
+            "version": __version__,
+            "supervisor": {"pid": os.getppid(), "idle_seconds": own.idle_exit, "log": own.log},
+            "outage_seconds": own.outage_seconds,
+            "learn": self._learner.status(),
+        }
+
+    def _images(self, want_data: bool) -> "list[NamedImage]":
+        from blockmap.api.images import list_images  # 7 ms, for which no start waits
+
+        return list_images(open_store(self._options.store)[0], Trust(self._options.trust), data=want_data)
 
 
 class Plugin:
@@ -159,7 +179,9 @@ def after_fork() -> None:
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    # A supervisor says when it passes a line on.
+    before = "" if _plugin.parser.options().control_fd is not None else "%(asctime)s "
+    handler.setFormatter(logging.Formatter(f"{before}%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     try:
         _plugin.start()

@@ -17,6 +17,7 @@ Helpers, by what they provide:
     cache/contents.py              chunks whose bytes follow from a number, so that every byte read can be checked; which
                                    deleted files a process has open
     cache/writer.py                a process that fills a cache until it is killed
+    cli/zygote.py                  commands in forked processes, with whatever streams, users and terminals a test wants
     commit/disk_clone.py           a clone of a small disk image, without a server
     commit/in_process.py           a publisher in the process of whoever asks
     corpus/starts.py               timed starts of programs, from a store nearby or behind a delay

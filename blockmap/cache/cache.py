@@ -18,7 +18,7 @@ from pathlib import Path
 
 from blockmap.cache import slot as slots
 from blockmap.cache.datafile import DataFile
-from blockmap.cache.journal import Journal
+from blockmap.cache.journal import INDEX, Journal
 from blockmap.cache.slot_table import SlotTable
 from blockmap.errors import HostError
 from blockmap.format import BLOCK
@@ -77,7 +77,7 @@ class Cache:
         self._end = self._scrubbed = 0
         self._stored = self._evicted = self._bad = self._lost = self._failed = 0
         self._logged = float("-inf")
-        self._journal = Journal(directory / "index.db")
+        self._journal = Journal(directory / INDEX)
         self._load()
 
     def lookup(self, digest: bytes) -> int:

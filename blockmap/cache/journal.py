@@ -8,6 +8,7 @@ import logging
 import queue
 import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,6 +23,8 @@ _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
+INDEX = "index.db"
+"""The file's name in the directory of the cache."""
 _SCHEMA = database.Schema(
     version=1,
     tables="""
@@ -160,6 +163,12 @@ class Journal:
             except queue.Empty:
                 break
         return items, [], anew, False
+
+
+def count_slots(directory: Path) -> int:
+    """Returns the number of slots on record for the cache in a directory, and changes nothing; sqlite3.Error."""
+    with closing(database.open_to_read(directory / INDEX, _SCHEMA)) as connection:
+        return int(connection.execute("SELECT count(*) FROM slots").fetchone()[0])
 
 
 def _rows(connection: sqlite3.Connection) -> list[Row]:

@@ -1,6 +1,5 @@
 """Commands for clones: clone, clones, fork, rewind."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import click
 from blockmap.api.clones import CloneHost
 from blockmap.cli.opened import opened
 from blockmap.format.refs import short_export
+from blockmap.terminal.machine import tell_json, timestamp
 from blockmap.terminal.options import cache_option, json_option, socket_option, store_option, trust_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.units import parse_size
@@ -52,7 +52,7 @@ def clones(socket: Path | None, as_json: bool) -> None:
     """List the clones of this host, and those whose image has another version by now, where a server says so."""
     found = opened(CloneHost, socket=socket).clones()
     if as_json:
-        tell(json.dumps([asdict(each) for each in found]))
+        tell_json([{**asdict(each), "created": timestamp(each.created)} for each in found])
         return
     # Imported here: what tables need takes 20 ms, which `clone` does without.
     from rich.table import Table

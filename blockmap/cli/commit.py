@@ -1,6 +1,5 @@
 """The command `blockmap commit`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import click
 from blockmap.api.clones import CloneHost, Commit
 from blockmap.cli.opened import opened
 from blockmap.errors import NameMoved, UsageError
+from blockmap.terminal.machine import tell_json
 from blockmap.terminal.options import cache_option, json_option, socket_option, store_option
 from blockmap.terminal.output import tell
 
@@ -118,4 +118,7 @@ def _tell_done(as_json: bool, name: str, done: Commit) -> None:
 
 
 def _tell(as_json: bool, about: dict[str, object], text: str) -> None:
-    tell(json.dumps(about) if as_json else text)
+    if as_json:
+        tell_json(about)
+    else:
+        tell(text)

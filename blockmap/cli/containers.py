@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -85,21 +85,8 @@ def logs(name: str, follow: bool, tail: str) -> None:
         out.flush()
 
 
-@click.command()
-@click.argument("names", nargs=-1, metavar="NAME...")
-@click.option(
-    "-t",
-    "--time",
-    "seconds",
-    type=click.FloatRange(min=0),
-    default=10.0,
-    show_default=True,
-    help="Before it is killed.",
-)
-def stop(names: tuple[str, ...], seconds: float) -> None:
-    """Stop containers: by the image's StopSignal, and by force where that does not end one in time."""
-    if not names:
-        raise UsageError("no NAME is given: which container is to be stopped? `blockmap ps` lists them")
+def stop_containers(names: Sequence[str], seconds: float) -> None:
+    """Stops containers, and says of each that it was."""
     host = opened(ContainerHost)
     _each(names, lambda name: host.stop(name, seconds=seconds))
 
@@ -163,7 +150,7 @@ def rm(names: tuple[str, ...], force: bool, store: str | None, cache: Path | Non
         remove(name)
 
 
-def _each(names: tuple[str, ...], work: Callable[[str], None]) -> None:
+def _each(names: Sequence[str], work: Callable[[str], None]) -> None:
     """Does something to each container, and prints its name, as docker does; fails in the end where one failed."""
     failed = False
     for name in names:

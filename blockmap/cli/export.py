@@ -1,6 +1,5 @@
 """The command `blockmap export`."""
 
-import json
 import time
 
 import click
@@ -14,6 +13,7 @@ from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
 from blockmap.store.signing import Trust
+from blockmap.terminal.machine import digest, tell_json
 from blockmap.terminal.options import json_option, need_store, store_option, trust_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.units import size
@@ -42,7 +42,7 @@ def export(name: str, destination: str, store: str | None, trust: tuple[str, ...
         done = Exporter(repository, work, warn).run(found.version, target)
     seconds = time.monotonic() - began
     if as_json:
-        tell(json.dumps(_machine(done, seconds)))
+        tell_json(_machine(done, seconds))
         return
     rate = size(done.archive_bytes / max(seconds, 1e-9))
     tell(f"{name} -> {destination}  ({size(done.archive_bytes)} of layers, {seconds:.1f} s, {rate}/s)")
@@ -64,15 +64,15 @@ def _same(digest: bytes, before: bytes | None) -> str:
 
 def _machine(done: ExportedImage, seconds: float) -> dict[str, object]:
     return {
-        "config": f"sha256:{done.config.hex()}",
-        "manifest": None if done.manifest is None else f"sha256:{done.manifest.hex()}",
+        "config": digest(done.config),
+        "manifest": None if done.manifest is None else digest(done.manifest),
         "same_config": None if done.was_config is None else done.config == done.was_config,
         "same_manifest": None if None in (done.was_manifest, done.manifest) else done.manifest == done.was_manifest,
         "why_other": done.why_other,
         "layers": [
             {
-                "diff_id": f"sha256:{blob.diff_id.hex()}",
-                "digest": f"sha256:{blob.digest.hex()}",
+                "diff_id": digest(blob.diff_id),
+                "digest": digest(blob.digest),
                 "size": blob.size,
                 "why_other": blob.why_other,
             }

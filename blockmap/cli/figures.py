@@ -80,20 +80,47 @@ def exports(status: ServerStatus) -> list[Export]:
     return [*found.values(), *(Export(name, None, 0, 0, figures) for name, figures in reads.items())]
 
 
-def background(status: ServerStatus) -> list[str]:
-    """Returns lines about fetches that no reader waits for: bundles of starts, and whole images."""
+def prefetches(status: ServerStatus) -> list[str]:
+    """Returns lines about what is brought before anybody reads it: bundles of starts, and whole images."""
     fetch = status["fetch"]
-    bundles = (
-        f"{fetch['bundles']:,} bundles, {fetch['bundles_running']:,} under way, {size(fetch['bundle_bytes'])}, "
-        f"{fetch['bundle_missed_reads']:,} reads of what they lack, {fetch['bundle_damaged_chunks']:,} chunks damaged, "
-        f"{fetch['bundles_failed']:,} failed"
-    )
-    ahead = f"{size(fetch['hydrated_bytes'])} ahead of starts that missed, {fetch['hydrated_reads']:,} chunks of it read at once"
-    return [bundles, ahead, *(_hydration(each) for each in status["hydrations"])]
+    lines = []
+    if fetch["bundles"]:
+        running, missed, failed = fetch["bundles_running"], fetch["bundle_missed_reads"], fetch["bundles_failed"]
+        bundles = f"{fetch['bundles']:,} bundle{'' if fetch['bundles'] == 1 else 's'}"
+        lines.append(
+            f"{bundles}, {f'{running:,} under way' if running else 'done'}, {missed:,} reads had to fetch besides"
+            + (f"; {failed:,} failed" if failed else "")
+        )
+    if fetch["hydrated_bytes"]:
+        lines.append(
+            f"{size(fetch['hydrated_bytes'])} for starts that missed, {fetch['hydrated_reads']:,} chunks of it were read"
+        )
+    return [*lines, *(_hydration(each) for each in status["hydrations"])]
 
 
 def _hydration(each: dict[str, Any]) -> str:
     return f"all of {short_export(each['export'])}: {size(each['bytes'])}, {each['state']}"
+
+
+def faults(status: ServerStatus) -> list[str]:
+    """Returns lines about what has gone wrong since the server started; none where nothing has."""
+    fetch, cache, calls = status["fetch"], status["cache"], remote(status)
+    counted = {
+        "calls of the store failed": calls.errors,
+        "chunks and nodes came damaged from the store": fetch["damaged"] + fetch["bundle_damaged_chunks"],
+        "reads got nothing from the store": fetch["failed_reads"],
+        "chunks and nodes of the cache were damaged": cache["damaged"],
+        "chunks and nodes of the cache were lost": cache["lost"],
+        "traces could not be learnt from": status["learn"]["failures"],
+    }
+    lines = [f"{count:,} {what}" for what, count in counted.items() if count]
+    if fetch["store_away"]:
+        lines.insert(0, "the store does not answer")
+    if cache["missing"]:
+        lines.append("the cache's directory is gone, and cannot be made again: reads go on without a cache")
+    elif cache["replaced"]:
+        lines.append(f"the cache's directory was removed or replaced {cache['replaced']:,} times: it began anew, empty")
+    return lines
 
 
 def remote(status: ServerStatus) -> Figures:

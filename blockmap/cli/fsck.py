@@ -1,7 +1,5 @@
 """The command `blockmap fsck`."""
 
-import json
-
 import click
 
 from blockmap.cli.images import heal_from
@@ -10,6 +8,7 @@ from blockmap.image.layer import config_chains
 from blockmap.store.base import Pruner
 from blockmap.store.opening import open_writer
 from blockmap.terminal.durations import Duration
+from blockmap.terminal.machine import tell_json
 from blockmap.terminal.options import json_option, max_size_option, need_store, store_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.units import size
@@ -76,7 +75,7 @@ def fsck(
             break
     mended = [problem for problem in found if problem not in report.problems]
     if as_json:
-        tell(json.dumps(_machine(report, mended)))
+        tell_json(_machine(report, mended))
     else:
         _tell(report, mended, read)
     if report.problems:

@@ -1,6 +1,5 @@
 """The command `blockmap gc`."""
 
-import json
 from typing import Any
 
 import click
@@ -8,6 +7,7 @@ import click
 from blockmap.image.layer import config_chains
 from blockmap.store.opening import open_writer
 from blockmap.terminal.durations import Duration
+from blockmap.terminal.machine import tell_json
 from blockmap.terminal.options import json_option, need_store, store_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.units import size
@@ -75,7 +75,7 @@ def gc(store: str | None, dry_run: bool, keep: float, grace: float, as_json: boo
         if leftovers and not as_json:
             tell(f"removed {leftovers:,} files that killed writers had left")
     if as_json:
-        tell(json.dumps(said))
+        tell_json(said)
 
 
 def _tell_plan(plan: Plan) -> None:

@@ -1,6 +1,5 @@
 """Commands about names and their history: log (which is history, too), diff, tag, untag."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -15,6 +14,7 @@ from blockmap.api.store import ImageStore
 from blockmap.cli.opened import opened
 from blockmap.errors import UsageError
 from blockmap.terminal.graph import draw
+from blockmap.terminal.machine import tell_json
 from blockmap.terminal.options import json_option, need_store, sign_option, store_option, trust_option
 from blockmap.terminal.output import tell
 from blockmap.terminal.tables import cells, tell_table
@@ -44,7 +44,7 @@ def log(names: tuple[str, ...], graph: bool, store: str | None, count: int, as_j
         raise UsageError("no NAME is given: whose history is to be shown? --graph shows that of all")
     entries = [entry for name in names for entry in islice(images.log(name), count)]
     if as_json:
-        tell(json.dumps([_row(entry) for entry in entries]))
+        tell_json([_row(entry) for entry in entries])
         return
     _tell_entries(entries, len(names) > 1)
 
@@ -84,7 +84,7 @@ def _row(entry: LogEntry) -> dict[str, Any]:
 
 def _tell_graph(versions: Sequence[GraphVersion], as_json: bool) -> None:
     if as_json:
-        tell(json.dumps([{**asdict(each), "time": timestamp(each.time)} for each in versions]))
+        tell_json([{**asdict(each), "time": timestamp(each.time)} for each in versions])
         return
     drawn = draw((each.digest, each.parents) for each in versions)
     for (lines, head), each in zip(drawn, versions, strict=True):
@@ -108,7 +108,7 @@ def diff(old: str, new: str, store: str | None, trust: tuple[str, ...], ranges: 
     if as_json:
         summary = {"differing_bytes": found.differing_bytes, "added_bytes": found.added_bytes}
         what = {"ranges": found.ranges} if files is None else {"files": [_file_row(change) for change in files]}
-        tell(json.dumps({**summary, **what}))
+        tell_json({**summary, **what})
         return
     for change in files or ():
         source = f"/{_shown(change.source)} -> " if change.change is Change.RENAMED else ""

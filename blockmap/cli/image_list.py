@@ -1,7 +1,8 @@
 """The command `blockmap images`."""
 
-import json
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,10 +12,16 @@ from rich.table import Table
 from blockmap.api.images import NamedImage
 from blockmap.api.store import ImageStore
 from blockmap.cli.opened import opened
-from blockmap.terminal.options import cache_option, json_option, need_store, store_option, trust_option
+from blockmap.control.client import Client
+from blockmap.control.messages import Images
+from blockmap.errors import HostError, NoServer, StoreError
+from blockmap.local.paths import server_socket
+from blockmap.store.opening import location
+from blockmap.terminal.machine import tell_json, timestamp
+from blockmap.terminal.options import cache_option, json_option, need_store, socket_option, store_option, trust_option
 from blockmap.terminal.output import tell
 from blockmap.terminal.tables import cells, tell_table
-from blockmap.terminal.times import ago, timestamp
+from blockmap.terminal.times import ago
 from blockmap.terminal.units import size
 
 _SHORT_DIGITS = 12
@@ -25,6 +32,7 @@ _SHORT_DIGITS = 12
 @store_option
 @trust_option
 @cache_option
+@socket_option
 @click.option(
     "--data",
     is_flag=True,
@@ -39,6 +47,7 @@ def images(
     store: str | None,
     trust: tuple[str, ...],
     cache: Path | None,
+    socket: Path | None,
     data: bool,
     quiet: bool,
     no_trunc: bool,
@@ -46,11 +55,12 @@ def images(
 ) -> None:
     """List the images in the store, or those of REPO, and which keys signed them.
 
-    With --trust, signatures are checked, and images that are not opened for lack of one are listed as refused.
+    With --trust, signatures are checked, and images that are not opened for lack of one are listed as refused. Where no store is
+    named, or this user may not read it, the server lists it.
     """
-    found = opened(ImageStore, need_store(store), cache, trust=trust).images(repo, data=data)
+    found = _listed(repo, store, trust, cache, socket or server_socket(), data)
     if as_json:
-        tell(json.dumps([{**asdict(image), "time": timestamp(image.time)} for image in found]))
+        tell_json([{**asdict(image), "time": timestamp(image.time)} for image in found])
     elif quiet:
         for image in found:
             tell(image.name)
@@ -58,7 +68,7 @@ def images(
         tell_table(_table(found, data, bool(trust), no_trunc))
 
 
-def _table(found: list[NamedImage], data: bool, trusts: bool, no_trunc: bool) -> Table:
+def _table(found: Sequence[NamedImage], data: bool, trusts: bool, no_trunc: bool) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("NAME", overflow="fold")
     for title in ("DIGEST", "UPDATED"):
@@ -76,3 +86,26 @@ def _table(found: list[NamedImage], data: bool, trusts: bool, no_trunc: bool) ->
         key = [f"{image.signed_with or '-'}{', refused' if image.refused else ''}"] if signed else []
         table.add_row(*cells(image.name, digest, ago(image.time, now), *sizes, size(image.volume_bytes), *key))
     return table
+
+
+def _listed(
+    repo: str | None, store: str | None, trust: tuple[str, ...], cache: Path | None, socket: Path, data: bool
+) -> Sequence[NamedImage]:
+    """Lists the store, or has the server do so on behalf of a user who names none, or may not read it."""
+    server = Client(socket.absolute())
+    if not store and not trust:
+        with suppress(NoServer):  # then a store must be named
+            return _told(server, repo, data)
+    try:
+        return opened(ImageStore, need_store(store), cache, trust=trust).images(repo, data=data)
+    except StoreError:
+        if store and not trust:
+            with suppress(HostError):
+                if server.status()["store"] == location(store):
+                    return _told(server, repo, data)
+        raise
+
+
+def _told(server: Client, repo: str | None, data: bool) -> Sequence[NamedImage]:
+    listed = [NamedImage(**each) for each in server.ask(Images(data)).images]
+    return [each for each in listed if repo in (None, each.name, each.name.rpartition(":")[0])]

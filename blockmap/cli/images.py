@@ -19,24 +19,40 @@ from blockmap.store.base import Reader, Writer
 from blockmap.store.key_files import read_trusted
 from blockmap.store.opening import create_store, open_store, open_writer
 from blockmap.store.repository import Repository
-from blockmap.store.resolver import find_version
+from blockmap.store.resolver import Resolved, find_version
 from blockmap.store.signing import Trust
 from blockmap.store.volume_reader import stored_reader
-from blockmap.terminal.options import max_size_option, need_store, store_option, trust_option
+from blockmap.terminal.machine import digest, tell_json
+from blockmap.terminal.options import json_option, max_size_option, need_store, store_option, trust_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.units import size
 from blockmap.upkeep.derived import check_derived
 from blockmap.upkeep.reach import Fault
-from blockmap.upkeep.verify import check_version, record_faults, usage
+from blockmap.upkeep.verify import Usage, check_version, record_faults, usage
 
 
 @click.command()
 @click.argument("url", required=False)
 @store_option
-def create(url: str | None, store: str | None) -> None:
-    """Make a store in URL (else --store): a directory, or a prefix in a bucket that exists, where nothing is yet."""
-    made, form = create_store(need_store(url or store))
-    tell(f"made store {form.store} in {made.url}")
+@click.option("--if-absent", is_flag=True, help="Do nothing where there is a store already.")
+@json_option
+def create(url: str | None, store: str | None, if_absent: bool, as_json: bool) -> None:
+    """Make a store in URL, else in --store.
+
+    That is a directory, or a prefix in a bucket that exists, where nothing is yet. With --if-absent, the exit status is 0 as well
+    where this release can use the store that is there.
+    """
+    where, is_new = need_store(url or store), True
+    try:
+        made, form = create_store(where)
+    except UsageError:
+        if not if_absent:
+            raise
+        (made, form), is_new = open_writer(where), False
+    if as_json:
+        tell_json({"store": form.store, "url": made.url, "created": is_new})
+    else:
+        tell(f"made store {form.store} in {made.url}" if is_new else f"{made.url} has store {form.store} already")
 
 
 @click.command()
@@ -44,7 +60,8 @@ def create(url: str | None, store: str | None) -> None:
 @store_option
 @trust_option
 @click.option("--files", is_flag=True, help="List the files, with their sizes and the blocks that they take.")
-def show(name: str, store: str | None, trust: tuple[str, ...], files: bool) -> None:
+@json_option
+def show(name: str, store: str | None, trust: tuple[str, ...], files: bool, as_json: bool) -> None:
     """Show what NAME is: configuration, size, digests, deduplication; or its files."""
     trusted = Trust(read_trusted(trust))
     opened, _ = open_store(need_store(store))
@@ -52,26 +69,59 @@ def show(name: str, store: str | None, trust: tuple[str, ...], files: bool) -> N
     found = find_version(repository, parse_reference(name))
     version = found.version
     if files:
-        for file in repository.file_map(version.root.digest):
+        listed = repository.file_map(version.root.digest)
+        if as_json:
+            tell_json([{"path": f"/{_path(file.path)}", "bytes": file.size, "blocks": file.blocks} for file in listed])
+            return
+        for file in listed:
             blocks = file.blocks
-            tell(f"{file.size:>12,} {blocks:>8,}  /{file.path.decode('utf-8', 'backslashreplace')}")
+            tell(f"{file.size:>12,} {blocks:>8,}  /{_path(file.path)}")
         return
-    took = usage(repository, version.root)
+    took, hidden = usage(repository, version.root), usage(repository, version.extra)
+    if as_json:
+        tell_json(_about(found, took, hidden))
+        return
     tell(f"export      {found.pinned}")
-    tell(f"root        {version.root.digest.hex()}")
-    tell(f"volume      {size(version.root.size * BLOCK)}, of it data {size(took.data_bytes)}")
+    tell(f"root        {digest(version.root.digest)}")
+    tell(f"data        {size(took.data_bytes)}, in a volume of {size(version.root.size * BLOCK)} (sparse)")
     tell(
         f"chunks      {took.chunks:,} in {took.packs:,} packs, {size(took.chunk_bytes)} before compression, "
         f"{size(took.stored_bytes)} stored"
     )
     tell(f"dedup       {took.data_bytes / max(took.chunk_bytes, 1):.2f} within the image")
-    hidden = usage(repository, version.extra)
     tell(f"hidden      {size(hidden.data_bytes)} that upper layers replace or remove")
     tell(f"created     {version.created or '-'}")
     if version.signature is not None:
         tell(f"signed      with key {version.signature.key}{'' if trusted else ', not checked without --trust'}")
     if version.config is not None:
         tell("config", *_own_config(version.config))
+
+
+def _about(found: Resolved, took: Usage, hidden: Usage) -> dict[str, object]:
+    version = found.version
+    try:
+        config = None if version.config is None else json.loads(version.config)
+    except (ValueError, RecursionError):
+        config = None
+    return {
+        "export": found.pinned,
+        "digest": digest(found.name),
+        "root": digest(version.root.digest),
+        "volume_bytes": version.root.size * BLOCK,
+        "data_bytes": took.data_bytes,
+        "chunks": took.chunks,
+        "packs": took.packs,
+        "chunk_bytes": took.chunk_bytes,
+        "stored_bytes": took.stored_bytes,
+        "hidden_bytes": hidden.data_bytes,
+        "created": version.created or None,
+        "signed_with": None if version.signature is None else version.signature.key,
+        "config": config,
+    }
+
+
+def _path(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
 
 
 def _own_config(document: bytes) -> list[str]:
@@ -92,6 +142,7 @@ def _own_config(document: bytes) -> list[str]:
 )
 @click.option("--platform", metavar="OS/ARCH", help="Which image of SOURCE's index.")
 @max_size_option
+@json_option
 def verify(
     name: str,
     store: str | None,
@@ -100,6 +151,7 @@ def verify(
     heal: str | None,
     platform: str | None,
     max_size: float,
+    as_json: bool,
 ) -> None:
     """Read everything that NAME consists of, and check it against its digests.
 
@@ -116,10 +168,12 @@ def verify(
         heal_from(opened.url, heal, platform, max_size)
         faults = _faults(repository, found.version)
         if faults:
+            _tell_damage(found, faults, as_json)
             raise Corrupt(
                 f"{name} is still damaged in {len(faults)} places: {heal} is not the image that it was made of"
             )
     if faults:
+        _tell_damage(found, faults, as_json)
         raise Corrupt(
             f"{name} is damaged in {len(faults)} places: import the image again, or `blockmap verify {name} --heal SOURCE`, "
             "which store again what the source has of it"
@@ -127,8 +181,12 @@ def verify(
     for wrong in check_derived(opened, found.name, found.version, config_chains(found.version.config)):
         warn(wrong.message)
     took = usage(repository, found.version.root)
-    tell(f"{found.pinned}: {took.chunks:,} chunks, {size(took.data_bytes)} of data, all as their digests say")
+    about = {"export": found.pinned, "chunks": took.chunks, "data_bytes": took.data_bytes, "faults": []}
+    if not as_json:
+        tell(f"{found.pinned}: {took.chunks:,} chunks, {size(took.data_bytes)} of data, all as their digests say")
     if against is None:
+        if as_json:
+            tell_json({**about, "differences": None})
         return
     with scratch("verify") as work:
         source = open_source(against, platform=platform, work=work, most=int(max_size * (1 << 30)))
@@ -143,13 +201,22 @@ def verify(
             source.close()
     for difference in differences[:100]:
         warn(str(difference))
+    if as_json:
+        tell_json({**about, "differences": list(map(str, differences))})
     if differences:
         raise ImageError(f"{name} differs from {against} in {len(differences)} places")
+    if as_json:
+        return
     try:
         count = len(repository.file_map(found.version.root.digest))
     except (NotFound, Corrupt):
         count = 0
     tell(f"the same as {against}, file by file ({count:,} regular files)")
+
+
+def _tell_damage(found: Resolved, faults: list[Fault], as_json: bool) -> None:
+    if as_json:
+        tell_json({"export": found.pinned, "faults": [fault.message for fault in faults]})
 
 
 def _faults(repository: Repository, version: Version) -> list[Fault]:

@@ -1,6 +1,5 @@
 """The command `blockmap import`."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from blockmap.store.key_files import read_signer
 from blockmap.store.opening import open_writer
 from blockmap.store.probe import check_writable
 from blockmap.store.repository import Repository
+from blockmap.terminal.machine import digest, tell_json
 from blockmap.terminal.options import cache_option, max_size_option, need_store, sign_option, store_option
 from blockmap.terminal.output import OutputFailed, tell, warn
 from blockmap.terminal.units import size
@@ -117,7 +117,7 @@ class _Run:
             found.close()
         try:
             if self.as_json:
-                tell(json.dumps(_machine(summary)))
+                tell_json(_machine(summary))
             else:
                 _tell(summary)
         except OutputFailed as error:
@@ -158,8 +158,8 @@ def _machine(summary: Summary) -> dict[str, object]:
     counts = summary.counts
     return {
         "name": summary.name,
-        "digest": f"sha256:{summary.version.hex()}",
-        "root": summary.root.hex(),
+        "digest": digest(summary.version),
+        "root": digest(summary.root),
         "entry": summary.number,
         "volume_bytes": summary.volume_bytes,
         "data_bytes": counts.blocks * BLOCK,
@@ -175,14 +175,14 @@ def _machine(summary: Summary) -> dict[str, object]:
 
 
 def _tell(summary: Summary) -> None:
-    digest = f"sha256:{summary.version.hex()}"
+    version = digest(summary.version)
     if not summary.number:
-        tell(f"{summary.name} is up to date  {digest}")
+        tell(f"{summary.name} is up to date  {version}")
         return
     counts = summary.counts
     data, stored = counts.blocks * BLOCK, counts.stored_bytes + summary.node_bytes
     tell(
-        f"{summary.name}  {digest}  (entry {summary.number} of its name)",
+        f"{summary.name}  {version}  (entry {summary.number} of its name)",
         f"  {size(data)} of data in a volume of {size(summary.volume_bytes)} (sparse), {counts.chunks:,} chunks",
     )
     if not stored:

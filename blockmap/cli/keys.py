@@ -1,6 +1,5 @@
 """The commands about keys: key create, key show, key list."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from rich.table import Table
 
 from blockmap.format.signature import PublicKey
 from blockmap.store import key_files
+from blockmap.terminal.machine import tell_json
 from blockmap.terminal.options import json_option, sign_option, trust_option
 from blockmap.terminal.output import tell
 from blockmap.terminal.tables import cells, tell_table
@@ -49,7 +49,7 @@ def list_(sign: Path | None, trust: tuple[str, ...], as_json: bool) -> None:
     found = dict.fromkeys([*([] if own is None else [own]), *trusted])
     rows = [{"key": each.id, "public": str(each), "signs": each == own, "trusted": each in trusted} for each in found]
     if as_json:
-        tell(json.dumps(rows))
+        tell_json(rows)
         return
     if not rows:
         tell("no key is in use: imports are not signed, and nothing need be signed to be opened")

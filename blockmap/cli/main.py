@@ -23,11 +23,13 @@ _COMMANDS = {
     "create": "blockmap.cli.images:create",
     "detach": "blockmap.cli.host:detach",
     "diff": "blockmap.cli.history:diff",
+    "doctor": "blockmap.cli.doctor:doctor",
     "exec": "blockmap.cli.containers:execute",
     "export": "blockmap.cli.export:export",
     "fork": "blockmap.cli.clones:fork",
     "fsck": "blockmap.cli.fsck:fsck",
     "gc": "blockmap.cli.garbage:gc",
+    "help": "blockmap.cli.help:help_",
     "history": "blockmap.cli.history:log",
     "images": "blockmap.cli.image_list:images",
     "import": "blockmap.cli.imports:import_",
@@ -45,12 +47,13 @@ _COMMANDS = {
     "serve": "blockmap.cli.serve:serve",
     "show": "blockmap.cli.images:show",
     "status": "blockmap.cli.status:status",
-    "stop": "blockmap.cli.containers:stop",
+    "stop": "blockmap.cli.stop:stop",
     "tag": "blockmap.cli.history:tag",
     "top": "blockmap.cli.top:top",
     "trace": "blockmap.cli.traces:trace",
     "untag": "blockmap.cli.history:untag",
     "verify": "blockmap.cli.images:verify",
+    "version": "blockmap.cli.version:version",
 }
 """Where each command is: it is imported when it is run, because `attach` and `run` are waited for, and need a tenth of all."""
 
@@ -101,6 +104,9 @@ def _run(work: Callable[[], Any]) -> Any:
         warn(str(error))
         return 1
     except BrokenPipeError:
+        return 1
+    except PermissionError as error:
+        warn(f"this user may not use {error.filename}: run it with sudo, or name another place")
         return 1
 
 

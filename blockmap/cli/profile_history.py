@@ -1,6 +1,5 @@
 """Commands about the history of profiles: log, use, reset. A profile is never changed, only followed by another."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from blockmap.local.paths import default_cache, profiles_folder
 from blockmap.store.base import Reader
 from blockmap.store.opening import open_store
 from blockmap.store.profiles import ProfileReader
+from blockmap.terminal.machine import tell_json, timestamp
 from blockmap.terminal.options import json_option, label_option, labelled, need_store, store_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
@@ -46,7 +46,7 @@ def log(name: str, store: str | None, label: str | None, limit: int, as_json: bo
             {"n": n, "time": found.time, "host": found.host, "starts": found.starts, "bytes": _bytes(found)}
         )  # fmt: skip
     if as_json:
-        tell(json.dumps(rows))
+        tell_json([{**row, "time": timestamp(float(str(row["time"])))} for row in rows])
         return
     table = Table(box=None, pad_edge=False)
     for title in ("PROFILE", "MADE", "HOST", "STARTS", "DATA"):

@@ -1,6 +1,5 @@
 """Commands about profiles: build, show, list; others have modules of their own."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store
 from blockmap.store.profiles import ProfileReader
 from blockmap.store.signing import Trust
+from blockmap.terminal.machine import digest, tell_json, timestamp
 from blockmap.terminal.options import cache_option, json_option, need_store, store_option, trust_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
@@ -45,7 +45,7 @@ for command in (record, profile_history.log, profile_history.use, profile_histor
 @trust_option
 @cache_option
 @click.option("--label", help="Which workload of the image.  [default: default]")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary for machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def build(
     name: str,
     traces: tuple[str, ...],
@@ -94,10 +94,10 @@ def _tell(learnt: Learnt, as_json: bool) -> None:
             "adding_starts": merged.added,
             "items": len(made.items),
             "bytes": data,
-            "bundles": [{"version": own.version.hex(), "bytes": own.stored_bytes} for own in learnt.bundles],
+            "bundles": [{"version": digest(own.version), "bytes": own.stored_bytes} for own in learnt.bundles],
             "local": None if learnt.kept is None else str(learnt.kept),
         }
-        tell(json.dumps(summary))
+        tell_json(summary)
     else:
         tell(
             f"profile {made.n or 'of this host'} of {made.repo}+{made.label}: {size(data)} in {len(made.items):,} items, "
@@ -118,7 +118,7 @@ def _tell(learnt: Learnt, as_json: bool) -> None:
 @cache_option
 @click.option("--label", help="Which workload of the image.  [default: default]")
 @click.option("--limit", default=40, show_default=True, help="Rows to show; 0 for all.")
-@click.option("--json", "as_json", is_flag=True, help="For machines, all rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with all rows.")
 def show(name: str, store: str | None, cache: Path | None, label: str | None, limit: int, as_json: bool) -> None:
     """Show what starts of NAME read, in which order."""
     reference = parse_reference(name if label is None else f"{name}+{label}")
@@ -136,26 +136,28 @@ def show(name: str, store: str | None, cache: Path | None, label: str | None, li
             "repo": repo,
             "label": own,
             "n": found.n,
-            "version": found.version.hex(),
+            "version": digest(found.version),
             "starts": found.starts,
             "host": found.host,
-            "time": found.time,
+            "time": timestamp(found.time),
             "bytes": data,
-            "bundles": [{"version": version, "names": names, "bytes": length} for version, names, length in bundles],
+            "bundles": [
+                {"version": digest(version), "names": names, "bytes": length} for version, names, length in bundles
+            ],
             "items": item_rows(found.items, found.starts),
         }
-        tell(json.dumps(head))
+        tell_json(head)
         return
     tell(f"profile     {found.n or 'of this host'} of {repo}+{own}, made on {found.host}")
     tell(f"items       {len(found.items):,}, {size(data)}, from {found.starts} starts")
     for version, names, length in bundles:
-        tell(f"bundle      {size(length)} for {version[:12]} ({', '.join(names)})")
+        tell(f"bundle      {size(length)} for {version.hex()[:12]} ({', '.join(names)})")
     tell_table(item_table(found.items[: limit or None], found.starts))
     if limit and len(found.items) > limit:
         tell(f"... {len(found.items) - limit:,} more: --limit 0 shows all")
 
 
-def _bundles(store: Reader, found: Profile) -> list[tuple[str, list[str], int]]:
+def _bundles(store: Reader, found: Profile) -> list[tuple[bytes, list[str], int]]:
     """Returns the versions of names that have a bundle of the label: digest, names, bytes."""
     names = NameReader(store)
     versions: dict[bytes, list[str]] = {}
@@ -173,7 +175,7 @@ def _bundles(store: Reader, found: Profile) -> list[tuple[str, list[str], int]]:
                     ]
     except BlockmapError as error:
         warn(f"which versions have bundles is not known: {error}")
-    return [(version.hex(), versions[version], length) for version, length in rows]
+    return [(version, versions[version], length) for version, length in rows]
 
 
 def item_rows(items: Sequence[ProfileItem], starts: int) -> list[dict[str, object]]:
@@ -226,7 +228,7 @@ def list_(repo: str | None, store: str | None, as_json: bool) -> None:
         data = sum(item.blocks for item in found.items) * BLOCK
         rows.append({"repo": own, "label": label, "n": n, "starts": found.starts, "bytes": data, "host": found.host})
     if as_json:
-        tell(json.dumps(rows))
+        tell_json(rows)
         return
     table = Table(box=None, pad_edge=False)
     for title in ("REPO", "LABEL", "PROFILE", "STARTS", "DATA", "HOST"):

@@ -1,11 +1,14 @@
 """The command `blockmap serve`."""
 
-from datetime import datetime
+import grp
+import os
+import time
 from pathlib import Path
 
 import click
 
 from blockmap.cli.opened import state
+from blockmap.errors import UsageError
 from blockmap.host.attachments import Attachments
 from blockmap.host.devices.nbdfuse import NbdFuse
 from blockmap.host.serve.supervisor import Supervisor
@@ -17,6 +20,7 @@ from blockmap.store.key_files import read_signer, read_trusted
 from blockmap.store.opening import location
 from blockmap.terminal.options import cache_option, need_store, sign_option, socket_option, store_option, trust_option
 from blockmap.terminal.output import warn
+from blockmap.terminal.times import timestamp
 
 
 @click.command()
@@ -56,6 +60,12 @@ from blockmap.terminal.output import warn
     help="Bring the rest of an image while its start goes on missing, as far as the link has bytes to spare, or where starts "
     "read most of it; without, only what is read, or known to be, unless `attach --hydrate` asks for all.",
 )
+@click.option(
+    "--group",
+    envvar="BLOCKMAP_GROUP",
+    metavar="NAME",
+    help="Let members of this group use status, top and images, which change nothing. [env BLOCKMAP_GROUP]",
+)
 @click.option("--idle-exit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", hidden=True)
 def serve(
     store: str | None,
@@ -69,6 +79,7 @@ def serve(
     outages: tuple[str, ...],
     learn: bool,
     hydrate: bool,
+    group: str | None,
     idle_exit: float | None,
 ) -> None:
     """Serve every image of the store, and the clones of this host, over NBD."""
@@ -102,12 +113,24 @@ def serve(
         trusted,
         hydrate,
         None if sign is None else sign.absolute(),
+        None if group is None else _group_number(group),
     ).run()
 
 
+def _group_number(name: str) -> int:
+    """Returns the number of a group; UsageError."""
+    try:
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise UsageError(
+            f"there is no group {name!r}: make it with groupadd --system {name}, or name another"
+        ) from None
+
+
 def _log(text: str) -> None:
-    warn(text, before=f"{datetime.now():%Y-%m-%d %H:%M:%S} ")
+    """Logs a line with its time, which systemd's journal adds by itself."""
+    warn(text, before="" if "JOURNAL_STREAM" in os.environ else f"{timestamp(time.time())} ")
 
 
 def _pass_on(line: bytes) -> None:
-    warn(line.rstrip(b"\n").decode(errors="backslashreplace"), before="")
+    _log(line.rstrip(b"\n").decode(errors="backslashreplace"))

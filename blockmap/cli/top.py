@@ -17,12 +17,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from blockmap.cli.figures import Export, Figures, background, exports, remote
+from blockmap.cli.figures import Export, Figures, exports, faults, prefetches, remote
 from blockmap.control.client import Client
 from blockmap.control.messages import ServerStatus
 from blockmap.errors import HostError, UsageError
 from blockmap.format.refs import short_export
-from blockmap.local.paths import default_socket
+from blockmap.local.paths import server_socket
 from blockmap.terminal.options import socket_option
 from blockmap.terminal.tables import Fitted, cells
 from blockmap.terminal.units import duration, share, size
@@ -45,7 +45,7 @@ def top(socket: Path | None) -> None:
     """Show live what the server does; q ends it."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("top draws on a terminal: for a program, there is `blockmap status --json`")
-    client = Client((socket or default_socket()).absolute(), _ANSWER_SECONDS)
+    client = Client((socket or server_socket()).absolute(), _ANSWER_SECONDS)
     before: Snapshot | None = None
     with contextlib.suppress(KeyboardInterrupt), _keys(), Live(screen=True, auto_refresh=False) as live:
         while True:
@@ -75,12 +75,13 @@ def render(now: Snapshot, before: Snapshot | None) -> RenderableType:
     cache = status["cache"]
     calls = remote(status).since(remote(before.status) if before else None)
     lines = [
-        f"blockmap  process {status['pid']}, up {status['seconds']:.0f} s, store {status['store']}",
-        f"remote    {calls.count / seconds:,.0f} requests/s, {size(calls.bytes / seconds)}/s, {calls.errors:,} errors, "
-        f"p50 {duration(calls.latency_s(0.5))}, p99 {duration(calls.latency_s(0.99))}",
-        f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}, {cache['slots']:,} chunks and nodes, "
-        f"{cache['evicted']:,} evicted",
-        *(f"ahead     {line}" for line in background(status)),
+        f"server    process {status['supervisor']['pid']}, up {status['seconds']:.0f} s",
+        f"store     {status['store']}",
+        f"fetched   {calls.count / seconds:,.0f} requests/s, {size(calls.bytes / seconds)}/s",
+        f"latency   {duration(calls.latency_s(0.5))} (p50), {duration(calls.latency_s(0.99))} (p99)",
+        f"cache     {size(cache['bytes'])} of {size(cache['cap_bytes'])}",
+        *(f"prefetch  {line}" for line in prefetches(status)),
+        *(f"faults    {line}" for line in faults(status)),
         "",
     ]
     earlier = {each.name: each.reads for each in exports(before.status)} if before else {}
@@ -93,7 +94,7 @@ def render(now: Snapshot, before: Snapshot | None) -> RenderableType:
 def _table(rows: list[tuple[Export, Figures]], seconds: float) -> Fitted:
     table = Table(box=None, pad_edge=False)
     table.add_column("EXPORT", overflow="fold")
-    for title in ("CONNECTIONS", "READS/S", "BYTES/S", "HITS", "P50", "P99", "WAITING", "ERRORS"):
+    for title in ("CONN", "READS/S", "BYTES/S", "HITS", "P50", "P99", "WAIT", "ERR"):
         table.add_column(title, justify="right", no_wrap=True)
     for each, reads in rows:
         table.add_row(

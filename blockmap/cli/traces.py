@@ -14,10 +14,10 @@ from blockmap.learn.stored_index import index_of
 from blockmap.local.paths import default_cache, traces_folder
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
+from blockmap.terminal.machine import digest, tell_json, timestamp
 from blockmap.terminal.options import cache_option, json_option, need_store, store_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.tables import cells, tell_table
-from blockmap.terminal.times import moment
 from blockmap.terminal.units import size
 
 
@@ -33,7 +33,7 @@ def list_(cache: Path | None, as_json: bool) -> None:
     """List the traces on this host, oldest first."""
     rows = [{"trace": path.stem, **_about(own)} for path, own in _folder(cache).all()]
     if as_json:
-        tell(json.dumps(rows))
+        tell_json(rows)
         return
     table = Table(box=None, pad_edge=False)
     for title in ("TRACE", "STARTED", "IMAGE", "VERSION", "READS", "SIZE", "END", "READY", "NEW", "START", "PROFILE"):
@@ -41,8 +41,8 @@ def list_(cache: Path | None, as_json: bool) -> None:
     for row in rows:
         ready = f"{row['ready_ms']} ms" if row["ready_ms"] else "-"
         values = (
-            row["trace"], row["started"], f"{row['repo']}+{row['label']}", str(row["version"])[:12], row["reads"],
-            size(float(str(row["bytes"]))), row["end"], ready, "yes" if row["new"] else "no",
+            row["trace"], row["started"], f"{row['repo']}+{row['label']}", str(row["version"])[len("sha256:") :][:12],
+            row["reads"], size(float(str(row["bytes"]))), row["end"], ready, "yes" if row["new"] else "no",
             "yes" if row["declared"] else "no", row["profile"] or "-",
         )  # fmt: skip
         table.add_row(*cells(*values))
@@ -64,10 +64,10 @@ def show(name: str, store: str | None, cache: Path | None, files: bool, as_json:
         repository = Repository(open_store(need_store(store))[0])
         items = first_touches(own, index_of(repository, repository.version(own.head.version).root))
     if as_json:
-        tell(json.dumps({**about, "items": item_rows(items, 1)} if files else about))
+        tell_json({**about, "items": item_rows(items, 1)} if files else about)
         return
     for key, value in about.items():
-        tell(f"{key:<10}  {value}")
+        tell(f"{key:<10}  {'-' if value is None else value}")
     if files:
         tell_table(item_table(items, 1))
 
@@ -96,15 +96,15 @@ def _about(own: Trace) -> dict[str, object]:
     return {
         "repo": head.repo,
         "label": head.label,
-        "version": head.version.hex(),
-        "started": moment(head.started_us / 1e6),
+        "version": digest(head.version),
+        "started": timestamp(head.started_us / 1e6),
         "reads": len(own.reads),
         "bytes": int(own.reads["length"].sum(dtype="int64")),
         "seconds": int(own.reads["time_us"][-1]) / 1e6 if len(own.reads) else 0.0,
         "end": head.end.name.lower(),
-        "ready_ms": head.ready_ms,
+        "ready_ms": head.ready_ms or None,
         "new": head.is_new,
         "declared": bool(head.flags & DECLARED),
         "exact": bool(head.flags & EXACT),
-        "profile": head.profile,
+        "profile": head.profile or None,
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from blockmap.control.encoding import decode_answer, encode_request
 from blockmap.control.messages import ServerStatus, Status
 from blockmap.control.operation import AnswerT, Operation
-from blockmap.errors import HostError
+from blockmap.errors import HostError, NoServer
 from blockmap.local.paths import control_socket
 
 _ANSWER_SECONDS = 60
@@ -23,7 +23,8 @@ class Client:
         self._path = control_socket(nbd_socket)
 
     def ask(self, request: Operation[AnswerT]) -> AnswerT:
-        """Returns the answer; raises the error that the server had, or HostError where none answers."""
+        """Returns the answer; raises the error that the server had, or NoServer where none answers, HostError where it is not
+        for this user, or another program's."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(self._seconds)
@@ -31,13 +32,20 @@ class Client:
                 connection.sendall(encode_request(request))
                 with connection.makefile("rb") as lines:
                     line = lines.readline()
-        except OSError as error:
+        except PermissionError as error:
             raise HostError(
+                f"this user may not use the server at {self.nbd_socket}: run it with sudo; to ask for status and images, be in "
+                "the group that `blockmap serve --group` names"
+            ) from error
+        except OSError as error:
+            raise NoServer(
                 f"no blockmap server answers at {self.nbd_socket} ({error.strerror or error}): start one with "
                 "`blockmap serve`, or name its socket with --socket"
             ) from error
         if not line:
-            raise HostError(f"the server at {self.nbd_socket} hung up: it serves root and its own user only")
+            raise HostError(
+                f"the server at {self.nbd_socket} hung up: it serves root, its own user and its --group only"
+            )
         try:
             return decode_answer(request, line)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -55,7 +63,7 @@ class Client:
         if not ServerStatus.__required_keys__ <= status.keys():
             raise HostError(
                 f"the server at {self.nbd_socket} is of another release, and counts other things: end it when nothing is "
-                "attached (by a signal to `blockmap serve`), and it is started anew when it is needed"
+                "attached, with `blockmap stop`, and it is started anew when it is needed"
             )
         return status
 

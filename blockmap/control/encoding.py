@@ -20,7 +20,8 @@ ERRORS: dict[str, type[BlockmapError]] = {
     for each in (
         errors.UsageError, errors.NotFound, errors.AlreadyExists, errors.NameMoved, errors.FormatError, errors.Corrupt,
         errors.Untrusted, errors.StoreError, errors.NotAStore, errors.StoreTooNew, errors.StoreRefused, errors.CannotList,
-        errors.StoreReadOnly, errors.StoreUnavailable, errors.ImageError, errors.HostError, errors.DiskFull, errors.Collected,
+        errors.StoreReadOnly, errors.StoreUnavailable, errors.ImageError, errors.HostError, errors.NoServer, errors.DiskFull,
+        errors.Collected,
     )
 }  # fmt: skip
 """The errors that cross the socket, by `kind`; any other arrives as HostError."""

@@ -20,10 +20,24 @@ class ExportStatus(TypedDict):
     """Reads under way that the hit path did not answer."""
 
 
+class SupervisorStatus(TypedDict):
+    """The process that keeps a server running; its end is the server's."""
+
+    pid: int
+    idle_seconds: float | None
+    """Seconds after its last use at which it ends by itself; None where it does not."""
+    log: str | None
+    """The file that it logs to; None where that is no file."""
+
+
 class ServerStatus(TypedDict):
     """What a server is and counts; the keys of each part are given by the code that counts."""
 
     pid: int
+    """nbdkit's, which is started again when it ends."""
+    version: str
+    """The release, as `blockmap.__version__`."""
+    supervisor: SupervisorStatus
     started: float
     """Unix time."""
     seconds: float
@@ -33,6 +47,8 @@ class ServerStatus(TypedDict):
     store: str
     trust: list[str]
     """Ids of the keys of which one must have signed what is opened; empty where nothing need be signed."""
+    outage_seconds: float
+    """The longest that a read waits for a store that is away."""
     store_connected: bool
     """True if connections to the store are open, and for a store on this host."""
     exports: list[ExportStatus]
@@ -65,7 +81,7 @@ class StatusAnswer(Answer):
 class Status(Operation[StatusAnswer]):
     """Asks what the server is and counts."""
 
-    op, answer, is_use = "status", StatusAnswer, False
+    op, answer, is_use, group_may = "status", StatusAnswer, False, True
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,7 @@ class CallsAnswer(Answer):
 class Calls(Operation[CallsAnswer]):
     """Asks for the calls of the store from number `since` on, as many as are given at once."""
 
-    op, answer, is_use = "calls", CallsAnswer, False
+    op, answer, is_use, group_may = "calls", CallsAnswer, False, True
     since: int = 0
 
     def __post_init__(self) -> None:
@@ -104,7 +120,7 @@ class TracesAnswer(Answer):
 class Traces(Operation[TracesAnswer]):
     """Asks for the traces that run, and the latest."""
 
-    op, answer, is_use = "traces", TracesAnswer, False
+    op, answer, is_use, group_may = "traces", TracesAnswer, False, True
 
 
 @dataclass(frozen=True)
@@ -116,7 +132,26 @@ class NamesAnswer(Answer):
 class Names(Operation[NamesAnswer]):
     """Asks for the catalogue of the store."""
 
-    op, answer = "names", NamesAnswer
+    op, answer, group_may = "names", NamesAnswer, True
+
+
+@dataclass(frozen=True)
+class ImagesAnswer(Answer):
+    images: list[dict[str, Any]]
+    """The fields of `blockmap.api.images.NamedImage`."""
+
+
+@dataclass(frozen=True)
+class Images(Operation[ImagesAnswer]):
+    """Asks for the images of the store, on behalf of who cannot read the store."""
+
+    op, answer, is_use, group_may = "images", ImagesAnswer, False, True
+    data: bool = False
+    """True to be told how much data each has, which reads its tree."""
+
+    def __post_init__(self) -> None:
+        if type(self.data) is not bool:
+            raise UsageError(f"data is true or false, not {self.data!r}")
 
 
 @dataclass(frozen=True)
@@ -145,7 +180,7 @@ class Stands(Operation[StandsAnswer]):
     """Asks for the names by digest of the versions that names stand for now, and opens nothing; a clone's is that of the image
     that it was made of."""
 
-    op, answer, is_use = "stands", StandsAnswer, False
+    op, answer, is_use, group_may = "stands", StandsAnswer, False, True
     names: Sequence[str] = ()
 
     def __post_init__(self) -> None:

@@ -37,6 +37,8 @@ class Operation(Generic[AnswerT]):
     answer: ClassVar[type[Answer]]
     is_use: ClassVar[bool] = True
     """True if whoever asks uses the server, False for one who only watches it."""
+    group_may: ClassVar[bool] = False
+    """True if members of the server's group may ask, and not only its own user and root: nothing is changed or opened."""
 
     def to_wire(self) -> dict[str, Any]:
         return {"op": self.op, **vars(self)}

@@ -60,6 +60,11 @@ def entry(repo: str, tag: str, number: int) -> str:
     return f"names/{to_component(repo)}/{tag}/{_number(number)}"
 
 
+def names(repo: str) -> str:
+    """Returns the prefix of the keys of a repository's entries."""
+    return f"{NAMES}{to_component(repo)}/"
+
+
 def parse_entry(key: str) -> tuple[tuple[str, str], int] | None:
     """Returns the name (repository, tag) and number of the entry at `key`; None if `key` is not that of an entry."""
     parts = key.split("/")

@@ -168,6 +168,18 @@ def read_attached(state: Path) -> list[Attached]:
         raise HostError(f"the record of what is attached, {state / _FILE}, cannot be read: {error}") from error
 
 
+def read_devices(state: Path) -> list[tuple[Path, Device]]:
+    """Returns the folders and devices on record that are made, without the lock; HostError."""
+    if not is_recorded(state):
+        return []
+    try:
+        with closing(open_to_read(state / _FILE, _SCHEMA)) as connection:
+            table = AttachmentTable(connection)
+            return [(folder, device) for folder in table.folders() if (device := table.device(folder)) is not None]
+    except sqlite3.Error as error:
+        raise HostError(f"the record of what is attached, {state / _FILE}, cannot be read: {error}") from error
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

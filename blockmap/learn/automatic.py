@@ -42,7 +42,7 @@ def learn_from_start(
     start = load_trace(trace)
     share, has_too_much = learner.judge(start)
     if share <= _MISSED_SHARE and not has_too_much:
-        return f"nothing to learn, {share:.0%} of the start was not known"
+        return f"nothing new learnt from this start, {share:.0%} of it was not known"
     learnt = learner.learn([start])
     profile = learnt.profile
     about = f"{len(profile.items):,} items from {profile.starts} starts"

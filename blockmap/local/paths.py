@@ -11,11 +11,23 @@ TRACE_SUFFIX: Final = ".trace"
 """The ending of the names of traces."""
 
 
+_HOST_SOCKET = Path("/run/blockmap/nbd.sock")
+"""Root's, which serves the whole host."""
+
+
 def default_socket() -> Path:
     """Returns the default NBD socket."""
     if os.geteuid() == 0:
-        return Path("/run/blockmap/nbd.sock")
+        return _HOST_SOCKET
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "blockmap/nbd.sock"
+
+
+def server_socket() -> Path:
+    """Returns the NBD socket of the server to ask: this user's own, or root's where there is none and this user may ask that."""
+    own = default_socket()
+    if not control_socket(own).exists() and os.access(control_socket(_HOST_SOCKET), os.W_OK):
+        return _HOST_SOCKET
+    return own
 
 
 def need_store(url: str | None) -> str:

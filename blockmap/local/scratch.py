@@ -24,6 +24,17 @@ def scratch(name: str) -> Iterator[Path]:
         os.close(fd)
 
 
+def left_over() -> list[Path]:
+    """Returns the directories of this user that killed processes left."""
+    found = []
+    for each in sorted(Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*")):
+        fd = _lock_left(each)
+        if fd is not None:
+            found.append(each)
+            os.close(fd)
+    return found
+
+
 def _make(name: str) -> tuple[Path, int]:
     """Makes a directory, and locks it, which a process that is killed ends."""
     while True:
@@ -39,16 +50,23 @@ def _make(name: str) -> tuple[Path, int]:
 
 
 def _remove_left(left: Path) -> None:
-    """Removes a directory of this user that nobody has locked."""
+    fd = _lock_left(left)
+    if fd is not None:
+        shutil.rmtree(left, ignore_errors=True)
+        os.close(fd)
+
+
+def _lock_left(left: Path) -> int | None:
+    """Locks a directory of this user that nobody has locked; returns None where it is another's, or at work."""
     try:
         fd = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        return  # another user's, or gone meanwhile
+        return None  # another user's, or gone meanwhile
     try:
         if os.fstat(fd).st_uid == os.geteuid():
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
+            return fd
     except BlockingIOError:
-        pass  # at work
-    finally:
-        os.close(fd)
+        pass
+    os.close(fd)
+    return None

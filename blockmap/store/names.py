@@ -178,6 +178,14 @@ class NameReader:
         except CannotList:
             return self.told()
 
+    def tags(self, repo: str) -> dict[str, int]:
+        """Returns the number of the newest entry of each tag of a repository, removed ones too. Corrupt, StoreUnavailable."""
+        try:
+            numbers = newest_of(self._store.list(keys.names(repo)), keys.parse_entry)
+        except CannotList:
+            numbers = self.told()
+        return {tag: n for (own, tag), n in numbers.items() if own == repo}
+
     def told(self) -> dict[tuple[str, str], int]:
         """Returns the stored catalogue, empty where there is none; Corrupt, StoreUnavailable."""
         try:

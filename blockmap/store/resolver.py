@@ -20,6 +20,9 @@ from blockmap.store.numbered import read_numbers
 from blockmap.store.repository import Repository
 from blockmap.store.trusted_names import TrustedNames
 
+_MOST_TAGS = 20
+"""Tags that the message about an unknown one names, each of which is a question to the store."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
@@ -83,7 +86,22 @@ def no_image(reference: Reference, store: Reader) -> NotFound:
     if reference.past is not None:
         name = f"{reference.repo}:{reference.tag}"
         return NotFound(f"{name} was no image at {reference.past} in {store.url}: see `blockmap log {name}`")
-    return NotFound(f"there is no image {reference} in {store.url}: see `blockmap images`, or import it")
+    tags = _tags(store, reference.repo)
+    there = f"{reference.repo} has the {'tag' if len(tags) == 1 else 'tags'} {', '.join(tags)}; " if tags else ""
+    return NotFound(f"there is no image {reference} in {store.url}: {there}see `blockmap images`, or import it")
+
+
+def _tags(store: Reader, repo: str) -> list[str]:
+    """Returns tags of a repository that stand for something, as many as people look through, none where the store does not say."""
+    names = NameReader(store)
+    found = []
+    with suppress(BlockmapError):
+        for tag, n in sorted(names.tags(repo).items()):
+            if names.entry(repo, tag, n)[0].version is not None:
+                found.append(tag)
+            if len(found) == _MOST_TAGS:
+                break
+    return found
 
 
 def check_presence(store: Reader) -> None:

@@ -66,7 +66,7 @@ def socket_option(command: Command) -> Command:
     return click.option(
         "--socket",
         envvar="BLOCKMAP_SOCKET",
-        type=click.Path(path_type=Path),
+        type=click.Path(readable=False, path_type=Path),  # whoever may not use it is told so by what connects
         metavar="PATH",
         help="The server's Unix socket. [env BLOCKMAP_SOCKET; default /run/blockmap/nbd.sock or below XDG_RUNTIME_DIR]",
     )(command)
@@ -74,7 +74,7 @@ def socket_option(command: Command) -> Command:
 
 def json_option(command: Command) -> Command:
     """Adds `--json`."""
-    return click.option("--json", "as_json", is_flag=True, help="For machines.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def max_size_option(command: Command) -> Command:

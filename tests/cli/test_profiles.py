@@ -205,11 +205,11 @@ def test_a_server_publishes_only_what_it_learnt(site: Site) -> None:
     first = site.start(1, [b"usr/file-1", b"usr/file-2"])
     assert "profile 1 of 2 items" in site.learn(first)
     assert reader.number("app", "default") == 1
-    assert "nothing to learn" in site.learn(first)
+    assert "nothing new learnt" in site.learn(first)
     for flags in (DECLARED, NEW):
-        assert "nothing to learn" in site.learn(site.start(2, [b"usr/file-7"], flags=flags))
+        assert "nothing new learnt" in site.learn(site.start(2, [b"usr/file-7"], flags=flags))
     replayed = site.start(3, [b"usr/file-1"], profile=1)
-    assert "nothing to learn" in site.learn(replayed)
+    assert "nothing new learnt" in site.learn(replayed)
     assert reader.number("app", "default") == 1
     other = site.start(4, [b"usr/file-1", b"usr/file-7"], profile=1)
     site.learn(other)
@@ -230,7 +230,7 @@ def test_the_process_of_a_server_says_last_what_came_of_it(site: Site) -> None:
         return done.returncode, done.stdout.splitlines()[-1]
 
     assert run("app:1+default") == (0, "profile 1 of 1 items from 1 starts, with bundles for 1 versions")
-    assert run("app:1+default") == (0, "nothing to learn, 0% of the start was not known")
+    assert run("app:1+default") == (0, "nothing new learnt from this start, 0% of it was not known")
     assert "entry 1 of app:1 is not signed" in run("app:1+default", str(PublicKey(bytes(32))))[1]
     code_of_failure, said = run("other:1+default")
     assert code_of_failure == 1
@@ -263,7 +263,7 @@ def test_a_start_that_failed_is_not_learnt_even_by_name(site: Site) -> None:
         site.call("profile", "build", "app:1", name)
     with pytest.raises(NotFound, match="not in its profile yet"):
         site.call("profile", "build", "app:1")
-    assert "nothing to learn" in site.learn(name)
+    assert "nothing new learnt" in site.learn(name)
     assert ProfileReader(open_store(str(site.store))[0]).number("app", "default") == 0
 
 
@@ -303,7 +303,9 @@ def test_a_start_of_a_profile_of_most_of_the_image_is_no_scan(site: Site) -> Non
     paths = [b"usr/file-%d" % number for number in range(100)]  # as they lie in the volume
     site.call("profile", "build", "app:1", site.start(1, [paths[37 * number % 100] for number in range(60)]))
     others = [path for path in paths if path not in site.known()]
-    assert "nothing to learn" in site.learn(site.start(2**50, [*paths[:10], *others], profile=1)), "it copies the rest"
+    assert "nothing new learnt" in site.learn(site.start(2**50, [*paths[:10], *others], profile=1)), (
+        "it copies the rest"
+    )
     # The kernel's warming is in the trace, as the files lie.
     own = site.start(2**50 + 1, [*sorted(site.known(), key=paths.index), *others[::-1][:10]], profile=1)
     assert "profile 2 of" in site.learn(own)
@@ -331,7 +333,7 @@ def test_a_scan_is_no_start(site: Site) -> None:
     site.put("app:1", [directory("usr"), *(file(f"usr/file-{n}", bulk(n, 9000)) for n in range(100))])
     paths = [b"usr/file-%d" % number for number in range(100)]  # as they lie in the volume
     scan = site.start(1, paths)
-    assert "nothing to learn" in site.learn(scan)
+    assert "nothing new learnt" in site.learn(scan)
     with pytest.raises(NotFound, match="nothing was learnt"):
         site.call("profile", "build", "app:1", scan)
     own = site.start(2, [paths[37 * number % 100] for number in range(70)])

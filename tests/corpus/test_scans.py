@@ -77,7 +77,7 @@ def test_who_reads_an_image_once_changes_no_profile(imported: Host, image: str, 
             assert (told["new"], told["declared"]) == (True, bool(label))
             assert host.client.status()["traces"]["learnable"] == bool(label)
             said = learn_from_start(str(imported.store), host.cache, image, Path(told["path"]), print)
-            assert "nothing to learn" in said
+            assert "nothing new learnt" in said
         assert "nothing was learnt" in host.run("profile", "build", image, Path(told["path"])).stderr
     assert newest(imported, image) == before
 

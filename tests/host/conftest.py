@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,6 +42,12 @@ class Host:
         }
         self.client = Client(self.socket, 5)
         self.server: subprocess.Popen[bytes] | None = None
+
+    def move_socket(self, folder: Path) -> None:
+        """Has the next server listen in another folder."""
+        self.socket = folder / "nbd.sock"
+        self.environment["BLOCKMAP_SOCKET"] = str(self.socket)
+        self.client = Client(self.socket, 5)
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """Starts a command."""
@@ -212,6 +219,14 @@ def host(store: Path, tmp_path: Path, need: Callable[..., None]) -> Iterator[Hos
         yield made
     finally:
         made.end()
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that other users can go through, as they cannot through those of pytest."""
+    with tempfile.TemporaryDirectory(prefix="public-") as where:
+        os.chmod(where, 0o755)
+        yield Path(where)
 
 
 @pytest.fixture

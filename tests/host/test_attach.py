@@ -37,7 +37,6 @@ def test_an_image_is_brought_whole_where_it_is_asked_for(mounting: Host) -> None
     mounting.do("attach", "--hydrate", "app:1", where)
     until(lambda: [each["state"] for each in mounting.client.status()["hydrations"]] == ["complete"])
     said = mounting.do("status")
-    assert "0 bundles, 0 under way" in said
     assert "all of app@" in said
     assert ", complete" in said
     shutil.rmtree(mounting.store / "packs")

@@ -47,7 +47,7 @@ def test_it_has_nothing_else_of_its_parent() -> None:
 
 def test_why_it_ended() -> None:
     for script, said in (
-        ("echo one >&2; echo '2026-01-01 ERROR the cause' >&2; echo after >&2", "the cause"),
+        ("echo one >&2; echo 'ERROR the cause' >&2; echo after >&2", "the cause"),
         ("echo one >&2; echo two >&2; echo >&2", "two"),
         ("true", "it said nothing"),
     ):

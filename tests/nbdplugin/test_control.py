@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from blockmap import errors
+from blockmap.api.images import NamedImage
 from blockmap.commit.task import PublishedCapture
 from blockmap.control import clone_messages, messages
 from blockmap.control.dispatch import Dispatcher
@@ -133,6 +134,9 @@ class Served:
     def readings(self, export: str) -> tuple[int, list[ReadItem], int]:
         return (3, [ReadItem(7, 2, b"bin/sh", 1)], 9) if "+migrate" in export else (0, [], 0)
 
+    def images(self, want_data: bool) -> list[NamedImage]:
+        return [NamedImage("app:1", "sha256:0", 1, 2, 3, 4 if want_data else None, None, None)]
+
     def config(self, export: str) -> bytes:
         return b'{"config": {}}\xff'
 
@@ -149,11 +153,11 @@ def kept(tmp_path: Path) -> LocalProfiles:
 
 @pytest.fixture
 def control(served: Served, kept: LocalProfiles) -> Dispatcher:
-    return dispatcher(served, served, kept, served.status)  # type: ignore[arg-type]
+    return dispatcher(served, served, kept, served.status, served.images)  # type: ignore[arg-type]
 
 
 def ask(control: Dispatcher, **request: object) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(control.answer(json.dumps(request).encode() + b"\n"))
+    answer: dict[str, Any] = json.loads(control.answer(json.dumps(request).encode() + b"\n", may_change=True))
     return answer
 
 
@@ -284,7 +288,7 @@ def test_a_capture_is_published_or_it_is_said_why_not(control: Dispatcher) -> No
 
 
 def test_answers_arrive_as_they_were_given(control: Dispatcher, served: Served) -> None:
-    answer = decode_answer(Calls(13), control.answer(b'{"v":1,"op":"calls","since":13}\n'))
+    answer = decode_answer(Calls(13), control.answer(b'{"v":1,"op":"calls","since":13}\n', may_change=True))
     assert (answer.first, answer.calls) == served.calls.since(13, 10)
 
 
@@ -311,7 +315,7 @@ def test_answers_arrive_as_they_were_given(control: Dispatcher, served: Served) 
     ],
 )
 def test_nonsense_is_a_usage_error(control: Dispatcher, line: bytes) -> None:
-    answer = json.loads(control.answer(line))
+    answer = json.loads(control.answer(line, may_change=True))
     assert (answer["ok"], answer["kind"]) == (False, "UsageError")
     assert answer["error"]
 
@@ -387,3 +391,18 @@ def test_more_clients_than_are_answered_at_once_wait_for_a_place(control: Dispat
         assert threads() == 64
         clients[0].close()
         assert clients[-1].recv(1) == b"{"
+
+
+def test_images_are_listed_as_they_are(control: Dispatcher, served: Served) -> None:
+    for want_data in (False, True):
+        answer = ask(control, v=1, op="images", data=want_data)
+        assert [NamedImage(**each) for each in answer["images"]] == served.images(want_data)
+
+
+def test_members_of_the_group_ask_what_changes_nothing(control: Dispatcher) -> None:
+    may = {op for op, kind in control.kinds.items() if kind.group_may}
+    assert may == {"status", "calls", "traces", "names", "stands", "images"}
+    for op in control.kinds:
+        answer = json.loads(control.answer(json.dumps({"v": 1, "op": op}).encode() + b"\n", may_change=False))
+        assert answer["ok"] == (op in may), answer
+        assert op not in ("resolve", "hydrate", "rm") or "for root and its own user only" in answer["error"]

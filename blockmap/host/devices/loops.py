@@ -53,6 +53,18 @@ def set_small_sectors(device: str) -> None:
         raise HostError(f"the sectors of {device} cannot be changed: {error.strerror}") from error
 
 
+def next_free() -> str:
+    """Returns the loop device that the next `attach` will get, which the kernel makes if it must; HostError."""
+    try:
+        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return f"/dev/loop{fcntl.ioctl(control, _GET_FREE)}"
+        finally:
+            os.close(control)
+    except OSError as error:
+        raise HostError(f"the kernel gives no loop device: {error.strerror}") from error
+
+
 def showing(file: str) -> list[str]:
     """Returns the loop devices that show a file."""
     found = []

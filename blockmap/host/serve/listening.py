@@ -19,7 +19,7 @@ def owned(nbd_socket: Path) -> Iterator[int]:
     """Holds the lock beside a server's socket, and gives its descriptor; HostError where another server has it."""
     try:
         _make_directory(nbd_socket.parent)
-        fd = os.open(_lock_of(nbd_socket), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(lock_of(nbd_socket), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HostError(f"cannot make {nbd_socket}: {error.strerror}; name another with --socket") from error
     try:
@@ -33,10 +33,15 @@ def owned(nbd_socket: Path) -> Iterator[int]:
         os.close(fd)
 
 
+def lock_of(nbd_socket: Path) -> Path:
+    """Returns the file of the lock that whoever serves at a socket holds; its pids are in it."""
+    return nbd_socket.with_name(nbd_socket.name + ".lock")
+
+
 def is_owned(nbd_socket: Path) -> bool:
     """Returns True if a server holds the lock."""
     try:
-        fd = os.open(_lock_of(nbd_socket), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(lock_of(nbd_socket), os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -49,8 +54,8 @@ def is_owned(nbd_socket: Path) -> bool:
 
 
 @contextlib.contextmanager
-def unix_socket(path: Path, mode: int, option: str = "--socket") -> Iterator[socket.socket]:
-    """Listens at a path; replaces a socket that a killed server left there. HostError."""
+def unix_socket(path: Path, mode: int, option: str = "--socket", group: int | None = None) -> Iterator[socket.socket]:
+    """Listens at a path, which is given to a group; replaces a socket that a killed server left there. HostError."""
     if path.exists() and not path.is_socket():
         raise HostError(f"{path} is there and is not a socket: remove it, or name another with {option}")
     if _answers(path):
@@ -63,6 +68,8 @@ def unix_socket(path: Path, mode: int, option: str = "--socket") -> Iterator[soc
         try:
             listening.bind(str(path))
             bound = True
+            if group is not None:
+                os.chown(path, -1, group)
         except OSError as error:
             raise HostError(
                 f"cannot listen at {path}: {error.strerror or error}; name another with {option}"
@@ -106,10 +113,6 @@ def parse_place(text: str) -> Path | tuple[str, int]:
 
 def is_loopback(host: str) -> bool:
     return host.startswith("127.") or host in ("localhost", "::1")
-
-
-def _lock_of(nbd_socket: Path) -> Path:
-    return nbd_socket.with_name(nbd_socket.name + ".lock")
 
 
 def _make_directory(path: Path) -> None:

@@ -48,11 +48,23 @@ def check_python() -> None:
     if done.returncode or found is None:
         raise HostError("nbdkit has no Python plugin: apt-get install nbdkit-plugin-python")
     if (int(found[1]), int(found[2])) != sys.version_info[:2]:
-        own = f"{sys.version_info[0]}.{sys.version_info[1]}"
         raise HostError(
-            f"nbdkit's Python is {found[1]}.{found[2]}, and blockmap runs on {own} from {sys.prefix}: install blockmap into a "
-            "virtual environment made with /usr/bin/python3 -m venv"
+            f"nbdkit's Python is {found[1]}.{found[2]}, and blockmap runs on {own_python()} from {sys.prefix}: install blockmap "
+            "into a virtual environment made with /usr/bin/python3 -m venv"
         )
+
+
+def own_python() -> str:
+    """Returns the version of this environment's Python, as 3.11."""
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def plugin_script() -> Path:
+    """Returns the file that nbdkit's Python plugin runs; HostError where it is not installed."""
+    spec = find_spec("nbdplugin")
+    if spec is None or spec.origin is None:
+        raise HostError("the package nbdplugin is not installed beside blockmap: install blockmap again")
+    return Path(spec.origin).with_name("plugin.py")
 
 
 def environment() -> dict[str, str]:
@@ -81,12 +93,8 @@ def command(
     hydrate: bool,
 ) -> list[str]:
     """Returns the command that runs nbdkit in the foreground with the plugin; its sockets come by socket activation."""
-    spec = find_spec("nbdplugin")
-    if spec is None or spec.origin is None:
-        raise HostError("the package nbdplugin is not installed beside blockmap: install blockmap again")
-    script = Path(spec.origin).with_name("plugin.py")
     arguments = [
-        tools.find("nbdkit"), "-f", "--exit-with-parent", "-t", str(_WORKERS), "python", str(script),
+        tools.find("nbdkit"), "-f", "--exit-with-parent", "-t", str(_WORKERS), "python", str(plugin_script()),
         f"store={store}", f"cache={cache}", f"state={state}", f"control_fd={control_fd}",
         f"learn={'on' if learn else 'off'}", f"hydrate={'on' if hydrate else 'off'}", *(f"outage={each}" for each in outages),
         *(f"trust={key}" for key in trust),

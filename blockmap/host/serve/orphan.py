@@ -15,12 +15,12 @@ from pathlib import Path
 from blockmap.errors import HostError
 
 
-def note(lock: int, pid: int) -> None:
-    """Notes in the file of a supervisor's lock which process it has started."""
+def note(lock: int, pid: int, supervisor: int) -> None:
+    """Notes in the file of a supervisor's lock which process it has started, and its own."""
     with contextlib.suppress(OSError):  # the process has ended already; or the disk is full, and the cache's lock tells
         began = _stat(pid)[1]
         os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{pid} {began}\n".encode(), 0)
+        os.pwrite(lock, f"{pid} {began} {supervisor}\n".encode(), 0)
 
 
 def end_orphans(lock: int, cache: Path, seconds: float, say: Callable[[str], None]) -> None:
@@ -37,7 +37,7 @@ def end_orphans(lock: int, cache: Path, seconds: float, say: Callable[[str], Non
 
 def _noted(lock: int) -> int | None:
     """Returns the process that was noted, if it lives."""
-    words = os.pread(lock, 64, 0).split()
+    words = os.pread(lock, 64, 0).split()[:2]
     with contextlib.suppress(ValueError, OSError):
         pid, began = map(int, words)
         return pid if _stat(pid)[1] == began else None

@@ -87,8 +87,8 @@ class Process:
 
     def error(self) -> str | None:
         """Returns the last error that the plugin logged."""
-        found = (line.partition(" ERROR ")[2] for line in reversed(self._lines))
-        return next((text for text in found if text), None)
+        found = (line.removeprefix("ERROR ") for line in reversed(self._lines) if line.startswith("ERROR "))
+        return next(found, None)
 
     def last_line(self) -> str:
         """Returns what it said last."""

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -73,9 +74,11 @@ class Supervisor:
         trust: Sequence[str] = (),
         hydrate: bool = True,
         sign: Path | None = None,
+        group: int | None = None,
     ) -> None:
         """`pass_on` gets each line that nbdkit writes. `trust` has public keys, of which one must have signed what is opened;
-        `sign` is the file of the private key that commits are signed with.
+        `sign` is the file of the private key that commits are signed with. Members of `group`, a number, may ask what changes
+        nothing.
 
         `take_over` is called before it serves, when no other server can be at the socket any more.
         """
@@ -90,6 +93,7 @@ class Supervisor:
         self._learn, self._hydrate = learn, hydrate
         self._trust = trust
         self._sign = sign
+        self._group = group
         self._stop = False
         self._listen = parse_listen(listen) if listen else None
         self._metrics = parse_place(metrics) if metrics else None
@@ -111,8 +115,12 @@ class Supervisor:
             sockets = [stack.enter_context(unix_socket(self._socket, 0o660))]
             if self._listen is not None:
                 sockets.append(stack.enter_context(tcp_socket(*self._listen)))
-            control = stack.enter_context(unix_socket(control_socket(self._socket), 0o600))
+            control = stack.enter_context(self._control_socket())
             self._keep_running(sockets, [control, *self._listen_for_metrics(stack)])
+
+    def _control_socket(self) -> contextlib.AbstractContextManager[socket.socket]:
+        mode = 0o600 if self._group is None else 0o660
+        return unix_socket(control_socket(self._socket), mode, group=self._group)
 
     def _listen_for_metrics(self, stack: contextlib.ExitStack) -> list[socket.socket]:
         if self._metrics is None:
@@ -178,11 +186,17 @@ class Supervisor:
         arguments.append(f"connections={connections}")
         if self._sign is not None:
             arguments.append(f"sign={self._sign}")
+        if self._group is not None:
+            arguments.append(f"group={self._group}")
+        if self._idle_seconds is not None:
+            arguments.append(f"idle_exit={self._idle_seconds:g}")
+        if (own_log := _log_file()) is not None:
+            arguments.append(f"log={own_log}")
         if self._metrics is not None:
             arguments.append(f"metrics_fd={control_fd + 1}")
         environment = {**nbdkit.environment(), "LISTEN_FDS": str(len(sockets))}
         process = Process(arguments, environment, [each.fileno() for each in (*sockets, *own)], Tidy(log))
-        note(self._lock, process.pid)
+        note(self._lock, process.pid, os.getpid())
         return process
 
     def _say_ready(self, process: Process, capacity: limits.Capacity) -> None:
@@ -283,6 +297,14 @@ def spawn(store: str, cache: Path, nbd_socket: Path, idle_seconds: float, trust:
             last = log.read_text(errors="replace").strip().splitlines()[-1:]
             raise HostError(f"the server did not start: {' '.join(last) or 'no message'} (log: {log})")
         time.sleep(0.05)
+
+
+def _log_file() -> str | None:
+    """Returns the file that this process logs to; None where that is no file."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.fstat(2).st_mode):
+            return os.readlink("/proc/self/fd/2")
+    return None
 
 
 def _how(process: Process) -> str:

@@ -72,10 +72,10 @@ class StartLog:
         self._out(line)
 
     def release(self, known: str | None = None) -> None:
-        """Passes on what was held, but for the line that ends in what is `known`, and all that comes from now on."""
-        end = None if known is None else f" ERROR {known}\n".encode()
+        """Passes on what was held, but for the line that says what is `known`, and all that comes from now on."""
+        cause = None if known is None else f"ERROR {known}\n".encode()
         with self._lock:
             for line in self._held or ():
-                if end is None or not line.endswith(end):
+                if line != cause:
                     self._out(line)
             self._held = None

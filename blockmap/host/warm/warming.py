@@ -67,6 +67,11 @@ def end(folder: Path, device: str) -> None:
             set_read_ahead(device, USUAL_READ_AHEAD_KIB)
 
 
+def is_warming(folder: Path) -> bool:
+    """Returns True if a process warms the device of a folder."""
+    return background.is_running(folder / _NAME)
+
+
 def _be(client: Client, export: str, device: str, pipe: int, lock: int) -> NoReturn:
     """Runs the process itself; does not return, and undoes nothing that its parent is about to undo."""
     try:
