@@ -76,7 +76,9 @@ def _renderer() -> Callable[[Sequence[ReportedStart]], str]:
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "bokeh":
             raise
-        raise HostError("blockmap report needs bokeh, which is not installed: pip install 'blockmap[report]'") from None
+        raise HostError(
+            "blockmap report needs bokeh, which is not installed: pip install '.[report]' in a checkout of blockmap"
+        ) from None
     return render
 
 

@@ -131,7 +131,7 @@ def test_a_trace_without_reads_makes_a_page(made: Made, tmp_path: Path) -> None:
 def test_without_bokeh_it_says_what_to_install(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bokeh.py").write_text("raise ModuleNotFoundError('No module named bokeh', name='bokeh')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert "pip install 'blockmap[report]'" in report(made, "evil", code=1)
+    assert "pip install '.[report]' in a checkout" in report(made, "evil", code=1)
 
 
 def test_long_traces_make_a_page_of_bounded_size(made: Made, tmp_path: Path) -> None:

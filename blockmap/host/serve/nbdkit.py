@@ -10,10 +10,10 @@ from pathlib import Path
 
 from blockmap.errors import HostError
 from blockmap.host import tools
+from blockmap.local.settings import ENGINE_VARIABLES, NETWORK_VARIABLES
 
 ABORTS_BELOW = (1, 34)
 """nbdkit 1.32.4 and 1.32.5 end for all clients when one hangs up with replies pending."""
-_ENGINES = ("AWS_", "AZURE_", "GOOGLE_")
 _MEMORY = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -22,8 +22,7 @@ _MEMORY = {
 }
 """Chunks come and go: memory that is given back at each is cleared by the kernel for the next (a tenth of what 64 readers
 get over a fast link). numpy's BLAS has nothing to do here, and begins with threads that spin."""
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
-_KEPT = ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", *_PROXIES)
+_KEPT = ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", *NETWORK_VARIABLES)
 
 
 def version() -> tuple[int, int]:
@@ -57,7 +56,7 @@ def check_python() -> None:
 
 def environment() -> dict[str, str]:
     """Returns a clean environment, in which nbdkit's Python finds this one's packages, and the store's engine its settings."""
-    kept = {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith(_ENGINES)}
+    kept = {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith(ENGINE_VARIABLES)}
     return {**kept, "PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "PYTHONNOUSERSITE": "1", **_MEMORY}
 
 
@@ -67,6 +66,14 @@ reads are answered while fewer than these wait for the store. More threads hinde
 0.60 of nbdkit's file plugin with 16, 0.64 to 0.74 with 8."""
 THREADS = _WORKERS + 1
 """Threads of a connection."""
+
+
+def plugin_script() -> Path:
+    """Returns the script that nbdkit's Python plugin runs; HostError where it is not installed."""
+    spec = find_spec("nbdplugin")
+    if spec is None or spec.origin is None:
+        raise HostError("the package nbdplugin is not installed beside blockmap: install blockmap again")
+    return Path(spec.origin).with_name("plugin.py")
 
 
 def command(
@@ -81,12 +88,8 @@ def command(
     hydrate: bool,
 ) -> list[str]:
     """Returns the command that runs nbdkit in the foreground with the plugin; its sockets come by socket activation."""
-    spec = find_spec("nbdplugin")
-    if spec is None or spec.origin is None:
-        raise HostError("the package nbdplugin is not installed beside blockmap: install blockmap again")
-    script = Path(spec.origin).with_name("plugin.py")
     arguments = [
-        tools.find("nbdkit"), "-f", "--exit-with-parent", "-t", str(_WORKERS), "python", str(script),
+        tools.find("nbdkit"), "-f", "--exit-with-parent", "-t", str(_WORKERS), "python", str(plugin_script()),
         f"store={store}", f"cache={cache}", f"state={state}", f"control_fd={control_fd}",
         f"learn={'on' if learn else 'off'}", f"hydrate={'on' if hydrate else 'off'}", *(f"outage={each}" for each in outages),
         *(f"trust={key}" for key in trust),
