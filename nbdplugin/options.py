@@ -66,9 +66,11 @@ class OptionsParser:
 
     def options(self) -> Options:
         """Returns all that was given; UsageError where something is missing."""
-        for key in ("store", "cache"):
+        for key, what in (("store", "URL"), ("cache", "DIR")):
             if key not in self._given:
-                raise UsageError(f"the parameter {key}= is missing: start the server with `blockmap serve`")
+                raise UsageError(
+                    f"the parameter {key}= is missing: add {key}={what}, or start the server with `blockmap serve`"
+                )
         return Options(outages=self._outages, trust=tuple(self._trust), **self._given)
 
 

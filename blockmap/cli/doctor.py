@@ -4,10 +4,9 @@ from pathlib import Path
 
 import click
 
-from blockmap.cli.opened import state
 from blockmap.host.doctor.examine import examine
 from blockmap.host.doctor.finding import Examined, Finding, State
-from blockmap.local.paths import default_cache, server_socket
+from blockmap.local.paths import default_cache, default_state, server_socket
 from blockmap.terminal.machine import tell_json
 from blockmap.terminal.options import cache_option, json_option, socket_option, store_option
 from blockmap.terminal.output import tell
@@ -31,7 +30,7 @@ def doctor(ctx: click.Context, store: str | None, cache: Path | None, socket: Pa
         store or None,
         (cache or default_cache()).absolute(),
         (socket or server_socket()).absolute(),
-        state().absolute(),
+        default_state().absolute(),
     )
     found: dict[str, Finding] = {}
     for name, finding in examine(subject):

@@ -1,6 +1,7 @@
 """The `blockmap` program."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import click
 
 from blockmap import __version__
 from blockmap.errors import BlockmapError, UsageError
+from blockmap.local.settings import export_variables
 from blockmap.terminal.output import open_streams, warn
 
 _COMMANDS = {
@@ -20,6 +22,7 @@ _COMMANDS = {
     "clone": "blockmap.cli.clones:clone",
     "clones": "blockmap.cli.clones:clones",
     "commit": "blockmap.cli.commit:commit",
+    "config": "blockmap.cli.config:config",
     "create": "blockmap.cli.images:create",
     "detach": "blockmap.cli.host:detach",
     "diff": "blockmap.cli.history:diff",
@@ -74,6 +77,7 @@ class _Program(click.Group):
 @click.version_option(__version__, prog_name="blockmap")
 def program() -> None:
     """Container images as network block devices that start before they are pulled."""
+    export_variables()
 
 
 def main() -> None:
@@ -83,6 +87,8 @@ def main() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup(1) has it
             signal.signal(number, _interrupt)
     logging.basicConfig(handlers=[_Warnings()])
+    if "_BLOCKMAP_COMPLETE" in os.environ:  # a shell asks what a line could go on with
+        import_module("blockmap.cli.completion").register()
     code = _run(lambda: program.main(standalone_mode=False))
     sys.exit(_run(sys.stdout.flush) or code)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from blockmap.cli.opened import state
 from blockmap.errors import UsageError
 from blockmap.host.attachments import Attachments
 from blockmap.host.devices.nbdfuse import NbdFuse
 from blockmap.host.serve.supervisor import Supervisor
-from blockmap.local.paths import default_cache, default_socket, own
+from blockmap.local.paths import default_cache, default_socket, default_state, own
+from blockmap.local.settings import setting
 from blockmap.origin.outage_policy import parse_option
 from blockmap.origin.records import open_served
 from blockmap.server.opener import ANSWER_SECONDS
@@ -30,11 +30,20 @@ from blockmap.terminal.times import timestamp
 @cache_option
 @socket_option
 @click.option(
-    "--listen", metavar="HOST:PORT", help="Also serve on TCP, without authentication: clones can be written to."
+    "--listen",
+    default=lambda: setting("listen"),
+    metavar="HOST:PORT",
+    help="Also serve on TCP, without authentication: clones can be written to.",
 )
-@click.option("--metrics", metavar="PATH|HOST:PORT", help="Also answer Prometheus, on a Unix socket or TCP.")
+@click.option(
+    "--metrics",
+    default=lambda: setting("metrics"),
+    metavar="PATH|HOST:PORT",
+    help="Also answer Prometheus, on a Unix socket or TCP.",
+)
 @click.option(
     "--cache-size",
+    default=lambda: setting("cache_size"),
     type=click.IntRange(min=0),
     metavar="BYTES",
     help="Of the cache; 20 GB or a quarter of the free disk by default.",
@@ -43,26 +52,25 @@ from blockmap.terminal.times import timestamp
     "--outage",
     "outages",
     multiple=True,
+    default=lambda: setting("outage"),
     metavar="[EXPORT=]wait=SECONDS|fail",
     help="While the store is away, reads that need it wait, then fail, or fail at once; wait=60 by default. Once for all "
     "exports, and once for each that differs.",
 )
 @click.option(
     "--learn/--no-learn",
-    default=True,
-    show_default=True,
-    help="Publish what starts read, so that the next ones, on any host, need not wait for it.",
+    default=lambda: setting("learn") is not False,
+    help="Publish what starts read, so that the next ones, on any host, need not wait for it; --learn by default.",
 )
 @click.option(
     "--hydrate/--no-hydrate",
-    default=True,
-    show_default=True,
+    default=lambda: setting("hydrate") is not False,
     help="Bring the rest of an image while its start goes on missing, as far as the link has bytes to spare, or where starts "
-    "read most of it; without, only what is read, or known to be, unless `attach --hydrate` asks for all.",
+    "read most of it; without, only what is read, or known to be, unless `attach --hydrate` asks for all. --hydrate by default.",
 )
 @click.option(
     "--group",
-    envvar="BLOCKMAP_GROUP",
+    default=lambda: setting("group"),
     metavar="NAME",
     help="Let members of this group use status, top and images, which change nothing. [env BLOCKMAP_GROUP]",
 )
@@ -94,13 +102,13 @@ def serve(
     where = (socket or default_socket()).absolute()
 
     def take_over() -> None:
-        Attachments(state(), NbdFuse(), _log).clean(where)
+        Attachments(default_state(), NbdFuse(), _log).clean(where)
 
     Supervisor(
         url,
         directory,
         cache_size,
-        state().absolute(),
+        default_state().absolute(),
         outages,
         where,
         listen,

@@ -1,4 +1,4 @@
-"""Says where things are on this host by default."""
+"""Says where things are on this host: where they are set to be, else where they usually are."""
 
 import os
 from contextlib import suppress
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from blockmap.errors import HostError, UsageError
+from blockmap.local.settings import HOST_FILE, setting
 
 TRACE_SUFFIX: Final = ".trace"
 """The ending of the names of traces."""
@@ -16,7 +17,9 @@ _HOST_SOCKET = Path("/run/blockmap/nbd.sock")
 
 
 def default_socket() -> Path:
-    """Returns the default NBD socket."""
+    """Returns the NBD socket that is set, else the usual one."""
+    if given := setting("socket"):
+        return Path(given)
     if os.geteuid() == 0:
         return _HOST_SOCKET
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "blockmap/nbd.sock"
@@ -33,7 +36,13 @@ def server_socket() -> Path:
 def need_store(url: str | None) -> str:
     """Returns the store's URL, which has no default. Raises UsageError if none is given."""
     if not url:
-        raise UsageError("no store is given: add --store URL (a directory will do), or set BLOCKMAP_STORE")
+        from blockmap.local.settings_file import current  # nobody else needs it
+
+        hidden = ", which this user may not read: its group may" if HOST_FILE in current().unreadable else ""
+        raise UsageError(
+            "no store is given: add --store URL (a directory will do), set BLOCKMAP_STORE, or write store = 'URL' in "
+            f"{HOST_FILE}{hidden}"
+        )
     return url
 
 
@@ -43,6 +52,9 @@ def control_socket(nbd_socket: Path) -> Path:
 
 
 def default_cache() -> Path:
+    """Returns the folder of the cache that is set, else the usual one."""
+    if given := setting("cache"):
+        return Path(given)
     if os.geteuid() == 0:
         return Path("/var/cache/blockmap")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockmap"
@@ -61,7 +73,9 @@ def own(directory: Path) -> Path:
 
 
 def default_state() -> Path:
-    """Returns the folder for attachments, for clones, and for what containers write."""
+    """Returns the folder for attachments, for clones, and for what containers write: the one that is set, else the usual one."""
+    if given := setting("state"):
+        return Path(given)
     if os.geteuid() == 0:
         return Path("/var/lib/blockmap")
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "blockmap"

@@ -9,6 +9,7 @@ import click
 from blockmap.errors import UsageError
 from blockmap.format.refs import parse_reference
 from blockmap.local.paths import need_store as need_store  # commands take it with the option
+from blockmap.local.settings import setting
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -17,10 +18,10 @@ _MAX_SIZE_GIB = 64
 
 
 def store_option(command: Command) -> Command:
-    """Adds `--store URL`, with BLOCKMAP_STORE as its default."""
+    """Adds `--store URL`, with the setting `store` as its default."""
     return click.option(
         "--store",
-        envvar="BLOCKMAP_STORE",
+        default=lambda: setting("store"),
         metavar="URL",
         help="The store: a directory, s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX, or http(s)://HOST/PATH "
         "to read. [env BLOCKMAP_STORE]",
@@ -28,10 +29,10 @@ def store_option(command: Command) -> Command:
 
 
 def sign_option(command: Command) -> Command:
-    """Adds `--sign KEYFILE`, with BLOCKMAP_SIGN as its default."""
+    """Adds `--sign KEYFILE`, with the setting `sign` as its default."""
     return click.option(
         "--sign",
-        envvar="BLOCKMAP_SIGN",
+        default=lambda: setting("sign"),
         type=click.Path(path_type=Path),
         metavar="KEYFILE",
         help="Sign what is written with this private key, which `blockmap key create` makes. [env BLOCKMAP_SIGN]",
@@ -39,10 +40,10 @@ def sign_option(command: Command) -> Command:
 
 
 def trust_option(command: Command) -> Command:
-    """Adds `--trust KEY`, with BLOCKMAP_TRUST as its default."""
+    """Adds `--trust KEY`, with the setting `trust` as its default."""
     return click.option(
         "--trust",
-        envvar="BLOCKMAP_TRUST",
+        default=lambda: setting("trust"),
         multiple=True,
         metavar="KEY",
         help="Open only what is signed with this key: ed25519:..., or a file of such keys. Once for each of several. [env "
@@ -51,10 +52,10 @@ def trust_option(command: Command) -> Command:
 
 
 def cache_option(command: Command) -> Command:
-    """Adds `--cache DIR`, with BLOCKMAP_CACHE as its default."""
+    """Adds `--cache DIR`, with the setting `cache` as its default."""
     return click.option(
         "--cache",
-        envvar="BLOCKMAP_CACHE",
+        default=lambda: setting("cache"),
         type=click.Path(path_type=Path),
         metavar="DIR",
         help="The host's cache. [env BLOCKMAP_CACHE; default /var/cache/blockmap or ~/.cache/blockmap]",
@@ -62,10 +63,10 @@ def cache_option(command: Command) -> Command:
 
 
 def socket_option(command: Command) -> Command:
-    """Adds `--socket PATH`, with BLOCKMAP_SOCKET as its default."""
+    """Adds `--socket PATH`, with the setting `socket` as its default."""
     return click.option(
         "--socket",
-        envvar="BLOCKMAP_SOCKET",
+        default=lambda: setting("socket"),
         type=click.Path(readable=False, path_type=Path),  # whoever may not use it is told so by what connects
         metavar="PATH",
         help="The server's Unix socket. [env BLOCKMAP_SOCKET; default /run/blockmap/nbd.sock or below XDG_RUNTIME_DIR]",

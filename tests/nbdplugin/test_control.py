@@ -135,7 +135,7 @@ class Served:
         return (3, [ReadItem(7, 2, b"bin/sh", 1)], 9) if "+migrate" in export else (0, [], 0)
 
     def images(self, want_data: bool) -> list[NamedImage]:
-        return [NamedImage("app:1", "sha256:0", 1, 2, 3, 4 if want_data else None, None, None)]
+        return [NamedImage("app:1", "sha256:0", 1, 2, 3, 4 if want_data else None, None, None, None, None)]
 
     def config(self, export: str) -> bytes:
         return b'{"config": {}}\xff'

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from blockmap.errors import HostError
 from blockmap.host import tools
+from blockmap.local.settings import ENGINE_VARIABLES, NETWORK_VARIABLES
 
 ABORTS_BELOW = (1, 34)
 """nbdkit 1.32.4 and 1.32.5 end for all clients when one hangs up with replies pending."""
-_ENGINES = ("AWS_", "AZURE_", "GOOGLE_")
 _MEMORY = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -22,8 +22,7 @@ _MEMORY = {
 }
 """Chunks come and go: memory that is given back at each is cleared by the kernel for the next (a tenth of what 64 readers
 get over a fast link). numpy's BLAS has nothing to do here, and begins with threads that spin."""
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
-_KEPT = ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", *_PROXIES)
+_KEPT = ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", *NETWORK_VARIABLES)
 
 
 def version() -> tuple[int, int]:
@@ -69,7 +68,7 @@ def plugin_script() -> Path:
 
 def environment() -> dict[str, str]:
     """Returns a clean environment, in which nbdkit's Python finds this one's packages, and the store's engine its settings."""
-    kept = {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith(_ENGINES)}
+    kept = {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith(ENGINE_VARIABLES)}
     return {**kept, "PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "PYTHONNOUSERSITE": "1", **_MEMORY}
 
 

@@ -31,6 +31,7 @@ from blockmap.host.serve.listening import (
     tcp_socket,
     unix_socket,
 )
+from blockmap.host.serve.notify import notify
 from blockmap.host.serve.orphan import end_orphans, note
 from blockmap.host.serve.process import FIRST_FD, Process
 from blockmap.host.serve.tidy import StartLog, Tidy
@@ -207,6 +208,7 @@ class Supervisor:
             f"ready: serving {self._store} on {' and '.join(where)}, nbdkit is process {process.pid}; takes up to "
             f"{capacity.connections:,} connections ({capacity.limit})"
         )
+        notify("READY=1", f"STATUS=serving {self._store} on {' and '.join(where)}")
 
     def _wait_ready(self, process: Process) -> bool:
         """Returns True if nbdkit greets an NBD client. The connection waits in the socket's queue until it does."""
@@ -269,6 +271,7 @@ class Supervisor:
         def stop(signum: int, frame: FrameType | None) -> None:
             if not self._stop:
                 self._say(f"{signal.Signals(signum).name}: stopping")
+                notify("STOPPING=1")
             self._stop = True
             with contextlib.suppress(BlockingIOError):
                 os.write(self._woken, b"x")
