@@ -7,7 +7,7 @@ import click
 
 from blockmap.cli.opened import state
 from blockmap.host.attachments import Attachments
-from blockmap.host.devices.nbdfuse import NbdFuse
+from blockmap.host.devices.kinds import HostDevices
 from blockmap.host.serve.supervisor import Supervisor
 from blockmap.local.paths import default_cache, default_socket, own
 from blockmap.origin.outage_policy import parse_option
@@ -83,7 +83,7 @@ def serve(
     where = (socket or default_socket()).absolute()
 
     def take_over() -> None:
-        Attachments(state(), NbdFuse(), _log).clean(where)
+        Attachments(state(), HostDevices(state()), _log).clean(where)
 
     Supervisor(
         url,

@@ -50,14 +50,17 @@ ALTER TABLE devices DROP COLUMN mount;
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """One mount, for people."""
+    """One mount, or a device that was attached as such, for people."""
 
     directory: str
+    """Where it is mounted; the device's own path where it is not."""
     name: str
     export: str
     device: str
     socket: str
-    """The NBD socket of the server that shows it."""
+    """The NBD socket of the server that shows it, or HOST:PORT."""
+    kind: str
+    """How the device was made: nbd, which is the kernel's, or nbdfuse."""
 
 
 class AttachmentTable:
@@ -99,10 +102,15 @@ class AttachmentTable:
     def attached(self) -> list[Attached]:
         """Returns all that is noted as mounted, by directory."""
         rows = self._connection.execute(
-            "SELECT mounts.directory, name, export, path, socket FROM mounts JOIN devices ON device = devices.directory "
+            "SELECT mounts.directory, name, export, path, socket, kind FROM mounts JOIN devices ON device = devices.directory "
             "ORDER BY 1"
         )
         return [Attached(*row) for row in rows]
+
+    def devices(self) -> list[Device]:
+        """Returns all devices that are made."""
+        rows = self._connection.execute("SELECT kind, path, state FROM devices WHERE path != ''")
+        return [Device(kind, path, json.loads(state)) for kind, path, state in rows]
 
     def add_device(self, folder: Path, socket: str, export: str, kind: str) -> None:
         """Notes a device that is about to be made."""
@@ -166,6 +174,14 @@ def read_attached(state: Path) -> list[Attached]:
             return AttachmentTable(connection).attached()
     except sqlite3.Error as error:
         raise HostError(f"the record of what is attached, {state / _FILE}, cannot be read: {error}") from error
+
+
+def read_devices(state: Path) -> list[Device]:
+    """Returns all devices that are made; HostError."""
+    if not is_recorded(state):
+        return []
+    with changing(state) as table:
+        return table.devices()
 
 
 @contextmanager

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from blockmap.control.client import Client
+from blockmap.errors import HostError
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from tests.image.layouts import archive, directory, file, layout
+from tests.waiting import until
 
 BLOCKMAP = [sys.executable, "-m", "blockmap.cli.main"]
 START_S = 30.0
@@ -72,6 +74,17 @@ class Server:
 
     def nbdkit(self) -> int:
         return self.client.status()["pid"]
+
+    def wait_next(self, gone: int) -> None:
+        """Waits until another nbdkit answers than the process that is about to go."""
+
+        def is_next() -> bool:
+            try:
+                return self.nbdkit() != gone
+            except HostError:
+                return False
+
+        until(is_next, self.said)
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")

@@ -20,7 +20,7 @@ from types import FrameType
 
 from blockmap.control.client import Client
 from blockmap.errors import HostError
-from blockmap.host.serve import limits, nbdkit
+from blockmap.host.serve import limits, nbdkit, revival
 from blockmap.host.serve.listening import (
     is_loopback,
     is_owned,
@@ -112,6 +112,7 @@ class Supervisor:
             if self._listen is not None:
                 sockets.append(stack.enter_context(tcp_socket(*self._listen)))
             control = stack.enter_context(unix_socket(control_socket(self._socket), 0o600))
+            stack.enter_context(revival.noted(self._socket))
             self._keep_running(sockets, [control, *self._listen_for_metrics(stack)])
 
     def _listen_for_metrics(self, stack: contextlib.ExitStack) -> list[socket.socket]:
