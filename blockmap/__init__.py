@@ -82,8 +82,12 @@ Imports point down the list in setup.cfg. Nine walks through the folders, a line
                             stands for
     control.client          one message of control.messages to control.dispatch, in nbdkit's process
     host.attachments        the record of devices, and the lock of this one
-    host.devices.nbdfuse    makes the device
+    host.devices.kinds      chooses how the device is made: the kernel's nbd, or nbdfuse where the kernel has none
+    host.devices.kernel     connects (host.devices.negotiation), and gives the socket to the kernel (host.devices.netlink), by a
+                            device of the pool (host.devices.pool) where there is one
+    host.devices.nbdfuse    the other way
     host.mounting           mounts it, while the kernel's memory is warmed
+    host.devices.watch      connects the kernel's devices again, for as long as they are there
 
     A container that goes on when its command has ended
     cli.run                 what docker's options mean (host.run.options); api.detached makes the container's folder

@@ -9,6 +9,7 @@ import errno
 import gc
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -33,7 +34,7 @@ from nbdplugin.metrics import MetricsServer
 from nbdplugin.options import Options, OptionsParser
 from nbdplugin.publishing import PublisherProcess
 from nbdplugin.session import Session, Sessions
-from nbdplugin.sockets import hang_up_on_idle, has_room, peer
+from nbdplugin.sockets import hang_up, hang_up_on_idle, has_room, peer
 from nbdplugin.threads import here, keep
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ times a second, through all that is held of open volumes."""
 _MAX_BLOCK_BYTES = 32 << 20
 _MAX_EXPORTS_LISTED = 10_000
 """nbdkit refuses longer lists as a whole; an export that is not listed can be opened all the same."""
+
+_LEAVE_SECONDS = 1.0
+"""Requests under way at the end are answered if they take no longer: those that take longer wait for the store."""
+_LEAVE_POLL_SECONDS = 0.002
 
 _log = logging.getLogger("blockmap")
 
@@ -125,9 +130,21 @@ class Plugin:
         return self._service
 
     def start(self) -> None:
-        """Begins to serve; BlockmapError."""
+        """Begins to serve; BlockmapError. For the main thread, which alone may say what a signal does."""
         self._service = Service(self.parser.options())
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        # nbdkit's own handler has requests answered with ESHUTDOWN, which the kernel's nbd passes on as an I/O error. Python
+        # never runs this one's function, as nbdkit's main thread is not in the interpreter: the byte is what tells.
+        told, tell = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(tell, False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+        threading.Thread(target=self._stop, args=[told], name="stop", daemon=True).start()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Returns True if this process is about to end."""
+        return self._stopping.is_set()
 
     def close(self) -> None:
         self._stopping.set()
@@ -143,6 +160,19 @@ class Plugin:
         text += str(error) if isinstance(error, BlockmapError) else repr(error)
         self.failures.note(type(error).__name__, text)
         return RequestFailed(text)
+
+    def _stop(self, told: int) -> None:
+        """Waits for SIGTERM, then leaves all clients, and ends: a request that has no answer by then can be sent to the next
+        server, but an error would be final."""
+        os.read(told, 1)
+        self._stopping.set()
+        hang_up_on_idle()
+        end = time.monotonic() + _LEAVE_SECONDS
+        while self.service.sessions.count and time.monotonic() < end:
+            time.sleep(_LEAVE_POLL_SECONDS)
+        hang_up()
+        self.service.server.stop()
+        nbdkit.shutdown()
 
     def _watch(self) -> None:
         """Waits for nbdkit's signal to end, then hangs up on idle clients: nbdkit waits for them without a limit."""
@@ -195,8 +225,10 @@ def cleanup() -> None:
 
 
 def preconnect(readonly: bool) -> None:
-    """Refuses a client while descriptors are scarce: without any, nbdkit would accept in vain as fast as it can, and reads
-    would fail."""
+    """Refuses a client at the end, and while descriptors are scarce: without any, nbdkit would accept in vain as fast as it can,
+    and reads would fail."""
+    if _plugin.is_stopping:
+        raise RequestFailed("a client was refused: this server is ending")
     if not has_room():
         text = f"a client was refused, as too many are connected: {peer()[0]}"
         _plugin.failures.note("too many clients", text)
@@ -250,6 +282,11 @@ def block_size(h: Session) -> tuple[int, int, int]:
     """Returns the least, preferred and largest size of a request. Reads of any alignment are served: advertising 4096 as
     the least would only make clients read around what they want."""
     return 1, 4096, _MAX_BLOCK_BYTES
+
+
+def export_description(h: Session) -> str:
+    """Returns the export's name by digest, so that a client on another host knows what a name stood for when it came."""
+    return h.volume.name
 
 
 def can_write(h: Session) -> bool:

@@ -30,6 +30,13 @@ def hang_up_on_idle() -> None:
             client.shutdown(socket.SHUT_RD)
 
 
+def hang_up() -> None:
+    """Shuts down clients' connections, so that no answer reaches them any more."""
+    for client in _clients():
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
+
+
 def peer() -> tuple[str, bool]:
     """Returns who is connected, for the log, and whether by a Unix socket; to be called in a callback, which is where nbdkit
     knows."""

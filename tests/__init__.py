@@ -29,6 +29,7 @@ Helpers, by what they provide:
     filesystem/ext4/tarfiles.py    layers of an OCI layout, read by Python's tarfile
     filesystem/ext4/volumes.py     ext4 volumes in sparse files, checked with e2fsck and compared with a model
     format/trees.py                random maps of extents, a dictionary per block as their model, nodes in memory
+    guest/client.py                attaches by netlink in the guest, reads, writes, and measures
     host/box.py                    a host for containers that a module's tests share, and a terminal to sit at
     host/standin.py                a control socket that gives prepared answers, and passes other requests on
     image/builder.py               `docker save` archives, imports into a directory, a tar put together again

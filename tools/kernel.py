@@ -20,29 +20,29 @@ class Kernel:
     modules: tuple[Path, ...]  # uncompressed, in the order in which they must be loaded
 
 
-def debian_kernel() -> Kernel:
-    """The kernel of the cache folder, or else the newest of this machine's Debian (30 MB to download)."""
-    cache = cache_folder("kernel")
+def debian_kernel(suite: str = "") -> Kernel:
+    """The kernel of the cache folder, or else the newest of a Debian release, this machine's by default (30 MB to download)."""
+    cache = cache_folder(f"kernel-{suite}" if suite else "kernel")
     ready = sorted(cache.glob("*/done"), key=lambda path: path.stat().st_mtime)
     if not ready:
-        _fetch(cache)
+        _fetch(cache, suite)
         ready = list(cache.glob("*/done"))
     folder = ready[-1].parent
     modules = tuple(sorted((folder / "modules").iterdir()))
     return Kernel(folder / "vmlinuz", folder.name, modules)
 
 
-def _fetch(cache: Path) -> None:
+def _fetch(cache: Path, suite: str) -> None:
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=cache) as name:
         work = Path(name)
-        (meta,) = download_packages([META_PACKAGE], work)
+        (meta,) = download_packages([META_PACKAGE], work, suite)
         depends = run(["dpkg-deb", "--field", meta, "Depends"])
         meta.unlink()
         found = re.search(r"linux-image-(\S+)", depends)
         if found is None:
             raise ToolError(f"{META_PACKAGE} names no kernel package in its dependencies: {depends.strip()}")
         version = found[1]
-        (package,) = download_packages([f"linux-image-{version}"], work)
+        (package,) = download_packages([f"linux-image-{version}"], work, suite)
         run(["dpkg-deb", "--extract", package, work / "tree"])
         result = work / "result"
         (result / "modules").mkdir(parents=True)

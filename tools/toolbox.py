@@ -101,16 +101,25 @@ def stop(process: subprocess.Popen[bytes] | subprocess.Popen[str], grace_s: floa
             process.wait()
 
 
-def download_packages(packages: Iterable[str], into: Path) -> list[Path]:
-    """Fetches Debian packages (without those that they depend on) into a folder, without being root."""
+def download_packages(packages: Iterable[str], into: Path, suite: str = "") -> list[Path]:
+    """Fetches Debian packages (without those that they depend on) into a folder, without being root.
+
+    They are those of this machine's Debian, or of another release.
+    """
     names = list(packages)
     options = ["-o", "APT::Sandbox::User=root"]
     try:
+        if suite:
+            raise ToolError("this machine has no lists of another release")
         run(["apt-get", "-qq", *options, "download", *names], cwd=into)
     except ToolError:
         # Container images come without package lists; a private copy of the lists needs no root.
         with tempfile.TemporaryDirectory(prefix="blockmap-apt-") as state:
             private = [*options, "-o", f"Dir::State::lists={state}/lists", "-o", f"Dir::Cache={state}/cache"]
+            if suite:
+                sources = Path(state, "sources.list")
+                sources.write_text(f"deb http://deb.debian.org/debian {suite} main\n")
+                private += ["-o", f"Dir::Etc::sourcelist={sources}", "-o", "Dir::Etc::sourceparts=/dev/null"]
             run(["apt-get", "-qq", *private, "update"])
             run(["apt-get", "-qq", *private, "download", *names], cwd=into)
     return sorted(into.glob("*.deb"))

@@ -13,7 +13,8 @@ from blockmap.control.messages import Hydrate, Resolve, Stands
 from blockmap.errors import AlreadyExists, BlockmapError, UsageError
 from blockmap.host import followers, tools
 from blockmap.host.attachments import Attachments
-from blockmap.host.devices.nbdfuse import NbdFuse
+from blockmap.host.devices.kinds import HostDevices
+from blockmap.host.remote import RemoteServer, is_remote, resolve_remote
 from blockmap.host.run import runner
 from blockmap.host.run.options import RunOptions
 from blockmap.local.paths import default_socket, default_state
@@ -26,14 +27,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """Something that is attached at a directory."""
+    """Something that is attached at a directory, or as a device."""
 
     directory: str
+    """The device's own path where it is not mounted."""
     name: str
     """The name as it was asked for."""
     export: str
     """The export that is mounted: an image by its digest, or a clone."""
     device: str
+    kind: str
+    """How the device was made: nbd, which is the kernel's, or nbdfuse."""
     is_followed: bool
     """True if the newest version is mounted in its place whenever the name has moved."""
     newest: str | None
@@ -61,13 +65,15 @@ class Host:
     ) -> None:
         """`url` is the store's: a directory, s3://BUCKET/PREFIX, and so on; without it, that of the server that answers.
 
-        `cache`, `socket` and `state` are where this host keeps things, by default where the commands do. `trust` has keys,
+        `cache`, `socket` and `state` are where this host keeps things, by default where the commands do; `socket` may be
+        HOST:PORT of a server on another host, which can be attached from. `trust` has keys,
         or files of keys, of which one must have signed what is opened; `sign` is the file of the private key that signs what
         `tag` and `untag` write. Nothing is asked for before a method needs it.
         """
         self._url = url
         self._cache = _path(cache)
-        self._socket = _path(socket)
+        self._remote = RemoteServer(str(socket)) if is_remote(socket) else None
+        self._socket = None if self._remote else _path(socket)
         self._trust = tuple(trust)
         self._sign = _path(sign)
         self.state = Path(state or default_state())
@@ -81,7 +87,7 @@ class Host:
     @cached_property
     def attachments(self) -> Attachments:
         """Returns what is attached on this host."""
-        return Attachments(self.state, NbdFuse(), _log.warning)
+        return Attachments(self.state, HostDevices(self.state), _log.warning)
 
     def attached(self) -> list[Attachment]:
         """Returns what is attached, by directory; a server that does not run is not started for it. HostError."""
@@ -96,6 +102,7 @@ class Host:
                 each.name,
                 each.export,
                 each.device,
+                each.kind,
                 followers.is_followed(self.state, each.directory),
                 newest.get(each.directory, each.export.partition("+")[0]),
             )
@@ -126,6 +133,14 @@ class Host:
         Needs root. HostError, UsageError, NotFound, Untrusted, StoreError.
         """
         tools.need_root("attach")
+        if self._remote is not None:
+            if follow or hydrate is not None:
+                raise UsageError(
+                    "a server on another host takes no requests from here: leave out --follow and --hydrate"
+                )
+            export, writable = resolve_remote(self._remote, name)
+            self.attachments.attach(self._remote, export, name, Path(directory), writable=writable)
+            return export
         client = self.server()
         found = client.ask(Resolve(name))
         if follow and (found.writable or "@" in name):
@@ -140,8 +155,22 @@ class Host:
             client.ask(Hydrate(export))
         return export
 
+    def attach_device(self, name: str) -> tuple[str, str]:
+        """Makes a device of an image or a clone, for whoever mounts it or reads it as it is; returns the export, an image's by
+        its digest, and the device's path.
+
+        Needs root. HostError, UsageError, NotFound, Untrusted, StoreError.
+        """
+        tools.need_root("attach")
+        if self._remote is not None:
+            export, writable = resolve_remote(self._remote, name)
+            return export, self.attachments.attach_device(self._remote, export, name, writable=writable)
+        client = self.server()
+        found = client.ask(Resolve(name))
+        return found.export, self.attachments.attach_device(client, found.export, name, writable=found.writable)
+
     def detach(self, directory: Path | str) -> None:
-        """Unmounts what is attached at a directory; UsageError, HostError."""
+        """Unmounts what is attached at a directory, or takes apart what is attached as a device; UsageError, HostError."""
         self.attachments.detach(Path(directory))
 
     def run(

@@ -9,7 +9,7 @@ import click
 
 from blockmap.errors import UsageError
 from blockmap.host.attachments import Attachments
-from blockmap.host.devices.nbdfuse import NbdFuse
+from blockmap.host.devices.kinds import HostDevices
 from blockmap.host.serve.supervisor import Supervisor
 from blockmap.local.paths import default_cache, default_socket, default_state, own
 from blockmap.local.settings import setting
@@ -102,7 +102,7 @@ def serve(
     where = (socket or default_socket()).absolute()
 
     def take_over() -> None:
-        Attachments(default_state(), NbdFuse(), _log).clean(where)
+        Attachments(default_state(), HostDevices(default_state()), _log).clean(where)
 
     Supervisor(
         url,

@@ -22,6 +22,11 @@ class Client:
         """How long an answer may take."""
         self._path = control_socket(nbd_socket)
 
+    @property
+    def address(self) -> str:
+        """Returns where NBD clients find it."""
+        return str(self.nbd_socket.absolute())
+
     def ask(self, request: Operation[AnswerT]) -> AnswerT:
         """Returns the answer; raises the error that the server had, or NoServer where none answers, HostError where it is not
         for this user, or another program's."""

@@ -50,14 +50,17 @@ ALTER TABLE devices DROP COLUMN mount;
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """One mount, for people."""
+    """One mount, or a device that was attached as such, for people."""
 
     directory: str
+    """Where it is mounted; the device's own path where it is not."""
     name: str
     export: str
     device: str
     socket: str
-    """The NBD socket of the server that shows it."""
+    """The NBD socket of the server that shows it, or HOST:PORT."""
+    kind: str
+    """How the device was made: nbd, which is the kernel's, or nbdfuse."""
 
 
 class AttachmentTable:
@@ -99,7 +102,7 @@ class AttachmentTable:
     def attached(self) -> list[Attached]:
         """Returns all that is noted as mounted, by directory."""
         rows = self._connection.execute(
-            "SELECT mounts.directory, name, export, path, socket FROM mounts JOIN devices ON device = devices.directory "
+            "SELECT mounts.directory, name, export, path, socket, kind FROM mounts JOIN devices ON device = devices.directory "
             "ORDER BY 1"
         )
         return [Attached(*row) for row in rows]

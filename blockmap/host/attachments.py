@@ -18,8 +18,9 @@ from blockmap.errors import HostError, UsageError
 from blockmap.host import followers, mounting, tools
 from blockmap.host.attachment_table import Attached, AttachmentTable, changing, is_recorded, read_attached
 from blockmap.host.devices import lock, mounts
-from blockmap.host.devices.device import Attacher, Device
+from blockmap.host.devices.device import Attacher, Device, is_up
 from blockmap.host.devices.lock import DeviceLock
+from blockmap.host.remote import Server
 from blockmap.host.warm import warming
 
 _ASIDE = "aside"
@@ -42,7 +43,7 @@ class Attachments:
 
     def attach(
         self,
-        client: Client,
+        client: Server,
         export: str,
         name: str,
         directory: Path,
@@ -62,15 +63,14 @@ class Attachments:
             if os.path.exists(where):
                 raise UsageError(f"{directory} is no directory: name one")
             raise UsageError(f"there is no directory {directory}: make it first, with mkdir")
-        nbd_socket = client.nbd_socket.absolute()
-        held, device = self._claim(str(nbd_socket), export, where, name, exact)
+        held, device = self._claim(client.address, export, where, name, exact)
         with held:
             try:
                 if device is not None:
                     mounting.mount_device(self._attacher, device, where, writable=writable)
                     return
                 mounting.expect(client, export, exact=exact, start=start)
-                device = self._attacher.attach(nbd_socket, export, held.folder, writable=writable)
+                device = self._attacher.attach(client.address, export, held.folder, writable=writable)
                 with self._table() as table:
                     table.set_made(held.folder, device)
                 mounting.mount(
@@ -82,18 +82,38 @@ class Attachments:
                 self._settle(held.folder)
                 raise
 
+    def attach_device(self, client: Server, export: str, name: str, *, writable: bool = False) -> str:
+        """Makes a device of `export`, by digest or a clone, or finds the one that shows it; returns its path.
+
+        It stays until it is detached by that path. HostError, UsageError.
+        """
+        tools.need_root("attach")
+        held, device = self._claim(client.address, export, None, name, False)
+        with held:
+            try:
+                if device is None:
+                    mounting.expect(client, export, exact=False, start=False)
+                    device = self._attacher.attach(client.address, export, held.folder, writable=writable)
+                    with self._table() as table:
+                        table.set_made(held.folder, device)
+                with self._table() as table:
+                    table.add_mount(device.path, held.folder, name)
+                return device.path
+            except BaseException:
+                self._settle(held.folder)
+                raise
+
     def replace(self, client: Client, export: str, name: str, where: str) -> None:
         """Mounts another version, by digest, where one is mounted read-only; HostError, UsageError.
 
         Files that are open there stay as they are. Their device is taken apart by `tidy` or any detach, once the last is closed.
         """
-        nbd_socket = client.nbd_socket.absolute()
-        held, device = self._claim(str(nbd_socket), export, None, name, False)
+        held, device = self._claim(client.address, export, None, name, False)
         with held:
             try:
                 if device is None:
                     mounting.expect(client, export, exact=False, start=False)
-                    device = self._attacher.attach(nbd_socket, export, held.folder)
+                    device = self._attacher.attach(client.address, export, held.folder)
                     with self._table() as table:
                         table.set_made(held.folder, device)
                 # Aside, so that all that mounting reads has come before anybody has to do without the old one.
@@ -112,6 +132,11 @@ class Attachments:
                 self._settle(held.folder)
                 raise
 
+    @property
+    def kind(self) -> str:
+        """Returns how this host makes devices: nbd, which is the kernel's, or nbdfuse."""
+        return self._attacher.kind
+
     def tidy(self) -> bool:
         """Takes apart what nobody uses any more; logs what fails. Returns True if something is left, as a file of it is open."""
         unused = self._unused()
@@ -119,7 +144,10 @@ class Attachments:
         return bool(unused and self._unused())
 
     def detach(self, directory: Path) -> None:
-        """Unmounts a directory, and takes its device apart when it was the last; UsageError, HostError."""
+        """Unmounts a directory, and takes its device apart when it was the last; or a device that was attached as such.
+
+        UsageError, HostError.
+        """
         tools.need_root("detach")
         where = str(directory.resolve())
         if is_recorded(self._state):
@@ -136,7 +164,7 @@ class Attachments:
         if not is_recorded(self._state):
             return []
         there = mounts.sources()
-        return [each for each in read_attached(self._state) if there.get(each.directory) == each.device]
+        return [each for each in read_attached(self._state) if _is_used(each.directory, each.device, there)]
 
     def at(self, where: str) -> Attached | None:
         """Returns what is attached at a directory now; HostError."""
@@ -216,10 +244,17 @@ class Attachments:
         with held:
             with self._table() as table:
                 device = table.device(held.folder)
-            if device is None or mounts.source(where) != device.path:
+                noted = table.mounts_of(held.folder)
+            if device is None or not _is_used(where, device.path, mounts.sources()):
                 return False
-            warming.end(held.folder, device.path)
-            tools.run("umount", where)
+            if where == device.path:
+                if noted == [where] and self._attacher.is_open(device):
+                    raise HostError(f"{where} is in use: unmount what is mounted from it first")
+                with self._table() as table:
+                    table.drop_mounts([where])
+            else:
+                warming.end(held.folder, device.path)
+                tools.run("umount", where)
             self._settle(held.folder, probe=True)
             return True
 
@@ -258,6 +293,9 @@ class Attachments:
                 table.drop_mounts(set(noted) - set(used))
             return device
         for directory in used:
+            if device is not None and directory == device.path:
+                self._say(f"{directory} is detached: the server behind it has gone, and reads failed; attach it again")
+                continue
             tools.run("umount", "-l", directory)
             self._say(f"{directory} is unmounted: the server behind it has gone, and reads failed; attach it again")
         warming.end(folder, device.path if device is not None else "")
@@ -303,5 +341,10 @@ def _check_free(table: AttachmentTable, where: str, own: Path | None) -> None:
 
 
 def _used(device: Device | None, noted: Iterable[str], there: dict[str, str]) -> list[str]:
-    """Returns the directories noted for a device where it is in fact mounted."""
-    return [] if device is None else [directory for directory in noted if there.get(directory) == device.path]
+    """Returns the directories noted for a device where it is in fact mounted, and its own path if it was attached as a device."""
+    return [] if device is None else [directory for directory in noted if _is_used(directory, device.path, there)]
+
+
+def _is_used(noted: str, device: str, there: dict[str, str]) -> bool:
+    """Returns True if a device is mounted where that is noted, or is up where it is noted as attached as such."""
+    return is_up(device) if noted == device else there.get(noted) == device

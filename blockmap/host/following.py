@@ -15,7 +15,7 @@ from blockmap.control.client import Client
 from blockmap.control.messages import Resolve, Stands
 from blockmap.errors import BlockmapError
 from blockmap.host.attachments import Attachments
-from blockmap.host.devices.nbdfuse import NbdFuse
+from blockmap.host.devices.kinds import HostDevices
 
 _LOOK_SECONDS = 1.0
 """Seconds between two questions to the server, which asks the store each time: two small requests."""
@@ -47,7 +47,7 @@ def _main(state: str, nbd_socket: str, name: str, where: str) -> None:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
 
     client = Client(Path(nbd_socket))
-    follow(Attachments(Path(state), NbdFuse(), say), client, name, where, say, _LOOK_SECONDS)
+    follow(Attachments(Path(state), HostDevices(Path(state)), say), client, name, where, say, _LOOK_SECONDS)
 
 
 if __name__ == "__main__":

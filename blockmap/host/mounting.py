@@ -10,22 +10,25 @@ from blockmap.control.messages import Expect
 from blockmap.errors import BlockmapError, HostError
 from blockmap.host.devices import mounts
 from blockmap.host.devices.device import Attacher, Device, set_read_ahead
+from blockmap.host.remote import RemoteServer, Server
 from blockmap.host.warm import warming
 
 
-def expect(client: Client, export: str, *, exact: bool, start: bool) -> None:
+def expect(client: Server, export: str, *, exact: bool, start: bool) -> None:
     """Tells the server that a device new to this host is about to open `export`, whether its read-ahead will be 0, and whether
     a program starts from it.
 
     Best effort: without it the start works, and teaches less.
     """
+    if isinstance(client, RemoteServer):
+        return
     with contextlib.suppress(BlockmapError):
         client.ask(Expect(export, new=True, exact=exact, start=start))
 
 
 def mount(
     attacher: Attacher,
-    client: Client,
+    client: Server,
     export: str,
     device: Device,
     folder: Path,
@@ -36,10 +39,12 @@ def mount(
 ) -> None:
     """Mounts the image on a new device, and meanwhile begins to warm the kernel with what its starts read.
 
-    With `exact`, the kernel is not warmed, and never reads ahead. `folder` is the device's. HostError.
+    With `exact`, the kernel is not warmed, and never reads ahead. A remote server says nothing to warm it with. `folder` is the
+    device's. HostError.
     """
-    if exact:
-        set_read_ahead(device.path, 0)
+    if exact or isinstance(client, RemoteServer):
+        if exact:
+            set_read_ahead(device.path, 0)
         mount_device(attacher, device, where, writable=writable)
         return
     begun = warming.begin(client, export, device.path, folder)
@@ -73,7 +78,7 @@ def started(attacher: Attacher, client: Client, export: str, folder: Path, where
     folder.mkdir(parents=True, exist_ok=True)
     expect(client, export, exact=False, start=True)
     with contextlib.ExitStack() as stack:
-        device = attacher.attach(client.nbd_socket, export, folder)
+        device = attacher.attach(client.address, export, folder)
         stack.callback(attacher.detach, device)
         mount(attacher, client, export, device, folder, where, exact=False)
         stack.callback(mounts.unmount, where)

@@ -107,7 +107,7 @@ def exactly(host: Host, pinned: str, number: Path) -> Iterator[None]:
     (number / "device").mkdir()
     mounting.expect(host.client, pinned, exact=True, start=False)
     attacher = NbdFuse()
-    device = attacher.attach(host.client.nbd_socket, pinned, number / "device")
+    device = attacher.attach(str(host.client.nbd_socket), pinned, number / "device")
     try:
         mounting.mount(attacher, host.client, pinned, device, number / "device", number / "image", exact=True)
         try:

@@ -14,11 +14,16 @@ Guest = Callable[..., str]
 
 @pytest.fixture(scope="session")
 def guest(need: Callable[..., None]) -> Guest:
-    """guest(script, set={...}, add=[...]) runs a shell script, which must succeed, and returns its output."""
+    """guest(script, set={...}, add=[...], options=[...]) runs a shell script, which must succeed, and returns its output."""
     need("qemu-system-x86_64", "nbd-client", "busybox", "mke2fs")
 
-    def run(script: str, set: Mapping[str, object] | None = None, add: Sequence[str | Path] = ()) -> str:
-        command: list[str] = [str(CHECKOUT / "tools" / "guest"), f"--time-limit={LIMIT_S}"]
+    def run(
+        script: str,
+        set: Mapping[str, object] | None = None,
+        add: Sequence[str | Path] = (),
+        options: Sequence[str] = (),
+    ) -> str:
+        command: list[str] = [str(CHECKOUT / "tools" / "guest"), f"--time-limit={LIMIT_S}", *options]
         command += [f"--set={name}={value}" for name, value in (set or {}).items()]
         command += [f"--add={path}" for path in add]
         done = subprocess.run([*command, "-"], input=script, capture_output=True, text=True, timeout=2 * LIMIT_S)

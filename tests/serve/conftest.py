@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from blockmap.control.client import Client
-from blockmap.errors import StoreError
+from blockmap.errors import HostError, StoreError
 from blockmap.store.opening import open_store
 from blockmap.store.repository import Repository
 from tests.image.layouts import archive, directory, file, layout
 from tests.store.made import open_or_create
+from tests.waiting import until
 
 BLOCKMAP = [sys.executable, "-m", "blockmap.cli.main"]
 START_S = 30.0
@@ -79,6 +80,17 @@ class Server:
 
     def nbdkit(self) -> int:
         return self.client.status()["pid"]
+
+    def wait_next(self, gone: int) -> None:
+        """Waits until another nbdkit answers than the process that is about to go."""
+
+        def is_next() -> bool:
+            try:
+                return self.nbdkit() != gone
+            except HostError:
+                return False
+
+        until(is_next, self.said)
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")

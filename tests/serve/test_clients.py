@@ -155,7 +155,7 @@ def test_a_device_answers_while_a_read_of_it_waits(tmp_path: Path, need: Callabl
             return page[:]
 
     with far_store(tmp_path) as (server, web, pieces), ThreadPoolExecutor() as pool, contextlib.ExitStack() as stack:
-        device = NbdFuse().attach(server.socket, "far:1", tmp_path / "device")
+        device = NbdFuse().attach(str(server.socket), "far:1", tmp_path / "device")
         stack.callback(NbdFuse().detach, device)
         fd = os.open(device.path, os.O_RDONLY | os.O_DIRECT)
         stack.callback(os.close, fd)

@@ -123,9 +123,10 @@ def test_a_server_that_is_told_to_end_lets_waiting_reads_go(idle_server: Server,
         began = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - began < 8
-        with pytest.raises(OSError, match="error") as caught:
+        with pytest.raises(
+            ConnectionError
+        ):  # no answer: the kernel's nbd asks the next server, and an error would be final
             waiting.result(LIMIT_S)
-        assert caught.value.errno == errno.ESHUTDOWN
         web.start()
 
 

@@ -54,7 +54,7 @@ def _start(image: str, store: Store, client: Client, command: list[str], work: P
         export = client.ask(Resolve(image)).export
         mounting.expect(client, export, exact=True, start=False)
         attacher = NbdFuse()
-        device = attacher.attach(client.nbd_socket, export, work / "device")
+        device = attacher.attach(str(client.nbd_socket.absolute()), export, work / "device")
         stack.callback(attacher.detach, device)
         where = work / "image"
         where.mkdir()

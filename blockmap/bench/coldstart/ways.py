@@ -202,7 +202,7 @@ def _serve_and_attach(place: BenchSite, command: list[str], socket: Path) -> Pat
 
 def _attach(place: BenchSite, socket: Path, export: str) -> Path:
     attacher = NbdFuse()
-    device = attacher.attach(socket, export, place.folder / "device")
+    device = attacher.attach(str(socket.absolute()), export, place.folder / "device")
     place.stack.callback(attacher.detach, device)
     return _mount(place, device.path)
 

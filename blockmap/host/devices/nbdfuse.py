@@ -7,7 +7,6 @@ device has to be made again.
 """
 
 import contextlib
-import mmap
 import os
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from urllib.parse import quote
 from blockmap.errors import HostError
 from blockmap.host import tools
 from blockmap.host.devices import loops, mounts
-from blockmap.host.devices.device import USUAL_READ_AHEAD_KIB, Device, set_read_ahead, start_ticks
+from blockmap.host.devices.device import USUAL_READ_AHEAD_KIB, Device, reads, set_read_ahead, start_ticks
 
 _CONNECTIONS = 5
 """Connections of a device, so that four requests to it can be under way: with one, all reads wait for the first that waits for
@@ -28,7 +27,6 @@ _READY_SECONDS = 30.0
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.001
 """Seconds between two looks: nbdfuse needs some 10 ms, which every start waits for."""
-_PROBE_BYTES = 4096
 _MOUNT = "fuse"
 """The mount point in the device's folder, which is known even where nothing else is on record."""
 
@@ -50,11 +48,12 @@ class NbdFuse:
 
     kind = "nbdfuse"
 
-    def attach(self, nbd_socket: Path, export: str, directory: Path, *, writable: bool = False) -> Device:
+    def attach(self, server: str, export: str, directory: Path, *, writable: bool = False) -> Device:
         tools.find("fusermount3")
         mountpoint = directory / _MOUNT
         mountpoint.mkdir(parents=True)
-        uri = f"nbd+unix:///{quote(export, safe='')}?socket={quote(str(nbd_socket.absolute()))}"
+        name = quote(export, safe="")
+        uri = f"nbd+unix:///{name}?socket={quote(server)}" if "/" in server else f"nbd://{server}/{name}"
         log = directory / "nbdfuse.log"
         mode = ["-C", str(_CONNECTIONS), *(() if writable else ("-r",))]
         with open(log, "wb") as out:
@@ -85,7 +84,7 @@ class NbdFuse:
 
     def is_alive(self, device: Device) -> bool:
         behind = _Process(**device.state)
-        return _running(behind) and device.path in loops.showing(str(_image(behind))) and _reads(device.path)
+        return _running(behind) and device.path in loops.showing(str(_image(behind))) and reads(device.path)
 
     def is_open(self, device: Device) -> bool:
         # A loop device may be somebody else's by now.
@@ -124,19 +123,6 @@ def _running(behind: _Process) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{behind.pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     return False
-
-
-def _reads(path: str) -> bool:
-    """Returns True if the server behind a device answers a read past the page cache, which outlives it."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-        try:
-            with mmap.mmap(-1, _PROBE_BYTES) as page:
-                return os.preadv(fd, [page], 0) == _PROBE_BYTES
-        finally:
-            os.close(fd)
-    except OSError:
-        return False
 
 
 def _unmount(path: str) -> None:

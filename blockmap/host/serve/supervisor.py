@@ -21,7 +21,7 @@ from types import FrameType
 
 from blockmap.control.client import Client
 from blockmap.errors import HostError
-from blockmap.host.serve import limits, nbdkit
+from blockmap.host.serve import limits, nbdkit, revival
 from blockmap.host.serve.listening import (
     is_loopback,
     is_owned,
@@ -117,6 +117,7 @@ class Supervisor:
             if self._listen is not None:
                 sockets.append(stack.enter_context(tcp_socket(*self._listen)))
             control = stack.enter_context(self._control_socket())
+            stack.enter_context(revival.noted(self._socket))
             self._keep_running(sockets, [control, *self._listen_for_metrics(stack)])
 
     def _control_socket(self) -> contextlib.AbstractContextManager[socket.socket]:
