@@ -58,7 +58,7 @@ class _Times(NamedTuple):
 @click.option("--count", default=100, show_default=True, help="Clones, where it is not one.")
 @json_option
 def clone(name: str, store: str | None, rounds: int, count: int, as_json: bool) -> None:
-    """Clones of NAME: from the command to the first write, and the memory that each takes.
+    """Clones of NAME: until the first write, and their memory.
 
     Interrupted, it prints the rounds that it has.
     """

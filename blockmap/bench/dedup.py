@@ -50,7 +50,10 @@ _ELSEWHERE = Placement(ABSENT, 0, 0, 0, 0)
 )
 @json_option
 def dedup(sources: tuple[str, ...], thresholds: tuple[int, ...], stored: bool, as_json: bool) -> None:
-    """Deduplication over the images SOURCES, for each threshold of cuts at file edges (0: none)."""
+    """Deduplication over the images SOURCES, for each threshold.
+
+    It is that of cuts at the edges of files; 0 means none.
+    """
     rows = []
     for threshold in thresholds or (THRESHOLD_BLOCKS,):
         if threshold < 0:

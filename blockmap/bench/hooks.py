@@ -102,7 +102,10 @@ class Counted:
 @click.option("--seed", default=1, show_default=True)
 @json_option
 def hooks_(sources: tuple[str, ...], versions: int, seed: int, as_json: bool) -> None:
-    """Deduplicate synthetic versions derived from the images SOURCES by hooks, and by an exact index."""
+    """Deduplicate versions by hooks, and by an exact index.
+
+    They are synthetic, and derived from the images SOURCES.
+    """
     if versions < 1:
         raise UsageError("--versions is at least 1")
     with tempfile.TemporaryDirectory(prefix="blockmap-bench-") as work:

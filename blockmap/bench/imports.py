@@ -48,7 +48,10 @@ CAVEATS = [
 @click.option("--rounds", default=5, show_default=True)
 @json_option
 def import_(source: str, rounds: int, as_json: bool) -> None:
-    """Import SOURCE into new stores; processor seconds by stage, wall, memory, beside the floor."""
+    """Import SOURCE into new stores, beside the floor.
+
+    Shows processor seconds by stage, wall and memory.
+    """
     if rounds < 1:
         raise UsageError("--rounds is at least 1")
     runs, floors = [], []

@@ -53,7 +53,10 @@ _SEED = 7
 @click.option("--reads", default=100_000, show_default=True, help="Of each half of a pair.")
 @json_option
 def record(name: str, store: str | None, pairs: int, reads: int, as_json: bool) -> None:
-    """Reads of NAME from a warm cache, while a start is recorded and while none is."""
+    """Reads of NAME, while a start is recorded and while none is.
+
+    The cache is warm.
+    """
     tools.find("nbdkit")
     if pairs < 1 or not 100 <= reads < RECORDS * _TRACES:
         raise UsageError(f"--pairs is at least 1, and --reads 100 to {RECORDS * _TRACES - 1}")

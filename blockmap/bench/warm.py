@@ -53,7 +53,10 @@ WINDOW_BYTES = 64 << 20
 @click.option("--seconds", default=3, show_default=True, help="Of each run.")
 @json_option
 def warm(name: str, store: str | None, rounds: int, seconds: int, as_json: bool) -> None:
-    """Reads of NAME from a warm cache, beside nbdkit's file plugin and qemu-nbd."""
+    """Reads of NAME from a warm cache, beside other servers.
+
+    They are nbdkit's file plugin and qemu-nbd.
+    """
     for tool in ("fio", "nbdkit", "qemu-nbd", "qemu-img", "nbdcopy"):
         tools.find(tool)
     if rounds < 1 or seconds < 1:

@@ -59,9 +59,9 @@ _Figures = dict[str, dict[str, list[float]]]
 @click.option("--seconds", default=3, show_default=True, help="Of each run that reads.")
 @json_option
 def write(name: str, store: str | None, rounds: int, seconds: int, as_json: bool) -> None:
-    """Writes to a clone of NAME, beside nbdkit's cow filter and a qcow2 overlay; reads of a clone, beside those of NAME.
+    """Writes to a clone of NAME, and reads of it, beside others.
 
-    Interrupted, it prints the rounds that it has.
+    Those are nbdkit's cow filter and a qcow2 overlay, and for reads NAME itself. Interrupted, it prints the rounds that it has.
     """
     for tool in ("fio", "nbdkit", "qemu-nbd", "qemu-img", "nbdcopy"):
         tools.find(tool)

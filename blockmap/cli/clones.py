@@ -49,7 +49,10 @@ def clone(
 @socket_option
 @json_option
 def clones(socket: Path | None, as_json: bool) -> None:
-    """List the clones of this host, and those whose image has another version by now, where a server says so."""
+    """List this host's clones, and those whose image has moved.
+
+    What an image stands for by now is known where a server answers.
+    """
     found = opened(CloneHost, socket=socket).clones()
     if as_json:
         tell_json([{**asdict(each), "created": timestamp(each.created)} for each in found])
@@ -91,9 +94,10 @@ def clones(socket: Path | None, as_json: bool) -> None:
 def fork(
     clone_name: str, new: str, count: int | None, store: str | None, cache: Path | None, socket: Path | None
 ) -> None:
-    """Make NEW, a clone of what CLONE is at this moment, also while it is mounted and written to.
+    """Make NEW, a clone of what CLONE is at this moment.
 
-    With -n, all are of one moment. What was written before is shared by all of them; nothing is copied or published.
+    It may be mounted and written to meanwhile. With -n, all are of one moment. What was written before is shared by all of
+    them; nothing is copied or published.
     """
     names = [new] if count is None else [f"{new}-{number}" for number in range(1, count + 1)]
     opened(CloneHost, store, cache, socket).fork(clone_name, names)
@@ -107,8 +111,8 @@ def fork(
 @cache_option
 @socket_option
 def rewind(clone_name: str, name: str, store: str | None, cache: Path | None, socket: Path | None) -> None:
-    """Put CLONE, which nobody uses, on the version NAME; what was written to it is forgotten.
+    """Put CLONE on the version NAME, and forget what was written.
 
-    NAME is any version: repo:tag, repo:tag@{3}, repo:tag@{5 minutes ago}, repo@sha256:DIGEST.
+    Nobody may use it meanwhile. NAME is any version: repo:tag, repo:tag@{3}, repo:tag@{5 minutes ago}, repo@sha256:DIGEST.
     """
     tell(f"{clone_name} is {opened(CloneHost, store, cache, socket).rewind(clone_name, name)}")

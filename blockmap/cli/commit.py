@@ -62,7 +62,7 @@ def commit(
     socket: Path | None,
     as_json: bool,
 ) -> None:
-    """Make NAME stand for what CLONE is at this moment, also while it is mounted and written to.
+    """Make NAME stand for what CLONE is at this moment.
 
     The moment is captured on this host, which takes milliseconds, and then published; should the store be away, it is published
     later, and `clones` shows it until then. The clone goes on above the new version.

@@ -26,7 +26,9 @@ from blockmap.terminal.units import size
 @trust_option
 @json_option
 def export(name: str, destination: str, store: str | None, trust: tuple[str, ...], as_json: bool) -> None:
-    """Write NAME as an image to DESTINATION: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], docker://REF.
+    """Write NAME as an OCI or docker image to DESTINATION.
+
+    DESTINATION is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF] or docker://REF.
 
     An image as it was imported has the same ID and the same layers. Its blobs, and so its manifest's digest and signatures, are the
     same as well where this host has what compressed them, or the import kept them; what differs is told. What was committed is the

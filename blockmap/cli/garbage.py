@@ -29,10 +29,10 @@ from blockmap.upkeep.collect import Collector, Plan
 )
 @json_option
 def gc(store: str | None, dry_run: bool, keep: float, grace: float, as_json: bool) -> None:
-    """Delete what no name needs, in two runs: one condemns, one after the grace deletes and condemns anew.
+    """Delete what no name needs, in two runs.
 
-    Of packs that are mostly garbage, the rest is moved to new packs. Other hosts may import and serve meanwhile. What is in the
-    recent history of a name, or pinned, is kept.
+    One condemns; one after the grace deletes, and condemns anew. Of packs that are mostly garbage, the rest is moved to new
+    packs. Other hosts may import and serve meanwhile. What is in the recent history of a name, or pinned, is kept.
     """
     opened, _ = open_writer(need_store(store))
     collector = Collector(opened, keep, grace, config_chains)

@@ -32,9 +32,10 @@ message_option = click.option("-m", "--message", default="", metavar="TEXT", hel
 @store_option
 @json_option
 def log(names: tuple[str, ...], graph: bool, store: str | None, count: int, as_json: bool) -> None:
-    """Show what each NAME stood for, the newest first, or with --graph how versions came from each other.
+    """Show what each NAME stood for, the newest first.
 
-    NAME@{3} means what entry 3 made of it, in all commands; NAME@{2026-11-20} and NAME@{5 minutes ago} what it was then.
+    With --graph, how versions came from each other. NAME@{3} means what entry 3 made of it, in all commands; NAME@{2026-11-20}
+    and NAME@{5 minutes ago} what it was then.
     """
     images = opened(ImageStore, need_store(store))
     if graph:
@@ -102,7 +103,10 @@ def _tell_graph(versions: Sequence[GraphVersion], as_json: bool) -> None:
 @click.option("--ranges", is_flag=True, help="List the parts of the volume that differ, not the files.")
 @json_option
 def diff(old: str, new: str, store: str | None, trust: tuple[str, ...], ranges: bool, as_json: bool) -> None:
-    """Show how NEW differs from OLD: regular files by content, renamed ones too, and bytes of the volume."""
+    """Show how NEW differs from OLD, file by file.
+
+    Regular files are compared by content, renamed ones too, and the bytes of the volume.
+    """
     found = opened(ImageStore, need_store(store), trust=trust).diff(old, new, files=not ranges)
     files = found.files
     if as_json:
@@ -127,10 +131,10 @@ def diff(old: str, new: str, store: str | None, trust: tuple[str, ...], ranges: 
 @trust_option
 @message_option
 def tag(source: str, name: str, store: str | None, sign: Path | None, trust: tuple[str, ...], message: str) -> None:
-    """Make NAME stand for what SOURCE stands for, an image of the store; moves no data.
+    """Make NAME stand for what SOURCE stands for.
 
-    With --sign, the image is signed as well: name SOURCE by its digest, or give the --trust of whoever signed it, unless you
-    trust all who write to the store.
+    SOURCE is an image of the store; no data is moved. With --sign, the image is signed as well: name SOURCE by its digest, or
+    give the --trust of whoever signed it, unless you trust all who write to the store.
     """
     done = opened(ImageStore, need_store(store), trust=trust, sign=sign).tag(source, name, message=message)
     said = "it stood for it already" if done.entry is None else f"entry {done.entry} of its name"

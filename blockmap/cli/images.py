@@ -153,7 +153,7 @@ def verify(
     max_size: float,
     as_json: bool,
 ) -> None:
-    """Read everything that NAME consists of, and check it against its digests.
+    """Read all that NAME consists of, and check its digests.
 
     Damage is recorded in the store, so that no import relies on what is damaged.
     """

@@ -22,7 +22,10 @@ def key() -> None:
 @key.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def create(file: Path) -> None:
-    """Make a pair of keys: the private one in FILE, for import --sign; the public one in FILE.pub, for --trust."""
+    """Make a pair of keys, FILE and FILE.pub.
+
+    The private one, FILE, is for import --sign; the public one, FILE.pub, for --trust.
+    """
     made = key_files.create(file).public
     tell(f"key       {made.id}")
     tell(f"private   {file}, which only its owner can read: keep it where images are imported")
@@ -33,7 +36,10 @@ def create(file: Path) -> None:
 @key.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def show(file: Path) -> None:
-    """Show the public keys in FILE, each with its id; of a private key, its public one."""
+    """Show the public keys in FILE, each with its id.
+
+    Where FILE is a private key, that is its public one.
+    """
     for each in key_files.read_public(file):
         tell(f"{each}  # {each.id}")
 
@@ -43,7 +49,10 @@ def show(file: Path) -> None:
 @trust_option
 @json_option
 def list_(sign: Path | None, trust: tuple[str, ...], as_json: bool) -> None:
-    """List the keys that are in use here: the one that imports sign with, and those that are trusted."""
+    """List the keys that are in use here.
+
+    They are the one that imports sign with, and those that are trusted.
+    """
     own = None if sign is None else key_files.read_signer(sign).public
     trusted: Sequence[PublicKey] = key_files.read_trusted(trust)
     found = dict.fromkeys([*([] if own is None else [own]), *trusted])

@@ -72,7 +72,10 @@ def use(name: str, number: int, store: str | None, label: str | None) -> None:
 @store_option
 @label_option
 def reset(name: str, store: str | None, label: str | None) -> None:
-    """Have starts of NAME use an empty profile, until the next of them has taught another."""
+    """Have starts of NAME use an empty profile.
+
+    The next of them teaches another.
+    """
 
     def empty(reader: ProfileReader, subject: Subject) -> Profile:
         if not reader.number(subject.repo, subject.label):

@@ -31,7 +31,7 @@ from blockmap.terminal.units import size
 
 @click.group()
 def profile() -> None:
-    """What starts of images read, learnt from traces and shared by all hosts."""
+    """What starts of images read, learnt and shared by all hosts."""
 
 
 for command in (record, profile_history.log, profile_history.use, profile_history.reset):
@@ -55,10 +55,10 @@ def build(
     label: str | None,
     as_json: bool,
 ) -> None:
-    """Learn from starts of NAME what its next starts read, and store it for all hosts.
+    """Learn from starts of NAME what its next starts read.
 
-    Merges each TRACE (a file, or a name from `blockmap trace list`) with the newest profile; without any, the traces on
-    this host that are not in it yet, of starts on a host that had nothing of the image.
+    It is stored for all hosts. Merges each TRACE (a file, or a name from `blockmap trace list`) with the newest profile;
+    without any, the traces on this host that are not in it yet, of starts on a host that had nothing of the image.
     """
     reference = parse_reference(name if label is None else f"{name}+{label}")
     trusted = Trust(read_trusted(trust))

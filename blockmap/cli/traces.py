@@ -77,7 +77,10 @@ def show(name: str, store: str | None, cache: Path | None, files: bool, as_json:
 @cache_option
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values instead of a JSON object a line.")
 def export(name: str, cache: Path | None, as_csv: bool) -> None:
-    """Print the reads of TRACE: microseconds since the open, offset and length in bytes."""
+    """Print the reads of TRACE, a line each.
+
+    A line has microseconds since the open, offset and length in bytes.
+    """
     own = load_trace(_folder(cache).find(name))
     columns = ("time_us", "offset", "length")
     rows = zip(*(own.reads[column].tolist() for column in columns), strict=True)

@@ -100,7 +100,10 @@ class _Figures:
 def commit(
     rounds: int, in_a_row: int, rtt_ms: float, mbit: float, large: bool, shared: Path, work: Path, as_json: bool
 ) -> None:
-    """Commits of a clone that is mounted and written to: what its writers see, and when all hosts do."""
+    """Commits of a clone that is mounted and written to.
+
+    Measures what its writers see, and when all hosts do.
+    """
     if rounds < 1 or in_a_row < 0:
         raise UsageError("--rounds is at least 1, --in-a-row at least 0")
     tools.need_root("bench commit")
