@@ -77,10 +77,12 @@ Imports point down the list in setup.cfg. Nine walks through the folders, a line
     export.destinations     a layout, an archive; image.skopeo for a registry
 
     An attach
-    cli.host                calls api.host, as scripts do
-    api.host                finds a server (api.server), or starts one (host.serve.supervisor); asks which version the name
-                            stands for
-    control.client          one message of control.messages to control.dispatch, in nbdkit's process
+    cli.attach              calls api.devices; scripts call api.host, which does
+    host.manager.client     asks the process that attaches, `blockmap devices`, and starts it where none runs (host.manager.manager)
+    host.manager.work       a child of that process, for this client alone; in its mount namespace, if need be
+    control.client          asks the server which version the name stands for, by control.messages; control.dispatch, in nbdkit's
+                            process, answers. Where no server does, the command has it started (api.server,
+                            host.serve.supervisor), and asks again
     host.attachments        the record of devices, and the lock of this one
     host.devices.kinds      chooses how the device is made: the kernel's nbd, or nbdfuse where the kernel has none
     host.devices.kernel     connects (host.devices.negotiation), and gives the socket to the kernel (host.devices.netlink), by a

@@ -186,7 +186,7 @@ class CloneHost(Host):
         client, options = self._ready_to_run(clone, options, container, None)
         commits = self.regular_commits(clone, versions)
         program = runner.Program(clone, list(command), options, terminal, on_clone=True)
-        status = runner.run(client, self.attachments, self.state, program, [commits], name=container)
+        status = runner.run(client, self.devices, self.state, program, [commits], name=container)
         commits.finish()
         return status
 

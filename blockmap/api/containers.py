@@ -41,14 +41,14 @@ class ContainerHost(Host):
     def stop(self, name: str, *, seconds: float = 10.0) -> None:
         """Asks a container's program to end, with its image's StopSignal, and ends it by force after so many seconds; returns
         when nothing of it is left. One that has ended stays so."""
-        containers.stop(self.attachments, self._find(name, "stop"), seconds)
+        containers.stop(self.devices, self._find(name, "stop"), seconds)
 
     def kill(self, name: str, signal: str = "KILL") -> None:
         """Sends a signal to a container's program."""
         path, number = self._find(name, "kill"), containers.parse_signal(signal)
         if folders.has_ended(path):
             raise UsageError(f"{name} does not run: see `blockmap ps -a`")
-        containers.kill(self.attachments, path, number)
+        containers.kill(self.devices, path, number)
 
     def execute(self, name: str, wanted: Execution) -> int:
         """Runs a program in a container, with this process's standard streams, and returns its status as `run` does. ImageError;
@@ -62,8 +62,8 @@ class ContainerHost(Host):
             path = self._find(name, "rm")
             if force and not folders.has_ended(path):
                 with suppress(FileNotFoundError):
-                    containers.kill(self.attachments, path, containers.parse_signal("KILL"))
-            containers.remove(self.attachments, path)
+                    containers.kill(self.devices, path, containers.parse_signal("KILL"))
+            containers.remove(self.devices, path)
             return True
         return False
 

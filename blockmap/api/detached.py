@@ -17,7 +17,7 @@ from blockmap import errors
 from blockmap.control.client import Client
 from blockmap.errors import BlockmapError, HostError, UsageError
 from blockmap.format.refs import parse_name
-from blockmap.host.attachments import Attachments
+from blockmap.host.manager.client import Devices
 from blockmap.host.run import folders, runner
 from blockmap.host.run.options import HOST, BindMount, PublishedPort, RunOptions
 from blockmap.host.run.readiness import parse_readiness
@@ -66,7 +66,7 @@ def check_versions(versions: Versions) -> None:
         )
 
 
-def start(client: Client, attachments: Attachments, state: Path, wanted: DetachedRun, name: str | None) -> str:
+def start(client: Client, attachments: Devices, state: Path, wanted: DetachedRun, name: str | None) -> str:
     """Starts a container, returns its name once its program runs, and is ready if it is to say so.
 
     HostError where it has ended before, or is not ready in time; then it goes on. AlreadyExists, and the errors of `Host.run`.

@@ -7,14 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blockmap.api.devices import attach
 from blockmap.api.server import find_server
 from blockmap.control.client import Client
-from blockmap.control.messages import Hydrate, Resolve, Stands
-from blockmap.errors import AlreadyExists, BlockmapError, UsageError
+from blockmap.control.messages import Hydrate, Stands
+from blockmap.errors import AlreadyExists, BlockmapError
 from blockmap.host import followers, tools
 from blockmap.host.attachments import Attachments
 from blockmap.host.devices.kinds import HostDevices
-from blockmap.host.remote import RemoteServer, is_remote, resolve_remote
+from blockmap.host.manager.client import Devices
 from blockmap.host.run import runner
 from blockmap.host.run.options import RunOptions
 from blockmap.local.paths import default_socket, default_state
@@ -72,8 +73,7 @@ class Host:
         """
         self._url = url
         self._cache = _path(cache)
-        self._remote = RemoteServer(str(socket)) if is_remote(socket) else None
-        self._socket = None if self._remote else _path(socket)
+        self._socket = _path(socket)
         self._trust = tuple(trust)
         self._sign = _path(sign)
         self.state = Path(state or default_state())
@@ -83,6 +83,11 @@ class Host:
         """Returns the server, which is started where none answers, and ends a minute after its last use; HostError,
         UsageError, StoreError."""
         return find_server(self._url, self._cache, self._socket, self._trust)
+
+    @property
+    def devices(self) -> Devices:
+        """Returns what attaches on this host."""
+        return Devices(self.state)
 
     @cached_property
     def attachments(self) -> Attachments:
@@ -132,28 +137,13 @@ class Host:
         known to be. With `follow`, a process stays that mounts the newest version in its place whenever the name has moved.
         Needs root. HostError, UsageError, NotFound, Untrusted, StoreError.
         """
-        tools.need_root("attach")
-        if self._remote is not None:
-            if follow or hydrate is not None:
-                raise UsageError(
-                    "a server on another host takes no requests from here: leave out --follow and --hydrate"
-                )
-            export, writable = resolve_remote(self._remote, name)
-            self.attachments.attach(self._remote, export, name, Path(directory), writable=writable)
-            return export
-        client = self.server()
-        found = client.ask(Resolve(name))
-        if follow and (found.writable or "@" in name):
-            raise UsageError(f"{name} does not move, so that there is nothing to follow: leave out --follow")
-        export = found.export
-        if hydrate is False:
-            client.ask(Hydrate(export, wanted=False))
-        self.attachments.attach(client, export, name, Path(directory), writable=found.writable, start="+" in name)
-        if follow:
-            followers.begin(self.state.absolute(), client.nbd_socket, name, str(Path(directory).resolve()))
-        if hydrate:
-            client.ask(Hydrate(export))
-        return export
+        answer = attach(
+            self.state, name, Path(directory), store=self._url, cache=self._cache, socket=self._socket, trust=self._trust,
+            hydrate=hydrate, follow=follow,
+        )  # fmt: skip
+        for note in answer.notes:
+            _log.warning(note)
+        return answer.export
 
     def attach_device(self, name: str) -> tuple[str, str]:
         """Makes a device of an image or a clone, for whoever mounts it or reads it as it is; returns the export, an image's by
@@ -161,17 +151,16 @@ class Host:
 
         Needs root. HostError, UsageError, NotFound, Untrusted, StoreError.
         """
-        tools.need_root("attach")
-        if self._remote is not None:
-            export, writable = resolve_remote(self._remote, name)
-            return export, self.attachments.attach_device(self._remote, export, name, writable=writable)
-        client = self.server()
-        found = client.ask(Resolve(name))
-        return found.export, self.attachments.attach_device(client, found.export, name, writable=found.writable)
+        answer = attach(
+            self.state, name, None, store=self._url, cache=self._cache, socket=self._socket, trust=self._trust,
+            hydrate=None, follow=False,
+        )  # fmt: skip
+        return answer.export, answer.device
 
     def detach(self, directory: Path | str) -> None:
         """Unmounts what is attached at a directory, or takes apart what is attached as a device; UsageError, HostError."""
-        self.attachments.detach(Path(directory))
+        for note in self.devices.detach(Path(directory)):
+            _log.warning(note)
 
     def run(
         self,
@@ -194,7 +183,7 @@ class Host:
         """
         client, options = self._ready_to_run(name, options, container, hydrate)
         program = runner.Program(name, list(command), options, terminal, clone)
-        return runner.run(client, self.attachments, self.state, program, name=container)
+        return runner.run(client, self.devices, self.state, program, name=container)
 
     def start(self, wanted: "DetachedRun", *, hydrate: bool | None = None, container: str | None = None) -> str:
         """Starts a container that goes on when this process has ended, and returns its name once its program runs, and is ready
@@ -205,7 +194,7 @@ class Host:
         client, _ = self._ready_to_run(wanted.image, wanted.options, container, hydrate)
         from blockmap.api.detached import start  # imported here: what waits for its program does without
 
-        return start(client, self.attachments, self.state, wanted, container)
+        return start(client, self.devices, self.state, wanted, container)
 
     def _ready_to_run(
         self, name: str, options: RunOptions | None, container: str | None, hydrate: bool | None

@@ -77,7 +77,7 @@ def _monitor(folder: ContainerFolder, reporter: _Reporter, nbd_socket: Path, sta
     observers = [each for each in (watch, commits, end) if each is not None]
     with detached_streams(log, terminal=job.terminal, interactive=job.interactive) as streams:
         place = runner.Detached(folder, streams, on_running, job.keep)
-        runner.run(client, host.attachments, host.state, program, observers, detached=place)
+        runner.run(client, host.devices, host.state, program, observers, detached=place)
     reporter.tell(end.event)
     reporter.close()
     if commits is not None:

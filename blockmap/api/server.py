@@ -1,12 +1,12 @@
 """Finds the server that serves a store on this host, or starts it."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from blockmap.control.client import Client
-from blockmap.errors import HostError
+from blockmap.errors import HostError, NoServer
 from blockmap.format.signature import PublicKey
+from blockmap.host.served_store import check_store
 from blockmap.local.paths import default_cache, default_socket, need_store
 
 _IDLE_SECONDS = 60.0
@@ -21,14 +21,15 @@ def find_server(store: str | None, cache: Path | None, socket: Path | None, trus
     client = Client((socket or default_socket()).absolute())
     trusted = _read(trust) if trust else ()
     try:
-        served = client.status()["store"]
-    except HostError:
+        if store:
+            check_store(client, store)
+        else:
+            client.status()
+    except NoServer:
         # Imported here: the engines take 0.2 s, which a start that finds its server need not wait for.
         from blockmap.api.starting import start
 
         start(need_store(store), (cache or default_cache()).absolute(), client.nbd_socket, _IDLE_SECONDS, trusted)
-    else:
-        _check_store(client, served, store)
     if trusted:  # also if it was started just now: another command may have been faster
         _check_trust(client, client.status()["trust"], trusted)
     return client
@@ -48,16 +49,3 @@ def _read(trust: Sequence[str]) -> Sequence[PublicKey]:
     from blockmap.store.key_files import read_trusted  # takes 0.1 s, which a start without keys need not wait for
 
     return read_trusted(trust)
-
-
-def _check_store(client: Client, served: str, store: str | None) -> None:
-    """Raises HostError where the server that answers serves another store than the one asked for."""
-    if not store or served in (store, os.path.abspath(store)):
-        return
-    from blockmap.store.opening import location  # as above
-
-    if (asked := location(store)) != served:
-        raise HostError(
-            f"the server at {client.nbd_socket} serves {served}, not {asked}: name another server with --socket, which is "
-            "started if need be"
-        )

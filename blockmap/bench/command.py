@@ -2,6 +2,7 @@
 
 import click
 
+from blockmap.bench.attach import attach
 from blockmap.bench.clone import clone
 from blockmap.bench.coldstart.command import coldstart
 from blockmap.bench.commit.command import commit
@@ -18,5 +19,5 @@ def bench() -> None:
     """Measure, beside a peer in the same run."""
 
 
-for _command in (warm, write, clone, record, import_, dedup, hooks_, coldstart, commit):
+for _command in (warm, write, attach, clone, record, import_, dedup, hooks_, coldstart, commit):
     bench.add_command(_command)

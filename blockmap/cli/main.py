@@ -1,6 +1,5 @@
 """The `blockmap` program."""
 
-import logging
 import os
 import signal
 import sys
@@ -14,17 +13,18 @@ import click
 from blockmap import __version__
 from blockmap.errors import BlockmapError, UsageError
 from blockmap.local.settings import export_variables
-from blockmap.terminal.output import open_streams, warn
+from blockmap.terminal.output import open_streams, show_warnings, warn
 
 _COMMANDS = {
-    "attach": "blockmap.cli.host:attach",
+    "attach": "blockmap.cli.attach:attach",
     "bench": "blockmap.bench.command:bench",
     "clone": "blockmap.cli.clones:clone",
     "clones": "blockmap.cli.clones:clones",
     "commit": "blockmap.cli.commit:commit",
     "config": "blockmap.cli.config:config",
     "create": "blockmap.cli.images:create",
-    "detach": "blockmap.cli.host:detach",
+    "detach": "blockmap.cli.attach:detach",
+    "devices": "blockmap.cli.devices:devices",
     "diff": "blockmap.cli.history:diff",
     "doctor": "blockmap.cli.doctor:doctor",
     "exec": "blockmap.cli.containers:execute",
@@ -60,6 +60,18 @@ _COMMANDS = {
 }
 """Where each command is: it is imported when it is run, because `attach` and `run` are waited for, and need a tenth of all."""
 
+_ELSEWHERE = {
+    "inspect": "show",
+    "list": "images",
+    "ls": "images",
+    "mount": "attach",
+    "pull": "import",
+    "push": "export",
+    "rmi": "untag",
+    "umount": "detach",
+}
+"""What other programs call our commands."""
+
 
 class _Program(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -70,7 +82,23 @@ class _Program(click.Group):
             return None
         module, _, name = _COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(import_module(module), name)
+        if "logging" in sys.modules:  # 6 ms, which a start need not wait for
+            show_warnings()
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            from difflib import get_close_matches  # nobody else needs it
+
+            meant = [_ELSEWHERE[name]] if name in _ELSEWHERE else get_close_matches(name, _COMMANDS)
+            raise UsageError(
+                f"there is no {name!r}: "
+                + (f"did you mean {' or '.join(meant)}?" if meant else "see `blockmap --help`")
+            )
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,7 +114,6 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup(1) has it
             signal.signal(number, _interrupt)
-    logging.basicConfig(handlers=[_Warnings()])
     if "_BLOCKMAP_COMPLETE" in os.environ:  # a shell asks what a line could go on with
         import_module("blockmap.cli.completion").register()
     code = _run(lambda: program.main(standalone_mode=False))
@@ -118,11 +145,6 @@ def _run(work: Callable[[], Any]) -> Any:
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-class _Warnings(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        warn(record.getMessage())
 
 
 if __name__ == "__main__":

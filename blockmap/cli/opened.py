@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from blockmap.api.host import Host
+from blockmap.terminal.output import show_warnings
 
 HostT = TypeVar("HostT", bound=Host)
 
@@ -18,4 +19,5 @@ def opened(
     sign: Path | None = None,
 ) -> HostT:
     """Returns what a command's options mean, as far as the `kind` of API goes that the command needs."""
+    show_warnings()
     return kind(store, cache=cache, socket=socket, trust=trust, sign=sign)

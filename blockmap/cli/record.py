@@ -61,9 +61,10 @@ def record(
     cache: Path | None,
     socket: Path | None,
 ) -> None:
-    """Run the image NAME until it is ready, stop it, and learn what it read; from one that is not, nothing is learnt.
+    """Run the image NAME until it is ready, and learn what it read.
 
-    The image must not be attached: reads that the kernel answers from memory would not be seen.
+    It is stopped then; from one that is never ready, nothing is learnt. The image must not be attached: reads that the kernel
+    answers from memory would not be seen.
     """
     tools.need_root("record")
     wanted = labelled(name, label)
@@ -75,7 +76,7 @@ def record(
     recording = Recording(client, readiness, seconds, warn)
     program = runner.Program(wanted, words(command), RunOptions(entrypoint=entrypoint))
     with _heard(readiness.hear):
-        code = runner.run(client, host.attachments, host.state, program, [recording], exact=True)
+        code = runner.run(client, host.devices, host.state, program, [recording], exact=True)
     if recording.trace is None:
         raise HostError("the server has recorded nothing of this start: its log says why")
     if recording.ready_seconds is None:

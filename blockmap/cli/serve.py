@@ -1,8 +1,6 @@
 """The command `blockmap serve`."""
 
 import grp
-import os
-import time
 from pathlib import Path
 
 import click
@@ -19,8 +17,7 @@ from blockmap.server.opener import ANSWER_SECONDS
 from blockmap.store.key_files import read_signer, read_trusted
 from blockmap.store.opening import location
 from blockmap.terminal.options import cache_option, need_store, sign_option, socket_option, store_option, trust_option
-from blockmap.terminal.output import warn
-from blockmap.terminal.times import timestamp
+from blockmap.terminal.output import tell_log
 
 
 @click.command()
@@ -90,7 +87,7 @@ def serve(
     group: str | None,
     idle_exit: float | None,
 ) -> None:
-    """Serve every image of the store, and the clones of this host, over NBD."""
+    """Serve the store's images and this host's clones over NBD."""
     for each in outages:
         parse_option(each)
     trusted = list(map(str, read_trusted(trust)))
@@ -102,7 +99,7 @@ def serve(
     where = (socket or default_socket()).absolute()
 
     def take_over() -> None:
-        Attachments(default_state(), HostDevices(default_state()), _log).clean(where)
+        Attachments(default_state(), HostDevices(default_state()), tell_log).clean(where)
 
     Supervisor(
         url,
@@ -113,7 +110,7 @@ def serve(
         where,
         listen,
         idle_exit,
-        _log,
+        tell_log,
         _pass_on,
         take_over,
         metrics,
@@ -135,10 +132,5 @@ def _group_number(name: str) -> int:
         ) from None
 
 
-def _log(text: str) -> None:
-    """Logs a line with its time, which systemd's journal adds by itself."""
-    warn(text, before="" if "JOURNAL_STREAM" in os.environ else f"{timestamp(time.time())} ")
-
-
 def _pass_on(line: bytes) -> None:
-    _log(line.rstrip(b"\n").decode(errors="backslashreplace"))
+    tell_log(line.rstrip(b"\n").decode(errors="backslashreplace"))

@@ -77,14 +77,20 @@ class AttachmentTable:
         """Returns the folders of a server's devices."""
         return self._folders("SELECT directory FROM devices WHERE socket = ?", socket)
 
+    def sockets(self) -> set[str]:
+        """Returns the sockets of the servers that devices are attached to."""
+        return {socket for (socket,) in self._connection.execute("SELECT DISTINCT socket FROM devices")}
+
     def folder_showing(self, socket: str, export: str) -> Path | None:
         """Returns the folder of the device that shows, or is about to show, an export."""
         found = self._folders("SELECT directory FROM devices WHERE socket = ? AND export = ?", socket, export)
         return found[0] if found else None
 
-    def folder_at(self, where: str) -> Path | None:
-        """Returns the folder of the device that is noted as mounted at a directory."""
-        found = self._folders("SELECT device FROM mounts WHERE directory = ?", where)
+    def folder_at(self, where: str, shown: str | None = None) -> Path | None:
+        """Returns the folder of the device that is mounted at a directory: of that which is `shown` there, if it is one of ours,
+        else of that which is noted."""
+        found = self._folders("SELECT directory FROM devices WHERE path = ?", shown) if shown else []
+        found = found or self._folders("SELECT device FROM mounts WHERE directory = ?", where)
         return found[0] if found else None
 
     def device(self, folder: Path) -> Device | None:
@@ -141,6 +147,22 @@ class AttachmentTable:
 def is_recorded(state: Path) -> bool:
     """Returns True if something was attached here before."""
     return (state / _FILE).exists()
+
+
+def has_devices(state: Path) -> bool:
+    """Returns True if a device is on record; HostError."""
+    if not is_recorded(state):
+        return False
+    with changing(state) as table:
+        return bool(table.folders())
+
+
+def sockets_of_devices(state: Path) -> set[str]:
+    """Returns the sockets of the servers that devices on record are attached to; HostError."""
+    if not is_recorded(state):
+        return set()
+    with changing(state) as table:
+        return table.sockets()
 
 
 @contextmanager

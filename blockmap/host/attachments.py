@@ -20,6 +20,7 @@ from blockmap.host.attachment_table import Attached, AttachmentTable, changing, 
 from blockmap.host.devices import lock, mounts
 from blockmap.host.devices.device import Attacher, Device, is_up
 from blockmap.host.devices.lock import DeviceLock
+from blockmap.host.devices.namespace import OWN, MountNamespace
 from blockmap.host.remote import Server
 from blockmap.host.warm import warming
 
@@ -36,10 +37,14 @@ class _Reserved(Exception):
 class Attachments:
     """Attaches and detaches, on behalf of this host's root."""
 
-    def __init__(self, state: Path, attacher: Attacher, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, state: Path, attacher: Attacher, say: Callable[[str], None], namespace: MountNamespace = OWN
+    ) -> None:
+        """`namespace` is where directories are, and where devices are mounted."""
         self._state = state.absolute()
         self._attacher = attacher
         self._say = say
+        self._namespace = namespace
 
     def attach(
         self,
@@ -51,35 +56,41 @@ class Attachments:
         exact: bool = False,
         writable: bool = False,
         start: bool = False,
-    ) -> None:
-        """Mounts `export`, by digest or a clone, at a directory; shares the device that shows it already.
+    ) -> str:
+        """Mounts `export`, by digest or a clone, at a directory; shares the device that shows it already, and returns its path.
 
         It is mounted read-only unless `writable`. With `exact`, the device is new, and the kernel reads nothing ahead. With
         `start`, a program is about to start there, so that there is something to learn for all hosts. HostError, UsageError.
         """
         tools.need_root("attach")
-        where = str(directory.resolve())
-        if not os.path.isdir(where):
-            if os.path.exists(where):
+        where = self._resolved(directory)
+        if not os.path.isdir(reached := self._namespace.path(where)):
+            if os.path.exists(reached):
                 raise UsageError(f"{directory} is no directory: name one")
             raise UsageError(f"there is no directory {directory}: make it first, with mkdir")
         held, device = self._claim(client.address, export, where, name, exact)
         with held:
             try:
                 if device is not None:
-                    mounting.mount_device(self._attacher, device, where, writable=writable)
-                    return
+                    mounting.mount_device(self._attacher, device, where, writable=writable, namespace=self._namespace)
+                    return device.path
                 mounting.expect(client, export, exact=exact, start=start)
                 device = self._attacher.attach(client.address, export, held.folder, writable=writable)
                 with self._table() as table:
                     table.set_made(held.folder, device)
                 mounting.mount(
-                    self._attacher, client, export, device, held.folder, where, exact=exact, writable=writable
-                )
-            except BaseException:
-                if device is not None and mounts.source(where) == device.path:
-                    tools.run("umount", where)
+                    self._attacher, client, export, device, held.folder, where,
+                    exact=exact, writable=writable, namespace=self._namespace,
+                )  # fmt: skip
+                return device.path
+            except BaseException as error:
+                if device is not None and self._namespace.source(where) == device.path:
+                    self._namespace.take_off(where)
                 self._settle(held.folder)
+                if isinstance(error, mounting.NoFileSystem):
+                    raise HostError(
+                        f"{name} has no ext4 file system in it (it was imported from a disk image): use it with an NBD client"
+                    ) from error
                 raise
 
     def attach_device(self, client: Server, export: str, name: str, *, writable: bool = False) -> str:
@@ -119,7 +130,7 @@ class Attachments:
                 # Aside, so that all that mounting reads has come before anybody has to do without the old one.
                 aside = held.folder / _ASIDE
                 aside.mkdir(exist_ok=True)
-                mounting.mount_device(self._attacher, device, aside)
+                mounting.mount_device(self._attacher, device, str(aside))
                 with self._table() as table:
                     before = table.folder_at(where)
                     shown = None if before is None else table.device(before)
@@ -149,21 +160,24 @@ class Attachments:
         UsageError, HostError.
         """
         tools.need_root("detach")
-        where = str(directory.resolve())
+        where = self._resolved(directory)
         if is_recorded(self._state):
             followers.end(self._state, where)
-        held = self._lock(lambda table: table.folder_at(where))
+        shown = self._namespace.source(where)
+        held = self._lock(lambda table: table.folder_at(where, shown))
         found = held is not None and self._unmount(held, where)
         self.tidy()
         if not found:
-            listed = ", ".join(each.directory for each in self.list()) or "nothing is attached"
-            raise UsageError(f"nothing of blockmap is attached at {directory} (attached: {listed})")
+            listed = ", ".join(each.directory for each in self.list())
+            raise UsageError(
+                f"nothing is attached at {where}, " + (f"but at {listed}" if listed else "nor anywhere else")
+            )
 
     def list(self) -> _Listed:
         """Returns what is attached now, and waits for nobody; HostError where the record cannot be read."""
         if not is_recorded(self._state):
             return []
-        there = mounts.sources()
+        there = self._namespace.sources()
         return [each for each in read_attached(self._state) if _is_used(each.directory, each.device, there)]
 
     def at(self, where: str) -> Attached | None:
@@ -208,7 +222,7 @@ class Attachments:
                 with self._table() as table:
                     if table.folder_showing(nbd_socket, export) is None:
                         if where is not None:
-                            _check_free(table, where, None)
+                            self._check_free(table, where, None)
                         held = lock.create(self._state / "devices")
                         table.add_device(held.folder, nbd_socket, export, self._attacher.kind)
                         if where is not None:
@@ -230,7 +244,7 @@ class Attachments:
                         )
                     if where is not None:
                         with self._table() as table:
-                            _check_free(table, where, found.folder)
+                            self._check_free(table, where, found.folder)
                             table.add_mount(where, found.folder, name)
                     stack.pop_all()
                     return found, device
@@ -245,7 +259,7 @@ class Attachments:
             with self._table() as table:
                 device = table.device(held.folder)
                 noted = table.mounts_of(held.folder)
-            if device is None or not _is_used(where, device.path, mounts.sources()):
+            if device is None or not _is_used(where, device.path, self._namespace.sources()):
                 return False
             if where == device.path:
                 if noted == [where] and self._attacher.is_open(device):
@@ -254,13 +268,13 @@ class Attachments:
                     table.drop_mounts([where])
             else:
                 warming.end(held.folder, device.path)
-                tools.run("umount", where)
+                self._namespace.take_off(where)
             self._settle(held.folder, probe=True)
             return True
 
     def _unused(self) -> _Folders:
         """Returns the folders of devices that are mounted nowhere, and of those that are not on record."""
-        there = mounts.sources()
+        there = self._namespace.sources()
         with self._table() as table:
             folders = {*table.folders(), *(self._state / "devices").glob("*")}
             return [folder for folder in folders if not _used(table.device(folder), table.mounts_of(folder), there)]
@@ -285,7 +299,7 @@ class Attachments:
         """
         with self._table() as table:
             device, noted = table.device(folder), table.mounts_of(folder)
-        used = _used(device, noted, mounts.sources())
+        used = _used(device, noted, self._namespace.sources())
         mounts.unmount(folder / _ASIDE)  # of a `replace` that was killed
         in_use = device is not None and (used or self._attacher.is_open(device))
         if device is not None and in_use and (not probe or self._attacher.is_alive(device)):
@@ -296,7 +310,7 @@ class Attachments:
             if device is not None and directory == device.path:
                 self._say(f"{directory} is detached: the server behind it has gone, and reads failed; attach it again")
                 continue
-            tools.run("umount", "-l", directory)
+            self._namespace.take_off(directory, lazily=True)
             self._say(f"{directory} is unmounted: the server behind it has gone, and reads failed; attach it again")
         warming.end(folder, device.path if device is not None else "")
         if device is not None:
@@ -320,24 +334,27 @@ class Attachments:
             if held is not None:
                 return held
 
+    def _check_free(self, table: AttachmentTable, where: str, own: Path | None) -> None:
+        """Raises UsageError where something is mounted, _Reserved where another command may be about to mount.
+
+        `own` is the device that the caller has locked.
+        """
+        if self._namespace.source(where) is not None:
+            raise UsageError(f"something is mounted at {where} already: detach it first, or choose another directory")
+        noted = table.folder_at(where)
+        if noted is None or noted == own:
+            return
+        held = lock.attempt(noted)
+        if held is None:
+            raise _Reserved(noted)
+        held.close()
+
+    def _resolved(self, directory: Path) -> str:
+        """Returns the directory in its namespace; one that another process named has no link in it."""
+        return str(directory.resolve() if self._namespace is OWN else directory)
+
     def _table(self) -> AbstractContextManager[AttachmentTable]:
         return changing(self._state)
-
-
-def _check_free(table: AttachmentTable, where: str, own: Path | None) -> None:
-    """Raises UsageError where something is mounted, _Reserved where another command may be about to mount.
-
-    `own` is the device that the caller has locked.
-    """
-    if mounts.source(where) is not None:
-        raise UsageError(f"something is mounted at {where} already: detach it first, or choose another directory")
-    noted = table.folder_at(where)
-    if noted is None or noted == own:
-        return
-    held = lock.attempt(noted)
-    if held is None:
-        raise _Reserved(noted)
-    held.close()
 
 
 def _used(device: Device | None, noted: Iterable[str], there: dict[str, str]) -> list[str]:

@@ -47,7 +47,7 @@ def ended(path: Path, what: str) -> Iterator[bool]:
         return
     try:
         deadline = time.monotonic() + _END_SECONDS
-        while not _take(fd):
+        while not take(fd):
             pid = _pid(fd)
             if pid:
                 # Whoever holds the lock lives, so the pid is its own.
@@ -70,7 +70,7 @@ def is_running(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _take(fd)
+        return not take(fd)
     finally:
         os.close(fd)
 
@@ -79,7 +79,8 @@ def _pid(fd: int) -> int:
     return int(os.pread(fd, 20, 0) or 0)
 
 
-def _take(fd: int) -> bool:
+def take(fd: int) -> bool:
+    """Takes the lock of a file; returns False where another process has it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,7 +1,6 @@
 """Uses a server of another host, of which nothing is known but what NBD says."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from blockmap.control.client import Client
 from blockmap.host.devices.negotiation import READ_ONLY, negotiate
@@ -19,12 +18,6 @@ class RemoteServer:
 
 
 Server = Client | RemoteServer
-
-
-def is_remote(place: Path | str | None) -> bool:
-    """Returns True if a place is HOST:PORT, not the path of a socket."""
-    text = str(place or "")
-    return "/" not in text and text.rpartition(":")[2].isdecimal() and ":" in text
 
 
 def resolve_remote(server: RemoteServer, name: str) -> tuple[str, bool]:

@@ -33,6 +33,12 @@ def server_socket() -> Path:
     return own
 
 
+def is_remote(place: Path | str | None) -> bool:
+    """Returns True if a place is HOST:PORT, not the path of a socket."""
+    text = str(place or "")
+    return "/" not in text and text.rpartition(":")[2].isdecimal() and ":" in text
+
+
 def need_store(url: str | None) -> str:
     """Returns the store's URL, which has no default. Raises UsageError if none is given."""
     if not url:

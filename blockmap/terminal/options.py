@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import click
 
 from blockmap.errors import UsageError
-from blockmap.format.refs import parse_reference
 from blockmap.local.paths import need_store as need_store  # commands take it with the option
 from blockmap.local.settings import setting
 
@@ -115,4 +114,6 @@ def labelled(name: str, label: str | None) -> str:
         return name
     if "+" in name:
         raise UsageError(f"{name} has a label already: leave out --label {label}, or what follows the +")
+    from blockmap.format.refs import parse_reference  # 3 ms, which a start without a label need not wait for
+
     return str(parse_reference(f"{name}+{label}"))

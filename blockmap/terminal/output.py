@@ -35,6 +35,26 @@ def warn(text: str, before: str = "blockmap: ") -> None:
     click.echo(before + " / ".join(map(printable, text.strip("\n").split("\n"))), err=True)
 
 
+def tell_log(text: str) -> None:
+    """Logs a line of a process that goes on, with its time, which systemd's journal adds by itself."""
+    import time
+
+    from blockmap.terminal.times import timestamp  # commands that end soon do without
+
+    warn(text, before="" if "JOURNAL_STREAM" in os.environ else f"{timestamp(time.time())} ")
+
+
+def show_warnings() -> None:
+    """Has what the library warns of told as messages; once is enough."""
+    import logging  # 6 ms, which commands that warn of nothing need not wait for
+
+    class Warnings(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            warn(record.getMessage())
+
+    logging.basicConfig(handlers=[Warnings()])
+
+
 def open_streams() -> None:
     """Makes standard input, output and error usable, where one is closed or cannot be written."""
     for fd in range(3):

@@ -16,7 +16,9 @@ import pytest
 
 from blockmap.control.client import Client
 from blockmap.errors import HostError
+from blockmap.host import background
 from blockmap.host.devices import loops
+from blockmap.host.manager.place import LOCK, LOG, answers
 from tests.image.layouts import archive, directory, file, layout, symlink
 from tests.waiting import LIMIT_S, until
 
@@ -106,9 +108,25 @@ class Host:
         until(lambda: self.said().count("starting it again") > starts, self.said)
         self.wait_ready()
 
+    def manager(self) -> int | None:
+        """The process that attaches devices, if one runs."""
+        try:
+            with open(self.state / LOCK, "rb+") as file:
+                return None if background.take(file.fileno()) else int(file.read().split()[0])
+        except (FileNotFoundError, IndexError):
+            return None
+
+    def end_manager(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ends the process that attaches devices; the next attach or detach starts another."""
+        pid = self.manager()
+        if pid is not None:
+            os.kill(pid, number)
+            line = Path(f"/proc/{pid}/cmdline")  # empty for a zombie
+            until(lambda: self.manager() != pid and not (line.exists() and line.read_bytes()), self.said)
+
     def said(self) -> str:
-        """All that servers logged."""
-        logs = [self.where / "log", self.socket.with_name("nbd.sock.log")]
+        """All that servers, and what attaches devices, logged."""
+        logs = [self.where / "log", self.socket.with_name("nbd.sock.log"), self.state / LOG]
         return "".join(log.read_text(errors="replace") for log in logs if log.exists())
 
     def uri(self, export: str) -> str:
@@ -138,6 +156,7 @@ class Host:
             subprocess.run(["umount", "-l", point], check=False)
         for loop in shown:
             subprocess.run(["losetup", "-d", loop], check=False)
+        self.end_manager()
         if self.server is not None:
             self.stop()
         with contextlib.suppress(HostError):  # one that `attach` or `run` started
@@ -172,6 +191,20 @@ main()
         [sys.executable, "-c", script, *map(str, arguments)],
         env=host.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def faulty_manager(host: Host, module: str, name: str, code: str) -> Iterator[None]:
+    """Has devices be attached by a process with a fault in one function, as `faulty` has it."""
+    host.end_manager()
+    process = faulty(host, module, name, code, "devices")
+    try:
+        until(lambda: host.manager() == process.pid or process.poll() is not None)
+        until(lambda: answers(host.state))
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=LIMIT_S)
 
 
 @pytest.fixture(scope="session")

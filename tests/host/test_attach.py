@@ -17,7 +17,7 @@ from blockmap.host import tools
 from blockmap.host.attachments import Attachments
 from blockmap.host.devices import mounts
 from blockmap.host.devices.device import Device
-from tests.host.conftest import CONTENT, Host, faulty, rows
+from tests.host.conftest import CONTENT, Host, faulty_manager, rows
 from tests.host.standin import StandIn
 from tests.waiting import until
 
@@ -60,10 +60,10 @@ def test_what_is_attached_is_the_image_and_nothing_is_written(mounting: Host) ->
     mounting.serve()
     (where,) = directories(mounting, "mnt")
     said = mounting.do("attach", "app:1", where)
-    assert f"is at {where}" in said
+    ((device, _),) = rows(mounting)
+    assert said == f"app:1 is mounted read-only at {where} (device {device})\n"
     assert (where / "etc/version").read_bytes() == b"1"
     assert (where / "data/content").read_bytes() == CONTENT
-    ((device, _),) = rows(mounting)
     with pytest.raises(OSError, match="Read-only"):
         (where / "new").write_text("x")
     entry = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {where} " in line)
@@ -83,7 +83,8 @@ def test_a_version_has_one_device_however_often_it_is_attached(mounting: Host) -
     mounting.serve()
     first, second, third = directories(mounting, "first", "second", "third")
     mounting.do("attach", "app:1", first)
-    pinned = mounting.do("attach", "app:1", second).split()[0]
+    mounting.do("attach", "app:1", second)
+    pinned = json.loads(mounting.do("status", "--json"))["attached"][0]["export"]
     mounting.do("attach", pinned, third)
     assert len(rows(mounting)) == 1
     mounting.do("detach", first)
@@ -132,7 +133,7 @@ def test_mistakes_are_explained_and_leave_nothing(mounting: Host) -> None:
         (["attach", "Nonsense!", where], 2, "is not the name of a repository"),
         (["attach", "app:1", mounting.where / "absent"], 2, "make it first"),
         (["attach", "app:1", __file__], 2, "is no directory: name one"),
-        (["detach", where], 2, f"nothing of blockmap is attached at {where} (attached: nothing is attached)"),
+        (["detach", where], 2, f"nothing is attached at {where}, nor anywhere else"),
         (["attach", "--store", mounting.where / "other", "app:1", where], 1, "serves"),
     ):
         done = mounting.run(*arguments)
@@ -142,7 +143,7 @@ def test_mistakes_are_explained_and_leave_nothing(mounting: Host) -> None:
     done = mounting.run("attach", "app:2", where)
     assert "something is mounted at" in done.stderr
     (other,) = directories(mounting, "other")
-    assert f"(attached: {where})" in mounting.run("detach", other).stderr
+    assert f"nothing is attached at {other}, but at {where}" in mounting.run("detach", other).stderr
     with open(where / "etc/version"):
         assert "busy" in mounting.run("detach", where).stderr
     assert (where / "etc/version").read_bytes() == b"1"
@@ -196,6 +197,7 @@ def test_a_server_takes_apart_what_the_one_before_it_left(mounting: Host) -> Non
     (where,) = directories(mounting, "mnt")
     mounting.do("attach", "app:1", where)
     nbdkit = mounting.nbdkit()
+    mounting.end_manager()  # which would start a server again
     assert mounting.server is not None
     mounting.server.kill()
     mounting.server.wait()
@@ -247,7 +249,7 @@ def test_what_is_unmounted_by_hand_is_noticed(mounting: Host) -> None:
     mounting.do("attach", "app:1", where)
     subprocess.run(["umount", where], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "mine", where], check=True)
-    assert "nothing of blockmap is attached" in mounting.run("detach", where).stderr
+    assert "nothing is attached at" in mounting.run("detach", where).stderr
     assert mounts.source(where) == "mine"
     subprocess.run(["umount", where], check=True)
     assert mounting.leftovers() == []
@@ -277,9 +279,9 @@ KILLED = [
 def test_an_attach_that_is_killed_half_way_is_cleaned_by_the_next(mounting: Host, module: str, name: str) -> None:
     mounting.serve()
     (where,) = directories(mounting, "mnt")
-    process = faulty(mounting, module, name, KILL, "attach", "app:1", where)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    with faulty_manager(mounting, module, name, KILL):
+        done = mounting.run("attach", "app:1", where)
+    assert done.returncode != 0
     assert mounting.leftovers()
     if name == "mount":
         assert (where / "etc/version").read_bytes() == b"1"  # all was done but the farewell
@@ -294,7 +296,7 @@ def test_an_attach_that_is_killed_half_way_is_cleaned_by_the_next(mounting: Host
     ("module", "name"),
     [
         ("blockmap.host.warm.warming", "end"),
-        ("blockmap.host.tools", "run"),
+        ("blockmap.host.devices.mounts", "take_off"),
         ("blockmap.host.devices.loops", "detach"),
         ("blockmap.host.devices.nbdfuse", "_unmount"),
         ("blockmap.host.attachment_table", "AttachmentTable.drop_device"),
@@ -305,9 +307,8 @@ def test_a_detach_that_is_killed_half_way_is_finished_by_the_next(mounting: Host
     mounting.serve()
     (where,) = directories(mounting, "mnt")
     mounting.do("attach", "app:1", where)
-    process = faulty(mounting, module, name, KILL, "detach", where)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    with faulty_manager(mounting, module, name, KILL):
+        assert mounting.run("detach", where).returncode != 0
     mounting.run("detach", where)
     assert mounting.leftovers() == []
 
@@ -317,9 +318,9 @@ def test_an_attach_that_fails_half_way_leaves_nothing(mounting: Host, module: st
     mounting.serve()
     (where,) = directories(mounting, "mnt")
     fail = "def instead(*arguments, **options):\n    raise HostError('it is broken')"
-    process = faulty(mounting, module, name, fail, "attach", "app:1", where)
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (1, "blockmap: it is broken\n")
+    with faulty_manager(mounting, module, name, fail):
+        done = mounting.run("attach", "app:1", where)
+    assert (done.returncode, done.stderr) == (1, "blockmap: it is broken\n")
     assert mounting.leftovers() == []
     assert json.loads(mounting.do("status", "--json"))["exports"] == []
 
@@ -342,12 +343,19 @@ def test_interrupting_it_leaves_nothing(mounting: Host) -> None:
     (where,) = directories(mounting, "mnt")
     reached = mounting.where / "reached"
     wait = f"def instead(*arguments):\n    open({str(reached)!r}, 'w').close()\n    time.sleep(60)"
-    process = faulty(mounting, "blockmap.host.devices.mounts", "mount", wait, "attach", "app:1", where)
-    until(reached.exists)
-    process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said.strip()) == (130, "blockmap: interrupted")
-    assert mounting.leftovers() == []
+    with faulty_manager(mounting, "blockmap.host.devices.mounts", "mount", wait):
+        process = mounting.start("attach", "app:1", where)
+        until(reached.exists)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+        assert (process.returncode, said.strip()) == (130, "blockmap: interrupted")
+        assert mounting.leftovers() == []
+        reached.unlink()
+        process = mounting.start("attach", "app:1", where)
+        until(reached.exists)
+        process.kill()
+        process.communicate()
+        until(lambda: mounting.leftovers() == [], mounting.said)
 
 
 def test_missing_tools_are_named_with_their_package(mounting: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,6 +228,7 @@ def test_a_state_on_an_overlay_uses_memory_for_what_is_written(running: Host) ->
         assert said.startswith("new\n")
         assert "run-" not in " ".join(os.listdir(running.state / "runs"))
     finally:
+        running.end_manager()
         subprocess.run(["umount", running.state], check=True)
 
 

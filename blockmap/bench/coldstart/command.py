@@ -84,7 +84,7 @@ def coldstart(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """From the request to open until IMAGE's program is ready, beside other ways to get there.
+    """From the request to open until IMAGE's program is ready.
 
     IMAGE is NAME:VERSION of the corpus. Rows whose programs are missing are left out, unless --row names them. Ctrl-C, or a
     timeout(1), ends the measurement with a table of the starts until then.

@@ -58,7 +58,7 @@ def _start(image: str, store: Store, client: Client, command: list[str], work: P
         stack.callback(attacher.detach, device)
         where = work / "image"
         where.mkdir()
-        mounting.mount(attacher, client, export, device, work / "device", where, exact=True)
+        mounting.mount(attacher, client, export, device, work / "device", str(where), exact=True)
         stack.callback(mounts.unmount, where)
         scratch = stack.enter_context(mounted(work / "scratch", "-t", "tmpfs", "blockmap-bench"))
         root = stack.enter_context(overlay(where, scratch))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from blockmap.bench.coldstart.blockmap_server import BLOCKMAP, served
+from blockmap.bench.coldstart.by_command import ByCommand
 from blockmap.bench.coldstart.engine import Store
 from blockmap.bench.coldstart.images import ImageForm, Prepared
 from blockmap.bench.coldstart.processes import listens, mounted, running, wait_ready
@@ -186,6 +187,7 @@ def all_ways() -> dict[str, Way]:
         "blockmap": Blockmap(resident=False),
         "resident": Blockmap(resident=True),
         "profile": Blockmap(resident=True, profile=True),
+        "attach": ByCommand(Blockmap.programs),
         "local": LocalDisk(),
         "pull": Pull(),
         "curl": Curl(),

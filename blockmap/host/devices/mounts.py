@@ -6,15 +6,15 @@ import re
 from pathlib import Path
 
 from blockmap.errors import HostError
-from blockmap.host import tools
 
 READ_ONLY = 1
 NOSUID = 2
 NODEV = 4
 """MS_RDONLY, MS_NOSUID and MS_NODEV of mount(2)."""
 _BIND = 4096
+"""MS_BIND of mount(2)."""
 _DETACH = 2
-"""MS_BIND of mount(2), and MNT_DETACH of umount2(2)."""
+"""MNT_DETACH of umount2(2)."""
 UNTRUSTED = NOSUID | NODEV
 """For what an image holds: neither its setuid programs nor its device files give anybody more than he has."""
 
@@ -29,14 +29,22 @@ def mount(source: str, where: Path | str, kind: str, flags: int, options: str) -
     raise HostError(f"cannot mount {source} ({kind}) at {where}: {error.strerror}; dmesg may say why") from error
 
 
+def take_off(where: Path | str, *, lazily: bool = False) -> None:
+    """Unmounts with umount2(2), without a program: HostError where it is in use, or, `lazily`, when nobody uses it any more."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(where), _DETACH if lazily else 0):
+        error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise HostError(f"cannot unmount {where}: {error.strerror}") from error
+
+
 def unmount(where: Path | str) -> None:
     """Unmounts a directory, lazily where it is in use; does nothing where nothing is mounted. HostError."""
     if source(where) is None:
         return
     try:
-        tools.run("umount", str(where))
+        take_off(where)
     except HostError:
-        tools.run("umount", "-l", str(where))
+        take_off(where, lazily=True)
 
 
 def put_over(mounted: Path, where: str) -> None:
@@ -44,9 +52,7 @@ def put_over(mounted: Path, where: str) -> None:
 
     Between two system calls, the directory shows what is below.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(where), _DETACH):
-        raise HostError(f"cannot unmount {where}: {os.strerror(ctypes.get_errno())}")
+    take_off(where, lazily=True)
     mount(str(mounted), where, "none", _BIND, "")
 
 
@@ -57,18 +63,27 @@ def source(directory: Path | str) -> str | None:
 
 def sources() -> dict[str, str]:
     """Returns what is mounted, topmost, by directory."""
-    return {fields[4]: tail[1] for fields, tail in _entries()}
+    return parse_sources(_own_table())
+
+
+def parse_sources(table: bytes) -> dict[str, str]:
+    """Returns what is mounted, topmost, by directory, from the kernel's table of a process (mountinfo of proc(5))."""
+    return {fields[4]: tail[1] for fields, tail in _entries(table)}
 
 
 def cgroups() -> list[Path]:
     """Returns the directories where control groups are mounted."""
-    return [Path(fields[4]) for fields, tail in _entries() if tail[0] in ("cgroup", "cgroup2")]
+    return [Path(fields[4]) for fields, tail in _entries(_own_table()) if tail[0] in ("cgroup", "cgroup2")]
 
 
-def _entries() -> list[tuple[list[str], list[str]]]:
-    """Reads proc(5): for each mount the fields up to the optional ones, and those after the dash: kind, source, options."""
+def _own_table() -> bytes:
+    return Path("/proc/self/mountinfo").read_bytes()
+
+
+def _entries(table: bytes) -> list[tuple[list[str], list[str]]]:
+    """Returns for each mount the fields up to the optional ones, and those after the dash: kind, source, options."""
     entries = []
-    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines():
+    for line in os.fsdecode(table).splitlines():
         head, _, tail = line.partition(" - ")
         entries.append(
             ([_unescape(field) for field in head.split(" ")], [_unescape(field) for field in tail.split(" ")])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from blockmap.errors import HostError, UsageError
 from blockmap.host import tools
-from blockmap.host.attachments import Attachments
+from blockmap.host.manager.client import Devices
 from blockmap.host.run import folders, runc, runner
 from blockmap.host.run.container import STOP_SIGNAL, merged, process_config
 from blockmap.host.run.runc import Signals
@@ -36,7 +36,7 @@ class Execution:
     terminal: bool = False
 
 
-def stop(attachments: Attachments, path: Path, seconds: float) -> None:
+def stop(attachments: Devices, path: Path, seconds: float) -> None:
     """Asks a container's program to end, with its image's signal, ends it by force after so many seconds, and returns when nothing
     of it is left; HostError."""
     if folders.has_ended(path):
@@ -47,7 +47,7 @@ def stop(attachments: Attachments, path: Path, seconds: float) -> None:
     _await_settled(attachments, path)
 
 
-def kill(attachments: Attachments, path: Path, number: int) -> None:
+def kill(attachments: Devices, path: Path, number: int) -> None:
     """Sends a signal to a container's program; after SIGKILL, returns when nothing of it is left. HostError."""
     ends = number == signal.SIGKILL
     _signal(path, number, _END_SECONDS if ends else 0)
@@ -55,7 +55,7 @@ def kill(attachments: Attachments, path: Path, number: int) -> None:
         _await_settled(attachments, path)
 
 
-def remove(attachments: Attachments, path: Path) -> None:
+def remove(attachments: Devices, path: Path) -> None:
     """Forgets a container that has ended; UsageError where it runs."""
     if not folders.has_ended(path):
         if folders.init_of(path) is not None or folders.owner(path) is not None:
@@ -129,7 +129,7 @@ def _signal(path: Path, number: int, seconds: float) -> bool:
         os.close(fd)
 
 
-def _await_settled(attachments: Attachments, path: Path) -> None:
+def _await_settled(attachments: Devices, path: Path) -> None:
     """Waits until a container's owner has taken everything apart, or does it where the owner was killed; HostError."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     while path.exists():

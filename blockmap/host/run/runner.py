@@ -17,8 +17,8 @@ from blockmap.control.client import Client
 from blockmap.control.messages import Config, Ready, Resolve
 from blockmap.errors import BlockmapError, HostError, NotFound, UsageError
 from blockmap.host import tools
-from blockmap.host.attachments import Attachments
 from blockmap.host.devices import mounts
+from blockmap.host.manager.client import Devices
 from blockmap.host.run import folders, network, runc
 from blockmap.host.run.container import runtime_config
 from blockmap.host.run.control_groups import supervised
@@ -70,7 +70,7 @@ class Observer(Protocol):
 
 def run(
     client: Client,
-    attachments: Attachments,
+    attachments: Devices,
     state: Path,
     program: Program,
     observers: Sequence[Observer] = (),
@@ -122,7 +122,7 @@ def run(
             signals.over = True
 
 
-def take_apart(attachments: Attachments, folder: ContainerFolder, *, keep: bool) -> None:
+def take_apart(attachments: Devices, folder: ContainerFolder, *, keep: bool) -> None:
     """Ends what runs in a container's folder, undoes its mounts, as far as there are any, and removes it, or what of it does not
     stay."""
     work = folder.path
@@ -137,13 +137,13 @@ def take_apart(attachments: Attachments, folder: ContainerFolder, *, keep: bool)
         folder.remove(keep)
 
 
-def settle_left(attachments: Attachments, state: Path) -> None:
+def settle_left(attachments: Devices, state: Path) -> None:
     """Takes apart what killed processes left of containers that nobody can have any use for."""
     for each in list(folders.left(runs_of(state))):
         settle(attachments, each)
 
 
-def settle(attachments: Attachments, folder: ContainerFolder) -> None:
+def settle(attachments: Devices, folder: ContainerFolder) -> None:
     """Takes apart what a process left that was killed, and lets go of it."""
     about = folders.about(folder.path)
     take_apart(attachments, folder, keep=bool(about.get("detached") and about.get("keep")))
@@ -169,7 +169,7 @@ def _export(client: Client, program: Program) -> str:
     return found.export
 
 
-def _folder(attachments: Attachments, state: Path, program: Program, name: str | None) -> ContainerFolder:
+def _folder(attachments: Devices, state: Path, program: Program, name: str | None) -> ContainerFolder:
     """Makes the folder of a run that somebody waits for, and takes apart what others left."""
     folder = folders.make(runs_of(state), name, program.name, {"ports": [str(port) for port in program.options.ports]})
     settle_left(attachments, state)
@@ -181,7 +181,7 @@ def runs_of(state: Path) -> Path:
     return state.absolute() / "runs"
 
 
-def _leave(attachments: Attachments, folder: ContainerFolder, *, keep: bool) -> None:
+def _leave(attachments: Devices, folder: ContainerFolder, *, keep: bool) -> None:
     # Nobody looks for what was never there.
     has_run = (folder.path / folders.STATUS).exists() and runc.failure(folder.path) is None
     take_apart(attachments, folder, keep=keep and has_run)

@@ -5,13 +5,18 @@ that when it ends in order. systemd starts its own again.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from blockmap.host.serve.listening import is_owned
+
+_BEGIN_SECONDS = 10.0
+_POLL_SECONDS = 0.01
 
 
 @contextlib.contextmanager
@@ -35,26 +40,28 @@ def noted(nbd_socket: Path) -> Iterator[None]:
 
 
 def revive(nbd_socket: Path, say: Callable[[str], None]) -> None:
-    """Starts the server of a socket again if it was killed; does nothing where one is there, or ended in order."""
-    if is_owned(nbd_socket):
-        return
+    """Starts the server of a socket again if it was killed, and waits until it has begun; does nothing where one is there or about
+    to be, or ended in order."""
     try:
         with open(_note(nbd_socket)) as note:
-            if os.fstat(note.fileno()).st_uid != os.geteuid():
-                return  # another user wants a program run
+            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_owned(nbd_socket) or os.fstat(note.fileno()).st_uid != os.geteuid():
+                return  # if it is another user's: that one wants a program run
             how = json.load(note)
-        command, environment, directory = how["command"], how["environment"], how["directory"]
-        log = nbd_socket.with_name(nbd_socket.name + ".log")
-        with open(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as out:
-            subprocess.Popen(
-                command, env=environment, cwd=directory, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                start_new_session=True,
-            )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if not isinstance(error, FileNotFoundError):
-            say(f"the server at {nbd_socket} was killed, and cannot be started again: {error}")
+            log = nbd_socket.with_name(nbd_socket.name + ".log")
+            with open(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as out:
+                process = subprocess.Popen(
+                    how["command"], env=how["environment"], cwd=how["directory"],
+                    stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                )  # fmt: skip
+            say(f"the server at {nbd_socket} was killed: it is started again (log: {log})")
+            end = time.monotonic() + _BEGIN_SECONDS
+            while not is_owned(nbd_socket) and process.poll() is None and time.monotonic() < end:
+                time.sleep(_POLL_SECONDS)
+    except (FileNotFoundError, BlockingIOError):
         return
-    say(f"the server at {nbd_socket} was killed: it is started again (log: {log})")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        say(f"the server at {nbd_socket} was killed, and cannot be started again: {error}")
 
 
 def _note(nbd_socket: Path) -> Path:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -42,15 +43,18 @@ class Warming:
         os.close(self._mounted)
 
 
-def begin(client: Client, export: str, device: str, folder: Path) -> Warming:
-    """Starts to warm what starts of `export` read, as the server says; `device` shows it, with a read-ahead of 0 until then."""
+def begin(client: Client, export: str, device: str, folder: Path, needed: Sequence[int] = ()) -> Warming:
+    """Starts to warm what starts of `export` read, as the server says; `device` shows it, with a read-ahead of 0 until then.
+
+    The process keeps the descriptors that are `needed` to reach the directory where the image will be mounted.
+    """
     reading, writing = os.pipe()
     lock = background.lock(folder / _NAME)
     try:
         # Before the first read of the device: no start asked for what the kernel reads ahead.
         set_read_ahead(device, 0)
         if os.fork() == 0:
-            _be(client, export, device, reading, lock)
+            _be(client, export, device, reading, lock, needed)
     finally:
         os.close(lock)
         os.close(reading)
@@ -72,7 +76,7 @@ def is_warming(folder: Path) -> bool:
     return background.is_running(folder / _NAME)
 
 
-def _be(client: Client, export: str, device: str, pipe: int, lock: int) -> NoReturn:
+def _be(client: Client, export: str, device: str, pipe: int, lock: int, needed: Sequence[int]) -> NoReturn:
     """Runs the process itself; does not return, and undoes nothing that its parent is about to undo."""
     try:
         background.note_pid(lock, os.getpid())
@@ -80,13 +84,13 @@ def _be(client: Client, export: str, device: str, pipe: int, lock: int) -> NoRet
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
         os.chdir("/")
-        _let_go(keep=(pipe, lock))
+        _let_go(keep=(pipe, lock, *needed))
         _warm(client, export, device, pipe)
     finally:
         os._exit(0)
 
 
-def _let_go(keep: tuple[int, int]) -> None:
+def _let_go(keep: Sequence[int]) -> None:
     """Closes all that the parent had open: readers of its output wait for its end, and its locks are not ours to hold."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
