@@ -136,7 +136,10 @@ def execute(
 @cache_option
 @socket_option
 def rm(names: tuple[str, ...], force: bool, store: str | None, cache: Path | None, socket: Path | None) -> None:
-    """Remove containers that have ended, with their logs, or clones, with all that was written to them; images stay."""
+    """Remove containers that have ended, or clones.
+
+    Logs, and what was written to clones, go with them; images stay.
+    """
     host = opened(ContainerHost, store, cache, socket)
 
     def remove(name: str) -> None:

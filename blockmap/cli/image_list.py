@@ -53,7 +53,9 @@ def images(
     no_trunc: bool,
     as_json: bool,
 ) -> None:
-    """List the images in the store, or those of REPO, and which keys signed them.
+    """List the images in the store, or those of REPO.
+
+    It says which keys signed them.
 
     With --trust, signatures are checked, and images that are not opened for lack of one are listed as refused. Where no store is
     named, or this user may not read it, the server lists it.

@@ -62,7 +62,10 @@ def create(url: str | None, store: str | None, if_absent: bool, as_json: bool) -
 @click.option("--files", is_flag=True, help="List the files, with their sizes and the blocks that they take.")
 @json_option
 def show(name: str, store: str | None, trust: tuple[str, ...], files: bool, as_json: bool) -> None:
-    """Show what NAME is: configuration, size, digests, deduplication; or its files."""
+    """Show what NAME is, or its files.
+
+    That is its configuration, size, digests, and how much of it other images share.
+    """
     trusted = Trust(read_trusted(trust))
     opened, _ = open_store(need_store(store))
     repository = Repository(opened, trusted)

@@ -48,7 +48,9 @@ def registry(
     trust: tuple[str, ...],
     cache: Path | None,
 ) -> None:
-    """Answer docker, containerd and podman as a registry that has the images of the store.
+    """Serve docker, containerd and podman as a registry.
+
+    It has the images of the store.
 
     An image is given under the manifest that it had where its layers can be made as they were; else under a new one, with the same
     image ID. Nothing is kept here but what is being sent.

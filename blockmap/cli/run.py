@@ -118,10 +118,11 @@ def run(
     cache: Path | None,
     socket: Path | None,
 ) -> None:
-    """Run the program of an image in a container, as docker run does, with the host's network.
+    """Run the program of an image, as docker run does.
 
-    What it writes goes with it, unless it runs on a --clone. CMD takes the place of the image's Cmd, after its Entrypoint. The
-    exit status is the program's; 127 where it is not in the image, and 126 where it cannot be executed.
+    It has the host's network. What it writes goes with it, unless it runs on a --clone. CMD takes the place of the image's Cmd,
+    after its Entrypoint. The exit status is the program's; 127 where it is not in the image, and 126 where it cannot be
+    executed.
 
     With -d it goes on when this command has ended: see ps, logs, exec and stop.
 

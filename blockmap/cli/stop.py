@@ -29,11 +29,11 @@ from blockmap.terminal.output import tell, warn
 @socket_option
 @click.pass_context
 def stop(ctx: click.Context, names: tuple[str, ...], seconds: float, force: bool, socket: Path | None) -> None:
-    """Stop containers, or without a NAME the server, unless something is attached.
+    """Stop containers, or without a NAME the server.
 
-    A container is stopped by its image's StopSignal, and by force where that does not end it in time. What containers run on is
-    attached as well. Reads of a device of nbdfuse fail when its server ends; those of one of the kernel's own wait for the next.
-    The exit status is 3 where there is no server.
+    It goes on while something is attached. A container is stopped by its image's StopSignal, and by force where that does not
+    end it in time. What containers run on is attached as well. Reads of a device of nbdfuse fail when its server ends; those of
+    one of the kernel's own wait for the next. The exit status is 3 where there is no server.
     """
     if names:
         from blockmap.cli.containers import stop_containers  # imported here: the server is ended without

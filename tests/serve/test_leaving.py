@@ -11,8 +11,9 @@ import pytest
 from blockmap.control.messages import Resolve
 from blockmap.errors import HostError
 from blockmap.host.devices.negotiation import negotiate
-from blockmap.host.remote import RemoteServer, is_remote, resolve_remote
+from blockmap.host.remote import RemoteServer, resolve_remote
 from blockmap.host.serve.revival import revive
+from blockmap.local.paths import is_remote
 from tests.serve.conftest import Server
 from tests.serve.nbd import Nbd
 from tests.waiting import free_ports, until
