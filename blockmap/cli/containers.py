@@ -1,6 +1,5 @@
 """Commands for containers: ps, logs, stop, kill, exec, rm."""
 
-import json
 import os
 import shlex
 import sys
@@ -19,6 +18,7 @@ from blockmap.errors import BlockmapError, UsageError
 from blockmap.host.run.containers import Execution
 from blockmap.host.run.folders import Container
 from blockmap.host.run.options import RunOptions, read_environment
+from blockmap.terminal.machine import tell_json
 from blockmap.terminal.options import cache_option, json_option, socket_option, store_option
 from blockmap.terminal.output import tell, warn
 from blockmap.terminal.times import timestamp
@@ -45,7 +45,7 @@ def ps(ended: bool, quiet: bool, as_json: bool) -> None:
     """List the containers that run."""
     found = opened(ContainerHost).containers(ended=ended)
     if as_json:
-        tell(json.dumps([_row(each) for each in found]))
+        tell_json([_row(each) for each in found])
         return
     if quiet:
         for each in found:

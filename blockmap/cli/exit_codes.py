@@ -11,9 +11,9 @@ EXIT_CODES = (
     ),
     ("2", "the command makes no sense as it was given: an option, a name, a source, or a store that is there already"),
     ("3", "status and stop: no server answers"),
-    ("126", "run: the program cannot be executed"),
-    ("127", "run: the program is not in the image"),
-    ("128+N", "run: signal N ended the program; any other status of run is the program's own"),
+    ("126", "run and exec: the program cannot be executed"),
+    ("127", "run and exec: the program is not in the image"),
+    ("128+N", "run and exec: signal N ended the program; any other status of theirs is the program's own"),
     ("130", "it was interrupted, by ctrl-C or a signal"),
 )
 """Each status, and what it means."""

@@ -55,6 +55,11 @@ def monitor(host: Host, name: str) -> int:
     return int((host.state / "runs" / f"run-{name}" / "lock").read_text())
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process began."""
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
 def is_gone(pid: int) -> bool:
     """True if a process has ended, be it that nobody has waited for it."""
     try:
@@ -86,6 +91,10 @@ class Terminal:
             return text in self.said
 
         until(read, lambda: self.said.decode(errors="replace"))
+
+    def shares_keys_with(self, pid: int) -> bool:
+        """True if the terminal's keys send a signal to a process as well."""
+        return os.getpgid(pid) == os.tcgetpgrp(self._fd)
 
     def type(self, keys: bytes) -> None:
         os.write(self._fd, keys)
