@@ -34,7 +34,7 @@ def tell_table(table: Table) -> None:
 class Fitted:
     """Shows a table without those of its columns of figures, from the right, for which a window is too narrow.
 
-    Columns that fold, which name things, stay.
+    Columns that fold, which name things, stay; no value is cut off.
     """
 
     table: Table
@@ -46,6 +46,8 @@ class Fitted:
             if not figures:
                 break
             columns.remove(figures[-1])
+        for column in columns:
+            column.overflow = "fold"
         yield self.table
 
 

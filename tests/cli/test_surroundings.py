@@ -17,7 +17,7 @@ from tests.image.builder import import_image
 from tests.image.layouts import archive, directory, file, layout
 
 CODES = (0, 1, 2, 3, 126, 127, 130)
-STAYING = ("serve", "devices", "top")
+STAYING = ("serve", "devices", "registry", "top")
 """They go on until they are ended, and have tests of their own."""
 STARTING = ("attach", "clone", "commit", "fork", "rewind", "rm", "run", "profile record")
 """They start a server where a store is named, which tests of hosts do."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.cli.exit_codes import EXIT_CODES
 from blockmap.cli.main import program
 from blockmap.local.settings_file import KEYS, Settings
 
@@ -79,7 +80,9 @@ def test_pages_say_what_help_says(manual: Path, need: Callable[..., None]) -> No
     assert "blockmap key create [OPTIONS] FILE" in key
     settings = shown(manual / "man5/blockmap.toml.5")
     assert all(f"{name} {key.meaning[:1].upper()}{key.meaning[1:]} (" in settings for name, key in KEYS.items())
-    assert "blockmap-import(1)" in shown(manual / "man1/blockmap.1")
+    main = shown(manual / "man1/blockmap.1")
+    assert "blockmap-import(1)" in main
+    assert all(f"{code} {meaning[:1].upper()}{meaning[1:]}." in main for code, meaning in EXIT_CODES)
     assert "@" not in (manual / "man1/blockmap.1").read_text().replace("@{", "").replace("@sha256", "")
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from blockmap.errors import HostError
 from blockmap.host import tools
 from blockmap.host.attachment_table import read_devices
-from blockmap.host.devices import loops
+from blockmap.host.devices import loops, netlink
 from blockmap.host.devices.device import USUAL_READ_AHEAD_KIB
+from blockmap.host.devices.queue import DEAD_SECONDS
 from blockmap.host.doctor.finding import Check, Examined, Finding, fault, ok, skipped, warning
 from blockmap.host.warm.warming import is_warming
 from blockmap.origin.outage_policy import DEFAULT
@@ -16,14 +17,15 @@ from blockmap.origin.outage_policy import DEFAULT
 
 def _nbd(subject: Examined) -> Finding:
     if (subject.sys / "module/nbd").is_dir():
-        return ok("the kernel's nbd is loaded")
+        if netlink.is_there():
+            return ok("the kernel's nbd is loaded, and answers over netlink")
+        return fault(
+            "the kernel's nbd is loaded, and does not answer over netlink: devices are made with nbdfuse",
+            "dmesg may say why; in a container, use the host's network namespace",
+        )
     release = subject.modules / os.uname().release
-    for name in ("modules.builtin", "modules.dep"):
-        if _lists(release / name, "/nbd.ko"):
-            return warning(
-                "the kernel has nbd, which is not loaded",
-                "modprobe nbd; /etc/modules-load.d/nbd.conf with the line nbd loads it at boot",
-            )
+    if any(_lists(release / name, "/nbd.ko") for name in ("modules.builtin", "modules.dep")):
+        return ok("the kernel has nbd, which is loaded when something is attached")
     return warning(
         "this kernel has no nbd: devices are made with nbdfuse, and fail when their server is killed",
         "boot a kernel that has it, as Debian's linux-image-amd64 has",
@@ -56,6 +58,11 @@ def _timeouts(subject: Examined) -> Finding:
     waits = DEFAULT.wait_s if subject.status is None else subject.status.get("outage_seconds", DEFAULT.wait_s)
     hung = _number(subject.proc / "sys/kernel/hung_task_timeout_secs")
     said = f"reads wait up to {waits:g} s for a store that is away"
+    if waits >= DEAD_SECONDS:
+        return fault(
+            f"{said}, and the kernel gives up on a device whose server has gone after {DEAD_SECONDS} s",
+            f"serve --outage wait={DEAD_SECONDS // 2}",
+        )
     if hung and waits >= hung:
         panics = _number(subject.proc / "sys/kernel/hung_task_panic")
         what = "panics" if panics else "reports a hung task"

@@ -9,7 +9,7 @@ from blockmap.host import background
 from blockmap.host.attachment_table import read_attached, read_devices
 from blockmap.host.devices import mounts
 from blockmap.host.devices.device import Device
-from blockmap.host.devices.nbdfuse import NbdFuse
+from blockmap.host.devices.kinds import HostDevices
 from blockmap.host.doctor.finding import Check, Examined, Finding, fault, ok, skipped, warning
 from blockmap.host.serve import nbdkit
 from blockmap.host.serve.listening import is_owned
@@ -31,19 +31,25 @@ def _attached(subject: Examined) -> Finding:
         return skipped("nothing is attached")
     if os.geteuid() != 0:
         return skipped("whether devices answer is for root to see")
-    # Without a server, nothing is read: nbdfuse would end with that.
-    dead = [each for each in shown if not (is_owned(Path(each.socket)) and _answers(devices[each.device]))]
+    # Where the server has gone, nothing is read: nbdfuse would end with that.
+    all_devices = HostDevices(subject.state)
+    dead = [each for each in shown if not (_is_served(each.socket) and _is_alive(all_devices, devices[each.device]))]
     if dead:
         names = ", ".join(f"{each.directory} ({each.name})" for each in dead)
         return fault(
-            f"reads fail at {names}: its server, {dead[0].socket}, has gone or does not answer",
-            f"blockmap detach {dead[0].directory}, and attach it again",
+            f"{names} cannot be read: its server, {dead[0].socket}, has gone or does not answer",
+            f"start it with `blockmap serve`; what nbdfuse shows is lost: blockmap detach {dead[0].directory}, and attach it again",
         )
     return ok(f"{len(shown)} mounts can be read")
 
 
-def _answers(device: Device) -> bool:
-    look = spawn(lambda: NbdFuse().is_alive(device))
+def _is_served(server: str) -> bool:
+    """Returns True if a server of this host runs at its socket; whether another host's does, its devices say."""
+    return "/" not in server or is_owned(Path(server))
+
+
+def _is_alive(all_devices: HostDevices, device: Device) -> bool:
+    look = spawn(lambda: all_devices.is_alive(device))
     try:
         return look.result(_READ_SECONDS)
     except TimeoutError:
