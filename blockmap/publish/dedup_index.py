@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-
 from blockmap.errors import BlockmapError, Corrupt
 from blockmap.format import hooks
 from blockmap.format.chunker import SPAN
