@@ -317,4 +317,5 @@ class Tree:
 def _in_order(directory: DirectoryInode) -> list[bytes]:
     """Returns the names in a directory in the order that the paths below them have, as bytes."""
     children = directory.children
-    return sorted(children, key=lambda name: name + b"/" if children[name].kind is MemberKind.DIR else name)
+    above = {name for name, child in children.items() if isinstance(child, DirectoryInode)}
+    return sorted(children, key=lambda name: name + b"/" if name in above else name) if above else sorted(children)

@@ -91,13 +91,16 @@ def number(field: bytes, what: str) -> int:
         value = int.from_bytes(field, "big") - (1 << 8 * len(field) - 1)
         return value - (1 << 8 * len(field) - 1) if field[0] & 0x40 else value
     text = field.strip(b" \0")  # unused fields may be filled with either
-    if text and not text.isdigit():
+    if not text.isdigit():
         text = text.split(b"\0", 1)[0].rstrip(b" ")
-    if not text:
-        return 0
-    if not text.isdigit() or b"8" in text or b"9" in text:
-        raise ImageError(f"a header's {what} is {field!r}, not a number: the archive is damaged")
-    return int(text, 8)
+        if not text:
+            return 0
+    try:
+        if text.isdigit():
+            return int(text, 8)
+    except ValueError:
+        pass  # a digit that is not octal
+    raise ImageError(f"a header's {what} is {field!r}, not a number: the archive is damaged")
 
 
 def decimal(text: bytes, digits: int = 20) -> int:

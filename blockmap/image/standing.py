@@ -111,7 +111,7 @@ def _count(catalogue: Catalogue, at: Numbered) -> Counts | None:
     chunks: set[Digest] = set()
     for root in catalogue.versions[at]:
         for _, leaf in catalogue.known.leaves(root):
-            if None in leaf.placements:
+            if leaf.placements.first_unknown() is not None:
                 return None
             counts.blocks += int(leaf.lengths.sum())
             chunks.update(leaf.chunks)

@@ -9,8 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from blockmap.errors import BlockmapError, Corrupt
 from blockmap.format import hooks
 from blockmap.format.chunker import SPAN
@@ -187,7 +185,7 @@ class DedupIndex:
             return
         tree = self._trees[champion.tree]
         listed = tree.hooks["hook"][tree.hooks["span"] == champion.span]
-        if not np.isin(listed, hooks.prefixes(leaf.chunks)).all():
+        if not set(listed.tolist()) <= set(hooks.prefixes(leaf.chunks).tolist()):
             self._note_wrong(champion.tree)
 
     def _note_wrong(self, tree: int) -> None:

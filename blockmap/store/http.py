@@ -6,8 +6,6 @@ from blockmap.errors import CannotList, UsageError
 from blockmap.store import answers
 from blockmap.store.objects import CLIENT, RETRIES, ObjectReader
 
-SCHEMES = ("http", "https")
-
 
 class HttpStore(ObjectReader):
     """Reads objects by GET and HEAD; cannot list, as no web server's listing can be relied on."""

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ClientConfig, RetryConfig
 
-SCHEMES = ("s3", "az", "gs")
-
 CLIENT: "ClientConfig" = {
     # The endpoint that the user names says whether the connection is encrypted.
     "allow_http": True,

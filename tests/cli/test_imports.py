@@ -187,6 +187,19 @@ def test_what_docker_save_writes_comes_on_standard_input(shell: Shell, tmp_path:
     )
 
 
+def test_the_local_docker_s_image_without_a_tag_is_latest(shell: Shell, need: Callable[..., None]) -> None:
+    """There is no daemon, and what is asked of it is said."""
+    need("skopeo")
+    shell.environment["DOCKER_HOST"] = "unix:///nonexistent"
+    for given, wanted in (
+        ("redis", "redis:latest"),
+        ("host:5000/redis", "host:5000/redis:latest"),
+        ("redis:7", "redis:7"),
+    ):
+        said = shell.run("import", f"docker-daemon:{given}", "x:1", status=1)
+        assert f"skopeo could not read docker-daemon:{wanted}: " in said
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import zstandard
 
+from tests.store.made import open_or_create
+
 pytestmark = pytest.mark.long
 
 LIMIT_BYTES = 400_000_000
@@ -27,7 +29,8 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def peak(*arguments: object) -> tuple[dict[str, int], int]:
-    """What `blockmap ARGUMENTS --json` prints, and its peak of resident bytes."""
+    """What `blockmap ARGUMENTS --json` prints, the last of which is the store, and its peak of resident bytes."""
+    open_or_create(str(arguments[-1]))
     command = [sys.executable, "-c", PEAK, "-m", "blockmap.cli.main", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

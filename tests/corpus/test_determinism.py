@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from blockmap.store.opening import create_store
 from tests.conftest import CHECKOUT
 from tests.corpus.conftest import IMAGES
 
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.long
 
 def digests(source: str, store: Path, **environment: str) -> tuple[str, str]:
     """Returns the digests of the version and of its root."""
+    create_store(str(store))
     command = [sys.executable, "-m", "blockmap.cli.main", "import", source, "image:1", "--store", str(store), "--json"]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

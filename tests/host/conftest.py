@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from blockmap.control.client import Client
-from blockmap.errors import HostError
+from blockmap.errors import HostError, StoreError
 from blockmap.host import background
 from blockmap.host.devices import loops
 from blockmap.host.manager.place import LOCK, LOG, answers
 from tests.image.layouts import archive, directory, file, layout, symlink
+from tests.store.made import open_or_create
 from tests.waiting import LIMIT_S, until
 
 BLOCKMAP = [sys.executable, "-m", "blockmap.cli.main"]
@@ -70,7 +71,10 @@ class Host:
         )
 
     def do(self, *arguments: object) -> str:
-        """Runs a command that must succeed; what it printed."""
+        """Runs a command that must succeed; what it printed. An import has a store to go to."""
+        if arguments[0] == "import":
+            with contextlib.suppress(StoreError):  # the command says it
+                open_or_create(self.environment["BLOCKMAP_STORE"])
         done = self.run(*arguments)
         assert done.returncode == 0, done.stderr + self.said()
         return done.stdout

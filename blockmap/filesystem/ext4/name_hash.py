@@ -32,7 +32,7 @@ def _batch(names: Sequence[bytes]) -> _Words:
     lengths = np.fromiter(map(len, names), dtype=np.uint32, count=len(names))
     found = np.zeros(len(names), dtype=np.uint32)
     pieces = (lengths + np.uint32(_PIECE - 1)) // np.uint32(_PIECE)
-    for count in np.unique(pieces).tolist():
+    for count in sorted(set(pieces.tolist())):  # np.unique would import numpy.ma, which takes longer than the hashes
         at = np.flatnonzero(pieces == count)
         width = count * _PIECE
         data = np.frombuffer(b"".join(names[n].ljust(width, b"\0") for n in at.tolist()), dtype=np.int8)
