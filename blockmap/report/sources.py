@@ -30,6 +30,9 @@ from blockmap.store.volume_reader import stored_reader
 from blockmap.terminal.times import moment
 from blockmap.upkeep.verify import usage
 
+_APART_S = 0.3
+"""Seconds without a call before an open, after which earlier calls belong to something else."""
+
 
 def find_traces(words: Sequence[str], folder: Path, label: str | None, repository: Repository | None) -> list[Trace]:
     """Returns the traces that files or names stand for, of a name given n times its n latest, the oldest first; UsageError."""
@@ -138,7 +141,7 @@ def find_profile(run: ReportRun, repository: Repository, number: int | None) -> 
 
 
 def server_calls(client: Client, run: ReportRun) -> list[Call] | str:
-    """Returns what a server asked the store for during a start, in seconds since its open, or the reason why it is unknown.
+    """Returns what a server asked the store for before and during a start, in seconds since its open, or why it is unknown.
 
     The log has the monotonic clock, a trace the wall clock: if the wall clock was set in between, the two do not match.
     """
@@ -156,5 +159,16 @@ def server_calls(client: Client, run: ReportRun) -> list[Call] | str:
     if len(calls) < noted and (not calls or calls[0].start_s + to_wall > opened_s):
         return f"the server at {client.nbd_socket} has forgotten its calls of that time"
     moved = [replace(call, start_s=call.start_s + to_wall - opened_s) for call in calls]
-    during = (call for call in moved if call.start_s < run.end_s and call.start_s + call.seconds > 0)
-    return sorted(during, key=lambda call: call.start_s)
+    return during(moved, run.end_s)
+
+
+def during(calls: Sequence[Call], end_s: float) -> list[Call]:
+    """Returns the calls of a start, by their start: from those that led to its open, of which no two are far apart."""
+    found, begin_s = [], 0.0
+    for call in sorted(calls, key=lambda call: call.start_s + call.seconds, reverse=True):
+        if call.start_s + call.seconds < begin_s - _APART_S:
+            break
+        if call.start_s < end_s:
+            found.append(call)
+            begin_s = min(begin_s, call.start_s)
+    return sorted(found, key=lambda call: call.start_s)

@@ -57,7 +57,7 @@ def _figures(start: ReportedStart) -> Iterator[tuple[str, str]]:
     yield "New to this host", "yes" if head.is_new else "no: a page cache may hide what it needs"
     yield "Profile replayed", str(head.profile) if head.profile else "none"
     yield (
-        "Calls of the store since the open",
+        "Calls of the store",
         f"{len(start.calls):,}" if not start.calls_note else f"not known: {start.calls_note}",
     )
 

@@ -1,5 +1,6 @@
 """Says in a sentence how a start went, and how two of them differ. Pure."""
 
+from blockmap.format.trace import End
 from blockmap.report.data import ReportRun
 from blockmap.terminal.units import size
 
@@ -20,9 +21,8 @@ def verdict(run: ReportRun) -> str:
     """Returns how a start went."""
     if not len(run.touched):
         return "Nothing was read."
-    parts = [
-        f"Ready after {seconds(run.end_s)}" if run.head.ready_ms else f"Read for {seconds(run.end_s)}, then went quiet"
-    ]
+    quiet = ", then went quiet" * (run.head.end == End.QUIET or bool(run.later_reads))
+    parts = [f"Ready after {seconds(run.end_s)}" if run.head.ready_ms else f"Read for {seconds(run.end_s)}{quiet}"]
     if run.waits is None:
         parts.append(f"{size(run.touched_bytes)} were read; what it waited for was not recorded")
     else:

@@ -1,8 +1,9 @@
 """Writes the waterfall: a row for each package and file, with bars in time, as HTML with a small drawing in each row."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
-from math import floor, log10
+from math import ceil, floor, log10
 from typing import Final
 
 from blockmap.report.data import ReportedStart
@@ -26,16 +27,43 @@ _LEGEND: Final = {
 }
 
 
-def span_s(starts: Sequence[ReportedStart]) -> float:
-    """Returns the seconds that the time axis shows."""
-    return max(max((start.run.end_s for start in starts), default=0.0) * 1.02, 0.01)
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The time that all rows show."""
+
+    begin_s: float
+    """Below zero where the store was asked before the open."""
+    end_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end_s - self.begin_s
+
+    def percent(self, at_s: float) -> str:
+        """Returns where a moment lies."""
+        return f"{(at_s - self.begin_s) / self.seconds * 100:.2f}%"
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Returns round moments, and what to print there."""
+        least = self.seconds / _MAX_TICKS
+        power = 10.0 ** floor(log10(least))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
+        digits = max(-floor(log10(step) + 1e-9), 0)
+        numbers = range(ceil(self.begin_s / step - 1e-9), floor(self.end_s / step + 1e-9) + 1)
+        return [(number * step, f"{number * step:.{digits}f}") for number in numbers]
+
+
+def axis_of(starts: Sequence[ReportedStart]) -> Axis:
+    """Returns the time from the first call of the store, or the open, until the last start ends."""
+    begin_s = min((call.start_s for start in starts for call in start.calls), default=0.0)
+    return Axis(min(begin_s, 0.0), max(max(start.run.end_s for start in starts) * 1.02, 0.01))
 
 
 def waterfall(starts: Sequence[ReportedStart]) -> str:
     """Returns legend and rows of one start, or of two on one time axis."""
-    across = span_s(starts)
-    calls = call_rows(starts, across)
-    rows = [*calls, *package_rows(starts, across)]
+    across = axis_of(starts)
+    calls = call_rows(starts, across.seconds)
+    rows = [*calls, *package_rows(starts, across.seconds)]
     drawn_lines = ", ".join(_drawn_lines(starts, across))
     lines = [_legend(starts, bool(calls))]
     lines.append(f'<div class="falls {"two" if len(starts) > 1 else "one"}" style="--lines: {drawn_lines}">')
@@ -74,16 +102,16 @@ def _moments(starts: Sequence[ReportedStart]) -> Iterator[tuple[str, float, str]
             yield "ready", start.run.end_s, f"ready{whose} {seconds(start.run.end_s)}"
 
 
-def _head(starts: Sequence[ReportedStart], across: float) -> str:
+def _head(starts: Sequence[ReportedStart], across: Axis) -> str:
     flags = []
     for kind, at, says in _moments(starts):
-        side = "left" if at > across / 2 else "right"
+        side = "left" if at - across.begin_s > across.seconds / 2 else "right"
         flags.append(
-            f'<div class="flags"><span class="{side} {kind}" style="left:{_percent(at, across)}">{says}</span></div>'
+            f'<div class="flags"><span class="{side} {kind}" style="left:{across.percent(at)}">{says}</span></div>'
         )
     ticks = [
-        f'<span class="{"minor" if number % 2 else "major"}" style="left:{_percent(at, across)}">{label}</span>'
-        for number, (at, label) in enumerate(_ticks(across))
+        f'<span class="{"minor" if number % 2 else "major"}" style="left:{across.percent(at)}">{label}</span>'
+        for number, (at, label) in enumerate(across.ticks())
     ]
     axis = f'<div class="axis">{"".join(ticks)}</div>'
     titles = '<span class="figure">read</span><span class="figure">waited</span>'
@@ -93,28 +121,19 @@ def _head(starts: Sequence[ReportedStart], across: float) -> str:
     )
 
 
-def _drawn_lines(starts: Sequence[ReportedStart], across: float) -> Iterator[str]:
+def _drawn_lines(starts: Sequence[ReportedStart], across: Axis) -> Iterator[str]:
     """Yields the backgrounds of all rows' bars: a line for each moment, then one for each tick."""
     kinds = {
         "ready": "linear-gradient(var(--ready) 0 0)",
         "first": "repeating-linear-gradient(var(--soft) 0 4px, transparent 4px 8px)",
     }
     for kind, at, _ in _moments(starts):
-        yield f"{kinds[kind]} {_percent(at, across)} 0 / 2px 100% no-repeat"
-    for at, _ in _ticks(across):
-        yield f"linear-gradient(var(--grid) 0 0) {_percent(at, across)} 0 / 1px 100% no-repeat"
+        yield f"{kinds[kind]} {across.percent(at)} 0 / 2px 100% no-repeat"
+    for at, _ in across.ticks():
+        yield f"linear-gradient(var(--grid) 0 0) {across.percent(at)} 0 / 1px 100% no-repeat"
 
 
-def _ticks(across: float) -> list[tuple[float, str]]:
-    """Returns round moments from zero on, and what to print there."""
-    least = across / _MAX_TICKS
-    power = 10.0 ** floor(log10(least))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
-    digits = max(-floor(log10(step) + 1e-9), 0)
-    return [(number * step, f"{number * step:.{digits}f}") for number in range(int(across / step + 1e-9) + 1)]
-
-
-def _row(row: Row, across: float) -> str:
+def _row(row: Row, across: Axis) -> str:
     cells = _cells(row, across)
     if not row.files:
         return f'<div class="row">{cells}</div>'
@@ -122,7 +141,7 @@ def _row(row: Row, across: float) -> str:
     return f'<details><summary class="row">{cells}</summary>\n{files}\n</details>'
 
 
-def _cells(row: Row, across: float) -> str:
+def _cells(row: Row, across: Axis) -> str:
     lanes = "".join(f'<span class="lane">{_drawing(lane, across)}</span>' for lane in row.lanes)
     read = "".join(f"<span>{'-' if lane is None else size(lane.bytes)}</span>" for lane in row.lanes)
     waited = "".join(f"<span>{_waited(lane)}</span>" for lane in row.lanes)
@@ -136,19 +155,17 @@ def _waited(lane: Lane | None) -> str:
     return "-" if lane is None or (lane.waited_s or 0.0) < LEAST_S else duration(lane.waited_s)
 
 
-def _drawing(lane: Lane | None, across: float) -> str:
+def _drawing(lane: Lane | None, across: Axis) -> str:
     bars = "" if lane is None else "".join(_bar(bar, across) for bar in lane.bars)
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" aria-hidden="true">{bars}</svg>'
 
 
-def _bar(bar: Bar, across: float) -> str:
-    begin, end = (min(max(at / across, 0.0), 1.0) * _WIDTH for at in (bar.start_s, bar.end_s))
+def _bar(bar: Bar, across: Axis) -> str:
+    begin, end = (
+        min(max((at - across.begin_s) / across.seconds, 0.0), 1.0) * _WIDTH for at in (bar.start_s, bar.end_s)
+    )
     height = _HEIGHTS[bar.kind]
     return (
         f'<rect class="{bar.kind.value}" x="{begin:.1f}" y="{(_HEIGHT - height) / 2:g}" '
         f'width="{max(end - begin, _MIN_WIDTH):.1f}" height="{height}"><title>{bar.says}</title></rect>'
     )
-
-
-def _percent(at: float, across: float) -> str:
-    return f"{at / across * 100:.2f}%"

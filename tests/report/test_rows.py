@@ -14,6 +14,7 @@ from blockmap.report.data import Image, ReportedStart, ReportRun, analyse
 from blockmap.report.files import METADATA, index
 from blockmap.report.rows import Bar, BarKind, Row, call_rows, package_rows
 from blockmap.report.verdict import difference, verdict
+from blockmap.report.waterfall import Axis
 from blockmap.store.call import Call
 from tests.report.hostile import reads_of, waits_of
 
@@ -109,7 +110,7 @@ def test_the_verdict_says_when_it_was_ready_what_it_waited_and_what_came_ahead()
     run = start_of((0, 10, 1), (300, 11, 3), waits=[]).run
     assert told(run) == "Ready after 1.00 s; it never waited for the store; 100 % of the 16.4 kB came ahead of need"
     run = start_of((0, 10, 1), (300, 11, 3), ready_ms=0).run
-    assert told(run) == "Read for 0.30 s, then went quiet; 16.4 kB were read; what it waited for was not recorded"
+    assert told(run) == "Read for 0.30 s; 16.4 kB were read; what it waited for was not recorded"
     assert told(start_of().run) == "Nothing was read"
     many = start_of(*((0, 100 + n, 1) for n in range(999)), (0, 10, 1), waits=[(0, 100, 10, 1, FOR_STORE)]).run
     assert "99 % of" in told(many), "not 100 %"
@@ -128,3 +129,18 @@ def test_two_starts_differ_in_a_sentence() -> None:
     )
     unknown = replace(slow, waits=None, head=replace(slow.head, ready_ms=0))
     assert difference(unknown, fast).startswith("Start 2 was through 0.60 s sooner than start 1; it read ")
+
+
+@pytest.mark.parametrize(
+    ("begin_s", "end_s", "labels"),
+    [
+        (0, 0.34, "0.00 0.05 0.10 0.15 0.20 0.25 0.30"),
+        (-0.12, 0.3, "-0.10 -0.05 0.00 0.05 0.10 0.15 0.20 0.25 0.30"),
+        (0, 60, "0 10 20 30 40 50 60"),
+        (0, 0.01, "0.000 0.002 0.004 0.006 0.008 0.010"),
+    ],
+)
+def test_the_axis_has_few_round_ticks(begin_s: float, end_s: float, labels: str) -> None:
+    axis = Axis(begin_s, end_s)
+    assert [label for _, label in axis.ticks()] == labels.split()
+    assert (axis.percent(begin_s), axis.percent(end_s)) == ("0.00%", "100.00%")
