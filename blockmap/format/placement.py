@@ -58,6 +58,7 @@ class PlacementTable(Sequence[Placement | None]):
 
     @staticmethod
     def of(placements: Iterable[Placement | None]) -> "PlacementTable":
+        """Returns the table of some placements, which may be one already."""
         if isinstance(placements, PlacementTable):
             return placements
         packs: dict[Digest, int] = {}
