@@ -34,7 +34,7 @@ from nbdplugin.metrics import MetricsServer
 from nbdplugin.options import Options, OptionsParser
 from nbdplugin.publishing import PublisherProcess
 from nbdplugin.session import Session, Sessions
-from nbdplugin.sockets import hang_up, hang_up_on_idle, has_room, peer
+from nbdplugin.sockets import hang_up_on_idle, has_room, leave_clients, peer
 from nbdplugin.threads import here, keep
 
 if TYPE_CHECKING:
@@ -51,10 +51,6 @@ times a second, through all that is held of open volumes."""
 _MAX_BLOCK_BYTES = 32 << 20
 _MAX_EXPORTS_LISTED = 10_000
 """nbdkit refuses longer lists as a whole; an export that is not listed can be opened all the same."""
-
-_LEAVE_SECONDS = 1.0
-"""Requests under way at the end are answered if they take no longer: those that take longer wait for the store."""
-_LEAVE_POLL_SECONDS = 0.002
 
 _log = logging.getLogger("blockmap")
 
@@ -166,11 +162,7 @@ class Plugin:
         server, but an error would be final."""
         os.read(told, 1)
         self._stopping.set()
-        hang_up_on_idle()
-        end = time.monotonic() + _LEAVE_SECONDS
-        while self.service.sessions.count and time.monotonic() < end:
-            time.sleep(_LEAVE_POLL_SECONDS)
-        hang_up()
+        leave_clients()
         self.service.server.stop()
         nbdkit.shutdown()
 

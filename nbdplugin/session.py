@@ -68,11 +68,6 @@ class Sessions:
         self._closed: dict[str, Tally] = {}
         """Tallies by export, the one closed last at the end."""
 
-    @property
-    def count(self) -> int:
-        """Returns how many connections are open, or about to be."""
-        return self._count
-
     def open(self, export: str, is_local: bool) -> Session:
         """Opens a connection of a client, of this host or another, to what `export` stands for now; HostError if there are
         too many, NotFound, UsageError, StoreError, Corrupt."""

@@ -6,11 +6,13 @@ import os
 import resource
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 
 _libnbdkit = ctypes.CDLL(None)
 _ANY = ("0.0.0.0", "::")
 _SOCKADDR_BYTES = 128
+_DRAIN_BYTES = 1 << 20
 _SPARE = 256
 """Descriptors that are not given to clients: connections to the store, files of the cache, clients of other sockets."""
 
@@ -25,16 +27,26 @@ def has_room() -> bool:
 
 def hang_up_on_idle() -> None:
     """Shuts down the receiving side of clients' connections; answers that are under way still reach them."""
-    for client in _clients():
+    for _, client in _clients():
         with contextlib.suppress(OSError):
             client.shutdown(socket.SHUT_RD)
 
 
-def hang_up() -> None:
-    """Shuts down clients' connections, so that no answer reaches them any more."""
-    for client in _clients():
-        with contextlib.suppress(OSError):
-            client.shutdown(socket.SHUT_RDWR)
+def leave_clients() -> None:
+    """Hangs up on all clients; what nbdkit answers from now on reaches nobody.
+
+    nbdkit answers with ESHUTDOWN what it has received when it notices that a client has gone, and before 1.34 aborts where two
+    answers cannot be sent: so it goes on with a socket whose other end says nothing and takes all.
+    """
+    nowhere, sink = socket.socketpair()
+    sink.shutdown(socket.SHUT_WR)
+    threading.Thread(target=_drain, args=[sink], name="drain", daemon=True).start()
+    with nowhere:
+        for fd, client in _clients():
+            with contextlib.suppress(OSError):
+                if os.fstat(fd).st_ino == os.fstat(client.fileno()).st_ino:
+                    os.dup2(nowhere.fileno(), fd, inheritable=False)
+                client.shutdown(socket.SHUT_RDWR)
 
 
 def peer() -> tuple[str, bool]:
@@ -56,8 +68,15 @@ def peer() -> tuple[str, bool]:
     return "an unknown client", False
 
 
-def _clients() -> Iterator[socket.socket]:
-    """Yields incoming connections: sockets with the address of one that listens. Outgoing ones have other addresses."""
+def _drain(sink: socket.socket) -> None:
+    with sink:
+        while sink.recv(_DRAIN_BYTES):
+            pass
+
+
+def _clients() -> Iterator[tuple[int, socket.socket]]:
+    """Yields incoming connections, each by its descriptor and as a copy: sockets with the address of one that listens. Outgoing
+    ones have other addresses."""
     listening, connected = set(), []
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -71,15 +90,15 @@ def _clients() -> Iterator[socket.socket]:
             if each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 listening.add(address)
             elif each.type == socket.SOCK_STREAM:
-                connected.append((address, each))
+                connected.append((address, int(name), each))
                 continue
         except OSError:
             pass
         each.close()
-    for (family, host, port), each in connected:
+    for (family, host, port), fd, each in connected:
         with each:
             if (family, host, port) in listening or any((family, any_, port) in listening for any_ in _ANY):
-                yield each
+                yield fd, each
 
 
 def _address(each: socket.socket) -> tuple[int, object, int]:

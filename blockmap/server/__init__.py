@@ -38,6 +38,7 @@ object that made them, all of these by `Server.close` or by the plugin's end.
     publisher                 PublisherProcess, with its process       waits for its end, since it ends with this thread
     watch                     the plugin, with the process             waits for nbdkit's signal to end
     stop                      the plugin, with the process             waits for SIGTERM, then leaves all clients, and ends nbdkit
+    drain                     the plugin, when it ends                 takes what clients that were left are answered
     control, control client   Control, with the process                answers the control socket, 64 clients at once
     metrics (1+32)            MetricsServer, with the process          answers Prometheus
 

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.guest
 BEGIN = """
 set -eu
 export PYTHONPATH=/checkout
+trap 'status=$?; [ $status = 0 ] || dmesg | grep -v "Possible stuck" | tail -n 30; exit $status' EXIT
 client() { python3 /checkout/client.py "$@"; }
 """
 END = """
@@ -25,7 +26,7 @@ client left
 if dmesg | grep -E 'I/O error|EXT4-fs (error|warning)|Buffer I/O'; then exit 1; fi
 """
 SHORT = """
-client watch &
+python3 /checkout/client.py watch &
 client attach 10.0.2.2:$PORT small:1 /tmp/image
 cat /sys/block/nbd0/backend
 sha256sum /tmp/image/own
@@ -37,7 +38,7 @@ kill $!
 READING = """
 client attach 10.0.2.2:$PORT small:1 /tmp/image
 (for number in 1 2 3 4 5 6 7 8 9 10; do
-    client watch & watcher=$!
+    python3 /checkout/client.py watch & watcher=$!
     sleep $((SECONDS_EACH + number % 3))
     kill -9 $watcher
     echo killed watcher $number
@@ -48,7 +49,7 @@ client detach /tmp/image
 kill $watchers
 """
 WRITING = """
-client watch &
+python3 /checkout/client.py watch &
 client attach 10.0.2.2:$PORT c /tmp/clone write
 client write /tmp/clone $COUNT
 client detach /tmp/clone
