@@ -51,6 +51,8 @@ Helpers, by what they provide:
     store/signers.py               keys that are the same in every run; objects that whoever owns the storage has changed
     store/sleeping.py              a store through which a process sleeps at one step, while others go on
     store/steps.py                 a store that counts sequential round trips
+    tools/installed.sh             builds, installs, uses and removes the Debian package in a fresh root
+    tools/booted.sh                the package's units, in a container that systemd has booted
     trace/starting.py              a clock that stands still, a volume that answers at once, readers of stored traces
     upkeep/collecting.py           a store with a clock that tests move, images in it, and collections of its garbage
     upkeep/crashing.py             a process that is killed wherever something becomes durable, and looks at what is left
