@@ -19,7 +19,7 @@ from blockmap.terminal.output import tell
 @click.option(
     "--container",
     metavar="ID",
-    help="Instead of CLONE: a container of docker or podman, by ID or name, of an image that the store has.",
+    help="Instead of CLONE: a container of blockmap run, docker or podman, by ID or name, of an image that the store has.",
 )
 @click.option("--no-pause", is_flag=True, help="Leave the container running while what it wrote is read.")
 @click.option("-m", "--message", default="", metavar="TEXT", help="Why; `log` shows it.")

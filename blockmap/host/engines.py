@@ -1,4 +1,4 @@
-"""Containers of docker and podman: what they were made of, and where what they wrote is."""
+"""Containers whose roots are overlays, of docker, podman and `blockmap run`: their images, and where what they wrote is."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from typing import Any
 
 from blockmap.errors import HostError, NotFound, UsageError
 from blockmap.host import tools
+from blockmap.host.run import folders, runc
 
 _ENGINES = ("docker", "podman")
 _OVERLAYS = ("overlay", "overlay2")
@@ -19,36 +20,55 @@ _OVERLAYS = ("overlay", "overlay2")
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
-    """A container of an engine, running or not."""
+class OverlayContainer:
+    """A container, running or not."""
 
     engine: str
     id: str
     image: str
     """What its image was called when it was made."""
-    config: str
-    """The digest of its image's configuration, sha256:HEX."""
+    digest: str
+    """The digest, sha256:HEX, of its image's configuration, or of the version."""
     upper: Path
     """The directory of what it wrote, above its image."""
     user_attributes: bool
     """True if overlay's own attributes there are of the kind that needs no privilege."""
-    is_running: bool
-    """True if it runs, and is not paused."""
+    pause: tuple[str, ...]
+    """The command that pauses it; none where it does not run, or is paused."""
+    resume: tuple[str, ...]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Keeps it paused while the block runs, if it runs; HostError."""
-        if not self.is_running:
-            yield
-            return
-        tools.run(self.engine, "pause", self.id)
+        if self.pause:
+            tools.run(*self.pause)
         try:
             yield
         finally:
-            tools.run(self.engine, "unpause", self.id)
+            if self.pause:
+                tools.run(*self.resume)
 
 
-def find_container(name: str) -> Container:
+def own_container(path: Path, image: str, export: str) -> OverlayContainer:
+    """Returns a container of `blockmap run` by its folder, given its image's name and export by digest; UsageError."""
+    name = next(runc.containers(path), None)
+    if name is None or folders.init_of(path) is None:
+        raise UsageError(f"{folders.name_of(path)} has ended, and what it wrote has gone: `run --clone` keeps that")
+    supervised = "resources" in folders.config(path)["linux"]
+    base = runc.base(tools.find("runc"), path, supervised=supervised)
+    return OverlayContainer(
+        engine="blockmap",
+        id=name,
+        image=image,
+        digest=export.partition("@")[2].partition("+")[0],
+        upper=path / "scratch" / "upper",
+        user_attributes=False,
+        pause=(*base, "pause", name),
+        resume=(*base, "resume", name),
+    )
+
+
+def find_container(name: str) -> OverlayContainer:
     """Returns a container by ID or name, of the engine in `docker:NAME` or `podman:NAME`, or of the first that has it.
 
     Raises NotFound, UsageError where it is kept in a way that is not understood, HostError.
@@ -73,7 +93,7 @@ def find_container(name: str) -> Container:
     raise NotFound(f"there is no container {name}: {'; '.join(said)}")
 
 
-def _container(engine: str, about: dict[str, Any]) -> Container:
+def _container(engine: str, about: dict[str, Any]) -> OverlayContainer:
     driver = about.get("GraphDriver") or {}
     places = driver.get("Data") or {}
     if driver.get("Name") not in _OVERLAYS or "UpperDir" not in places:
@@ -82,14 +102,16 @@ def _container(engine: str, about: dict[str, Any]) -> Container:
             "read here: it takes the storage driver overlay2 (docker info), or overlay (podman info)"
         )
     config, state = about["Image"], about["State"]
-    return Container(
+    runs = bool(state.get("Running")) and not state.get("Paused")
+    return OverlayContainer(
         engine=engine,
         id=about["Id"],
         image=about.get("ImageName") or about["Config"]["Image"],
-        config=config if config.startswith("sha256:") else f"sha256:{config}",
+        digest=config if config.startswith("sha256:") else f"sha256:{config}",
         upper=Path(places["UpperDir"]),
         user_attributes=_has_user_attributes(places.get("MergedDir", "")),
-        is_running=bool(state.get("Running")) and not state.get("Paused"),
+        pause=(engine, "pause", about["Id"]) if runs else (),
+        resume=(engine, "unpause", about["Id"]),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.dockerd import dockerd
 from tests.host.conftest import Host
+from tests.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -73,6 +74,28 @@ def test_a_container_of_podman(mounting: Host, podman: Engine) -> None:
     host.do("commit", "--container", f"podman:{container}", "app:stopped", "--change", 'CMD ["/bin/true"]')
     assert "/bin/true" in host.do("show", "app:stopped")
     assert host.leftovers() == []
+
+
+def test_a_container_of_run(mounting: Host) -> None:
+    host = mounting
+    host.serve()
+    host.do("run", "-d", "--name", "web", "app:1", "--", "/bin/sh", "-c", f"{CHANGE}; sleep 1000")
+    until(lambda: "new/file" in host.run("exec", "web", "/bin/sh", "-c", "ls -d /data/new/file").stdout)
+    host.do("commit", "--container", "web", "--no-pause", "app:2")
+    assert "running" in host.do("ps", "--json")
+    changes = host.do("diff", "app:1", "app:2")
+    assert "/data/new/file" in changes
+    assert "/etc/version" in changes
+    host.do("stop", "-t", "0", "web")
+    assert "what it wrote has gone" in host.run("commit", "--container", "web", "app:3").stderr
+    host.do("rm", "web")
+
+    host.do("clone", "app:1", "mine")
+    host.do("run", "-d", "--name", "on", "--clone", "mine", "--", "/bin/sh", "-c", f"{CHANGE}; sleep 1000")
+    until(lambda: "new/file" in host.run("exec", "on", "/bin/sh", "-c", "ls -d /data/new/file").stdout)
+    host.do("commit", "--container", "on", "app:4")
+    assert "/data/new/file" in host.do("diff", "app:1", "app:4")
+    host.do("rm", "-f", "on")
 
 
 @pytest.mark.long
