@@ -120,6 +120,7 @@ def download_packages(packages: Iterable[str], into: Path, suite: str = "") -> l
                 sources = Path(state, "sources.list")
                 sources.write_text(f"deb http://deb.debian.org/debian {suite} main\n")
                 private += ["-o", f"Dir::Etc::sourcelist={sources}", "-o", "Dir::Etc::sourceparts=/dev/null"]
+                Path(state, "lists/partial").mkdir(parents=True)
             run(["apt-get", "-qq", *private, "update"])
             run(["apt-get", "-qq", *private, "download", *names], cwd=into)
     return sorted(into.glob("*.deb"))

@@ -1,8 +1,10 @@
 """Devices of the kernel's nbd by our own netlink: attached in the guest, served on the host, whose server is killed meanwhile."""
 
 import os
+import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from blockmap.control.messages import Resolve
 from tests.guest.conftest import CHECKOUT
 from tests.serve.conftest import Server, bare_server, content
+from tests.serve.test_outage import Web
 from tests.waiting import free_ports
 
 pytestmark = pytest.mark.guest
@@ -68,6 +71,17 @@ client cycles 10.0.2.2:$PORT small:1 100
 client many 10.0.2.2:$PORT small:1 50
 """
 
+# The superblock has come with the attach, the rest has not when the store goes.
+AWAY = """
+python3 /checkout/client.py watch &
+client attach 10.0.2.2:$PORT small:1 /tmp/image
+echo round
+client read /dev/nbd0 1
+client detach /tmp/image
+kill $!
+"""
+AWAY_S = 60.0
+
 Served = tuple[Server, int]
 
 
@@ -105,7 +119,7 @@ def run(script: str, on_round: Callable[[int], None] = lambda _: None, *options:
             guest.stdin.close()
             for line in guest.stdout:
                 said += line
-                if line.startswith("round "):
+                if line.startswith("round"):
                     on_round(rounds)
                     rounds += 1
         except BaseException:
@@ -184,3 +198,35 @@ def test_devices_come_and_go(served: Served, suite: str) -> None:
     said = run(CYCLES, lambda _: None, f"--suite={suite}", PORT=served[1])
     assert "100 cycles, 1 content" in said
     assert "50 devices, 1 content" in said
+
+
+@pytest.mark.long
+def test_a_store_that_is_away_for_a_minute_is_waited_for(
+    served: Served, tmp_path: Path, need: Callable[..., None]
+) -> None:
+    """The device waits as long as the server does: nothing between them has a shorter limit."""
+    need("nginx")
+    server, port = served
+    (tmp_path / "nginx").mkdir()
+    web = Web(tmp_path / "nginx", server.store)
+    web.start()
+    server.stop()
+    shutil.rmtree(server.cache)
+    server.start("--listen", f"127.0.0.1:{port}", "--store", web.url, "--outage", "wait=90")
+    away: list[threading.Timer] = []
+
+    def on_round(number: int) -> None:
+        if number:
+            return
+        web.stop()
+        away.append(threading.Timer(AWAY_S, web.start))
+        away[0].start()
+
+    try:
+        said = run(AWAY, on_round, PORT=port)
+    finally:
+        away[0].join()
+        web.stop()
+    assert server.client.status()["fetch"]["outages"] == 1
+    slowest = float(said.rpartition("slowest read ")[2].split()[0])
+    assert slowest > AWAY_S / 2

@@ -24,7 +24,8 @@ from blockmap.host.devices.queue import BLOCK_BYTES, DEAD_SECONDS, disconnect, s
 
 KIND = "nbd"
 CONNECTIONS = 1
-"""Connections of a device: the kernel has all requests under way on one, and each more lengthens CONNECT."""
+"""Connections of a device. In an emulated guest, CONNECT takes 19 ms with one, 62 with two and 69 with four, and reads are no
+faster with more: the kernel has all requests under way on one."""
 KERNEL_FLAGS = 0x1 | READ_ONLY | 0x4 | 0x8 | 0x20 | MULTI_CONN
 """Transmission flags that the kernels of Debian 12 and 13 look at: HAS_FLAGS, READ_ONLY, FLUSH, FUA, TRIM, CAN_MULTI_CONN."""
 _SMALL_BLOCK_BYTES = 512

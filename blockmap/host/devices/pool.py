@@ -1,4 +1,5 @@
-"""Devices of the kernel's nbd that are connected ahead: CONNECT freezes queues, and takes tens of milliseconds.
+"""Devices of the kernel's nbd that are connected ahead: CONNECT freezes queues, and takes 19 ms in an emulated guest in which
+RECONFIGURE takes 1 ms.
 
 A device of the pool has no size, so that nobody reads it, and one dead connection, so that no process and no server stands behind
 it: an attach gives it size and connection by RECONFIGURE. It is used once. Whose it is follows from where its file lies: in the
