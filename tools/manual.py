@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from blockmap import __version__
+from blockmap.cli.exit_codes import EXIT_CODES
 from blockmap.cli.main import program
 from blockmap.local.settings_file import KEYS
 
@@ -112,10 +113,22 @@ def settings() -> str:
     return "\n".join(rows)
 
 
+def exit_codes() -> str:
+    """What the status of the program says, as a part of a page."""
+    return "\n".join(
+        f".TP\n.B {roff(code)}\n{roff(meaning[:1].upper() + meaning[1:])}." for code, meaning in EXIT_CODES
+    )
+
+
 def prose(path: Path) -> str:
     """A page that is written by hand, with its title and the lists that the program knows."""
     name, _, section = path.name.rpartition(".")
-    lists = {"@COMMANDS@": commands, "@OPTIONS@": lambda: "\n".join(options(program)), "@SETTINGS@": settings}
+    lists = {
+        "@COMMANDS@": commands,
+        "@EXIT_CODES@": exit_codes,
+        "@OPTIONS@": lambda: "\n".join(options(program)),
+        "@SETTINGS@": settings,
+    }
     text = path.read_text()
     for word, part in lists.items():
         text = text.replace(word, part()) if word in text else text
