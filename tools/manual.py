@@ -115,9 +115,7 @@ def settings() -> str:
 
 def exit_codes() -> str:
     """What the status of the program says, as a part of a page."""
-    return "\n".join(
-        f".TP\n.B {roff(code)}\n{roff(meaning[:1].upper() + meaning[1:])}." for code, meaning in EXIT_CODES
-    )
+    return "\n".join(f".TP\n.B {roff(code)}\n{roff(meaning)}." for code, meaning in EXIT_CODES)
 
 
 def prose(path: Path) -> str:
