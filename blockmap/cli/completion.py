@@ -1,11 +1,11 @@
-"""Completes names of images and clones in shells; options and commands are click's to complete.
+"""Completes names of images, clones and containers in shells; options and commands are click's to complete.
 
 The server that runs is asked, else the store, for one object. What does not come within a second, or fails, is not offered: nobody
 wants an error on a line that is being typed.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import click
@@ -18,25 +18,29 @@ from click.shell_completion import (
     add_completion_class,
 )
 
+from blockmap.api.containers import ContainerHost
+from blockmap.cli.opened import opened
 from blockmap.control.client import Client
 from blockmap.control.messages import Names
 from blockmap.errors import BlockmapError, HostError
-from blockmap.local.paths import default_socket
+from blockmap.local.paths import server_socket
 from blockmap.local.settings import export_variables, setting
 
 _SECONDS = 1.0
-_IMAGES = ("NAME", "NAME...", "OLD", "NEW", "SOURCE")
+_IMAGES = ("NAME", "NAME...", "IMAGE", "OLD", "NEW", "SOURCE")
 _CLONES = ("CLONE", "CLONE...")
 """Arguments that are names, as `--help` shows them. Where an image is wanted, a clone mostly will do."""
+_OF_CONTAINERS = ("exec", "kill", "logs", "stop")
+"""Commands whose names are those of containers."""
 
 
 class NameType(click.ParamType[str]):
-    """The name of an image or a clone, as a shell completes it."""
+    """The name of an image, a clone or a container, as a shell completes it."""
 
     name = "name"
 
-    def __init__(self, clones_only: bool) -> None:
-        self._clones_only = clones_only
+    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
+        self._names = names
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Returns the names that begin so."""
@@ -44,14 +48,13 @@ class NameType(click.ParamType[str]):
 
         def ask() -> None:
             with suppress(Exception):
-                found.extend(_names())
+                found.extend(self._names())
 
         # A store that is away does not answer in time, and cannot be interrupted: the thread is left to itself.
         asking = threading.Thread(target=ask, daemon=True)
         asking.start()
         asking.join(_SECONDS)
-        names = [each for each in found if not self._clones_only or ":" not in each]
-        return [CompletionItem(each) for each in sorted(names) if each.startswith(incomplete)]
+        return [CompletionItem(each) for each in sorted(found) if each.startswith(incomplete)]
 
 
 def register() -> None:
@@ -60,10 +63,10 @@ def register() -> None:
         add_completion_class(shell)
 
 
-def _names() -> list[str]:
+def _exports() -> list[str]:
     export_variables()
     try:
-        return [name for name, _ in Client(default_socket().absolute(), _SECONDS).ask(Names()).names]
+        return [name for name, _ in Client(server_socket().absolute(), _SECONDS).ask(Names()).names]
     except HostError:
         # Imported here: the engines take 0.2 s, which a server that answers spares.
         from blockmap.store.names import NameReader
@@ -72,26 +75,41 @@ def _names() -> list[str]:
         return [f"{repo}:{tag}" for repo, tag in NameReader(reach(setting("store"))).told()]
 
 
+def _clones() -> list[str]:
+    return [each for each in _exports() if ":" not in each]
+
+
+def _containers() -> list[str]:
+    return [each.name for each in opened(ContainerHost).containers(ended=True)]
+
+
 class _WithNames(ShellComplete):
     """Gives the arguments of the command that is completed the type that completes them."""
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
-        for parameter in _parameters(self.cli, args):
-            shown = parameter.metavar or str(parameter.name).upper()
-            if shown in _IMAGES or shown in _CLONES:
-                parameter.type = NameType(shown in _CLONES)
+        command = _command(self.cli, args)
+        for parameter in command.params:
+            shown = (parameter.metavar or str(parameter.name).upper()).strip("[]")
+            if not isinstance(parameter, click.Argument) or shown not in _IMAGES + _CLONES:
+                continue
+            if command.name == "rm":
+                parameter.type = NameType(lambda: [*_containers(), *_clones()])
+            elif command.name in _OF_CONTAINERS:
+                parameter.type = NameType(_containers)
+            else:
+                parameter.type = NameType(_clones if shown in _CLONES else _exports)
         with suppress(BlockmapError):  # a file of settings may have an error
             return super().get_completions(args, incomplete)
         return []
 
 
-def _parameters(command: click.Command, words: Sequence[str]) -> list[click.Argument]:
-    """Returns the arguments of the command that words begin with."""
+def _command(command: click.Command, words: Sequence[str]) -> click.Command:
+    """Returns the command that words begin with."""
     context = click.Context(command)
     for word in words:
         if isinstance(command, click.Group):
             command = command.get_command(context, word) or command
-    return [each for each in command.params if isinstance(each, click.Argument)]
+    return command
 
 
 class _Bash(_WithNames, BashComplete):

@@ -86,12 +86,12 @@ def test_pages_say_what_help_says(manual: Path, need: Callable[..., None]) -> No
     assert "@" not in (manual / "man1/blockmap.1").read_text().replace("@{", "").replace("@sha256", "")
 
 
-def test_the_file_of_settings_that_is_installed_sets_nothing_and_its_examples_are_right(tmp_path: Path) -> None:
+def test_the_file_of_settings_that_is_installed_names_the_group_and_its_examples_are_right(tmp_path: Path) -> None:
     path = tmp_path / "blockmap.toml"
     shutil.copy(PACKAGING / "blockmap.toml", path)
     path.chmod(0o640)
     (file,) = Settings({}, (path,)).files
-    assert (file.values, file.variables) == ({}, {})
+    assert (file.values, file.variables) == ({"group": "blockmap"}, {})
     examples = [
         line.removeprefix("#") for line in path.read_text().splitlines() if line.startswith("#") and " = " in line
     ]
