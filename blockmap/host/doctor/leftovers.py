@@ -11,6 +11,7 @@ from blockmap.host.devices import mounts
 from blockmap.host.devices.device import Device
 from blockmap.host.devices.kinds import HostDevices
 from blockmap.host.doctor.finding import Check, Examined, Finding, fault, ok, skipped, warning
+from blockmap.host.manager.place import answers
 from blockmap.host.serve import nbdkit
 from blockmap.host.serve.listening import is_owned
 from blockmap.local.scratch import left_over
@@ -38,6 +39,18 @@ def _attached(subject: Examined) -> Finding:
             f"start it with `blockmap serve`; what nbdfuse shows is lost: blockmap detach {dead[0].directory}, and attach it again",
         )
     return ok(f"{len(shown)} can be read")
+
+
+def _manager(subject: Examined) -> Finding:
+    """Asks whether the process runs that looks after devices."""
+    if not read_devices(subject.state):
+        return skipped("nothing is attached")
+    if not answers(subject.state):
+        return warning(
+            "`blockmap devices` does not run: a server that is killed is not started again for its devices",
+            "the next attach or detach starts it; at boot, systemctl enable --now blockmap-devices",
+        )
+    return ok("`blockmap devices` looks after what is attached")
 
 
 def _in_use(state: Path) -> list[Attached]:
@@ -138,6 +151,7 @@ def _has_supervisor(pid: int) -> bool:
 
 CHECKS = (
     Check("attached", _attached),
+    Check("manager", _manager),
     Check("devices", _devices),
     Check("runs", _runs),
     Check("processes", _processes),
