@@ -12,6 +12,7 @@ from blockmap.local.paths import default_state
 from blockmap.terminal.options import (
     cache_option,
     hydrate_option,
+    json_option,
     label_option,
     labelled,
     socket_option,
@@ -34,6 +35,7 @@ _BY_NBDFUSE = ", by nbdfuse: the kernel has no nbd"
 @trust_option
 @cache_option
 @socket_option
+@json_option
 def attach(
     name: str,
     directory: Path | None,
@@ -45,6 +47,7 @@ def attach(
     trust: tuple[str, ...],
     cache: Path | None,
     socket: Path | None,
+    as_json: bool,
 ) -> None:
     """Mount the image NAME at DIR, or the clone NAME writable.
 
@@ -67,6 +70,13 @@ def attach(
     )  # fmt: skip
     for note in answer.notes:
         warn(note)
+    if as_json:
+        from blockmap.terminal.machine import tell_json  # as above
+
+        where = None if directory is None else str(directory.resolve())
+        about = {"export": answer.export, "device": answer.device, "kind": answer.kind, "writable": answer.writable}
+        tell_json({"name": name, "directory": where, **about})
+        return
     if directory is None:
         tell(answer.device)
         return

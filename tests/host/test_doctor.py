@@ -322,6 +322,9 @@ def test_devices_whose_server_has_gone(mounting: Host) -> None:
     ahead.write_text("4096")
     fault(finding(mounting, "read-ahead"), "4096 KiB", "read_ahead_kb", state=State.WARNING)
     ahead.write_text("128")
+    assert finding(mounting, "manager").state is State.OK
+    mounting.end_manager()  # which would start the server again
+    fault(finding(mounting, "manager"), "does not run", state=State.WARNING)
     assert mounting.server is not None
     mounting.server.kill()
     mounting.server.wait()

@@ -52,8 +52,10 @@ def test_what_is_attached_is_listed_when_the_server_has_gone(mounting: Host) -> 
     mounting.serve()
     point = mounting.where / "m"
     point.mkdir()
-    mounting.do("attach", "app:1", point)
+    said = json.loads(mounting.do("attach", "app:1", point, "--json"))
+    assert (said["name"], said["directory"], said["writable"]) == ("app:1", str(point), False)
     with_server = json.loads(mounting.do("status", "--json"))["attached"]
+    assert [(each["device"], each["export"]) for each in with_server] == [(said["device"], said["export"])]
     refused = mounting.run("stop")
     assert refused.returncode == 1
     assert f"still attached: {point} (app:1)" in refused.stderr

@@ -6,11 +6,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from blockmap.host import background
-from blockmap.host.attachment_table import read_attached, read_devices
+from blockmap.host.attachment_table import Attached, read_attached, read_devices
 from blockmap.host.devices import mounts
 from blockmap.host.devices.device import Device
 from blockmap.host.devices.kinds import HostDevices
 from blockmap.host.doctor.finding import Check, Examined, Finding, fault, ok, skipped, warning
+from blockmap.host.manager.place import answers
 from blockmap.host.serve import nbdkit
 from blockmap.host.serve.listening import is_owned
 from blockmap.local.scratch import left_over
@@ -23,10 +24,7 @@ _GOES = "it goes with the next attach, detach, or start of a server"
 
 def _attached(subject: Examined) -> Finding:
     devices = {device.path: device for _, device in read_devices(subject.state)}
-    there = mounts.sources()
-    shown = (
-        [each for each in read_attached(subject.state) if there.get(each.directory) == each.device] if devices else []
-    )
+    shown = _in_use(subject.state) if devices else []
     if not shown:
         return skipped("nothing is attached")
     if os.geteuid() != 0:
@@ -40,7 +38,25 @@ def _attached(subject: Examined) -> Finding:
             f"{names} cannot be read: its server, {dead[0].socket}, has gone or does not answer",
             f"start it with `blockmap serve`; what nbdfuse shows is lost: blockmap detach {dead[0].directory}, and attach it again",
         )
-    return ok(f"{len(shown)} mounts can be read")
+    return ok(f"{len(shown)} can be read")
+
+
+def _manager(subject: Examined) -> Finding:
+    """Asks whether the process runs that looks after devices."""
+    if not read_devices(subject.state):
+        return skipped("nothing is attached")
+    if not answers(subject.state):
+        return warning(
+            "`blockmap devices` does not run: a server that is killed is not started again for its devices",
+            "the next attach or detach starts it; at boot, systemctl enable --now blockmap-devices",
+        )
+    return ok("`blockmap devices` looks after what is attached")
+
+
+def _in_use(state: Path) -> list[Attached]:
+    """Returns what is mounted, and devices that were attached as such."""
+    there = mounts.sources()
+    return [each for each in read_attached(state) if each.device in (each.directory, there.get(each.directory))]
 
 
 def _is_served(server: str) -> bool:
@@ -57,10 +73,8 @@ def _is_alive(all_devices: HostDevices, device: Device) -> bool:
 
 
 def _devices(subject: Examined) -> Finding:
-    there = mounts.sources()
     made = {folder: device.path for folder, device in read_devices(subject.state)}
-    noted = read_attached(subject.state) if made else []
-    in_use = {each.device for each in noted if there.get(each.directory) == each.device}
+    in_use = {each.device for each in _in_use(subject.state)} if made else set()
     folders = {*made, *_folders(subject.state / "devices")}
     left = sorted(
         str(folder)
@@ -137,6 +151,7 @@ def _has_supervisor(pid: int) -> bool:
 
 CHECKS = (
     Check("attached", _attached),
+    Check("manager", _manager),
     Check("devices", _devices),
     Check("runs", _runs),
     Check("processes", _processes),
