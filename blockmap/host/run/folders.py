@@ -208,8 +208,9 @@ def read(path: Path) -> Container | None:
     if not told:
         return None
     pid, started, status = init_of(path), _parsed(path / STARTED), _parsed(path / STATUS)
-    is_over = status or has_ended(path) or (pid is None and (started or owner(path) is None))
-    state = "ended" if is_over else "running" if pid is not None and started else "starting"
+    # Whoever looks after it says how it ended; until then it has not.
+    is_over = status or has_ended(path) or (pid is None and owner(path) is None)
+    state = "ended" if is_over else "running" if started else "starting"
     return Container(
         name=name_of(path),
         image=told["image"],
