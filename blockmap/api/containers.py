@@ -9,14 +9,14 @@ from blockmap.errors import HostError, NotFound, UsageError
 from blockmap.host import tools
 from blockmap.host.run import containers, folders, runner
 from blockmap.host.run.containers import Execution
-from blockmap.host.run.folders import Container
+from blockmap.host.run.folders import HostContainer
 from blockmap.host.run.log_file import read_log
 
 
 class ContainerHost(Host):
     """This host with its containers; no server is needed. Methods need root, and raise NotFound, UsageError and HostError."""
 
-    def containers(self, *, ended: bool = False) -> list[Container]:
+    def containers(self, *, ended: bool = False) -> list[HostContainer]:
         """Returns the containers that run, those started last first; with `ended`, also those that have ended and are kept."""
         tools.need_root("ps")
         return [each for each in folders.read_all(self._runs) if ended or each.state != "ended"]

@@ -16,7 +16,7 @@ from blockmap.cli.run import need_terminal, words
 from blockmap.cli.run_options import RunCommand, program_options
 from blockmap.errors import BlockmapError, UsageError
 from blockmap.host.run.containers import Execution
-from blockmap.host.run.folders import Container
+from blockmap.host.run.folders import HostContainer
 from blockmap.host.run.options import RunOptions, read_environment
 from blockmap.terminal.machine import tell_json
 from blockmap.terminal.options import cache_option, json_option, socket_option, store_option
@@ -167,12 +167,12 @@ def _each(names: Sequence[str], work: Callable[[str], None]) -> None:
         click.get_current_context().exit(1)
 
 
-def _command(container: Container) -> str:
+def _command(container: HostContainer) -> str:
     said = shlex.join(container.command)
     return said if len(said) <= _COMMAND_LENGTH else f"{said[: _COMMAND_LENGTH - 3]}..."
 
 
-def _status(container: Container, now: float) -> str:
+def _status(container: HostContainer, now: float) -> str:
     """Returns what docker ps says of a container."""
     if container.state == "running":
         ready = "" if container.ready_seconds is None else f" (ready after {container.ready_seconds:.1f} s)"
@@ -190,6 +190,6 @@ def _ago(seconds: float) -> str:
     return f"{count} {name}{'' if count == 1 else 's'}"
 
 
-def _row(container: Container) -> dict[str, object]:
+def _row(container: HostContainer) -> dict[str, object]:
     times = {name: getattr(container, name) for name in ("created", "started", "ended")}
     return {**asdict(container), **{name: None if at is None else timestamp(at) for name, at in times.items()}}

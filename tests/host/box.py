@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blockmap.host.run import folders
-from blockmap.host.run.folders import Container
+from blockmap.host.run.folders import HostContainer
 from tests.host.conftest import BLOCKMAP, GROUP, PASSWD, Host
 from tests.image.layouts import archive, directory, file, layout, symlink
 from tests.waiting import until
@@ -39,7 +39,7 @@ def serving_box(store: Path, where: Path) -> Iterator[Host]:
         host.end()
 
 
-def listed(host: Host, name: str) -> Container | None:
+def listed(host: Host, name: str) -> HostContainer | None:
     """What `ps -a` says of a container."""
     return next((each for each in folders.read_all(host.state / "runs") if each.name == name), None)
 

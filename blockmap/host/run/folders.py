@@ -35,7 +35,7 @@ _KEPT = (ABOUT, CONFIG, LOG, READY, STARTED, STATUS, _LOCK)
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
+class HostContainer:
     """A container, as its folder and the kernel tell."""
 
     name: str
@@ -196,31 +196,36 @@ def has_ended(path: Path) -> bool:
     return path.name.startswith(_ENDED)
 
 
-def read_all(runs: Path) -> list[Container]:
+def read_all(runs: Path) -> list[HostContainer]:
     """Returns all containers, those started last first."""
     found = [read(path) for kind in (_RUNNING, _ENDED) for path in runs.glob(f"{kind}*")]
     return sorted((each for each in found if each is not None), key=lambda each: -each.created)
 
 
-def read(path: Path) -> Container | None:
+def read(path: Path) -> HostContainer | None:
     """Returns what a folder says; None where it has just gone."""
-    told = about(path)
+    told, command = about(path), config(path).get("process", {}).get("args", [])
+    pid, is_owned = init_of(path), owner(path) is not None
+    started, ready, status = _parsed(path / STARTED), _parsed(path / READY), _parsed(path / STATUS)
+    if not path.exists():  # it has ended, and was renamed or removed, while it was read
+        ended = path.with_name(_ENDED + name_of(path))
+        return read(ended) if path != ended else None
     if not told:
         return None
-    pid, started, status = init_of(path), _parsed(path / STARTED), _parsed(path / STATUS)
-    is_over = status or has_ended(path) or (pid is None and (started or owner(path) is None))
-    state = "ended" if is_over else "running" if pid is not None and started else "starting"
-    return Container(
+    # Whoever looks after it says how it ended; until then it has not.
+    is_over = status or has_ended(path) or (pid is None and not is_owned)
+    state = "ended" if is_over else "running" if started else "starting"
+    return HostContainer(
         name=name_of(path),
         image=told["image"],
-        command=_parsed(path / CONFIG).get("process", {}).get("args", []),
+        command=command,
         ports=told.get("ports", []),
         state=state,
         created=told["created"],
         started=started.get("time"),
         ended=status.get("time"),
         status=status.get("status"),
-        ready_seconds=_parsed(path / READY).get("seconds"),
+        ready_seconds=ready.get("seconds"),
         detached=bool(told.get("detached")),
         pid=None if is_over else pid,
     )
