@@ -10,9 +10,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from blockmap.api.completion import image_names
-from tests.image.builder import bulk, docker_archive, listing
+from blockmap.cli.image_list import images
+from tests.image.builder import bulk, docker_archive, import_image, listing
 from tests.image.layouts import archive, file, layout
 from tests.image.registry import LocalRegistry, local_registry
 from tests.waiting import until
@@ -242,22 +244,31 @@ def test_the_right_to_write_is_tried_before_the_source_is_read(shell: Shell, tmp
     assert "take room" not in said
 
 
-def test_images_are_listed_by_repository_with_what_they_share(shell: Shell, tmp_path: Path) -> None:
+def test_images_are_listed_by_repository_with_what_they_share(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+
+    def shown(*arguments: str) -> str:
+        done = CliRunner().invoke(images, ["--store", str(store), "--cache", str(tmp_path / "cache"), *arguments])
+        assert done.exit_code == 0, done.output
+        return done.output
+
     for tag, own in (("1", ONE), ("2", TWO)):
-        shell.run("import", f"oci:{layout(tmp_path / tag, [BASE, own])}", f"app:{tag}")
-    shell.run("import", f"oci:{layout(tmp_path / 'o', [archive([file('x', bulk(7, 50_000))])])}", "other:1")
-    assert shell.run("images", "-q") == "app:1\napp:2\nother:1\n"
-    assert shell.run("images", "app", "-q") == "app:1\napp:2\n"
-    assert shell.run("images", "app:2", "-q") == "app:2\n"
-    assert shell.run("images", "none", "-q") == ""
-    assert re.search(r"^app:1 +[0-9a-f]{12} +(just now|\d+ seconds ago) +", shell.run("images", "app"), re.MULTILINE)
-    assert re.search(r"^app:1 +sha256:[0-9a-f]{64} ", shell.run("images", "--no-trunc"), re.MULTILINE)
-    found = {each["name"]: each for each in json.loads(shell.run("images", "--data", "--json"))}
+        import_image(store, f"oci:{layout(tmp_path / tag, [BASE, own])}", f"app:{tag}", tmp_path)
+    other = layout(tmp_path / "o", [archive([file("x", bulk(7, 50_000))])])
+    for name in ("other:1", "other:again"):
+        import_image(store, f"oci:{other}", name, tmp_path)
+    assert shown("-q") == "app:1\napp:2\nother:1\nother:again\n"
+    assert shown("app", "-q") == "app:1\napp:2\n"
+    assert shown("app:2", "-q") == "app:2\n"
+    assert shown("none", "-q") == ""
+    assert re.search(r"^app:1 +[0-9a-f]{12} +(just now|\d+ seconds ago) +", shown("app"), re.MULTILINE)
+    assert re.search(r"^app:1 +sha256:[0-9a-f]{64} ", shown("--no-trunc"), re.MULTILINE)
+    found = {each["name"]: each for each in json.loads(shown("--data", "--json"))}
     stored = {name: (each["stored_bytes"], each["unique_bytes"]) for name, each in found.items()}
+    assert stored["other:1"] == stored["other:again"], "two names of one version"
     assert stored["other:1"][0] > stored["other:1"][1] > 50_000  # all of them have a root directory
     assert stored["app:1"][0] > 600_000
     assert 0 < stored["app:1"][1] < 20_000
-    shell.run("tag", "other:1", "other:again")
-    (again,) = json.loads(shell.run("images", "other:1", "--data", "--json"))
-    assert (again["stored_bytes"], again["unique_bytes"]) == stored["other:1"]
-    assert re.search("NAME +DIGEST +UPDATED +DATA +STORED +UNIQUE +VOLUME", shell.run("images", "--data"))
+    (again,) = json.loads(shown("other:1", "--data", "--json"))
+    assert (again["stored_bytes"], again["unique_bytes"]) == stored["other:1"], "as this host remembers it"
+    assert re.search("NAME +DIGEST +UPDATED +DATA +STORED +UNIQUE +VOLUME", shown("--data"))

@@ -201,7 +201,7 @@ def test_headers_that_do_not_fit_the_contents_are_not_believed(
     headers = record.headers(expand_stream)
     at = headers.index(b"usr/1\0")
     forged = bytearray(headers)
-    forged[at + 124 : at + 136] = b"00000100000\0"
+    forged[at + 124 : at + 136] = b"%011o\0" % (9000 + 2 * 4096)  # with as many zeros behind it in the archive
     forged[at + 148 : at + 156] = b"        "
     total = sum(forged[at : at + 512])
     forged[at + 148 : at + 156] = b"%06o\0 " % total
@@ -229,3 +229,14 @@ def test_who_signs_reads_everything(after_one: tuple[MemoryStore, Path], tmp_pat
     spoil(two, 1)
     with pytest.raises(ImageError, match="damaged"):
         imported(store, two, "image:2", key=signer(1))
+
+
+def test_who_signed_an_image_reads_nothing_of_it_again(after_one: tuple[MemoryStore, Path]) -> None:
+    store, two = after_one
+    first, _ = imported(store, two, "image:2", key=signer(1))
+    spoil(two, 2)
+    again, _ = imported(store, two, "image:2", key=signer(1))
+    other, _ = imported(store, two, "other:2", key=signer(1))
+    assert (again.version, again.number, other.version, other.number) == (first.version, 0, first.version, 1)
+    with pytest.raises(ImageError, match="damaged"):
+        imported(store, two, "image:2", key=signer(2))
