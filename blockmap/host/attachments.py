@@ -9,6 +9,7 @@ of the same export, any detach, or the next start of the server takes it apart.
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ from blockmap.host.warm import warming
 
 _ASIDE = "aside"
 """In the device's folder: where a version is mounted that is about to take the place of another."""
+_CLOSE_SECONDS = 2.0
+"""How long a device may stay in use when it was unmounted: a container that starts has all mounts of the host for a moment."""
+_POLL_SECONDS = 0.01
 _Listed = list[Attached]
 _Folders = list[Path]
 
@@ -167,6 +171,8 @@ class Attachments:
         held = self._lock(lambda table: table.folder_at(where, shown))
         found = held is not None and self._unmount(held, where)
         self.tidy()
+        if held is not None and found:
+            self._await_closed(held.folder)
         if not found:
             listed = ", ".join(each.directory for each in self.list())
             raise UsageError(
@@ -278,6 +284,13 @@ class Attachments:
         with self._table() as table:
             folders = {*table.folders(), *(self._state / "devices").glob("*")}
             return [folder for folder in folders if not _used(table.device(folder), table.mounts_of(folder), there)]
+
+    def _await_closed(self, folder: Path) -> None:
+        """Takes apart a device that was unmounted, also where something had it a moment longer."""
+        end = time.monotonic() + _CLOSE_SECONDS
+        while folder in self._unused() and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+            self._take_apart([folder])
 
     def _take_apart(self, folders: Iterable[Path], *, probe: bool = False) -> None:
         """Settles those devices that no other command is at work on; logs what fails."""

@@ -150,6 +150,23 @@ def test_it_ends_when_nothing_is_attached_any_more(ready: Host) -> None:
     assert (process.returncode, "nothing has been attached for 0.2 s" in said) == (0, True), said
 
 
+@pytest.mark.parametrize("seconds", [0.3, 4.0])
+def test_what_is_in_use_when_it_is_detached_is_taken_apart_later(ready: Host, seconds: float) -> None:
+    """A container that starts meanwhile has a mount of the host for a moment; one that keeps it has it for long."""
+    one = ready.where / "one"
+    process = ready.start("devices", "--idle-exit", "0.2")
+    until(lambda: answers(ready.state))
+    ready.do("attach", "app:1", one)
+    apart = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f"echo; exec sleep {seconds}"]
+    with subprocess.Popen(apart, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        ready.do("detach", one)
+        assert (ready.leftovers() == []) == (seconds < 1)
+    until(lambda: ready.leftovers() == [])
+    process.communicate(timeout=LIMIT_S)
+
+
 def test_a_unit_takes_the_place_of_one_that_was_started_on_demand(ready: Host) -> None:
     ready.do("attach", "app:1", ready.where / "one")
     first = ready.manager()

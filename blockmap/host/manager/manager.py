@@ -23,7 +23,7 @@ from blockmap.host.attachment_table import has_devices
 from blockmap.host.manager.loaded_code import LoadedCode
 from blockmap.host.manager.place import LOCK, SOCKETS, reached, socket_name
 from blockmap.host.manager.watch import watch
-from blockmap.host.manager.work import serve
+from blockmap.host.manager.work import serve, tidy
 from blockmap.host.serve.listening import unix_socket
 from blockmap.local.paths import own
 
@@ -31,6 +31,8 @@ _TAKE_OVER_SECONDS = 10.0
 _POLL_SECONDS = 0.002
 _STEADY_SECONDS = 1.0
 """The least time between two starts of the process that watches."""
+_TIDY_SECONDS = 60.0
+"""After so long without a request, devices that nobody uses are taken apart: something may have had one when it was detached."""
 _LOOK_SECONDS = 5.0
 """Between two looks at the record, for whether a device is left."""
 
@@ -77,7 +79,8 @@ class DeviceManager:
         code = LoadedCode()
         gc.collect()
         gc.freeze()  # what children only read, they share
-        pause = None if self._idle_seconds is None else min(_LOOK_SECONDS, self._idle_seconds / 4)
+        period = self._idle_seconds or _TIDY_SECONDS
+        pause = min(_LOOK_SECONDS, period / 4)
         used = time.monotonic()
         while not self._stop:
             waits = bool(select.select([listening.fileno(), self._wake], [], [], pause)[0])
@@ -86,11 +89,14 @@ class DeviceManager:
                 self._say("its code has changed: ending, so that the next is of the new release")
                 return
             self._accept(listening)
-            if self._children or waits or self._idle_seconds is None:
+            if self._children or waits:
                 used = time.monotonic()
-            elif time.monotonic() - used < self._idle_seconds:
+            elif time.monotonic() - used < period:
                 continue
             elif has_devices(self._state):
+                self._start_child(listening, lambda: tidy(self._state, self._say))
+                used = time.monotonic()
+            elif self._idle_seconds is None:
                 used = time.monotonic()
             else:
                 self._say(f"nothing has been attached for {self._idle_seconds:g} s; ending")
@@ -102,10 +108,13 @@ class DeviceManager:
         except (BlockingIOError, ConnectionAbortedError):
             return
         with client:
-            child = os.fork()
-            if child == 0:
-                self._be_child(listening, lambda: serve(self._state, client))
-            self._children.add(child)
+            self._start_child(listening, lambda: serve(self._state, client))
+
+    def _start_child(self, listening: socket.socket, work: Callable[[], None]) -> None:
+        child = os.fork()
+        if child == 0:
+            self._be_child(listening, work)
+        self._children.add(child)
 
     def _be_child(self, listening: socket.socket, work: Callable[[], None]) -> NoReturn:
         """Does the work of a child of this process; does not return."""

@@ -3,6 +3,7 @@
 import logging
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def serve(state: Path, client: socket.socket) -> None:
         answers.register(DetachDevice, work.detach)
         answers.register(AttachedDirectories, work.directories)
         answers.serve(client)
+
+
+def tidy(state: Path, say: Callable[[str], None]) -> None:
+    """Takes apart devices that nobody uses any more."""
+    Attachments(state, HostDevices(state), say).tidy()
 
 
 class _Work:
