@@ -4,6 +4,7 @@ The blocks of a layer's contents, and where they are cut, depend on the layers u
 version with the same lowest layers has the same chunks at the same blocks: those that upper layers hide there in `extra`, the
 others in the volume. What is taken over is checked as far as that goes: headers and version by their seals, the version by the
 layers that its configuration lists, contents by the blocks that the headers say they take. Anything else is a full import.
+A seal tells damage, not forgery: who can write the store could seal other headers, so an import that signs takes nothing over.
 """
 
 import heapq
