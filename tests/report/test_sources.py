@@ -126,7 +126,7 @@ def test_what_the_store_lacks_is_said_and_the_rest_shown(made: Made, repository:
 def test_calls_of_a_start_begin_with_those_that_led_to_its_open() -> None:
     calls = [
         Call("get", "k", start, seconds, 0, None)
-        for start, seconds in ((-9, 8), (-0.9, 0.4), (-0.3, 0.1), (0.5, 1), (2, 1))
+        for start, seconds in ((-9, 7), (-0.9, 0.4), (-0.3, 0.1), (0.5, 1), (2, 1))
     ]
     assert sources.during(calls, 2.0) == calls[1:4]
 
