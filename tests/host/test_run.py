@@ -117,7 +117,8 @@ def test_it_has_the_limits_of_docker(running: Host) -> None:
 
 def test_it_may_have_so_many_processes(running: Host) -> None:
     process = started(running, "app:1", "--", "sh", "-c", "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done")
-    limits = [path.read_text() for path in Path("/sys/fs/cgroup").rglob("blockmap-*/pids.max")]
+    names = [path.name for path in running.state.glob("runs/run-*/runc/*")]
+    limits = [path.read_text() for name in names for path in Path("/sys/fs/cgroup").rglob(f"{name}/pids.max")]
     process.terminate()
     finished(process)
     if not limits:
