@@ -130,7 +130,7 @@ def test_a_damaged_entry_is_told_and_the_others_are_listed(store: Path, caplog: 
     ("columns", "shown"),
     [
         (80, ["NAME", "DIGEST", "UPDATED", "VOLUME"]),
-        (50, ["NAME", "DIGEST", "UPDATED"]),
+        (44, ["NAME", "DIGEST", "UPDATED"]),
         (36, ["NAME", "DIGEST"]),
         (8, ["NAME"]),
     ],

@@ -140,11 +140,9 @@ class Host:
         """What attaches and runs left on this host: mounts, loop devices, folders."""
         text = Path("/proc/self/mountinfo").read_text()
         found = [line for line in text.splitlines() if str(self.state) in line]
-        found += [
-            backing.read_text()
-            for backing in Path("/sys/block").glob("loop*/loop/backing_file")
-            if str(self.state) in backing.read_text()
-        ]
+        for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with contextlib.suppress(OSError):  # detached meanwhile
+                found += [shown] if str(self.state) in (shown := backing.read_text()) else []
         folders = [*self.state.glob("devices/*"), *self.state.glob("runs/run-*")]
         return found + [str(path) for path in folders]
 

@@ -21,6 +21,7 @@ from blockmap.store.collections import store_time
 from blockmap.store.concurrent import spawn
 from blockmap.store.names import NameReader
 from blockmap.store.opening import open_store, open_writer, reach
+from blockmap.store.packs import pack_key
 from blockmap.store.probe import PREFIX
 from blockmap.store.repository import Repository
 from blockmap.store.resolver import find_version
@@ -154,7 +155,7 @@ def _a_pack(store: Reader) -> str | None:
             continue  # a name that was removed; `fsck` says what is damaged
         place = next(iter(first[1].placements), None) if first is not None else None
         if place is not None:
-            return keys.pack(place.pack)
+            return pack_key(place.pack)
     return None
 
 

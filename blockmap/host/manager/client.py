@@ -81,6 +81,7 @@ class Devices:
     def _started(self) -> socket:
         """Starts the process, or waits for one that somebody else has started; HostError."""
         from subprocess import DEVNULL, Popen  # most starts need not wait for it
+        from threading import Thread
 
         log = self._state / LOG
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,9 +91,10 @@ class Devices:
                 command, stdin=DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/",
                 env={**os.environ, "BLOCKMAP_STATE": str(self._state)},
             )  # fmt: skip
+        Thread(target=process.wait, daemon=True).start()  # so that a script which goes on has no zombie
         end = time.monotonic() + _START_SECONDS
         while (connection := connect(self._state)) is None:
-            if process.poll() or time.monotonic() > end:
+            if process.returncode or time.monotonic() > end:
                 last = log.read_text(errors="replace").strip().splitlines()[-1:]
                 raise HostError(f"what attaches devices did not start: {' '.join(last) or 'no message'} (log: {log})")
             time.sleep(_POLL_SECONDS)
