@@ -14,6 +14,7 @@ within() { # SECONDS COMMAND...: waits for it to succeed
         sleep 0.1
     done
 }
+gone() { ! grep -lsaE '[b]lockmap|[n]bdkit|[n]bdfuse|[r]edis-server' /proc/[0-9]*/cmdline; }
 
 step "build"
 apt-get -qq update
@@ -65,12 +66,12 @@ step "units"
 apt install systemd
 systemd-analyze --man=no verify blockmap.service blockmap-devices.service blockmap-attach@srv-redis.service
 
-step "remove"
-blockmap detach /mnt/image
-kill "$server"
-wait "$server"
+step "remove, with all in use"
+blockmap run -d --name web try:latest
 apt remove blockmap
 fails mountpoint -q /mnt/image
+wait "$server"
+within 90 gone  # what attaches for all commands ends a minute after the last device
 test -e /etc/blockmap.toml
 fails test -e /usr/lib/blockmap
 
