@@ -47,6 +47,13 @@ def run(tool: str, *arguments: str) -> str:
     return done.stdout
 
 
+def is_chroot() -> bool:
+    """Returns True if this process's root is not that of its mount name space, which a program gets that joins it; HostError."""
+    inner = os.stat("/")
+    outer = run("nsenter", "--mount=/proc/self/ns/mnt", "stat", "--format", "%d:%i", "/")
+    return outer.strip() != f"{inner.st_dev}:{inner.st_ino}"
+
+
 def need_root(what: str) -> None:
     if os.geteuid() != 0:
         raise HostError(f"{what} needs root: run it with sudo")

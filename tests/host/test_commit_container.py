@@ -79,8 +79,8 @@ def test_a_container_of_podman(mounting: Host, podman: Engine) -> None:
 def test_a_container_of_run(mounting: Host) -> None:
     host = mounting
     host.serve()
-    host.do("run", "-d", "--name", "web", "app:1", "--", "/bin/sh", "-c", f"{CHANGE}; sleep 1000")
-    until(lambda: "new/file" in host.run("exec", "web", "/bin/sh", "-c", "ls -d /data/new/file").stdout)
+    host.do("run", "-d", "--name", "web", "app:1", "--", "/bin/sh", "-c", f"{CHANGE}; echo made; sleep 1000")
+    until(lambda: "made" in host.do("logs", "web"))
     host.do("commit", "--container", "web", "--no-pause", "app:2")
     assert "running" in host.do("ps", "--json")
     changes = host.do("diff", "app:1", "app:2")
@@ -91,8 +91,8 @@ def test_a_container_of_run(mounting: Host) -> None:
     host.do("rm", "web")
 
     host.do("clone", "app:1", "mine")
-    host.do("run", "-d", "--name", "on", "--clone", "mine", "--", "/bin/sh", "-c", f"{CHANGE}; sleep 1000")
-    until(lambda: "new/file" in host.run("exec", "on", "/bin/sh", "-c", "ls -d /data/new/file").stdout)
+    host.do("run", "-d", "--name", "on", "--clone", "mine", "--", "/bin/sh", "-c", f"{CHANGE}; echo made; sleep 1000")
+    until(lambda: "made" in host.do("logs", "on"))
     host.do("commit", "--container", "on", "app:4")
     assert "/data/new/file" in host.do("diff", "app:1", "app:4")
     host.do("rm", "-f", "on")

@@ -70,6 +70,8 @@ def execute(path: Path, wanted: Execution) -> int:
 
     UsageError, ImageError, HostError.
     """
+    if tools.is_chroot():
+        raise HostError("exec does not work below a chroot: runc would run the program outside of the container")
     config, name = folders.config(path), next(runc.containers(path), None)
     if name is None or folders.init_of(path) is None:
         raise UsageError(f"{folders.name_of(path)} does not run: see `blockmap ps -a`")
