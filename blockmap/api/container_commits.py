@@ -44,16 +44,14 @@ class ContainerCommits(CloneHost):
         repo, _ = parse_name(name)
         runs = runner.runs_of(self.state)
         own = folders.find(runs, container) if folders.is_taken(runs, container) else None
-        mounted = None if own is None else self.attachments.at(str(own / "image"))
-        if mounted is not None and "@" not in mounted.export:
-            clone = mounted.export.partition("+")[0]
-            return self.commit(clone, name, message=message, author=author, changes=changes, force=force)
         if own is None:
             found = find_container(container)
         else:
-            found = own_container(
-                own, "" if mounted is None else mounted.name, "" if mounted is None else mounted.export
-            )
+            mounted = self.attachments.at(str(own / "image"))
+            if mounted is not None and "@" not in mounted.export:
+                clone = mounted.export.partition("+")[0]
+                return self.commit(clone, name, message=message, author=author, changes=changes, force=force)
+            found = own_container(own, mounted)
         image = self._image_of(found, repo)
         with self._copy_of(image, found) as clone:
             with tempfile.TemporaryDirectory(prefix="blockmap-commit-") as folder:

@@ -1,15 +1,14 @@
 """The command `blockmap registry`."""
 
 import logging
-import socket
 import ssl
 from pathlib import Path
 from typing import Any
 
 import click
 
-from blockmap.errors import HostError, UsageError
-from blockmap.host.serve.listening import is_loopback, parse_listen
+from blockmap.errors import UsageError
+from blockmap.host.serve.listening import is_loopback, parse_listen, tcp_socket
 from blockmap.local.paths import default_cache, own
 from blockmap.local.scratch import scratch
 from blockmap.store.key_files import read_trusted
@@ -76,16 +75,11 @@ def registry(
         served = ServedDigests(folder / "registry.db")
         offers = Offers(repository, served, work, warn)
         application = ImageRegistry(repository, offers, served, Spool(work, _SPOOL_BYTES), passwords).application()
-        try:
-            listening = socket.create_server((host, port), reuse_port=False)
-        except OSError as error:
-            raise HostError(f"cannot listen on {listen}: {error.strerror}") from error
-        warn(f"docker pull {host}:{listening.getsockname()[1]}/NAME gives the images of {opened.url}")
-        logging.getLogger("uvicorn").setLevel(logging.ERROR)  # clients that try TLS first are no news
-        server = uvicorn.Server(
-            uvicorn.Config(application, log_config=None, access_log=False, lifespan="off", **_tls(tls))
-        )
-        server.run(sockets=[listening])
+        with tcp_socket(host, port) as listening:
+            warn(f"docker pull {host}:{port}/NAME gives the images of {opened.url}")
+            logging.getLogger("uvicorn").setLevel(logging.ERROR)  # clients that try TLS first are no news
+            settings = uvicorn.Config(application, log_config=None, access_log=False, lifespan="off", **_tls(tls))
+            uvicorn.Server(settings).run(sockets=[listening])
         served.close()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from blockmap.errors import HostError, NotFound, UsageError
 from blockmap.host import tools
+from blockmap.host.attachment_table import Attached
 from blockmap.host.run import folders, runc
 
 _ENGINES = ("docker", "podman")
@@ -49,18 +50,18 @@ class OverlayContainer:
                 tools.run(*self.resume)
 
 
-def own_container(path: Path, image: str, export: str) -> OverlayContainer:
-    """Returns a container of `blockmap run` by its folder, given its image's name and export by digest; UsageError."""
+def own_container(path: Path, image: Attached | None) -> OverlayContainer:
+    """Returns a container of `blockmap run` by its folder, given what is attached as its image; UsageError where it has ended."""
     name = next(runc.containers(path), None)
-    if name is None or folders.init_of(path) is None:
+    if name is None or image is None or folders.init_of(path) is None:
         raise UsageError(f"{folders.name_of(path)} has ended, and what it wrote has gone: `run --clone` keeps that")
     supervised = "resources" in folders.config(path)["linux"]
     base = runc.base(tools.find("runc"), path, supervised=supervised)
     return OverlayContainer(
         engine="blockmap",
         id=name,
-        image=image,
-        digest=export.partition("@")[2].partition("+")[0],
+        image=image.name,
+        digest=image.export.partition("@")[2].partition("+")[0],
         upper=path / "scratch" / "upper",
         user_attributes=False,
         pause=(*base, "pause", name),

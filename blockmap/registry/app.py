@@ -198,9 +198,10 @@ def _json(value: Any, media: str = "application/json", status: int = 200) -> Res
 def _names(request: Request) -> list[str]:
     """Returns what an image may be called in the store, the likeliest first: a mirror is asked for docker's names."""
     name, registry = request.path_params["name"], request.query_params.get("ns")
-    short = [name.removeprefix(_OFFICIAL)] if name.startswith(_OFFICIAL) else []
-    hosts = [registry] if registry else []
-    return [*(f"{host}/{name}" for host in hosts), name, *(f"docker.io/{name}" for _ in short), *short]
+    found = [f"{registry}/{name}", name] if registry else [name]
+    if name.startswith(_OFFICIAL):
+        found += [f"docker.io/{name}", name.removeprefix(_OFFICIAL)]
+    return found
 
 
 def _page(request: Request, listed: Sequence[str]) -> list[str]:

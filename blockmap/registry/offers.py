@@ -75,15 +75,13 @@ class Offers:
         if self.has_original(version):
             assert version.manifest is not None
             assert version.config is not None
-            document = parse(version.manifest, "the manifest")
+            sizes = _sizes(version.manifest)
             layers = [
-                LayerBlob(blob, version.name, place, int(listed["size"]), False)
-                for place, ((blob, _), listed) in enumerate(
-                    zip(listed_layers(version.manifest), document["layers"], strict=True)
-                )
+                LayerBlob(blob, version.name, place, sizes[blob], False)
+                for place, (blob, _) in enumerate(listed_layers(version.manifest))
             ]
             made = Document(sha256(version.manifest).digest(), manifest_type(version.manifest), version.manifest)
-            config_type = str(document["config"].get("mediaType") or OCI_CONFIG)
+            config_type = str(parse(version.manifest, "the manifest")["config"].get("mediaType") or OCI_CONFIG)
             config = Document(sha256(version.config).digest(), config_type, version.config)
         else:
             made, config, layers = self._rewritten(version)

@@ -89,18 +89,15 @@ class DeviceManager:
                 self._say("its code has changed: ending, so that the next is of the new release")
                 return
             self._accept(listening)
-            if self._children or waits:
-                used = time.monotonic()
-            elif time.monotonic() - used < period:
-                continue
-            elif has_devices(self._state):
-                self._start_child(listening, lambda: tidy(self._state, self._say))
-                used = time.monotonic()
-            elif self._idle_seconds is None:
-                used = time.monotonic()
-            else:
-                self._say(f"nothing has been attached for {self._idle_seconds:g} s; ending")
-                return
+            if not (self._children or waits):
+                if time.monotonic() - used < period:
+                    continue
+                if has_devices(self._state):
+                    self._start_child(listening, lambda: tidy(self._state, self._say))
+                elif self._idle_seconds is not None:
+                    self._say(f"nothing has been attached for {self._idle_seconds:g} s; ending")
+                    return
+            used = time.monotonic()
 
     def _accept(self, listening: socket.socket) -> None:
         try:
