@@ -276,3 +276,16 @@ def mounting(host: Host, need: Callable[..., None], need_root: None) -> Host:
     """A host that can attach, without a server."""
     need("nbdfuse", "fusermount3", "losetup")
     return host
+
+
+@pytest.fixture(scope="module")
+def box(
+    store: Path, tmp_path_factory: pytest.TempPathFactory, need: Callable[..., None], need_root: None
+) -> Iterator[Host]:
+    """A host for containers, which all tests of a module share."""
+    from tests.host.box import serving_box  # which imports this module
+
+    need("nbdkit", "nbdfuse", "fusermount3", "losetup", "runc")
+    with serving_box(store, tmp_path_factory.mktemp("box")) as host:
+        yield host
+        assert host.leftovers() == []

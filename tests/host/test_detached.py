@@ -3,27 +3,17 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from blockmap.host import tools
 from blockmap.host.run import folders
-from tests.host.box import WAITS, Terminal, is_gone, kill_hard, listed, monitor, serving_box, state
+from tests.host.box import WAITS, Terminal, is_gone, kill_hard, listed, monitor, state
 from tests.host.conftest import Host
 from tests.waiting import LIMIT_S, free_ports, until
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def box(
-    store: Path, tmp_path_factory: pytest.TempPathFactory, need: Callable[..., None], need_root: None
-) -> Iterator[Host]:
-    need("nbdkit", "nbdfuse", "fusermount3", "losetup", "runc")
-    with serving_box(store, tmp_path_factory.mktemp("box")) as host:
-        yield host
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,21 +20,11 @@ from blockmap.host.run.options import (
     parse_volume,
     read_environment,
 )
-from tests.host.box import WAITS, Terminal, children, serving_box
+from tests.host.box import WAITS, Terminal, children
 from tests.host.conftest import Host
 from tests.waiting import LIMIT_S, free_ports, until
 
 needs_root = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def box(
-    store: Path, tmp_path_factory: pytest.TempPathFactory, need: Callable[..., None], need_root: None
-) -> Iterator[Host]:
-    need("nbdkit", "nbdfuse", "fusermount3", "losetup", "runc")
-    with serving_box(store, tmp_path_factory.mktemp("box")) as host:
-        yield host
-        assert host.leftovers() == []
 
 
 def said(box: Host, *arguments: object) -> list[str]:
